@@ -1,0 +1,1 @@
+"""The measurement harness: metrics, cost, records, tables, plots and report."""

@@ -1,0 +1,85 @@
+"""Confidence intervals of paired differences."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+SEED = 0
+
+
+class Interval(NamedTuple):
+    """A mean and the two ends of its interval, all in the unit of the values given."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    a: NDArray[np.floating],
+    b: NDArray[np.floating],
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = SEED,
+) -> Interval:
+    """Percentile bootstrap of mean(a - b), where ``a[i]`` and ``b[i]`` were measured on the same image.
+
+    Images are resampled, so both schemes always see the same ones. Equal values differ by 0, infinite ones
+    too (PSNR of identical images). Where one of a pair is infinite, so are the mean and possibly the ends;
+    with infinities of both signs the result is NaN.
+
+    Args:
+        a, b: one value an image, shape (n,), n >= 1; with n = 1 the interval has no width and says nothing.
+        resamples: number of resamples, >= 1.
+        level: share of resampled means inside the interval, in (0, 1).
+        seed: of the random generator; the same seed gives the same interval.
+
+    Raises:
+        ValueError: shapes differ, are empty or not one-dimensional, a value is NaN, or level is out of range.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0:
+        raise ValueError(f"need two vectors of one length >= 1, got shapes {a.shape} and {b.shape}")
+    if np.isnan(a).any() or np.isnan(b).any():
+        raise ValueError("values contain NaN")
+    if not 0 < level < 1 or resamples < 1:
+        raise ValueError(f"level must be in (0, 1) and resamples >= 1, got {level} and {resamples}")
+    with np.errstate(invalid="ignore"):  # inf - inf, replaced at once
+        difference = np.where(a == b, 0.0, a - b)
+        picks = np.random.default_rng(seed).integers(0, a.size, (resamples, a.size), dtype=np.int32)
+        means = difference[picks].mean(axis=1)
+        # An order statistic, not an interpolation: interpolating between infinities would give NaN.
+        low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
+        return Interval(float(difference.mean()), float(low), float(high))
+
+
+def paired_drop(
+    rows: pd.DataFrame,
+    base: pd.DataFrame | None,
+    column: str = "psnr_db",
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = SEED,
+) -> Interval:
+    """Interval of ``column`` of ``rows`` minus that of ``base``, paired by the column ``image``.
+
+    All NaN where there is no base or no common image. For one common image the ends are NaN: an interval
+    without width would look like certainty.
+    """
+    nothing = Interval(math.nan, math.nan, math.nan)
+    if base is None:
+        return nothing
+    pairs = rows[["image", column]].merge(base[["image", column]], on="image", suffixes=("_a", "_b"))
+    if pairs.empty:
+        return nothing
+    a = pairs[f"{column}_a"].to_numpy(dtype=np.float64)
+    b = pairs[f"{column}_b"].to_numpy(dtype=np.float64)
+    interval = paired_bootstrap(a, b, resamples, level, seed)
+    return interval if len(pairs) > 1 else Interval(interval.mean, math.nan, math.nan)

@@ -1,0 +1,43 @@
+"""Remake tables, plots and report of a run from its records alone: ``python -m analysis.make_report RUN_DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.plots import write_plots
+from analysis.records import load, read_manifest
+from analysis.report import write_report
+from analysis.tables import write_tables
+from cadyq.errors import UserError
+
+
+def build(run_dir: Path | str) -> list[Path]:
+    """Write everything that is shown of a run; returns the paths, the report last.
+
+    Raises:
+        UserError: no records, or a damaged record, manifest or exhibit.
+    """
+    run_dir = Path(run_dir)
+    df, manifest = load(run_dir), read_manifest(run_dir)
+    shown = write_tables(df, manifest, run_dir) + write_plots(df, run_dir)
+    return [*shown, write_report(df, manifest, run_dir)]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0, or 2 where the user can put something right."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.make_report", description=__doc__)
+    parser.add_argument("run_dir", type=Path, help="folder of a run, with records/*.parquet and manifest.json")
+    try:
+        paths = build(parser.parse_args(argv).run_dir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {len(paths)} files; open {paths[-1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""Figures from records: quality against cost, bits against content, and bit maps of stored exhibits."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from analysis import style
+from analysis.records import read_exhibit
+from analysis.style import short, short_number
+from analysis.tables import REFERENCE, summary
+
+_COST = {
+    "bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output, log2)"),
+    "fab": ("fab", "FAB (bits, log2)"),
+}
+_FRAME = "#FF2D95"  # a colour that photographs rarely hold
+_DASHES = ((0, (4.0, 2.0)), (0, (1.0, 1.5)), (0, (6.0, 2.0, 1.0, 2.0)))
+_Look = dict[str, tuple[str, str]]
+
+
+def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list[Path]:
+    """Draw all that the records and exhibits hold into ``run_dir/plots`` as PNG and PDF; returns the paths.
+
+    ``psnr_bitops_*`` and ``psnr_fab_*`` (one a scale and mode), ``fab_gradient_*`` where some scheme's FAB
+    varies between images, ``bits_<exhibit>`` for each ``run_dir/exhibits/*.npz``. What has no data is not
+    drawn, and an older drawing of it is removed. Error bars are the interval of the drop against the reference.
+
+    Raises:
+        UserError: an exhibit is damaged or incomplete.
+    """
+    folder = Path(run_dir) / "plots"
+    for prefix in ("psnr_bitops", "psnr_fab", "fab_gradient", "bits"):
+        for old in [*folder.glob(f"{prefix}_*.png"), *folder.glob(f"{prefix}_*.pdf")]:
+            old.unlink()
+    written: list[Path] = []
+    table = summary(df)
+    looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
+    with style.context():
+        for (scale, mode), part in table.groupby(["scale", "mode"], sort=False):
+            for name, (column, label) in _COST.items():
+                made = _quality_figure(part, column, label, looks, intervals)
+                written += style.save(made, folder / f"psnr_{name}_x{scale}_{mode}") if made else []
+        for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
+            made = _gradient_figure(_varying(rows))
+            written += style.save(made, folder / f"fab_gradient_x{scale}_{mode}") if made else []
+        for path in sorted((Path(run_dir) / "exhibits").glob("*.npz")):
+            written += style.save(_bit_map_figure(read_exhibit(path)), folder / f"bits_{path.stem}")
+    return written
+
+
+def _quality_figure(
+    table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool
+) -> Figure | None:
+    """Mean PSNR against a cost; a row of axes a dataset, a column a backbone."""
+    networks = table[(table["macs_g"] > 0) & np.isfinite(table["psnr_db"])]
+    lines = table[table["macs_g"] <= 0]
+    datasets, backbones = list(networks["dataset"].unique()), list(networks["backbone"].unique())
+    if not datasets:
+        return None
+    schemes = [name for name in looks if (networks["scheme"] == name).any()]
+    handles = _handles(schemes, looks, list(lines["backbone"].unique()))
+    width = max(style.COLUMN_IN, 0.3 + 2.3 * len(backbones))
+    across = max(1, int(width // 1.2))
+    made = style.figure(width, 0.5 + 1.75 * len(datasets) + 0.2 * math.ceil(len(handles) / across))
+    axes = made.subplots(len(datasets), len(backbones), squeeze=False, sharex="col")
+    for (i, dataset), (j, backbone) in itertools.product(enumerate(datasets), enumerate(backbones)):
+        here = networks[(networks["dataset"] == dataset) & (networks["backbone"] == backbone)]
+        axis = axes[i, j]
+        axis.set_title(f"{short(dataset)} · {short(backbone)}")
+        _points(axis, here, column, looks, intervals)
+        _reference_lines(axis, here, lines[lines["dataset"] == dataset])
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        if here.empty:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
+    for j in range(len(backbones)):
+        _cost_axis(axes[-1, j], networks[networks["backbone"] == backbones[j]][column])
+    made.supxlabel(label, fontsize=8)
+    made.supylabel("PSNR (dB, mean over images)", fontsize=8)
+    made.legend(handles=handles, loc="outside upper center", ncols=min(across, len(handles)))
+    return made
+
+
+def _points(axis: Axes, here: pd.DataFrame, column: str, looks: _Look, intervals: bool) -> None:
+    for row in here.to_dict("records"):
+        colour, marker = looks[row["scheme"]]
+        bars = None
+        if intervals and not math.isnan(row["delta_low_db"]):
+            ends = (row["delta_db"] - row["delta_low_db"], row["delta_high_db"] - row["delta_db"])
+            bars = [[max(0.0, end)] for end in ends]
+        axis.errorbar(
+            row[column], row["psnr_db"], yerr=bars, color=colour, marker=marker, markersize=5,
+            linestyle="none", elinewidth=0.8, capsize=2, markeredgecolor="white", markeredgewidth=0.5,
+        )  # fmt: skip
+
+
+def _reference_lines(axis: Axes, here: pd.DataFrame, lines: pd.DataFrame) -> None:
+    """A method without a network costs nothing: a horizontal line, or a note where it lies far below."""
+    axis.margins(x=0.12, y=0.12)
+    if here.empty:
+        return
+    low, high = float(here["psnr_db"].min()), float(here["psnr_db"].max())
+    reach = low - 2 * max(high - low, 0.1)  # a line farther away would squeeze the points together
+    notes = []
+    for row, dashes in zip(lines.to_dict("records"), itertools.cycle(_DASHES), strict=False):
+        if row["psnr_db"] >= reach:
+            axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=dashes, zorder=1)
+        else:
+            notes.append(f"{short(row['backbone'])} {row['psnr_db']:.2f} dB, below")
+    if notes:
+        axis.margins(x=0.12, y=0.12 + 0.13 * len(notes))
+        axis.text(0.03, 0.03, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35")
+
+
+def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
+    """A log2 axis around the values, with plain numbers at powers of two."""
+    axis.set_xscale("log", base=2)
+    middle = math.log2(values.min() * values.max()) / 2
+    reach = max(1.1, math.log2(values.max() / values.min()) * 0.62)  # two ticks at least
+    axis.set_xlim(2 ** (middle - reach), 2 ** (middle + reach))
+    axis.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+
+
+def _varying(df: pd.DataFrame) -> pd.DataFrame:
+    """Rows of cells whose FAB differs between images: this is how a dynamic scheme is known."""
+    spread = df.groupby(["backbone", "scheme", "dataset"], sort=False)["fab"].transform(np.ptp)
+    return df[(spread > 1e-6) & (df["macs_g"] > 0)]
+
+
+def _gradient_figure(df: pd.DataFrame) -> Figure | None:
+    """FAB of each image against its gradient; a row of axes a backbone, a column a scheme; hue dataset."""
+    if df.empty:
+        return None
+    backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
+    looks = style.look(list(df["dataset"].unique()))
+    width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
+    across = max(1, int(width // 1.2))
+    made = style.figure(width, 0.5 + 1.9 * len(backbones) + 0.2 * math.ceil(len(looks) / across))
+    axes = made.subplots(len(backbones), len(schemes), squeeze=False, sharex=True)
+    for (i, backbone), (j, scheme) in itertools.product(enumerate(backbones), enumerate(schemes)):
+        here = df[(df["backbone"] == backbone) & (df["scheme"] == scheme)]
+        axis = axes[i, j]
+        axis.set_title(f"{short(backbone)} · {short(scheme)}" + _rank_text(here))
+        axis.yaxis.set_major_locator(MaxNLocator(5))
+        axis.margins(0.08)
+        for dataset, part in here.groupby("dataset", sort=False):
+            colour, marker = looks[str(dataset)]
+            axis.scatter(
+                part["gradient"], part["fab"], s=16, color=colour, marker=marker, alpha=0.8,
+                edgecolors="white", linewidths=0.3,
+            )  # fmt: skip
+        if here.empty:
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
+    made.supxlabel("Mean absolute gradient of the LR image (pixels 0..1)", fontsize=8)
+    made.supylabel("FAB of the image (bits)", fontsize=8)
+    handles = _handles(list(looks), looks, [])
+    made.legend(handles=handles, loc="outside upper center", ncols=min(across, len(looks)))
+    return made
+
+
+def _rank_text(rows: pd.DataFrame) -> str:
+    """Spearman's rank correlation of gradient and FAB, where there are images enough to speak of one."""
+    if len(rows) < 3:
+        return ""
+    rho = float(np.corrcoef(rows["gradient"].rank(), rows["fab"].rank())[0, 1])
+    return "" if math.isnan(rho) else f"\nSpearman \u03c1 = {rho:.2f}, n = {len(rows)}"
+
+
+def _handles(names: Sequence[str], looks: _Look, lines: Sequence[str]) -> list[Line2D]:
+    points = [
+        Line2D([], [], color=looks[n][0], marker=looks[n][1], markersize=5, linestyle="none", label=short(n))
+        for n in names
+    ]
+    return points + [
+        Line2D([], [], color="0.35", linewidth=0.9, linestyle=dash, label=short(name))
+        for name, dash in zip(lines, itertools.cycle(_DASHES), strict=False)
+    ]
+
+
+def _bit_map_figure(show: dict[str, Any]) -> Figure:
+    """HR, HR under its bit map, and one textured region as LR, reference SR, SR and HR."""
+    hr, lr = show["hr"], show["lr"]
+    height, width, scale = hr.shape[0], hr.shape[1], hr.shape[0] // lr.shape[0]
+    photo_height = min(3.6, 3.2 * height / width)
+    made = style.figure(style.PAGE_IN, photo_height + 2.45)
+    (upper,), (lower,) = made.subfigures(2, 1, squeeze=False, height_ratios=[photo_height + 0.35, 2.1])
+    photo, overlay = upper.subplots(1, 2)
+    top, left, side = _textured(hr, scale)
+    photo.imshow(hr)
+    corner = (left - 0.5, top - 0.5)
+    photo.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=_FRAME, linewidth=1.4))
+    photo.set_title(f"{short(show['dataset'])} · {short(show['image'], 40)} (HR)")
+    overlay.imshow(np.repeat(hr.mean(axis=2, keepdims=True) / 255, 3, axis=2))
+    rows, columns = show["bits"].shape
+    step = show["tile"] * scale
+    drawn = overlay.imshow(
+        show["bits"], cmap=style.BIT_MAP, vmin=show["low"], vmax=show["high"], alpha=0.55,
+        interpolation="nearest", extent=(-0.5, columns * step - 0.5, rows * step - 0.5, -0.5),
+    )  # fmt: skip
+    # The last tiles may reach beyond the image.
+    overlay.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    overlay.set_title(f"{short(show['backbone'])} · {short(show['scheme'])}, FAB {show['fab']:.2f}")
+    bar = upper.colorbar(drawn, ax=[photo, overlay], shrink=0.9, pad=0.02, label="mean bits of the tile")
+    bar.solids.set_alpha(1)
+    small = [slice(start // scale, (start + side) // scale) for start in (top, left)]
+    crops = {
+        "LR (nearest)": lr[small[0], small[1]],
+        f"SR, {REFERENCE}\n{show['reference_psnr_db']:.2f} dB": show["reference"],
+        f"SR, {short(show['scheme'])}\n{show['psnr_db']:.2f} dB": show["sr"],
+        "HR": hr,
+    }
+    for axis, (title, pixels) in zip(lower.subplots(1, 4), crops.items(), strict=True):
+        crop = pixels if title.startswith("LR") else pixels[top : top + side, left : left + side]
+        axis.imshow(crop, interpolation="nearest")
+        axis.set_title(title)
+        axis.spines[:].set(color=_FRAME, linewidth=1.0)
+    for axis in [photo, overlay, *lower.axes]:
+        axis.grid(False)
+        axis.set(xticks=[], yticks=[])
+    return made
+
+
+def _textured(hr: NDArray[np.uint8], scale: int) -> tuple[int, int, int]:
+    """Top, left, side (HR pixels, multiples of the scale) of the square with the strongest mean gradient."""
+    gray = hr.astype(np.float64).mean(axis=2)
+    strength = np.abs(np.gradient(gray, axis=0)) + np.abs(np.gradient(gray, axis=1))
+    side = max(scale, min(128, *(length // 3 for length in gray.shape)) // scale * scale)
+    total = np.pad(strength.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
+    sums = sums[::scale, ::scale]
+    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
+    return int(row) * scale, int(column) * scale, side

@@ -1,0 +1,20 @@
+"""Full precision: no quantizer anywhere. The reference of every comparison."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cadyq.quantizers.interface import Scheme
+
+
+@dataclass(frozen=True)
+class FP32(Scheme):
+    """Leaves every point and every weight alone."""
+
+    name = "fp32"
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> None:
+        return None
+
+    def weight_quantizer(self) -> None:
+        return None

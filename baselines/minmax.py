@@ -1,0 +1,44 @@
+"""Min-max post-training quantization (Jacob et al., CVPR 2018, Sec. 3): ranges from calibration, no training.
+
+Activations: affine, [min, max] seen in calibration, stretched to hold zero exactly (padding is zero). Weights:
+symmetric by their largest magnitude, per tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.functional import fake_quantize_affine
+from cadyq.quantizers.interface import ActivationQuantizer, FixedBitScheme, PointStatistics, Quantized, fixed_bits
+
+
+class MinMaxActivation(ActivationQuantizer):
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("low", torch.tensor(-1.0))
+        self.register_buffer("high", torch.tensor(1.0))
+        self.low: Tensor
+        self.high: Tensor
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.low.copy_(statistics.minimum.clamp_max(0))
+        self.high.copy_(statistics.maximum.clamp_min(0))
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        return Quantized(fake_quantize_affine(x, self.low, self.high, self.bits), fixed_bits(x, self.bits))
+
+
+@dataclass(frozen=True)
+class MinMax(FixedBitScheme):
+    """Calibrated ranges, no training."""
+
+    name = "minmax"
+    trained = False
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> MinMaxActivation:
+        return MinMaxActivation(self.act_bits)

@@ -1,0 +1,151 @@
+"""Saving and loading. One file a network: safetensors, whose header holds the configuration as JSON.
+
+Two forms: full precision (for training on) and packed (what ships: quantized weights as integers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cadyq.checkpoints.packing import pack_weight, unpack_weight
+from cadyq.errors import UserError
+from cadyq.factory import ModelConfig, build, config_of
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.interface import PackedWeight
+
+ZOO = Path(__file__).parent.parent / "zoo"
+
+
+def save_model(network: SRNetwork, path: Path, packed: bool = False) -> None:
+    """Write `network` to `path`, whole or not at all.
+
+    Args:
+        network: any network of `create_model`.
+        path: a .safetensors file; parent folders are made.
+        packed: store quantized weights as packed integers. The result runs, but cannot be trained.
+    """
+    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    if packed:
+        for conv, name in network.conv_names.items():
+            if conv.weight_quantizer is not None:
+                with torch.no_grad():
+                    weight = conv.weight_quantizer(conv.weight)
+                del state[f"{name}.weight"]
+                state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
+                codes, codebook = pack_weight(weight, conv.weight_bits)
+                state[f"{name}.weight.codes"], state[f"{name}.weight.codebook"] = codes, codebook
+    write_tensors(state, path, {"config": config_of(network).to_json()})
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """safetensors by way of a temporary file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file.
+
+    Raises:
+        UserError: missing, damaged, or with a value that is not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the path of a .safetensors file or zoo:NAME") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{path}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")
+    return tensors, metadata
+
+
+def _unpack(network: SRNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for conv, name in network.conv_names.items():
+        codes = state.pop(f"{name}.weight.codes", None)
+        if codes is not None:
+            codebook = state.pop(f"{name}.weight.codebook")
+            state[f"{name}.weight"] = unpack_weight(codes, codebook, conv.weight_bits, conv.weight.shape)
+            conv.weight_quantizer = PackedWeight(conv.weight_bits)
+    return state
+
+
+def load_state(network: SRNetwork, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a complete state into `network`.
+
+    Raises:
+        UserError: keys or shapes do not fit; names the source and the first offender.
+    """
+    own = network.state_dict()
+    for kind, keys in (("lacks", own.keys() - state.keys()), ("has the unknown", state.keys() - own.keys())):
+        if keys:
+            raise UserError(
+                f"{source}: not weights of {network.name} (scale {network.scale}): it {kind} tensor {min(keys)!r} "
+                f"and {len(keys) - 1} more; name the backbone, scheme and sizes it was made with"
+            )
+    for key, value in state.items():
+        if own[key].shape != value.shape:
+            raise UserError(
+                f"{source}: tensor {key!r} is {tuple(value.shape)}, {network.name} needs {tuple(own[key].shape)}; "
+                "name the sizes it was made with"
+            )
+    network.load_state_dict(dict(state))
+
+
+def zoo_name(backbone: str, scale: int, scheme: str) -> str:
+    """File stem of a zoo network: ("edsr", 4, "pams:w8a8") -> "edsr_x4_pams_w8a8"."""
+    return f"{backbone}_x{scale}_{scheme.replace(':', '_')}"
+
+
+def resolve(source: str | Path) -> Path:
+    """A path, or "zoo:NAME", to the path of the file.
+
+    Raises:
+        UserError: no such file; for the zoo, the names that exist.
+    """
+    if str(source).startswith("zoo:"):
+        name = str(source)[4:]
+        path = ZOO / f"{name}.safetensors"
+        if not path.exists():
+            from cadyq.registry import closest
+
+            known = sorted(file.stem for file in ZOO.glob("*_x?_*.safetensors") if "calibration" not in file.stem)
+            raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
+        return path
+    return Path(source)
+
+
+def load_model(source: str | Path) -> SRNetwork:
+    """A network with its trained weights, in eval mode.
+
+    Args:
+        source: "zoo:edsr_x4_cadyq", or the path of a file that `save_model` wrote.
+
+    Raises:
+        UserError: see `read_tensors` and `load_state`; a file without a configuration.
+    """
+    path = resolve(source)
+    tensors, metadata = read_tensors(path)
+    if "config" not in metadata:
+        raise UserError(f"{path}: no cadyq configuration in its header; import foreign weights with load_official")
+    network = build(ModelConfig.from_json(metadata["config"]))
+    load_state(network, _unpack(network, tensors), str(path))
+    return network.eval()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

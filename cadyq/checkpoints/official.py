@@ -1,0 +1,98 @@
+"""Importing published weights: those of the backbones' authors and those of the CADyQ and PAMS code."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadyq.checkpoints.io import load_state, read_tensors
+from cadyq.errors import UserError
+from cadyq.factory import create_model
+from cadyq.models.network import SRNetwork
+
+
+def load_official(
+    source: str | Path | Mapping[str, Tensor],
+    backbone: str,
+    scheme: str = "fp32",
+    scale: int = 4,
+    weight_bits: int = 8,
+    search_space: Sequence[int] = (4, 6, 8),
+    **sizes: Any,
+) -> SRNetwork:
+    """A network with published weights, in eval mode. Pickles are read by torch's weights-only reader.
+
+    Args:
+        source: a .safetensors, .pt or .pth file, or its state dict.
+        backbone: name of the backbone.
+        scheme: "fp32", "pams" or "cadyq". An imported CADyQ uses the paper's selector inputs.
+        scale: upscaling factor.
+        weight_bits: bits of the weights; for PAMS of the activations too, as in the published code.
+        search_space: candidate activation bits of CADyQ.
+        **sizes: n_feats, n_resblocks, ... with the paper's values as defaults.
+
+    Raises:
+        UserError: unreadable file, a pickle that carries code, keys that do not fit.
+    """
+    state, origin = (source, "state dict") if isinstance(source, Mapping) else (_read(Path(source)), str(source))
+    options: dict[str, Any] = {}
+    if scheme == "cadyq":
+        options = {"weight_bits": weight_bits, "search_space": tuple(search_space), "selector_inputs": "paper"}
+    elif scheme != "fp32":
+        options = {"weight_bits": weight_bits, "act_bits": weight_bits}
+    network = create_model(backbone, scheme, scale, **options, **sizes)
+    translated = _translate_quantizers(network.translate(state))
+    _complete_buffers(network, translated)
+    load_state(network, translated, origin)
+    return network.eval()
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path}: refused, not plain tensors ({reason}); convert it to safetensors") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no state dict; save model.state_dict() and import that")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _translate_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The published quantizers' names to ours: alpha, quant_bitK.alpha, net_small. Running maxima are not state."""
+    renamed: dict[str, Tensor] = {}
+    bounds: dict[str, dict[int, Tensor]] = {}
+    for key, value in state.items():
+        if key.endswith("max_val"):
+            continue
+        candidate = re.fullmatch(r"(.+\.quantizer)\.quant_bit(\d+)\.alpha", key)
+        if candidate:
+            bounds.setdefault(candidate[1], {})[int(candidate[2])] = value
+        elif key.endswith(".quantizer.alpha"):
+            renamed[key.replace(".alpha", ".bound")] = value
+        else:
+            renamed[key.replace(".quantizer.net_small.0.", ".quantizer.selector.linear.")] = value
+    for prefix, alphas in bounds.items():
+        renamed[f"{prefix}.bounds"] = torch.cat([alphas[k] for k in sorted(alphas)])
+    return renamed
+
+
+def _complete_buffers(network: SRNetwork, state: dict[str, Tensor]) -> None:
+    """What the published format does not store: absent convolution biases are zero, selector statistics unused."""
+    for key, own in network.state_dict().items():
+        if key not in state and re.search(r"\.(center|spread|bias)$", key) and not key.startswith("tail."):
+            weight = state.get(key.removesuffix("bias") + "weight")
+            if key.endswith(".bias") and weight is None:
+                continue
+            state[key] = torch.zeros_like(own) if key.endswith(".bias") else own

@@ -1,0 +1,1 @@
+"""Images, MATLAB's bicubic degradation, evaluation tiles and datasets."""

@@ -1,0 +1,198 @@
+"""Test sets: benchmark folders, and the photographs that scikit-image ships inside its wheel."""
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from torch import Tensor
+
+from cadyq.data.bicubic import crop_to_multiple, downscale
+from cadyq.data.images import read_rgb
+from cadyq.errors import UserError
+
+EMBEDDED = "skimage"
+BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
+
+# The colour photographs that lie inside the wheel, so no download is needed. Left out: the right half of the
+# stereo pair (the same scene), medical and microscope images, drawings and logos.
+_PHOTOGRAPHS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePair:
+    """One test image: ``hr`` uint8 (3, h * scale, w * scale) and ``lr`` uint8 (3, h, w), RGB in 0..255.
+
+    ``sha256`` is taken over shapes and pixels of both, so it changes with whatever a measurement depends on.
+    """
+
+    dataset: str
+    name: str
+    hr: Tensor
+    lr: Tensor
+    hr_path: Path | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where one image comes from; ``lr`` is None where LR is to be made from HR."""
+
+    hr: Path
+    lr: Path | None
+
+
+class Dataset:
+    """A named list of image pairs, each read when asked for. Can be indexed and iterated."""
+
+    def __init__(self, name: str, scale: int, sources: Sequence[_Source]) -> None:
+        if scale < 1:
+            raise UserError(f"scale {scale} is out of range; use a positive integer")
+        self.name = name
+        self.scale = scale
+        self._sources = tuple(sources)
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def names(self) -> list[str]:
+        """Return the image names, in order, without reading the images."""
+        return [source.hr.stem for source in self._sources]
+
+    def __iter__(self) -> Iterator[ImagePair]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> ImagePair:
+        """Read one pair.
+
+        Raises:
+            IndexError: no such image.
+            UserError: a file cannot be read, or LR and HR sizes do not fit.
+        """
+        source = self._sources[index]
+        hr = _read_hr(source.hr, self.scale)
+        lr = downscale(hr, self.scale) if source.lr is None else _read_lr(source.lr, hr, self.scale)
+        return ImagePair(self.name, source.hr.stem, hr, lr, source.hr, _pixel_hash(hr, lr))
+
+
+def _read_hr(path: Path, scale: int) -> Tensor:
+    """Read HR and cut it to a multiple of the scale."""
+    hr = read_rgb(path)
+    if min(hr.shape[-2:]) < scale:
+        size = _size(hr)
+        raise UserError(f"{path}: {size} pixels is too small for scale {scale}; remove or replace it")
+    return crop_to_multiple(hr, scale).contiguous()
+
+
+def _read_lr(path: Path, hr: Tensor, scale: int) -> Tensor:
+    """Read LR and check its size against the cut HR."""
+    lr = read_rgb(path)
+    if tuple(side * scale for side in lr.shape[-2:]) != tuple(hr.shape[-2:]):
+        raise UserError(
+            f"{path}: LR of {_size(lr)} pixels does not fit HR of {_size(hr)} at scale {scale}; "
+            "remove the file to have LR made from HR"
+        )
+    return lr
+
+
+def _size(image: Tensor) -> str:
+    """Height x width, for messages."""
+    return f"{image.shape[-2]}x{image.shape[-1]}"
+
+
+def _pixel_hash(*images: Tensor) -> str:
+    """SHA-256 over shapes and bytes, as hex digits."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(repr(tuple(image.shape)).encode())
+        digest.update(image.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _pngs(folder: Path) -> list[Path]:
+    """PNG files of a folder, by name; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
+
+
+def _benchmark_names(data_root: Path) -> list[str]:
+    """Names of the sets under ``data_root`` that hold at least one HR image."""
+    folder = data_root / "benchmark"
+    return sorted(p.name for p in folder.iterdir() if _pngs(p / "HR")) if folder.is_dir() else []
+
+
+def available(data_root: Path | None) -> list[str]:
+    """Return the names that ``load`` takes here: the embedded set, then the benchmark sets found."""
+    return [EMBEDDED] + ([] if data_root is None else _benchmark_names(data_root))
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    """Return " (did you mean 'X'?)" or nothing."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
+def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
+    """Open ``<data_root>/benchmark/<name>``: HR in ``HR/*.png``, LR in ``LR_bicubic/X<scale>/*x<scale>.png``.
+
+    LR is made from HR by MATLAB's bicubic where its file or folder is missing.
+
+    Raises:
+        UserError: an unknown set, a missing folder, or a folder without images.
+    """
+    folder = data_root / "benchmark" / name
+    if name not in BENCHMARKS and name not in _benchmark_names(data_root):
+        found = available(data_root)
+        hint = _suggestion(name, [*found, *BENCHMARKS])
+        raise UserError(f"unknown dataset '{name}'{hint}; available with {data_root}: {', '.join(found)}")
+    files = _pngs(folder / "HR")
+    if not files:
+        problem = "no PNG images in" if (folder / "HR").is_dir() else "no folder"
+        raise UserError(
+            f"dataset '{name}': {problem} {folder / 'HR'}; expected <data-root>/benchmark/{name}/HR/*.png "
+            f"and, if there, <data-root>/benchmark/{name}/LR_bicubic/X{scale}/*x{scale}.png"
+        )
+    lr_folder = folder / "LR_bicubic" / f"X{scale}"
+    pairs = [(hr, lr_folder / f"{hr.stem}x{scale}.png") for hr in files]
+    return Dataset(name, scale, [_Source(hr, lr if lr.is_file() else None) for hr, lr in pairs])
+
+
+def photographs(scale: int) -> Dataset:
+    """Open the embedded set "skimage": photographs inside scikit-image's wheel, degraded by MATLAB's bicubic.
+
+    Raises:
+        UserError: the installed scikit-image ships without one of them.
+    """
+    folder = Path(str(resources.files("skimage"))) / "data"
+    missing = [name for name in _PHOTOGRAPHS if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder}: no {', '.join(missing)}; install scikit-image from its wheel")
+    return Dataset(EMBEDDED, scale, [_Source(folder / name, None) for name in _PHOTOGRAPHS])
+
+
+def load(name: str, scale: int, data_root: Path | None) -> Dataset:
+    """Open a dataset by name: "skimage", or a benchmark set under ``data_root``.
+
+    Raises:
+        UserError: an unknown set, a benchmark set without ``data_root``, or see ``benchmark``.
+    """
+    if name == EMBEDDED:
+        return photographs(scale)
+    if data_root is None:
+        hint = "" if name in BENCHMARKS else _suggestion(name, [EMBEDDED, *BENCHMARKS])
+        raise UserError(
+            f"dataset '{name}'{hint} is read from disk: pass --data-root DIR, the folder that holds "
+            f"benchmark/; available without it: {EMBEDDED}"
+        )
+    return benchmark(name, data_root, scale)

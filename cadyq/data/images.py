@@ -1,0 +1,105 @@
+"""Read and write 8-bit RGB images, and hash files."""
+
+import contextlib
+import hashlib
+import struct
+import uuid
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from cadyq.errors import UserError
+
+# What Pillow raises on a file that is missing, not an image, cut short or damaged.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_rgb(path: Path) -> Tensor:
+    """Read an image file as a uint8 tensor (3, H, W), RGB in 0..255.
+
+    Grayscale becomes three equal channels, an alpha channel is dropped, the EXIF orientation is applied, and
+    16-bit samples keep their high byte: exact for 8-bit data stored in 16 bits, and Pillow's rule for colour.
+
+    Raises:
+        UserError: the file is missing, is not an image, is damaged, or holds 32-bit samples.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            pixels = _to_rgb(ImageOps.exif_transpose(image), image.format, path)
+    except _DECODE_ERRORS as error:
+        missing = isinstance(error, FileNotFoundError)
+        reason = "there is no such file" if missing else f"cannot be read ({error})"
+        raise UserError(f"{path}: {reason}; give a whole PNG, JPEG or other image file") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _to_rgb(image: Image.Image, file_format: str | None, path: Path) -> NDArray[np.uint8]:
+    """Return the pixels of a loaded image as uint8 (H, W, 3)."""
+    # Older Pillow opens 16-bit grayscale PNG in mode "I"; a PNG never holds 32-bit samples.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+        gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
+        return np.stack([gray] * 3, axis=-1)
+    if image.mode in ("I", "F"):
+        raise UserError(f"{path}: has 32-bit samples (mode {image.mode}); convert it to 8 or 16 bits")
+    if image.mode in ("P", "PA"):
+        # By way of RGBA, or Pillow warns of palettes with transparent entries.
+        image = image.convert("RGBA")
+    return np.array(image.convert("RGB"), dtype=np.uint8)
+
+
+def write_png(path: Path, image: Tensor) -> None:
+    """Write a uint8 RGB image (3, H, W) as PNG, whole or not at all; missing folders are made.
+
+    Raises:
+        ValueError: the tensor is not uint8 of shape (3, H, W).
+        UserError: the file cannot be written there.
+    """
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"write_png takes uint8 (3, H, W), not {image.dtype} {tuple(image.shape)}")
+    # Beside the target, since a rename is atomic only within one file system.
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.detach().permute(1, 2, 0).contiguous().cpu().numpy()).save(part, format="PNG")
+        part.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{path}: cannot be written ({reason}); choose another output") from error
+    finally:
+        _unlink_quietly(part)
+
+
+def _unlink_quietly(path: Path) -> None:
+    """Remove a leftover; a folder that cannot be reached holds none."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    return digest.hexdigest()

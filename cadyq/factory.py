@@ -1,0 +1,129 @@
+"""Networks by name, and the configuration that rebuilds them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import cadyq.models
+import cadyq.selector.scheme  # noqa: F401  (importing registers CADyQ)
+from cadyq.errors import UserError
+from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
+from cadyq.quantizers.interface import Scheme
+from cadyq.registry import closest
+
+CONFIG_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to rebuild a network without its weights. Its JSON form is the checkpoint's header."""
+
+    backbone: str
+    scheme: str
+    scale: int
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    scheme_options: dict[str, Any] = field(default_factory=dict)
+    version: int = CONFIG_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Raises UserError for a version this package does not know."""
+        values = json.loads(text)
+        if values.get("version") != CONFIG_VERSION:
+            raise UserError(f"configuration version {values.get('version')!r} is not {CONFIG_VERSION}: update cadyq")
+        return cls(**values)
+
+
+def backbone_option_names(name: str) -> list[str]:
+    """The size options of a backbone: its constructor's arguments besides scale."""
+    return [key for key in inspect.signature(BACKBONES.get(name)).parameters if key != "scale"]
+
+
+def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
+    """A scheme as written in a command to (name, options, tag).
+
+    "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5").
+
+    Raises:
+        UserError: unknown scheme, bits out of range.
+    """
+    name, _, variant = spec.partition(":")
+    scheme = SCHEMES.get(name)
+    bits = _parse_bits(variant)
+    if bits is None:
+        return name, {}, variant
+    unknown = sorted(set(bits) - set(scheme.option_names()))
+    if unknown:
+        raise UserError(f"scheme {spec!r}: {name} has no option {unknown[0]}; write {name!r} alone, or {name}:TAG")
+    scheme(**bits)  # a bit-width out of range is refused here, before any work
+    return name, bits, ""
+
+
+def _parse_bits(variant: str) -> dict[str, int] | None:
+    found = re.fullmatch(r"w(\d+)a(\d+)", variant)
+    return {"weight_bits": int(found[1]), "act_bits": int(found[2])} if found else None
+
+
+def build(config: ModelConfig) -> SRNetwork:
+    """The network of a configuration, with random weights, the scheme applied.
+
+    Raises:
+        UserError: unknown names or options out of range.
+    """
+    try:
+        network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)  # type: ignore[call-arg]
+        scheme: Scheme = SCHEMES.get(config.scheme)(**config.scheme_options)
+    except TypeError as error:
+        raise UserError(f"{config.backbone}/{config.scheme}: {error}; see cadyq.create_model") from error
+    network.apply_scheme(scheme)
+    return network
+
+
+def config_of(network: SRNetwork) -> ModelConfig:
+    """The configuration that `build` turns into this network."""
+    scheme = network.scheme
+    if scheme is None:
+        return ModelConfig(network.name, "fp32", network.scale, network.options)
+    return ModelConfig(network.name, scheme.name, network.scale, network.options, scheme.options())
+
+
+def create_model(backbone: str, scheme: str = "fp32", scale: int = 4, **options: Any) -> SRNetwork:
+    """A network with random weights.
+
+    Args:
+        backbone: see `list_backbones`.
+        scheme: see `list_schemes`; "pams:w4a4" sets both bit-widths.
+        scale: upscaling factor.
+        **options: sizes of the backbone (n_feats, ...) and options of the scheme (weight_bits, ...).
+
+    Raises:
+        UserError: unknown name or option, with the nearest known one.
+    """
+    name, bits, tag = parse_scheme(scheme)
+    if tag:
+        raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; use load_model('zoo:...')")
+    sizes, scheme_names = backbone_option_names(backbone), SCHEMES.get(name).option_names()
+    for key in options:
+        if key not in sizes + scheme_names:
+            known = sizes + scheme_names
+            raise UserError(f"option {key!r} is unknown{closest(key, known)}: known are {', '.join(known)}")
+    backbone_options = {key: value for key, value in options.items() if key in sizes}
+    scheme_options = bits | {key: value for key, value in options.items() if key in scheme_names}
+    return build(ModelConfig(backbone, name, scale, backbone_options, scheme_options))
+
+
+def list_backbones() -> list[str]:
+    """Names of all registered backbones."""
+    return BACKBONES.names()
+
+
+def list_schemes() -> list[str]:
+    """Names of all registered schemes."""
+    return SCHEMES.names()

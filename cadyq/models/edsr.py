@@ -1,0 +1,105 @@
+"""EDSR: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017, Fig. 3.
+
+Quantization points, for each residual block:
+- `input`: the block's input, which feeds `conv1` and is also the shortcut; counts for FAB;
+- `middle`: the input of `conv2`; counts for FAB;
+- `branch`: the branch output before it is added, which feeds no convolution; always at fixed bits, not counted.
+Head, the body's last convolution, upsampler and tail stay FP32, as in PAMS and CADyQ.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from cadyq.models.layers import MeanShift, upsampler
+from cadyq.models.network import SRNetwork, register_backbone
+from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.trace import Trace
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, n_feats: int, res_scale: float) -> None:
+        super().__init__()
+        self.conv1 = QuantConv2d(n_feats, n_feats, 3)
+        self.conv2 = QuantConv2d(n_feats, n_feats, 3)
+        self.input = QuantizationPoint(n_feats, feeds=[self.conv1])
+        self.middle = QuantizationPoint(n_feats, feeds=[self.conv2])
+        self.branch = QuantizationPoint(n_feats, dynamic=False)
+        self.res_scale = res_scale
+
+    def forward(self, x: Tensor, trace: Trace) -> Tensor:
+        x = self.input(x, trace)
+        y = self.conv1(x).relu_()
+        y = self.middle(y, trace)
+        y = self.conv2(y) * self.res_scale
+        return x + self.branch(y, trace)
+
+
+@register_backbone("edsr")
+class EDSR(SRNetwork):
+    """EDSR, by default the baseline (16 blocks, 64 features).
+
+    Args:
+        scale: 2, 3 or 4.
+        n_feats: features of every hidden layer.
+        n_resblocks: residual blocks.
+        res_scale: factor on each branch (0.1 in the large network, 32 blocks of 256 features).
+    """
+
+    name = "edsr"
+
+    def __init__(self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 16, res_scale: float = 1.0) -> None:
+        super().__init__()
+        self.mean_shift = MeanShift(pixel_range=255)
+        self.head = QuantConv2d(3, n_feats, 3)
+        self.blocks = nn.ModuleList(ResidualBlock(n_feats, res_scale) for _ in range(n_resblocks))
+        self.body_end = QuantConv2d(n_feats, n_feats, 3)
+        self.upsample = upsampler(n_feats, scale)
+        self.tail = QuantConv2d(n_feats, 3, 3)
+        self.finish(scale, n_feats=n_feats, n_resblocks=n_resblocks, res_scale=res_scale)
+
+    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+        shallow = self.head(self.mean_shift.subtract(lr))
+        x = shallow
+        for block in self.blocks:
+            x = block(x, trace)
+        x = self.body_end(x) + shallow
+        return self.mean_shift.add(self.tail(self.upsample(x)))
+
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of EDSR's PyTorch code and of the PAMS and CADyQ code, which put a quantizer at `body.N.body.2`.
+
+        The mean shift, stored there as 1x1 convolutions, is a constant here.
+        """
+        last = len(self.blocks)
+        second = "3" if "body.0.body.3.weight" in state else "2"
+        rules = [
+            (r"head\.0\.(weight|bias)", r"head.\1"),
+            (rf"body\.{last}\.(weight|bias)", r"body_end.\1"),
+            (r"body\.(\d+)\.body\.0\.(weight|bias)", r"blocks.\1.conv1.\2"),
+            (rf"body\.(\d+)\.body\.{second}\.(weight|bias)", r"blocks.\1.conv2.\2"),
+            (r"tail\.0\.(\d+)\.(weight|bias)", r"upsample.\1.\2"),
+            (r"tail\.1\.(weight|bias)", r"tail.\1"),
+        ]
+        places = {
+            "bitsel1": "input",
+            "quant_act1": "input",
+            "body.2": "middle",
+            "quant_act3": "branch",
+        }
+        renamed = {}
+        for key, value in state.items():
+            if key.startswith(("sub_mean.", "add_mean.")) or ".quant_act2." in key:
+                continue  # quant_act2 is the module at body.2, stored there under its second name
+            for pattern, ours in rules:
+                if re.fullmatch(pattern, key):
+                    renamed[re.sub(pattern, ours, key)] = value
+                    break
+            else:
+                found = re.fullmatch(r"body\.(\d+)\.(bitsel1|quant_act[13]|body\.2)\.(.+)", key)
+                ours = f"blocks.{found[1]}.{places[found[2]]}.quantizer.{found[3]}" if found else key
+                renamed[ours] = value
+        return renamed

@@ -1,0 +1,46 @@
+"""Small parts that several backbones share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.errors import UserError
+from cadyq.quantizers.points import QuantConv2d
+
+# mean RGB of DIV2K in 0..1, as in the EDSR and CARN code
+DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
+
+
+class MeanShift(nn.Module):
+    """Subtracts (and adds back) the DIV2K mean colour, in units of `pixel_range` (255 or 1)."""
+
+    def __init__(self, pixel_range: float) -> None:
+        super().__init__()
+        mean = torch.tensor(DIV2K_MEAN).view(1, 3, 1, 1) * pixel_range
+        self.register_buffer("mean", mean, persistent=False)
+        self.mean: Tensor
+
+    def subtract(self, x: Tensor) -> Tensor:
+        return x - self.mean
+
+    def add(self, x: Tensor) -> Tensor:
+        return x + self.mean
+
+
+def upsampler(channels: int, scale: int, groups: int = 1, activation: bool = False) -> nn.Sequential:
+    """Sub-pixel upsampling (Shi et al. 2016): one convolution and shuffle for x2 and x3, two of x2 for x4.
+
+    Raises:
+        UserError: the scale is not 2, 3 or 4.
+    """
+    steps = {2: [2], 3: [3], 4: [2, 2]}.get(scale)
+    if steps is None:
+        raise UserError(f"scale={scale!r} is not supported: choose 2, 3 or 4")
+    layers: list[nn.Module] = []
+    for step in steps:
+        layers.append(QuantConv2d(channels, channels * step**2, 3, groups=groups))
+        if activation:
+            layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.PixelShuffle(step))
+    return nn.Sequential(*layers)

@@ -1,0 +1,79 @@
+"""The base of every backbone: a plain FP32 network with named quantization points."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from cadyq.quantizers.interface import Scheme
+from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.trace import Trace
+from cadyq.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class SRNetwork(nn.Module, ABC):
+    """A super-resolution network. Subclasses build their layers, then call `finish(options)`.
+
+    Attributes:
+        scale: upscaling factor.
+        options: the constructor's arguments besides scale, JSON-ready; with them the network can be rebuilt.
+        conv_names: convolution -> its dotted name, for the convolutions that read a point.
+        scheme: the scheme applied last, None for FP32.
+    """
+
+    name: ClassVar[str]
+
+    def finish(self, scale: int, **options: Any) -> None:
+        """Name the points after their place in the network. Call at the end of the constructor."""
+        self.scale = scale
+        self.options = options
+        self.scheme: Scheme | None = None
+        self.points: dict[str, QuantizationPoint] = {}
+        names = {module: name for name, module in self.named_modules() if isinstance(module, QuantConv2d)}
+        for name, module in self.named_modules():
+            if isinstance(module, QuantizationPoint):
+                module.name = name
+                self.points[name] = module
+        read = {conv for point in self.points.values() for conv in point.feeds}
+        self.conv_names = {conv: name for conv, name in names.items() if conv in read}
+
+    def apply_scheme(self, scheme: Scheme) -> None:
+        """Fill the points and the convolutions that read them with the scheme's quantizers."""
+        self.scheme = scheme
+        for point in self.points.values():
+            point.quantizer = scheme.activation_quantizer(point.channels, point.dynamic)
+        for conv in self.conv_names:
+            conv.weight_quantizer = scheme.weight_quantizer()
+
+    def forward(self, lr: Tensor, trace: Trace | None = None) -> Tensor:
+        """Super-resolve RGB patches (B, 3, H, W) in 0..255 to (B, 3, H scale, W scale), not clamped.
+
+        Pass a `Trace` to learn what the points did (or call `cadyq.trace`).
+        """
+        return self.super_resolve(lr, trace if trace is not None else Trace(self, lr))
+
+    @abstractmethod
+    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+        """The network's figure."""
+
+    @classmethod
+    def translate(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Foreign parameter names (the authors' code) to ours. The default knows none."""
+        return dict(state)
+
+
+BACKBONES: Registry[SRNetwork] = Registry("backbone", "cadyq.backbones")
+register_backbone = BACKBONES.register
+SCHEMES: Registry[Scheme] = Registry("scheme", "cadyq.schemes")
+register_scheme = SCHEMES.register
+
+
+def trace_forward(network: SRNetwork, lr: Tensor) -> tuple[Tensor, Trace]:
+    """Run `network` on `lr` (B, 3, H, W) in 0..255; return the SR images and the trace of that very forward."""
+    trace = Trace(network, lr)
+    return network(lr, trace), trace

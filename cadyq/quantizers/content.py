@@ -1,0 +1,47 @@
+"""What is known of the content of each LR patch, computed at most once a forward and only if asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
+# grayscale 3, two 3x3 filters 18: multiply-adds a pixel
+GRADIENT_MACS_PER_PIXEL = 21
+
+
+def image_gradient(lr: Tensor) -> Tensor:
+    """Mean |horizontal| and mean |vertical| Sobel gradient of each patch (CADyQ, Sec. 3.2).
+
+    Args:
+        lr: RGB (B, 3, H, W) in 0..255.
+
+    Returns:
+        (B, 2), on grayscale pixels in 0..1; Sobel normalized by 1/8, replicated border.
+    """
+    gray = (lr * lr.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) / 255
+    kernel = lr.new_tensor(SOBEL) / 8
+    kernels = torch.stack([kernel, kernel.T]).unsqueeze(1)
+    return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernels).abs().mean((2, 3))
+
+
+class Content:
+    """The LR patches of one forward, (B, 3, H, W) in 0..255, and features of them."""
+
+    def __init__(self, lr: Tensor) -> None:
+        self.lr = lr
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """`image_gradient` of the patches (B, 2), detached."""
+        with torch.no_grad():
+            return image_gradient(self.lr)
+
+    def macs(self) -> int:
+        """Multiply-adds a patch spent on the features that were asked for."""
+        asked = "gradient" in self.__dict__
+        return GRADIENT_MACS_PER_PIXEL * self.lr.shape[-2] * self.lr.shape[-1] if asked else 0

@@ -1,0 +1,122 @@
+"""Fake-quantization primitives: tensor in, tensor on the quantization grid out, with straight-through gradients.
+
+"Fake" means that values stay float32 but take at most 2^b distinct values, as they would after integer
+arithmetic. Rounding is to the nearest level, ties to even (torch.round).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """Return `value` exactly; the gradient goes to `x` as if nothing had happened (Bengio et al. 2013)."""
+    return _StraightThrough.apply(x, value)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def signed_levels(bits: int) -> int:
+    """Largest integer code of a symmetric signed grid, q = 2^(b-1) - 1; the grid has 2q + 1 levels."""
+    return int(2 ** (bits - 1) - 1)
+
+
+def quantize_symmetric(x: Tensor, bound: Tensor, levels: Tensor | int) -> Tensor:
+    """round(clamp(x, -bound, bound) / bound * q) / q * bound (PAMS, Eq. 2), without a gradient.
+
+    Args:
+        x: feature map (B, C, H, W).
+        bound: clipping bound > 0, a scalar or one value a sample (B, 1, 1, 1).
+        levels: q of `signed_levels`, an int or (B, 1, 1, 1).
+    """
+    # the order of operations is the published one: another order rounds some values to the next level
+    return torch.clamp(x, -bound, bound).div_(bound).mul_(levels).round_().div_(levels).mul_(bound)
+
+
+class _MixedSymmetric(torch.autograd.Function):
+    """Forward: the chosen candidate of each sample. Backward: the softmax mixture of all candidates.
+
+    With Q_k = quantize_symmetric(x, a_k, q_k), straight through the rounding:
+    dQ_k/dx = 1 where |x| <= a_k, else 0; dQ_k/da_k = (Q_k - x) / a_k where |x| <= a_k, else sign(x).
+    Written by hand because only one candidate a sample has to be evaluated in the forward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bounds: Tensor, mixture: Tensor, choice: Tensor, levels: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bounds, mixture)
+        ctx.levels = levels
+        per_sample = (-1, 1, 1, 1)
+        return quantize_symmetric(x, bounds[choice].view(per_sample), levels[choice].view(per_sample))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, bounds, mixture = ctx.saved_tensors
+        grad = grads[0]
+        grad_x = torch.zeros_like(x)
+        grad_bounds = torch.empty_like(bounds)
+        grad_mixture = torch.empty_like(mixture)
+        for k, bound in enumerate(bounds):
+            value = quantize_symmetric(x, bound, ctx.levels[k])
+            inside = x.abs() <= bound
+            share = mixture[:, k].view(-1, 1, 1, 1)
+            grad_mixture[:, k] = (grad * value).sum((1, 2, 3))
+            inner = grad * inside
+            grad_x.addcmul_(inner, share)
+            # outside, Q_k = +-a_k, so (Q_k - x * inside) / a_k is sign(x) there and the inner slope inside
+            slope = value.addcmul_(x, inside, value=-1).mul_(grad).sum((1, 2, 3))
+            grad_bounds[k] = (slope * mixture[:, k]).sum() / bound
+        return grad_x, grad_bounds, grad_mixture, None, None
+
+
+def mixed_symmetric(x: Tensor, bounds: Tensor, mixture: Tensor, choice: Tensor, levels: Tensor) -> Tensor:
+    """Quantize each sample with its chosen candidate; gradients see the mixture of all (CADyQ, Sec. 3.3).
+
+    Args:
+        x: feature map (B, C, H, W).
+        bounds: clipping bound of each candidate (K,).
+        mixture: softmax weights of the candidates (B, K), rows sum to 1.
+        choice: index of the candidate used in the forward pass (B,).
+        levels: q of each candidate (K,), float.
+    """
+    return _MixedSymmetric.apply(x, bounds, mixture, choice, levels)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def fake_quantize_symmetric(x: Tensor, bound: Tensor, bits: int) -> Tensor:
+    """PAMS fake quantization with gradients to `x` and to the learned `bound` (shape (1,)), Eqs. 2 and 5."""
+    batch = len(x)
+    mixture, choice = x.new_ones(batch, 1), torch.zeros(batch, dtype=torch.long, device=x.device)
+    return mixed_symmetric(x, bound, mixture, choice, x.new_tensor([float(signed_levels(bits))]))
+
+
+def quantize_unit(x: Tensor, bits: int) -> Tensor:
+    """DoReFa's quantize_k: x in [0, 1] to the nearest of 2^k levels, round(x (2^k - 1)) / (2^k - 1)."""
+    steps = 2**bits - 1
+    return torch.round(x * steps) / steps
+
+
+def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
+    """Symmetric per-tensor weight quantization: s = max|w| + 1e-8, round(w q / s) s / q, straight through."""
+    levels = signed_levels(bits)
+    bound = weight.detach().abs().amax() + 1e-8
+    return straight_through(weight, torch.round(weight.detach() * levels / bound) * bound / levels)
+
+
+def fake_quantize_affine(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Asymmetric quantization of [low, high] (low <= 0 <= high) to 2^b levels, one of which is exactly zero."""
+    steps = 2**bits - 1
+    step = ((high - low) / steps).clamp_min(1e-12)
+    zero_point = torch.round(-low / step).clamp_(0, steps).int()
+    return torch.fake_quantize_per_tensor_affine(x, step, zero_point, 0, steps)

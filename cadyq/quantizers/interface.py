@@ -1,0 +1,190 @@
+"""What a quantization scheme is: activation quantizers for the points, weight quantizers for the convolutions.
+
+A new fixed-bit scheme is one file with one `ActivationQuantizer`, one `WeightQuantizer` (or one from here) and
+one frozen dataclass derived from `Scheme`. See CONTRIBUTING.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.errors import UserError
+from cadyq.quantizers.functional import fake_quantize_weight
+
+if TYPE_CHECKING:
+    from cadyq.quantizers.content import Content
+
+FULL_PRECISION = 32
+MIN_BITS, MAX_BITS = 2, 8
+
+# Share of the largest calibrated value where a trained clipping bound starts, by bit-width: fewer levels pay for
+# a tighter range. Measured on CARN-M before any training; training moves the bounds from there.
+RANGE_SHARE = {8: 1.0, 7: 0.9, 6: 0.75, 5: 0.65, 4: 0.5, 3: 0.4, 2: 0.3}
+
+
+class Quantized(NamedTuple):
+    """What a quantizer did.
+
+    Attributes:
+        value: fake-quantized feature map (B, C, H, W).
+        bits: bits used for each sample, int64 (B,).
+        bit_penalty: differentiable bit cost of each sample (B,), None for a scheme that chooses no bits.
+    """
+
+    value: Tensor
+    bits: Tensor
+    bit_penalty: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PointStatistics:
+    """What calibration saw at one point of the FP32 network.
+
+    Attributes:
+        minimum, maximum: over all calibration patches, scalars.
+        log_std_mean, log_std_spread: mean and standard deviation over patches of log(std of a channel), (C,).
+        log_gradient_mean, log_gradient_spread: the same of the log image gradients of the patches, (2,).
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+    log_std_mean: Tensor
+    log_std_spread: Tensor
+    log_gradient_mean: Tensor
+    log_gradient_spread: Tensor
+
+    @property
+    def max_abs(self) -> Tensor:
+        return self.minimum.abs().maximum(self.maximum.abs())
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in module.state_dict().items()}
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """Fake-quantizes a feature map at one quantization point."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        """Quantize `x` (B, C, H, W); `content` knows the LR patches that `x` came from."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        """Set ranges from calibration. A quantizer without ranges needs nothing."""
+
+    def inherit(self, parent: ActivationQuantizer) -> None:
+        """Take over what the trained quantizer of the same point learned. By default only from the same kind."""
+        if type(parent) is type(self) and _shapes(parent) == _shapes(self):
+            self.load_state_dict(parent.state_dict())
+
+    def overhead_macs(self, height: int, width: int) -> int:
+        """FP32 multiply-adds spent on choosing bits for one sample of this size. Fixed bits choose nothing."""
+        return 0
+
+    def learning_role(self, parameter: str) -> str:
+        """Which learning rate a parameter takes: "range" or "selector"."""
+        return "range"
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """Fake-quantizes the weight of one convolution."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight (Cout, Cin/groups, k, k) on its grid of at most 2^bits values."""
+
+
+class SymmetricWeight(WeightQuantizer):
+    """max|w| / (2^(b-1) - 1) as step, per tensor: what PAMS and CADyQ use for weights."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return fake_quantize_weight(weight, self.bits)
+
+
+class PackedWeight(WeightQuantizer):
+    """A weight that was stored on its grid already, so there is nothing left to do. Cannot be trained."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training and weight.requires_grad:
+            raise UserError(
+                f"packed {self.bits}-bit weights cannot be trained: start from a full-precision checkpoint, "
+                "or call model.eval()"
+            )
+        return weight
+
+
+def fixed_bits(x: Tensor, bits: int) -> Tensor:
+    """The bits of each sample (B,) of a quantizer that always uses `bits`."""
+    return torch.full((len(x),), bits, dtype=torch.int64, device=x.device)
+
+
+@dataclass(frozen=True)
+class Scheme(ABC):
+    """A quantization scheme and its options. Subclasses are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        trained: False where the scheme runs from calibration alone.
+    """
+
+    name: ClassVar[str]
+    trained: ClassVar[bool] = True
+
+    @abstractmethod
+    def activation_quantizer(self, channels: int, dynamic: bool) -> ActivationQuantizer | None:
+        """The quantizer of one point with that many channels; None leaves it in FP32.
+
+        `dynamic` is False at points that do not count for FAB (a residual branch before its addition), where a
+        scheme with input-dependent bits uses fixed ones.
+        """
+
+    @abstractmethod
+    def weight_quantizer(self) -> WeightQuantizer | None:
+        """The weight quantizer of one convolution that reads a point; None leaves it in FP32."""
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON-ready values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in ((name, getattr(self, name)) for name in self.option_names())
+        }
+
+    def label(self) -> str:
+        """As written in a command: "pams:w8a8", "cadyq"."""
+        return self.name
+
+
+def check_bits(option: str, bits: int) -> None:
+    """Raise UserError unless 2 <= bits <= 8."""
+    if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise UserError(f"{option}={bits!r} is out of range: give a whole number from {MIN_BITS} to {MAX_BITS}")
+
+
+@dataclass(frozen=True)
+class FixedBitScheme(Scheme):
+    """A scheme with one bit-width for all weights and one for all activations."""
+
+    weight_bits: int = 8
+    act_bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_bits("weight_bits", self.weight_bits)
+        check_bits("act_bits", self.act_bits)
+
+    def label(self) -> str:
+        return f"{self.name}:w{self.weight_bits}a{self.act_bits}"
+
+    def weight_quantizer(self) -> WeightQuantizer | None:
+        return SymmetricWeight(self.weight_bits)

@@ -1,0 +1,75 @@
+"""Quantization points and the convolutions that read them: the seams at which a scheme enters a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadyq.quantizers.interface import FULL_PRECISION, ActivationQuantizer, Quantized, WeightQuantizer, fixed_bits
+
+if TYPE_CHECKING:
+    from cadyq.quantizers.trace import Trace
+
+
+class QuantConv2d(nn.Conv2d):
+    """A convolution whose weight a scheme may quantize. Without a weight quantizer it is plain nn.Conv2d."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups)
+        self.weight_quantizer: WeightQuantizer | None = None
+        self._cache: tuple[Any, Tensor] | None = None
+
+    @property
+    def weight_bits(self) -> int:
+        return FULL_PRECISION if self.weight_quantizer is None else self.weight_quantizer.bits
+
+    def quantized_weight(self) -> Tensor:
+        """The weight on its grid. In eval mode without gradients it is computed once and kept.
+
+        The key of the kept tensor is the identity and version of everything it was made from, so an in-place
+        change of a weight (an optimizer step, load_state_dict) is seen.
+        """
+        if self.weight_quantizer is None:
+            return self.weight
+        if self.training or torch.is_grad_enabled():
+            return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
+        sources = [self.weight, *self.weight_quantizer.parameters(), *self.weight_quantizer.buffers()]
+        key = (id(self.weight_quantizer), [(t.data_ptr(), t._version) for t in sources])
+        if self._cache is None or self._cache[0] != key:
+            self._cache = (key, self.weight_quantizer(self.weight))
+        return self._cache[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.quantized_weight()
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class QuantizationPoint(nn.Module):
+    """A place where a feature map enters a convolution (or a shortcut) that a scheme may quantize.
+
+    Args:
+        channels: C of the feature map.
+        feeds: the convolutions that read this point.
+        dynamic: whether a scheme may choose the bits here by content. These are the points that count for FAB.
+    """
+
+    def __init__(self, channels: int, feeds: Sequence[QuantConv2d] = (), dynamic: bool = True) -> None:
+        super().__init__()
+        self.channels = channels
+        self.dynamic = dynamic
+        # a tuple, so that the convolutions are not registered a second time as submodules
+        self.feeds = tuple(feeds)
+        self.name = ""
+        self.quantizer: ActivationQuantizer | None = None
+
+    def forward(self, x: Tensor, trace: Trace) -> Tensor:
+        if self.quantizer is None:
+            quantized = Quantized(x, fixed_bits(x, FULL_PRECISION))
+        else:
+            quantized = self.quantizer(x, trace.content)
+        trace.record(self, x, quantized)
+        return quantized.value

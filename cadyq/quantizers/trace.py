@@ -1,0 +1,101 @@
+"""The trace of a forward: for each quantization point the bits of each sample. All costs are read from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.interface import FULL_PRECISION, Quantized
+
+if TYPE_CHECKING:
+    from cadyq.models.network import SRNetwork
+    from cadyq.quantizers.points import QuantizationPoint
+
+
+class PointRecord(NamedTuple):
+    """What happened at one point: its module, the bits (B,), the penalty (B,) or None, and H, W of the map."""
+
+    point: QuantizationPoint
+    bits: Tensor
+    bit_penalty: Tensor | None
+    height: int
+    width: int
+
+
+class BitOps(NamedTuple):
+    """BitOPs of each sample (B,), float64, by who spends them; `total` is their sum."""
+
+    quantized: Tensor
+    fp32: Tensor
+    selector: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.quantized + self.fp32 + self.selector
+
+
+class Trace:
+    """Collects what the points of one forward did.
+
+    Attributes:
+        content: features of the LR patches of this forward.
+        records: point name -> PointRecord, in network order.
+    """
+
+    def __init__(self, network: SRNetwork, lr: Tensor) -> None:
+        self.network = network
+        self.content = Content(lr)
+        self.records: dict[str, PointRecord] = {}
+
+    def record(self, point: QuantizationPoint, x: Tensor, quantized: Quantized) -> None:
+        """Called by each point as it runs. `x` is the feature map as it entered the point."""
+        height, width = x.shape[-2:]
+        self.records[point.name] = PointRecord(point, quantized.bits, quantized.bit_penalty, height, width)
+
+    @property
+    def bits(self) -> dict[str, Tensor]:
+        """Point name -> bits of each sample, int64 (B,), in network order."""
+        return {name: record.bits for name, record in self.records.items()}
+
+    def fab(self) -> Tensor:
+        """Feature average bit-width (B,): mean bits over the points that count; 32 where nothing is quantized."""
+        counted = [record.bits for record in self.records.values() if record.point.dynamic]
+        if not counted:
+            return torch.full((len(self.content.lr),), float(FULL_PRECISION), device=self.content.lr.device)
+        return torch.stack(counted).float().mean(0)
+
+    def bit_penalty(self) -> Tensor:
+        """Sum over selectors of the regularized bits (B,), differentiable; zero for fixed-bit schemes."""
+        penalties = [record.bit_penalty for record in self.records.values() if record.bit_penalty is not None]
+        return torch.stack(penalties).sum(0) if penalties else self.content.lr.new_zeros(len(self.content.lr))
+
+    def bitops_split(self) -> BitOps:
+        """BitOPs of each sample: MACs x weight bits x activation bits, what is not quantized at 32 x 32."""
+        from cadyq.cost import count_macs
+
+        height, width = self.content.lr.shape[-2:]
+        macs = count_macs(self.network, height, width)
+        quantized = torch.zeros(len(self.content.lr), dtype=torch.float64)
+        fp32_macs = float(sum(macs.by_conv.values()))
+        selector_macs = float(self.content.macs())
+        for record in self.records.values():
+            for conv in record.point.feeds:
+                use = macs.per_use[self.network.conv_names[conv]]
+                if record.point.quantizer is not None:
+                    fp32_macs -= use
+                    quantized += use * conv.weight_bits * record.bits.double().cpu()
+            if record.point.quantizer is not None:
+                selector_macs += record.point.quantizer.overhead_macs(record.height, record.width)
+        whole = float(FULL_PRECISION**2)
+        return BitOps(
+            quantized,
+            torch.full_like(quantized, fp32_macs * whole),
+            torch.full_like(quantized, selector_macs * whole),
+        )
+
+    def bitops(self) -> Tensor:
+        """BitOPs of each sample (B,), float64."""
+        return self.bitops_split().total

@@ -1,0 +1,64 @@
+"""Names to classes: the package's own, those of installed packages (entry points), and a user's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from cadyq.errors import UserError
+
+T = TypeVar("T")
+
+
+def closest(name: str, known: list[str]) -> str:
+    """" (did you mean X?)" for the nearest known name, or nothing."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class Registry(Generic[T]):
+    """Classes by name. Entry points of `group` are imported when first asked for.
+
+    Args:
+        kind: what is registered, for messages ("scheme").
+        group: entry-point group through which installed packages add to it ("cadyq.schemes").
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator. Refuses a name that is taken."""
+
+        def add(cls: type[T]) -> type[T]:
+            if name in self._classes and self._classes[name] is not cls:
+                raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def _installed(self) -> dict[str, str]:
+        return {point.name: point.value for point in entry_points(group=self.group)}
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted({*self._classes, *self._installed()})
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            UserError: unknown name; the message lists the known ones and the nearest.
+        """
+        if name not in self._classes:
+            found = [point for point in entry_points(group=self.group) if point.name == name]
+            if not found:
+                known = self.names()
+                raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: known are {', '.join(known)}")
+            self._classes[name] = found[0].load()
+        return self._classes[name]

@@ -1,0 +1,1 @@
+"""The CADyQ method: its bit selector, and the scheme that uses it."""

@@ -1,0 +1,66 @@
+"""CADyQ's bit selector: one linear layer from content features to the logits of the candidate bit-widths.
+
+Hong et al., CADyQ: Content-Aware Dynamic Quantization for Image Super-Resolution, ECCV 2022, Sec. 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.errors import UserError
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.interface import PointStatistics
+
+INPUTS = ("paper", "normalized")
+LOG_FLOOR = 1e-6
+
+
+def channel_std(x: Tensor) -> Tensor:
+    """Unbiased standard deviation over H and W of each channel, (B, C), detached."""
+    return x.detach().std((2, 3))
+
+
+class BitSelector(nn.Module):
+    """Logits of K candidates from the patch's gradients (2) and the layer input's channel deviations (C).
+
+    Args:
+        channels: C of the layer input.
+        candidates: K, the number of candidate bit-widths.
+        inputs: "paper" feeds `gradient * gradient_scale` and the deviations as they are; weights start at 1, the
+            last bias at 1. "normalized" feeds logarithms, standardized by calibration statistics; weights start
+            at 0, so that the first choice is the middle candidate everywhere and training departs from there.
+        gradient_scale: factor on the gradients, "paper" only (1000; the published CARN code uses 1).
+    """
+
+    def __init__(self, channels: int, candidates: int, inputs: str, gradient_scale: float) -> None:
+        super().__init__()
+        if inputs not in INPUTS:
+            raise UserError(f"selector_inputs={inputs!r} is unknown: choose one of {', '.join(INPUTS)}")
+        self.inputs = inputs
+        self.gradient_scale = gradient_scale
+        self.linear = nn.Linear(channels + 2, candidates)
+        self.register_buffer("center", torch.zeros(channels + 2))
+        self.register_buffer("spread", torch.ones(channels + 2))
+        self.center: Tensor
+        self.spread: Tensor
+        paper = inputs == "paper"
+        nn.init.constant_(self.linear.weight, 1.0 if paper else 0.0)
+        nn.init.zeros_(self.linear.bias)
+        with torch.no_grad():
+            self.linear.bias[candidates - 1 if paper else candidates // 2] = 1.0 if paper else 0.5
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        """Take mean and spread of the logarithms from calibration."""
+        self.center.copy_(torch.cat([statistics.log_gradient_mean, statistics.log_std_mean]))
+        spread = torch.cat([statistics.log_gradient_spread, statistics.log_std_spread])
+        self.spread.copy_(spread.clamp_min(0.1))  # a channel that hardly varies must not be blown up
+
+    def forward(self, x: Tensor, content: Content) -> Tensor:
+        """Logits (B, K) for the layer input `x` (B, C, H, W)."""
+        if self.inputs == "paper":
+            features = torch.cat([content.gradient * self.gradient_scale, channel_std(x)], 1)
+        else:
+            raw = torch.cat([content.gradient, channel_std(x)], 1)
+            features = (raw.clamp_min(LOG_FLOOR).log() - self.center) / self.spread
+        return self.linear(features)  # type: ignore[no-any-return]

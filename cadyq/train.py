@@ -1,0 +1,111 @@
+"""`python -m cadyq.train`: fine-tune a quantized network from a trained parent."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from cadyq.checkpoints.io import load_model, resolve, sha256_of
+from cadyq.errors import UserError
+from cadyq.factory import ModelConfig, build, parse_scheme
+from cadyq.models.network import SRNetwork
+from cadyq.training.calibration import initialize, observe
+from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+from cadyq.training.recipes import load_recipe
+from cadyq.training.trainer import Trainer
+
+HELD_OUT = 8
+CALIBRATION_PATCHES = 64
+CALIBRATION_SIDE = 48
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cadyq.train", description=__doc__)
+    parser.add_argument("--recipe", required=True, help="finetune, cadyq, or a .toml file")
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--scheme", help="as in pams:w4a4; the recipe's by default")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--init", required=True, help="trained parent: zoo:NAME or a .safetensors file")
+    parser.add_argument("--teacher", help="FP32 network whose output is a target; default zoo:BACKBONE_xSCALE_fp32")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="decoded photographs are kept here")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--target-fab", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    return parser
+
+
+def quantized_from(parent: SRNetwork, teacher: SRNetwork, spec: str, patches: torch.Tensor) -> SRNetwork:
+    """A network of `parent`'s backbone and weights under scheme `spec`, calibrated, ranges inherited."""
+    name, options, _ = parse_scheme(spec)
+    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, options))
+    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
+    network.load_state_dict(weights, strict=False)
+    initialize(network, observe(teacher, patches))
+    for key, point in network.points.items():
+        before = parent.points[key].quantizer
+        if point.quantizer is not None and before is not None:
+            point.quantizer.inherit(before)
+    return network
+
+
+def calibration_patches(bank: PatchBank) -> torch.Tensor:
+    """The LR patches that calibration sees, the same for every scheme."""
+    return bank.batch(seed=0, step=0, size=CALIBRATION_PATCHES, lr_patch=CALIBRATION_SIDE).lr
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Run what the command line asks for; return the path of the trained full-precision model."""
+    recipe = load_recipe(args.recipe).with_changes(
+        scheme=args.scheme, steps=args.steps, batch=args.batch, target_fab=args.target_fab
+    )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    teacher_source = args.teacher or f"zoo:{args.backbone}_x{args.scale}_fp32"
+    teacher, parent = load_model(teacher_source), load_model(args.init)
+    for source, network in ((teacher_source, teacher), (args.init, parent)):
+        if (network.name, network.scale) != (args.backbone, args.scale):
+            raise UserError(
+                f"{source}: is {network.name} x{network.scale}, not {args.backbone} x{args.scale}; "
+                "name its --backbone and --scale, or another file"
+            )
+    paths = find_photographs(args.data_root)
+    bank = load_bank(paths, teacher, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
+    training = PatchBank(bank.images[:-HELD_OUT], bank.scale)
+    held_out = PatchBank(bank.images[-HELD_OUT:], bank.scale)
+    network = quantized_from(parent, teacher, recipe.scheme, calibration_patches(training))
+    network.to(device=args.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    provenance = {
+        "backbone": args.backbone,
+        "scheme": recipe.scheme,
+        "scale": args.scale,
+        "data": f"{args.data_root.name}: {len(training.images)} photographs, {len(held_out.images)} more held out",
+        "parent_sha256": sha256_of(resolve(args.init)),
+        "teacher_sha256": sha256_of(resolve(teacher_source)),
+        "device": args.device,
+        "torch": torch.__version__,
+    }
+    return Trainer(network, recipe, training, held_out, args.out, provenance, args.seed).run()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        print(train(build_parser().parse_args()))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

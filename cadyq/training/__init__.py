@@ -1,0 +1,1 @@
+"""Training: recipes, training photographs, calibration, the trainer."""

@@ -1,0 +1,91 @@
+"""Calibration: what the quantization points of an FP32 network see on training photographs."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cadyq.checkpoints.io import read_tensors, write_tensors
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import Content, image_gradient
+from cadyq.quantizers.interface import FULL_PRECISION, ActivationQuantizer, PointStatistics, Quantized, fixed_bits
+from cadyq.selector.bit_selector import LOG_FLOOR, channel_std
+
+BATCH = 16
+
+
+class Observer(ActivationQuantizer):
+    """Passes the feature map through and keeps its extremes and channel deviations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extremes: list[Tensor] = []
+        self.log_std: list[Tensor] = []
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        self.extremes.append(torch.stack(x.aminmax()))
+        self.log_std.append(channel_std(x).clamp_min(LOG_FLOOR).log())
+        return Quantized(x, fixed_bits(x, FULL_PRECISION))
+
+
+@torch.no_grad()
+def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
+    """Statistics of every point.
+
+    Args:
+        network: FP32 (no scheme that quantizes); left as it was.
+        patches: LR patches (N, 3, h, w) in 0..255, from training photographs.
+    """
+    before = {name: point.quantizer for name, point in network.points.items()}
+    observers = {name: Observer() for name in network.points}
+    for name, point in network.points.items():
+        point.quantizer = observers[name]
+    for batch in patches.split(BATCH):
+        network(batch)
+    for name, point in network.points.items():
+        point.quantizer = before[name]
+    log_gradient = image_gradient(patches).clamp_min(LOG_FLOOR).log()
+    return {name: _summarize(observer, log_gradient) for name, observer in observers.items()}
+
+
+def _summarize(observer: Observer, log_gradient: Tensor) -> PointStatistics:
+    extremes, log_std = torch.stack(observer.extremes), torch.cat(observer.log_std)
+    return PointStatistics(
+        minimum=extremes[:, 0].min(),
+        maximum=extremes[:, 1].max(),
+        log_std_mean=log_std.mean(0),
+        log_std_spread=log_std.std(0),
+        log_gradient_mean=log_gradient.mean(0),
+        log_gradient_spread=log_gradient.std(0),
+    )
+
+
+def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> None:
+    """Give every activation quantizer of `network` the statistics of its point."""
+    for name, point in network.points.items():
+        if point.quantizer is not None:
+            if name not in statistics:
+                raise UserError(f"calibration has no point {name!r} of {network.name}: calibrate this very network")
+            point.quantizer.initialize(statistics[name])
+
+
+def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:
+    """Write statistics to a safetensors file; `note` says on what they were measured."""
+    tensors = {
+        f"{name}/{field.name}": getattr(point, field.name).contiguous().clone()
+        for name, point in statistics.items()
+        for field in fields(PointStatistics)
+    }
+    write_tensors(tensors, path, {"note": note})
+
+
+def load_statistics(path: Path) -> dict[str, PointStatistics]:
+    """Read what `save_statistics` wrote."""
+    tensors, _ = read_tensors(path)
+    names = dict.fromkeys(key.partition("/")[0] for key in tensors)
+    keys = [field.name for field in fields(PointStatistics)]
+    return {name: PointStatistics(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}

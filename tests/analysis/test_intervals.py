@@ -1,0 +1,83 @@
+"""Paired bootstrap intervals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.intervals import Interval, paired_bootstrap, paired_drop
+
+
+def test_mean_and_order() -> None:
+    a, b = np.array([30.0, 31.0, 35.0]), np.array([30.5, 31.0, 34.0])
+    interval = paired_bootstrap(a, b)
+    assert interval.mean == pytest.approx(0.5 / 3)
+    assert interval.low < interval.mean < interval.high
+
+
+def test_same_seed_same_interval_other_seed_other() -> None:
+    a = np.random.default_rng(1).normal(size=50)
+    assert paired_bootstrap(a, 0 * a) == paired_bootstrap(a, 0 * a)
+    assert paired_bootstrap(a, 0 * a, seed=1) != paired_bootstrap(a, 0 * a)
+
+
+def test_matches_normal_theory_for_many_images() -> None:
+    difference = np.random.default_rng(2).normal(0.3, 1.0, 400)
+    interval = paired_bootstrap(difference, np.zeros(400))
+    half = 1.96 * difference.std() / math.sqrt(400)
+    assert interval.low == pytest.approx(interval.mean - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(interval.mean + half, abs=0.1 * half)
+
+
+def test_pairing_removes_the_spread_between_images() -> None:
+    b = np.array([20.0, 30.0, 40.0, 50.0])
+    assert paired_bootstrap(b - 0.25, b) == Interval(-0.25, -0.25, -0.25)
+
+
+def test_wider_level_wider_interval() -> None:
+    a = np.random.default_rng(3).normal(size=30)
+    narrow, wide = paired_bootstrap(a, 0 * a, level=0.5), paired_bootstrap(a, 0 * a, level=0.99)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_infinite_values() -> None:
+    inf = math.inf
+    assert paired_bootstrap(np.array([inf, inf]), np.array([inf, inf])) == Interval(0, 0, 0)
+    assert paired_bootstrap(np.array([inf, 30.0]), np.array([40.0, 30.0])).mean == inf
+    assert math.isnan(paired_bootstrap(np.array([inf, 1.0]), np.array([1.0, inf])).mean)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "kind"),
+    [([1.0], [1.0, 2.0], {}), ([], [], {}), ([math.nan], [1.0], {}), ([1.0], [1.0], {"level": 1.0})],
+)
+def test_refuses(a: list[float], b: list[float], kind: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="vectors|NaN|level"):
+        paired_bootstrap(np.array(a), np.array(b), **kind)  # type: ignore[arg-type]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))
+def test_ends_lie_within_the_differences(values: list[float]) -> None:
+    a = np.array(values)
+    interval = paired_bootstrap(a, np.zeros_like(a), resamples=200)
+    assert a.min() - 1e-9 <= interval.low <= interval.high <= a.max() + 1e-9
+
+
+def test_drop_pairs_by_image_name() -> None:
+    rows = pd.DataFrame({"image": ["a", "b"], "psnr_db": [30.0, 40.0]})
+    base = pd.DataFrame({"image": ["b", "a", "c"], "psnr_db": [41.0, 31.0, 99.0]})
+    assert paired_drop(rows, base) == Interval(-1, -1, -1)
+
+
+def test_drop_without_base_or_spread() -> None:
+    rows = pd.DataFrame({"image": ["a"], "psnr_db": [30.0]})
+    assert all(math.isnan(value) for value in paired_drop(rows, None))
+    assert all(math.isnan(value) for value in paired_drop(rows, rows.assign(image="b")))
+    one = paired_drop(rows, rows)
+    assert one.mean == 0 and math.isnan(one.low) and math.isnan(one.high)

@@ -1,0 +1,122 @@
+"""Plots are written, hold what they should and are the same every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis import plots, style
+from analysis.plots import write_plots
+from analysis.records import load
+from analysis.tables import summary
+from cadyq.errors import UserError
+
+Helpers = dict[str, Callable[..., Any]]
+Runner = Callable[..., Path]
+
+
+def _small_run(make_run: Runner, **changes: Any) -> Path:
+    return make_run(**({"datasets": ("Set5",), "modes": ("image",)} | changes))
+
+
+def test_plots_are_complete_and_reproducible(make_run: Runner, helpers: Helpers) -> None:
+    contents = []
+    for name in ("first", "second"):
+        run_dir = _small_run(make_run, name=name)
+        helpers["exhibit"](run_dir, "edsr_cadyq", image="$hostile_<b>.png" + "x" * 99)
+        df = load(run_dir)
+        paths = write_plots(df[df["backbone"] != "carn_m"], run_dir)
+        contents.append({path.name: path.read_bytes() for path in paths})
+    stems = ("psnr_bitops_x4_image", "psnr_fab_x4_image", "fab_gradient_x4_image", "bits_edsr_cadyq")
+    assert list(contents[0]) == [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
+    assert contents[0] == contents[1]
+    for name, data in contents[0].items():
+        assert data.startswith(b"%PDF" if name.endswith("pdf") else b"\x89PNG")
+        assert b"CreationDate" not in data and b"Software" not in data
+
+
+def test_png_has_200_dpi_and_is_not_blank(make_run: Runner) -> None:
+    run_dir = _small_run(make_run)
+    df = load(run_dir)
+    paths = write_plots(df[df["scheme"].isin(["none", "fp32"])], run_dir)
+    with Image.open(paths[0]) as image:
+        assert image.info["dpi"][0] == pytest.approx(200, abs=0.1)
+        assert image.width >= 3.5 * 200 - 1
+        assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_what_has_no_data_is_not_drawn(make_run: Runner) -> None:
+    run_dir = _small_run(make_run)
+    df = load(run_dir)
+    stale = run_dir / "plots" / "fab_gradient_x4_image.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"old")
+    own = run_dir / "plots" / "sensitivity.png"
+    own.write_bytes(b"of another tool")
+    names = {path.name for path in write_plots(df[df["scheme"].isin(["none", "fp32"])], run_dir)}
+    assert not any(name.startswith(("fab_gradient", "bits")) for name in names)
+    assert not stale.exists() and own.exists()
+    assert write_plots(df[df["macs_g"] == 0], run_dir) == []
+
+
+def test_interpolation_is_a_line_and_networks_are_points(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
+    made = plots._quality_figure(summary(df), "fab", "FAB", looks, True)
+    assert made is not None
+    for axis in made.axes:
+        level = [line for line in axis.lines if len(set(np.atleast_1d(line.get_ydata()).tolist())) == 1]
+        assert any(line.get_linestyle() == "--" for line in level)
+    labels = [text.get_text() for text in made.legends[0].get_texts()]
+    assert labels == ["fp32", "pams:w8a8", "pams:w4a4", "dorefa:w4a4", "cadyq", "bicubic"]
+
+
+def test_a_line_far_below_becomes_a_note(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    df.loc[df["macs_g"] == 0, "psnr_db"] = 5.0
+    made = plots._quality_figure(summary(df), "fab", "FAB", style.look(list(df["scheme"].unique())), False)
+    assert made is not None
+    assert all("5.00 dB, below" in axis.texts[0].get_text() for axis in made.axes)
+    assert all(axis.get_ylim()[0] > 20 for axis in made.axes)
+
+
+def test_dynamic_schemes_are_found_by_their_rows(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    assert set(plots._varying(df)["scheme"]) == {"cadyq"}
+    assert plots._varying(df[df["image"] == "a.png"]).empty
+
+
+def test_looks_differ() -> None:
+    looks = style.look([str(i) for i in range(60)])
+    assert len(set(looks.values())) == 60
+
+
+def test_style_does_not_leak() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    with style.context():
+        assert mpl.rcParams["font.size"] == 8
+    assert dict(mpl.rcParams) == before
+
+
+def test_most_textured_region() -> None:
+    picture = np.zeros((96, 120, 3), np.uint8)
+    picture[48:80, 64:96] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))
+    top, left, side = plots._textured(picture, 4)
+    assert (top, left, side) == (48, 64, 32)
+    assert plots._textured(np.zeros((8, 8, 3), np.uint8), 4) == (0, 0, 4)
+
+
+def test_damaged_exhibit_is_named(make_run: Runner) -> None:
+    run_dir = _small_run(make_run)
+    (run_dir / "exhibits").mkdir()
+    (run_dir / "exhibits" / "broken.npz").write_bytes(b"")
+    df = load(run_dir)
+    with pytest.raises(UserError, match=r"broken\.npz"):
+        write_plots(df[df["macs_g"] == 0], run_dir)

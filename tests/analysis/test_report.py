@@ -1,0 +1,108 @@
+"""The report: self-contained, escaped, complete; and the command that remakes it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis import report
+from analysis.make_report import build, main
+from analysis.records import Cell, load, read_manifest, write_cell, write_manifest
+from analysis.report import write_report
+
+Helpers = dict[str, Callable[..., Any]]
+Runner = Callable[..., Path]
+EVIL = '<script>alert("x")</script>&\'.png'
+
+
+def _page(run_dir: Path) -> str:
+    return write_report(load(run_dir), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
+
+
+def test_build_remakes_everything_from_records(make_run: Runner, helpers: Helpers) -> None:
+    machine = {"cpu": "some", "cores": 2}
+    run_dir = make_run(datasets=("Set5",), modes=("image",), machine=machine, git_commit="beef")
+    helpers["exhibit"](run_dir, "edsr_cadyq")
+    paths = build(str(run_dir))
+    assert all(path.is_file() for path in paths) and paths[-1] == run_dir / "report.html"
+    page = paths[-1].read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 4
+    for part in ("python -m analysis.run_all", "cores 2, cpu some", "beef", "no trained weights in the zoo"):
+        assert part in page
+    for section in ("tables", "plots", "bit-maps", "reading", "not-run", "environment"):
+        assert f'id="{section}"' in page
+
+
+def test_nothing_comes_from_outside(make_run: Runner) -> None:
+    page = _page(make_run())
+    links = re.findall(r"""\b(?:src|href|action)\s*=\s*["']?([^"'\s>]*)""", page)
+    assert links and all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert not re.search(r"https?:|@import|url\(|<link", page)
+    assert "fetch(" not in page and "XMLHttpRequest" not in page
+
+
+def test_hostile_names_are_escaped(tmp_path: Path, helpers: Helpers) -> None:
+    cell = Cell("edsr", EVIL, 4, EVIL, "image")
+    write_cell(tmp_path, cell, [helpers["row"](cell, EVIL), helpers["row"](cell, "b")], "hash")
+    skipped = {**vars(cell), "status": "skipped", "reason": EVIL}
+    write_manifest(tmp_path, {"cells": [skipped], "command": EVIL, EVIL: {EVIL: [EVIL]}})
+    page = _page(tmp_path)
+    assert page.count("<script>") == 1 and "alert(&#34;x&#34;)" in page
+    assert 'alert("x")' not in page
+
+
+def test_same_records_same_bytes(make_run: Runner) -> None:
+    assert _page(make_run(name="first")) == _page(make_run(name="second"))
+
+
+def test_sort_keys_and_unknown_values(make_run: Runner) -> None:
+    df = load(make_run(modes=("image",)))
+    (table,) = report._tables(df)
+    first = dict(zip(table["heads"], table["rows"][0], strict=True))
+    assert first["Backbone"][0] == "bicubic" and first["FAB (bits)"] == ("\u2013", "", True)
+    rows = [dict(zip(table["heads"], row, strict=True)) for row in table["rows"]]
+    row = next(row for row in rows if row["Scheme"][0] == "pams:w4a4")
+    text, key, _ = row["Drop (dB) [95%]"]
+    assert text.startswith(f"{float(key):+.3f} [")
+
+
+def test_embedded_plots_are_shrunk(make_run: Runner) -> None:
+    run_dir = make_run(modes=("image",))
+    (run_dir / "plots").mkdir()
+    Image.new("RGB", (3000, 600)).save(run_dir / "plots" / "of_another_tool.png")
+    (text,) = re.findall(r"data:image/png;base64,([^\"]+)", _page(run_dir))
+    target = run_dir / "back.png"
+    target.write_bytes(base64.b64decode(text))
+    with Image.open(target) as image:
+        assert image.size == (1200, 240)
+
+
+def test_page_stays_small(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = make_run(modes=("image",))
+    (run_dir / "plots").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
+    for i in range(3):
+        Image.fromarray(noise).save(run_dir / "plots" / f"bits_{i}.png")
+    monkeypatch.setattr(report, "_BUDGET", 25_000)
+    page = _page(run_dir)
+    assert page.count("base64,") == 2 and "1 more plots are not embedded" in page
+
+
+def test_a_run_without_manifest(make_run: Runner) -> None:
+    run_dir = make_run(modes=("image",))
+    (run_dir / "manifest.json").unlink()
+    page = _page(run_dir)
+    assert "This run has no manifest" in page
+
+
+def test_main_reports_user_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "nothing")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "nothing" in error and error.count("\n") == 1

@@ -1,0 +1,128 @@
+"""Datasets: the benchmark layout and the embedded photographs."""
+
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cadyq.data.bicubic import downscale
+from cadyq.data.datasets import available, benchmark, load, photographs
+from cadyq.data.images import write_png
+from cadyq.errors import UserError
+
+
+def _image(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A set "Mine" of two images whose sides are no multiples of 4; LR is there for the first only."""
+    folder = tmp_path / "benchmark" / "Mine"
+    write_png(folder / "HR" / "b.png", _image(22, 33, 1))
+    write_png(folder / "HR" / "a.png", _image(23, 30, 2))
+    write_png(folder / "LR_bicubic" / "X4" / "ax4.png", _image(5, 7, 3))
+    return tmp_path
+
+
+def test_stored_lr_is_read_and_missing_lr_is_made(root: Path) -> None:
+    dataset = benchmark("Mine", root, 4)
+    assert (dataset.name, dataset.scale, len(dataset)) == ("Mine", 4, 2)
+    assert dataset.names() == ["a", "b"]
+    a, b = dataset
+    assert torch.equal(a.hr, _image(23, 30, 2)[:, :20, :28])
+    assert torch.equal(a.lr, _image(5, 7, 3))
+    assert torch.equal(b.lr, downscale(_image(22, 33, 1), 4))
+    assert (b.dataset, b.name, b.hr_path) == ("Mine", "b", root / "benchmark" / "Mine" / "HR" / "b.png")
+
+
+def test_another_scale_without_its_folder(root: Path) -> None:
+    for pair in benchmark("Mine", root, 3):
+        assert torch.equal(pair.lr, downscale(pair.hr, 3))
+
+
+def test_the_hash_follows_the_pixels(root: Path) -> None:
+    first = benchmark("Mine", root, 4)[0]
+    assert len(first.sha256) == 64
+    assert benchmark("Mine", root, 4)[0].sha256 == first.sha256
+    lr = first.lr.clone()
+    lr[0, 0, 0] ^= 1
+    write_png(root / "benchmark" / "Mine" / "LR_bicubic" / "X4" / "ax4.png", lr)
+    assert benchmark("Mine", root, 4)[0].sha256 != first.sha256
+
+
+def test_nothing_is_read_before_it_is_asked_for(root: Path) -> None:
+    (root / "benchmark" / "Mine" / "HR" / "c.png").write_text("no image")
+    dataset = benchmark("Mine", root, 4)
+    assert len(dataset) == 3
+    assert dataset[1].name == "b"
+    with pytest.raises(UserError, match=r"c\.png"):
+        dataset[2]
+    with pytest.raises(IndexError):
+        dataset[3]
+
+
+def test_lr_of_a_wrong_size(root: Path) -> None:
+    write_png(root / "benchmark" / "Mine" / "LR_bicubic" / "X4" / "ax4.png", _image(6, 7))
+    with pytest.raises(UserError, match=r"ax4\.png: LR of 6x7 pixels does not fit HR of 20x28 at scale 4"):
+        benchmark("Mine", root, 4)[0]
+
+
+def test_hr_below_the_scale(root: Path) -> None:
+    write_png(root / "benchmark" / "Mine" / "HR" / "a.png", _image(3, 30))
+    with pytest.raises(UserError, match=r"a\.png: 3x30 pixels is too small for scale 4"):
+        benchmark("Mine", root, 4)[0]
+
+
+def test_missing_folder_and_no_images(root: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder .*Set5.HR; expected .*/Set5/HR/\*\.png"):
+        load("Set5", 4, root)
+    (root / "benchmark" / "Set5" / "HR").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no PNG images in .*Set5"):
+        load("Set5", 4, root)
+
+
+def test_unknown_names(root: Path) -> None:
+    with pytest.raises(UserError, match=r"'mine' \(did you mean 'Mine'\?\).*skimage, Mine"):
+        load("mine", 4, root)
+    with pytest.raises(UserError, match=r"unknown dataset '\.\./benchmark/Mine'"):
+        load("../benchmark/Mine", 4, root)
+    with pytest.raises(UserError, match="pass --data-root"):
+        load("Set5", 4, None)
+    with pytest.raises(UserError, match="did you mean 'skimage'"):
+        load("skimag", 4, None)
+
+
+def test_bad_scale(root: Path) -> None:
+    for name in ("skimage", "Mine"):
+        with pytest.raises(UserError, match="scale 0"):
+            load(name, 0, root)
+
+
+def test_available(root: Path) -> None:
+    (root / "benchmark" / "Empty" / "HR").mkdir(parents=True)
+    assert available(None) == ["skimage"]
+    assert available(root) == ["skimage", "Mine"]
+    assert available(root / "none") == ["skimage"]
+
+
+def test_photographs_are_colour_and_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    dataset = photographs(4)
+    assert len(dataset) >= 5
+    assert {"astronaut", "chelsea", "coffee", "rocket"} <= set(dataset.names())
+    for pair in load("skimage", 4, None):
+        assert tuple(4 * side for side in pair.lr.shape[1:]) == tuple(pair.hr.shape[1:])
+        assert not torch.equal(pair.hr[0], pair.hr[2])
+
+
+def test_set5(data_root: Path) -> None:
+    dataset = load("Set5", 4, data_root)
+    assert len(dataset) == 5
+    assert tuple(4 * side for side in dataset[0].lr.shape[1:]) == tuple(dataset[0].hr.shape[1:])
+    assert "Set5" in available(data_root)

@@ -1,0 +1,22 @@
+"""Fixtures that several parts share."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that holds ``benchmark/`` and ``BSDS500/``; tests that need it are skipped without it."""
+    value = os.environ.get("CADYQ_DATA")
+    if not value:
+        pytest.skip("set CADYQ_DATA to the folder that holds benchmark/ and BSDS500/")
+    return Path(value)
+
+
+@pytest.fixture(scope="session")
+def published_metrics() -> pd.DataFrame:
+    """PSNR and SSIM that the published metric codes gave for Pillow's bicubic on Set5 x4."""
+    return pd.read_csv(Path(__file__).parent / "fixtures" / "metrics.csv")
