@@ -1,4 +1,4 @@
-"""Remake tables, plots and report of a run from its records alone: ``python -m analysis.make_report RUN_DIR``."""
+"""Remake tables, plots and report of a run from its records alone: python -m analysis.make_report RUN_DIR."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(run_dir: Path | str) -> list[Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
     parser = argparse.ArgumentParser(prog="python -m analysis.make_report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of a run, with records/*.parquet and manifest.json")
+    parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
     try:
         paths = build(parser.parse_args(argv).run_dir)
     except UserError as error:

@@ -36,7 +36,7 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
 
     ``psnr_bitops_*`` and ``psnr_fab_*`` (one a scale and mode), ``fab_gradient_*`` where some scheme's FAB
     varies between images, ``bits_<exhibit>`` for each ``run_dir/exhibits/*.npz``. What has no data is not
-    drawn, and an older drawing of it is removed. Error bars are the interval of the drop against the reference.
+    drawn, and an older drawing of it is removed. Error bars: interval of the drop against the reference.
 
     Raises:
         UserError: an exhibit is damaged or incomplete.

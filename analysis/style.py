@@ -70,6 +70,7 @@ def save(made: Figure, stem: Path) -> list[Path]:
     for kind, metadata in nothing.items():
         buffer = io.BytesIO()
         made.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
+        made.set_layout_engine("none")  # the first file's layout holds for the second; finding it is slow
         paths.append(write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
     return paths
 

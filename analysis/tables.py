@@ -30,7 +30,7 @@ _SHOWN: dict[str, tuple[str, str, bool]] = {
     "bitops_720p_g": ("BitOPs (G, 720p)", ",.1f", False),
     "storage_mb": ("Storage (MB)", ".3f", False),
 }
-_BOLD = f"Bold: best quantized row of each backbone in a column. '{OVERALL}': mean over those of all datasets."
+_BOLD = f"Bold: best quantized row of each backbone in a column. '{OVERALL}': mean over all datasets' images."
 _TEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"})
 _TEX |= {ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}", ord("\\"): r"\textbackslash{}"}
 _TEX |= {ord(MISSING): "--", ord("\n"): " ", ord("<"): r"\textless{}", ord(">"): r"\textgreater{}"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,6 +64,17 @@ def calibration_patches(bank: PatchBank) -> torch.Tensor:
     return bank.batch(seed=0, step=0, size=CALIBRATION_PATCHES, lr_patch=CALIBRATION_SIDE).lr
 
 
+def parent_facts(init: str) -> dict[str, Any]:
+    """Name and hash of the parent; if it was trained by this command, its own training facts as well."""
+    path = resolve(init)
+    facts: dict[str, Any] = {"name": path.parent.name if path.stem == "model" else path.stem, "sha256": sha256_of(path)}
+    trained = path.with_name("training.json")
+    if trained.exists():
+        facts["training"] = json.loads(trained.read_text())
+        facts["training"].pop("history")
+    return facts
+
+
 def train(args: argparse.Namespace) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
     recipe = load_recipe(args.recipe).with_changes(
@@ -89,7 +102,7 @@ def train(args: argparse.Namespace) -> Path:
         "scheme": recipe.scheme,
         "scale": args.scale,
         "data": f"{args.data_root.name}: {len(training.images)} photographs, {len(held_out.images)} more held out",
-        "parent_sha256": sha256_of(resolve(args.init)),
+        "parent": parent_facts(args.init),
         "teacher_sha256": sha256_of(resolve(teacher_source)),
         "device": args.device,
         "torch": torch.__version__,

@@ -66,7 +66,7 @@ def make_run(tmp_path: Path) -> Runner:
     def build(
         images: tuple[str, ...] = ("a.png", "b.png", "c.png", "d.png"),
         datasets: tuple[str, ...] = ("Set5", "B100"),
-        modes: tuple[str, ...] = ("image", "patch"),
+        modes: tuple[str, ...] = ("image",),
         name: str = "run",
         **manifest: Any,
     ) -> Path:

@@ -57,7 +57,7 @@ def test_infinite_values() -> None:
     [([1.0], [1.0, 2.0], {}), ([], [], {}), ([math.nan], [1.0], {}), ([1.0], [1.0], {"level": 1.0})],
 )
 def test_refuses(a: list[float], b: list[float], kind: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="vectors|NaN|level"):
+    with pytest.raises(ValueError, match=r"vectors|NaN|level"):
         paired_bootstrap(np.array(a), np.array(b), **kind)  # type: ignore[arg-type]
 
 

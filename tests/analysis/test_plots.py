@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,16 +22,19 @@ Runner = Callable[..., Path]
 
 
 def _small_run(make_run: Runner, **changes: Any) -> Path:
-    return make_run(**({"datasets": ("Set5",), "modes": ("image",)} | changes))
+    return make_run(**({"datasets": ("Set5",)} | changes))
 
 
-def test_plots_are_complete_and_reproducible(make_run: Runner, helpers: Helpers) -> None:
+def test_plots_are_complete_and_reproducible(
+    make_run: Runner, helpers: Helpers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "PNG_DPI", 50)  # for speed
     contents = []
     for name in ("first", "second"):
         run_dir = _small_run(make_run, name=name)
         helpers["exhibit"](run_dir, "edsr_cadyq", image="$hostile_<b>.png" + "x" * 99)
         df = load(run_dir)
-        paths = write_plots(df[df["backbone"] != "carn_m"], run_dir)
+        paths = write_plots(df[(df["backbone"] != "carn_m") & ~df["scheme"].str.contains(":")], run_dir)
         contents.append({path.name: path.read_bytes() for path in paths})
     stems = ("psnr_bitops_x4_image", "psnr_fab_x4_image", "fab_gradient_x4_image", "bits_edsr_cadyq")
     assert list(contents[0]) == [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
@@ -97,8 +101,6 @@ def test_looks_differ() -> None:
 
 
 def test_style_does_not_leak() -> None:
-    import matplotlib as mpl
-
     before = dict(mpl.rcParams)
     with style.context():
         assert mpl.rcParams["font.size"] == 8

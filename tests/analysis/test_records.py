@@ -68,7 +68,7 @@ def test_a_failed_write_keeps_the_old_record(
     def fail(_: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(records.os, "fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_cell(tmp_path, CELL, [helpers["row"](CELL, "b.png")], "new")
     assert read_inputs_hash(tmp_path, CELL) == "old"

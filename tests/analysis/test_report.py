@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import report
+from analysis import report, style
 from analysis.make_report import build, main
 from analysis.records import Cell, load, read_manifest, write_cell, write_manifest
 from analysis.report import write_report
@@ -26,9 +26,12 @@ def _page(run_dir: Path) -> str:
     return write_report(load(run_dir), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
 
 
-def test_build_remakes_everything_from_records(make_run: Runner, helpers: Helpers) -> None:
+def test_build_remakes_everything_from_records(
+    make_run: Runner, helpers: Helpers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "PNG_DPI", 50)  # for speed
     machine = {"cpu": "some", "cores": 2}
-    run_dir = make_run(datasets=("Set5",), modes=("image",), machine=machine, git_commit="beef")
+    run_dir = make_run(datasets=("Set5",), machine=machine, git_commit="beef")
     helpers["exhibit"](run_dir, "edsr_cadyq")
     paths = build(str(run_dir))
     assert all(path.is_file() for path in paths) and paths[-1] == run_dir / "report.html"
@@ -63,7 +66,7 @@ def test_same_records_same_bytes(make_run: Runner) -> None:
 
 
 def test_sort_keys_and_unknown_values(make_run: Runner) -> None:
-    df = load(make_run(modes=("image",)))
+    df = load(make_run())
     (table,) = report._tables(df)
     first = dict(zip(table["heads"], table["rows"][0], strict=True))
     assert first["Backbone"][0] == "bicubic" and first["FAB (bits)"] == ("\u2013", "", True)
@@ -74,7 +77,7 @@ def test_sort_keys_and_unknown_values(make_run: Runner) -> None:
 
 
 def test_embedded_plots_are_shrunk(make_run: Runner) -> None:
-    run_dir = make_run(modes=("image",))
+    run_dir = make_run()
     (run_dir / "plots").mkdir()
     Image.new("RGB", (3000, 600)).save(run_dir / "plots" / "of_another_tool.png")
     (text,) = re.findall(r"data:image/png;base64,([^\"]+)", _page(run_dir))
@@ -85,7 +88,7 @@ def test_embedded_plots_are_shrunk(make_run: Runner) -> None:
 
 
 def test_page_stays_small(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_dir = make_run(modes=("image",))
+    run_dir = make_run()
     (run_dir / "plots").mkdir()
     noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3)).astype(np.uint8)
     for i in range(3):
@@ -96,7 +99,7 @@ def test_page_stays_small(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_without_manifest(make_run: Runner) -> None:
-    run_dir = make_run(modes=("image",))
+    run_dir = make_run()
     (run_dir / "manifest.json").unlink()
     page = _page(run_dir)
     assert "This run has no manifest" in page

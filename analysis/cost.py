@@ -1,0 +1,83 @@
+"""What a network costs: storage, and MACs and BitOPs by convolution (`python -m analysis.cost --model zoo:NAME`)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import nn
+
+from cadyq.checkpoints.io import load_model
+from cadyq.cost import count_macs
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.interface import FULL_PRECISION
+from cadyq.quantizers.trace import Trace
+
+HD_PIXELS = 1280 * 720  # output size that papers quote operations for
+
+
+def is_network_parameter(name: str) -> bool:
+    """Whether a parameter belongs to the network itself and not to a quantizer."""
+    return "quantizer" not in name
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Weights and biases of the network; clipping bounds and selectors not counted."""
+    return sum(p.numel() for name, p in network.named_parameters() if is_network_parameter(name))
+
+
+def storage_mb(network: SRNetwork) -> float:
+    """Megabytes (1e6 bytes) of all parameters, convolution weights at their bit-widths, the rest at 32 bits."""
+    bits = sum(p.numel() * FULL_PRECISION for p in network.parameters())
+    bits -= sum(conv.weight.numel() * (FULL_PRECISION - conv.weight_bits) for conv in network.conv_names)
+    return bits / 8e6
+
+
+def layer_table(trace: Trace) -> pd.DataFrame:
+    """One row a use of a convolution: name, point, macs_g, weight_bits, act_bits (mean over samples), bitops_g."""
+    network = trace.network
+    height, width = trace.content.lr.shape[-2:]
+    macs = count_macs(network, height, width)
+    rows, quantized = [], set()
+    for record in trace.records.values():
+        for conv in record.point.feeds:
+            name = network.conv_names[conv]
+            quantized.add(name)
+            bits = float(record.bits.float().mean())
+            rows.append((name, record.point.name, macs.per_use[name] / 1e9, conv.weight_bits, bits))
+    rows += [(n, "", m / 1e9, FULL_PRECISION, float(FULL_PRECISION)) for n, m in macs.by_conv.items() if n not in quantized]
+    table = pd.DataFrame(rows, columns=["convolution", "point", "macs_g", "weight_bits", "act_bits"])
+    table["bitops_g"] = table["macs_g"] * table["weight_bits"] * table["act_bits"]
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.cost", description=__doc__)
+    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
+    parser.add_argument("--height", type=int, default=720, help="of the output")
+    parser.add_argument("--width", type=int, default=1280, help="of the output")
+    args = parser.parse_args(argv)
+    try:
+        network = load_model(args.model)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    height, width = args.height // network.scale, args.width // network.scale
+    # the bits of a dynamic scheme depend on content: the table shows them for a flat grey image
+    with torch.no_grad():
+        trace = trace_forward(network, torch.full((1, 3, height, width), 128.0))[1]
+    table, split = layer_table(trace), trace.bitops_split()
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"\nMACs {table['macs_g'].sum():.2f} G for a {width * network.scale}x{height * network.scale} output")
+    parts = ", ".join(f"{name} {float(value) / 1e9:.1f}" for name, value in split._asdict().items())
+    print(f"BitOPs {float(split.total) / 1e9:.1f} G ({parts})")
+    print(f"not counted: {count_macs(network, height, width).not_counted}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""From the options of a command to the list of cells to measure."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.measure import MODES
+from analysis.networks import Source, canonical, find, has_weights
+from analysis.records import Cell
+from cadyq.checkpoints.io import ZOO
+from cadyq.errors import UserError
+from cadyq.factory import parse_scheme
+from cadyq.models.network import BACKBONES, SCHEMES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRESETS = Path(__file__).parent / "presets.toml"
+ALL_OF_THE_ZOO = "zoo"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures, names checked and in the order of the tables."""
+
+    backbones: tuple[str, ...]
+    schemes: tuple[str, ...]
+    datasets: tuple[str, ...]
+    scale: int
+    modes: tuple[str, ...]
+
+    def sources(self) -> list[Source]:
+        """Every (backbone, scheme) of the plan. Interpolation has nothing to quantize and runs unquantized only."""
+        return [
+            find(backbone, scheme, self.scale)
+            for backbone in self.backbones
+            for scheme in self.schemes
+            if has_weights(backbone) or not _quantizes(scheme)
+        ]
+
+    def cells(self, source: Source, dataset: str) -> list[Cell]:
+        return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
+
+
+def _quantizes(scheme: str) -> bool:
+    name, options, _ = parse_scheme(scheme)
+    return SCHEMES.get(name)(**options).weight_quantizer() is not None
+
+
+def presets() -> dict[str, dict[str, list[str]]]:
+    return tomllib.loads(PRESETS.read_text())
+
+
+def _zoo() -> tuple[list[str], list[str]]:
+    """Backbones and schemes of the zoo, in the manifest's order."""
+    networks = json.loads((ZOO / "manifest.json").read_text())["networks"]
+    return [row["backbone"] for row in networks], [row["scheme"] for row in networks]
+
+
+def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
+    """Replace "zoo" by the names of the zoo; drop repetitions."""
+    wide = [name for entry in names for name in (zoo if entry == ALL_OF_THE_ZOO else [entry])]
+    return list(dict.fromkeys(wide))
+
+
+def make_plan(
+    preset: str,
+    scale: int,
+    backbones: Sequence[str] | None = None,
+    schemes: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    modes: Sequence[str] | None = None,
+) -> Plan:
+    """The plan of a preset with the options that were given in place of its own.
+
+    Raises:
+        UserError: unknown backbone, scheme or mode, with the nearest known name; scale out of range.
+    """
+    chosen = presets()[preset]
+    zoo_backbones, zoo_schemes = _zoo()
+    names = _expand(backbones or chosen["backbones"], zoo_backbones)
+    for name in names:
+        BACKBONES.get(name)
+    specs = [canonical(spec) for spec in _expand(schemes or chosen["schemes"], zoo_schemes)]
+    for mode in modes or ():
+        if mode not in MODES:
+            raise UserError(f"--modes {mode!r} is unknown: choose of {', '.join(MODES)}")
+    if scale not in (2, 3, 4):
+        raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
+    sets = tuple(dict.fromkeys(datasets or chosen["datasets"]))
+    wrong = next((name for name in sets if not re.fullmatch(r"[\w.-]+", name)), None)
+    if wrong is not None:
+        raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
+    return Plan(tuple(names), tuple(dict.fromkeys(specs)), sets, scale, tuple(modes or MODES))

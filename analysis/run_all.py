@@ -1,0 +1,260 @@
+"""`python -m analysis.run_all`: measure schemes on backbones over photographs, then write tables, plots and report."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from analysis import make_report, records
+from analysis.exhibits import write_exhibit
+from analysis.measure import MEASUREMENT_VERSION, MODES, measure_image, run_tiles, whole_image
+from analysis.networks import Source, load
+from analysis.plan import Plan, make_plan, presets
+from analysis.tables import REFERENCE, summary, to_text
+from cadyq.data import datasets
+from cadyq.data.datasets import Dataset
+from cadyq.errors import UserError
+
+EXHIBITS = 2  # images of a dataset that are shown with a map of their bits
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network on one dataset, with the cells that still have to be measured and the key of its inputs."""
+
+    source: Source
+    dataset: Dataset
+    cells: tuple[records.Cell, ...]
+    inputs_hash: str
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis.run_all", description=__doc__)
+    parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
+    parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
+    parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
+    parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
+    parser.add_argument("--datasets", nargs="+")
+    parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
+    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    return parser
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises UserError where the device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(name.partition(":")[0], False):
+        raise UserError(f"--device {name} is not available: use one of {', '.join(k for k, v in there.items() if v)}")
+    return torch.device(name)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError before any work where `folder` cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def find_jobs(
+    plan: Plan, out: Path, data_root: Path | None, named: bool
+) -> tuple[list[Job], list[dict[str, Any]]]:
+    """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
+
+    `named` says that the user asked for these datasets by name, so that each has to be there.
+    """
+    jobs: list[Job] = []
+    statuses: list[dict[str, Any]] = []
+    sources = plan.sources()
+    weights = {source: source.sha256() for source in sources if not source.reason}
+    loaded, missing = load_datasets(plan, data_root, named)
+    for name in plan.datasets:
+        images = [pair.sha256 for pair in loaded[name]] if name in loaded else []
+        for source in sources:
+            cells = plan.cells(source, name)
+            reason = source.reason or missing.get(name, "")
+            if reason:
+                statuses += [asdict(cell) | {"status": "skipped", "reason": reason} for cell in cells]
+                continue
+            key = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
+            todo = tuple(cell for cell in cells if records.read_inputs_hash(out, cell) != key)
+            for cell in cells:
+                statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
+            if todo:
+                jobs.append(Job(source, loaded[name], todo, key))
+    return jobs, statuses
+
+
+def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """The datasets of the plan that are there, and for those that are not the reason.
+
+    Raises:
+        UserError: none of them is there, or one is not that was asked for by name.
+    """
+    loaded, missing = {}, {}
+    for name in plan.datasets:
+        try:
+            loaded[name] = datasets.load(name, plan.scale, data_root)
+        except UserError as error:
+            if named or len(plan.datasets) == len(missing) + 1:
+                raise
+            missing[name] = str(error)
+    return loaded, missing
+
+
+class Progress:
+    """A live bar with the time left; plain lines where the output is not a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, time.monotonic()
+        self.bar = tqdm(total=total, unit="image", disable=None)
+
+    def image(self) -> None:
+        self.done += 1
+        self.bar.update()
+
+    def job(self, job: Job) -> None:
+        if not self.bar.disable:
+            return
+        elapsed = time.monotonic() - self.started
+        left = elapsed / max(self.done, 1) * (self.total - self.done)
+        name = f"{job.source.backbone} {job.source.scheme} on {job.dataset.name}"
+        print(f"measured {name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
+
+
+def measure(jobs: Sequence[Job], out: Path, device: torch.device) -> None:
+    """Measure the cells of all jobs; each is stored when it is finished."""
+    progress = Progress(sum(len(job.dataset) for job in jobs))
+    for job in jobs:
+        network = load(job.source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        identity = {
+            "backbone": job.source.backbone,
+            "scheme": job.source.scheme,
+            "scale": job.source.scale,
+            "dataset": job.dataset.name,
+            "weights_sha256": job.source.sha256(),
+        }
+        rows: dict[str, list[dict[str, Any]]] = {cell.mode: [] for cell in job.cells}
+        for pair in job.dataset:
+            for mode, row in measure_image(network, pair, list(rows), identity, device).items():
+                rows[mode].append(row)
+            progress.image()
+        for cell in job.cells:
+            records.write_cell(out, cell, rows[cell.mode], job.inputs_hash)
+        progress.job(job)
+    progress.bar.close()
+
+
+def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) -> None:
+    """Write exhibits of the networks whose FAB differs between the images just measured."""
+    df = records.load(out)
+    for job in jobs:
+        same = (df["backbone"] == job.source.backbone) & (df["scheme"] == job.source.scheme)
+        if df.loc[same & (df["dataset"] == job.dataset.name), "fab"].nunique() < 2:
+            continue
+        references = [s for s in plan.sources() if s.backbone == job.source.backbone and s.scheme == REFERENCE]
+        if not references:
+            continue
+        network, reference = load(job.source).to(device), load(references[0]).to(device)
+        for index in range(min(EXHIBITS, len(job.dataset))):
+            pair = job.dataset[index]
+            whole = whole_image(*pair.lr.shape[-2:])
+            sr, sr_reference = (run_tiles(net, pair.lr, whole, device).sr for net in (network, reference))
+            write_exhibit(out / "exhibits", network, sr_reference, sr, pair, job.source.scheme, device)
+
+
+def manifest(
+    plan: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
+) -> dict[str, Any]:
+    """What is needed to repeat the run. Paths stay relative to the working folder or are left out."""
+    names = ("torch", "numpy", "pandas", "scikit-image", "fvcore", "pyarrow")
+    shown = [Path(word).name if Path(word).is_absolute() else word for word in argv]
+    return {
+        "command": " ".join(["python -m analysis.run_all", *shown]),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads, {device.type}",
+        "measurement_version": MEASUREMENT_VERSION,
+        "plan": asdict(plan),
+        "python": platform.python_version(),
+        "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
+        "versions": {name: version(name) for name in names},
+        "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
+        "cells": statuses + earlier_cells(out, statuses),
+    }
+
+
+def earlier_cells(out: Path, statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measured cells of earlier commands on the same folder, which stay in its tables."""
+    now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
+    return [
+        cell | {"status": "cached"}
+        for cell in records.read_manifest(out).get("cells", [])
+        if cell["status"] != "skipped" and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+    ]
+
+
+def git_commit() -> str:
+    """The commit of the checkout this file lies in, or "not a git checkout"."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "not a git checkout"
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
+    """Measure what is missing, write everything that is shown; return the report's path."""
+    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes)
+    device = pick_device(args.device)
+    out = args.out or Path("results") / args.preset
+    check_writable(out)
+    jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
+    if all(cell["status"] == "skipped" for cell in statuses):
+        raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+    records.write_manifest(out, manifest(plan, statuses, out, device, argv))
+    measure(jobs, out, device)
+    show_bits(jobs, plan, out, device)
+    report = make_report.build(out)[-1]
+    print(to_text(summary(records.load(out)), records.read_manifest(out)))
+    measured = sum(cell["status"] == "measured" for cell in statuses)
+    print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        run(build_parser().parse_args(words), words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Trained weights that ship with the package. `manifest.json` says where each file comes from."""

@@ -1,0 +1,102 @@
+"""Put trained networks and calibration statistics into the zoo: `python -m cadyq.zoo.ship run RUN_DIR ...`,
+`python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from cadyq.checkpoints.io import ZOO, load_model, save_model, sha256_of, zoo_name
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+from cadyq.train import CALIBRATION_SIDE, HELD_OUT, calibration_patches
+from cadyq.training.calibration import observe, save_statistics
+from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+
+MANIFEST = ZOO / "manifest.json"
+
+
+def read_manifest() -> dict[str, Any]:
+    """The zoo's manifest: "networks", a list of rows in the order of tables, and "calibration"."""
+    if not MANIFEST.exists():
+        return {"networks": [], "calibration": []}
+    return dict(json.loads(MANIFEST.read_text()))
+
+
+def _put(section: str, row: dict[str, Any]) -> None:
+    """Replace the row of that file, or add it at the end."""
+    manifest = read_manifest()
+    rows = manifest[section]
+    place = next((i for i, old in enumerate(rows) if old["file"] == row["file"]), len(rows))
+    rows[place : place + 1] = [row]
+    MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
+    """Store `network` packed and add its row; `facts` says how it was trained and from what."""
+    path = ZOO / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
+    save_model(network, path, packed=True)
+    identity = {"file": path.name, "backbone": network.name, "scheme": scheme, "scale": network.scale}
+    _put("networks", identity | {"sha256": sha256_of(path), "bytes": path.stat().st_size} | facts)
+    return path
+
+
+def ship_run(run_dir: Path, tag: str) -> Path:
+    """Ship what `cadyq.train` left in `run_dir`.
+
+    Raises:
+        UserError: the run is not finished.
+    """
+    facts_file = run_dir / "training.json"
+    if not facts_file.exists():
+        raise UserError(f"{run_dir}: no training.json, so the run is not finished; run the same command again")
+    facts = json.loads(facts_file.read_text())
+    scheme = facts.pop("scheme") + (f":{tag}" if tag else "")
+    facts["held_out_last"] = facts.pop("history")[-1]
+    for name in ("backbone", "scale"):
+        facts.pop(name)
+    return ship(load_model(run_dir / "model.safetensors"), scheme, facts)
+
+
+def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) -> Path:
+    """Measure and ship what the points of the FP32 network see on training photographs."""
+    network = load_model(f"zoo:{zoo_name(backbone, scale, 'fp32')}")
+    bank = load_bank(find_photographs(data_root), network, CALIBRATION_SIDE, cache)
+    patches = calibration_patches(PatchBank(bank.images[:-HELD_OUT], scale))
+    note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"
+    path = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
+    save_statistics(observe(network, patches), path, note)
+    _put("calibration", {"file": path.name, "backbone": backbone, "scale": scale, "sha256": sha256_of(path), "data": note})
+    return path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cadyq.zoo.ship", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("run_dirs", type=Path, nargs="+")
+    run.add_argument("--tag", default="", help="another variant of a scheme: cadyq:TAG")
+    calibration = commands.add_parser("calibration")
+    calibration.add_argument("backbone")
+    calibration.add_argument("--scale", type=int, default=4)
+    calibration.add_argument("--data-root", type=Path, required=True)
+    calibration.add_argument("--cache", type=Path, default=Path(".cache"))
+    args = parser.parse_args()
+    try:
+        if args.command == "run":
+            for run_dir in args.run_dirs:
+                print(ship_run(run_dir, args.tag))
+        else:
+            print(ship_calibration(args.backbone, args.scale, args.data_root, args.cache))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

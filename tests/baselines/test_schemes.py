@@ -1,0 +1,437 @@
+"""What every registered scheme owes the others: the same properties, whatever it does inside."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cadyq
+from baselines.dorefa import DoReFaActivation, DoReFaWeight
+from baselines.minmax import MinMaxActivation
+from cadyq.errors import UserError
+from cadyq.models.network import SCHEMES, SRNetwork
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PackedWeight, PointStatistics
+from cadyq.training.calibration import initialize, observe
+
+SIZES: dict[str, dict[str, Any]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 16}}
+BACKBONES = sorted(SIZES)
+
+
+def _takes_bits(scheme: str) -> bool:
+    return bool({"act_bits", "weight_bits"} & set(SCHEMES.get(scheme).option_names()))
+
+
+CASES = [(scheme, bits) for scheme in cadyq.list_schemes() for bits in (range(2, 9) if _takes_bits(scheme) else [32])]
+LOW_AND_HIGH = [(scheme, bits) for scheme, bits in CASES if bits in (2, 4, 8, 32)]
+
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
+every_case = pytest.mark.parametrize(("scheme", "bits"), CASES)
+some_cases = pytest.mark.parametrize(("scheme", "bits"), LOW_AND_HIGH)
+
+
+def _options(scheme: str, bits: int) -> dict[str, int]:
+    return {name: bits for name in ("weight_bits", "act_bits") if name in SCHEMES.get(scheme).option_names()}
+
+
+@lru_cache(maxsize=4)
+def _plain(backbone: str) -> SRNetwork:
+    torch.manual_seed(3)
+    return cadyq.create_model(backbone, **SIZES[backbone]).eval()
+
+
+@lru_cache(maxsize=4)
+def _statistics(backbone: str) -> dict[str, PointStatistics]:
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.rand(16, 3, 1, 1, generator=generator) * 255
+    detail = torch.randn(16, 3, 12, 12, generator=generator) * torch.linspace(1, 60, 16).view(-1, 1, 1, 1)
+    return observe(_plain(backbone), (flat + detail).clamp(0, 255))
+
+
+def _prepared(backbone: str, scheme: str, bits: int) -> SRNetwork:
+    """Calibrated, with selectors that are no longer at their start, so that samples may differ in bits."""
+    network = cadyq.create_model(backbone, scheme, **SIZES[backbone], **_options(scheme, bits))
+    network.load_state_dict(_plain(backbone).state_dict(), strict=False)
+    initialize(network, _statistics(backbone))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for point in network.points.values():
+            for name, value in point.quantizer.named_parameters() if point.quantizer else ():
+                if point.quantizer is not None and point.quantizer.learning_role(name) == "selector":
+                    value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
+    return network.eval()
+
+
+def _feature_maps(channels: int, scale: float) -> Tensor:
+    """Four samples, signed and not, flat and varied."""
+    x = torch.randn(4, channels, 9, 7, generator=torch.Generator().manual_seed(channels))
+    x = x * torch.tensor([0.1, 0.5, 1.0, 3.0]).view(-1, 1, 1, 1) * scale
+    return torch.cat([x[:2], x[2:].relu()])
+
+
+def test_the_projects_schemes_are_registered() -> None:
+    assert {"cadyq", "dorefa", "fp32", "minmax", "pams"} <= set(cadyq.list_schemes())
+    assert all(SCHEMES.get(name).name == name for name in cadyq.list_schemes())
+
+
+@every_backbone
+@every_case
+@torch.no_grad()
+def test_activation_grid(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
+    content = Content(patches[:4])
+    for name, point in network.points.items():
+        if point.quantizer is None:
+            assert bits == 32, name
+            continue
+        x = _feature_maps(point.channels, float(_statistics(backbone)[name].max_abs) / 2)
+        before = x.clone()
+        value, used, _ = point.quantizer(x, content)
+        assert torch.equal(x, before), f"{name}: its input was changed"
+        assert value.shape == x.shape and value.dtype == x.dtype
+        assert used.shape == (4,) and used.dtype == torch.int64
+        if "act_bits" in _options(scheme, bits):
+            assert used.tolist() == [bits] * 4
+        for sample, width in zip(value, used, strict=True):
+            assert len(sample.unique()) <= 2 ** int(width), name
+        again = point.quantizer(value, content)
+        same = again.bits == used
+        assert bool(same.any())
+        assert torch.equal(again.value[same], value[same]), f"{name}: not idempotent"
+        for k in range(4):
+            alone = point.quantizer(x[k : k + 1], Content(patches[k : k + 1]))
+            assert int(alone.bits) == int(used[k])
+            assert torch.equal(alone.value[0], value[k]), f"{name}: sample {k} depends on its batch"
+
+
+@every_backbone
+@every_case
+@torch.no_grad()
+def test_weight_grid(backbone: str, scheme: str, bits: int) -> None:
+    network = _prepared(backbone, scheme, bits)
+    for conv, name in network.conv_names.items():
+        if bits == 32:
+            assert conv.quantized_weight() is conv.weight
+            continue
+        assert conv.weight_bits == bits
+        weight = conv.quantized_weight()
+        assert 2 <= len(weight.unique()) <= 2**bits, name
+        # the grid must be made for this weight: a step is at most the range over the levels
+        step = 2 * float(conv.weight.abs().max()) / (2**bits - 2)
+        assert float((weight - conv.weight).abs().max()) <= 0.75 * step, name
+
+
+@every_backbone
+@some_cases
+@torch.no_grad()
+def test_a_batch_equals_its_samples(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
+    whole, trace = cadyq.trace(network, patches)
+    for k in range(len(patches)):
+        alone, single = cadyq.trace(network, patches[k : k + 1])
+        assert {name: int(b) for name, b in single.bits.items()} == {n: int(b[k]) for n, b in trace.bits.items()}
+        torch.testing.assert_close(single.fab()[0], trace.fab()[k])
+        torch.testing.assert_close(single.bitops()[0], trace.bitops()[k])
+        # convolutions may sum in another order for another batch: a value on a tie may then take the next level
+        assert float((alone[0] - whole[k]).abs().mean()) < 1e-2
+
+
+@every_backbone
+@some_cases
+@torch.no_grad()
+def test_saved_networks_come_back_bit_for_bit(
+    backbone: str, scheme: str, bits: int, patches: Tensor, tmp_path: Path
+) -> None:
+    network = _prepared(backbone, scheme, bits)
+    expected = network(patches)
+    cadyq.save_model(network, tmp_path / "full.safetensors")
+    cadyq.save_model(network, tmp_path / "packed.safetensors", packed=True)
+    full = cadyq.load_model(tmp_path / "full.safetensors")
+    assert full.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in full.state_dict().items())
+    packed = cadyq.load_model(tmp_path / "packed.safetensors")
+    for loaded in (full, packed):
+        assert (loaded.scheme, loaded.options, loaded.scale) == (network.scheme, network.options, network.scale)
+        sr, trace = cadyq.trace(loaded, patches)
+        assert torch.equal(sr, expected)
+        assert torch.equal(trace.bitops(), cadyq.trace(network, patches)[1].bitops())
+    saved = (tmp_path / "full.safetensors").stat().st_size - (tmp_path / "packed.safetensors").stat().st_size
+    if bits == 32:
+        assert saved == 0
+    elif bits <= 4:
+        # at 8 bits the codebooks of these tiny networks weigh as much as their weights
+        assert saved > 0.5 * 4 * sum(conv.weight.numel() for conv in network.conv_names)
+
+
+@torch.no_grad()
+def test_packing_pays_at_the_paper_sizes(tmp_path: Path) -> None:
+    network = cadyq.create_model("edsr", "pams:w8a8", n_resblocks=1)
+    for name, packed in (("full", False), ("packed", True)):
+        cadyq.save_model(network, tmp_path / f"{name}.safetensors", packed)
+    saved = (tmp_path / "full.safetensors").stat().st_size - (tmp_path / "packed.safetensors").stat().st_size
+    assert saved == pytest.approx(3 * 2 * 64 * 64 * 9, rel=0.02)
+
+
+@every_backbone
+@some_cases
+@torch.no_grad()
+def test_packed_networks_saved_again(backbone: str, scheme: str, bits: int, patches: Tensor, tmp_path: Path) -> None:
+    """What was packed stays what it is, or is refused: never another network without a word."""
+    network = _prepared(backbone, scheme, bits)
+    expected = network(patches)
+    cadyq.save_model(network, tmp_path / "first.safetensors", packed=True)
+    loaded = cadyq.load_model(tmp_path / "first.safetensors")
+    cadyq.save_model(loaded, tmp_path / "second.safetensors", packed=True)
+    assert torch.equal(cadyq.load_model(tmp_path / "second.safetensors")(patches), expected)
+    try:
+        cadyq.save_model(loaded, tmp_path / "third.safetensors", packed=False)
+    except UserError:
+        return
+    assert torch.equal(cadyq.load_model(tmp_path / "third.safetensors")(patches), expected)
+
+
+@every_backbone
+@some_cases
+def test_packed_networks_refuse_training(
+    backbone: str, scheme: str, bits: int, patches: Tensor, tmp_path: Path
+) -> None:
+    cadyq.save_model(_prepared(backbone, scheme, bits), tmp_path / "packed.safetensors", packed=True)
+    loaded = cadyq.load_model(tmp_path / "packed.safetensors")
+    if bits == 32:
+        loaded.train()(patches)
+        return
+    assert all(isinstance(conv.weight_quantizer, PackedWeight) for conv in loaded.conv_names)
+    with pytest.raises(UserError, match=f"packed {bits}-bit weights cannot be trained"):
+        loaded.train()(patches)
+    loaded.eval()(patches)
+
+
+@every_backbone
+@some_cases
+def test_every_parameter_learns(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits).train()
+    sr, trace = cadyq.trace(network, patches)
+    target = torch.linspace(0, 255, sr.numel()).view_as(sr)
+    ((sr - target).abs().mean() + 1e-2 * trace.bit_penalty().mean()).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+        assert bool(parameter.grad.any()), f"{name}: its gradient is zero"
+
+
+@every_backbone
+@some_cases
+def test_eval_equals_the_plain_path(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
+    with torch.no_grad():
+        first, second = network(patches), network(patches)
+    assert torch.equal(first, second)
+    assert torch.equal(network(patches).detach(), first)
+    assert torch.equal(network.train()(patches).detach(), first)
+
+
+def _scaled_in_place(network: SRNetwork) -> None:
+    for conv in network.conv_names:
+        conv.weight.mul_(1.5)
+
+
+def _scaled_data(network: SRNetwork) -> None:
+    for conv in network.conv_names:
+        conv.weight.data = conv.weight.data * 1.5
+
+
+def _loaded(network: SRNetwork) -> None:
+    network.load_state_dict({k: v * 1.5 if v.is_floating_point() else v for k, v in network.state_dict().items()})
+
+
+def _stepped(network: SRNetwork) -> None:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.5)
+    for parameter in network.parameters():
+        parameter.grad = parameter.detach().clone()
+    optimizer.step()
+
+
+CHANGES = [_scaled_in_place, _scaled_data, _loaded, _stepped]
+
+
+@every_backbone
+@some_cases
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@torch.no_grad()
+def test_changed_weights_are_quantized_again(
+    backbone: str, scheme: str, bits: int, change: Callable[[SRNetwork], None], patches: Tensor
+) -> None:
+    network = _prepared(backbone, scheme, bits)
+    before = network(patches)
+    change(network)
+    fresh = _prepared(backbone, scheme, bits)
+    fresh.load_state_dict(network.state_dict())
+    after = network(patches)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, fresh(patches))
+
+
+@pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if issubclass(SCHEMES.get(s), FixedBitScheme)])
+@torch.no_grad()
+def test_another_scheme_is_seen_too(scheme: str, patches: Tensor) -> None:
+    """Also when the new weight quantizer happens to lie where the first one lay in memory."""
+    network = _prepared("edsr", scheme, 8)
+    for _ in range(20):
+        network.apply_scheme(SCHEMES.get(scheme)(weight_bits=8, act_bits=8))
+        network(patches)
+        network.apply_scheme(SCHEMES.get(scheme)(weight_bits=5, act_bits=8))
+        network.apply_scheme(SCHEMES.get(scheme)(weight_bits=2, act_bits=8))
+        for conv, name in network.conv_names.items():
+            assert len(conv.quantized_weight().unique()) <= 4, name
+
+
+@every_backbone
+@some_cases
+def test_the_weight_is_quantized_once_in_eval(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
+    with torch.no_grad():
+        network(patches)
+        kept = {conv: conv.quantized_weight() for conv in network.conv_names}
+        network(patches)
+        assert all(conv.quantized_weight() is weight for conv, weight in kept.items())
+    if bits != 32:
+        assert all(conv.quantized_weight() is not weight for conv, weight in kept.items())
+
+
+@every_backbone
+@some_cases
+@torch.no_grad()
+def test_a_copy_is_independent(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
+    expected = network(patches)
+    other = copy.deepcopy(network)
+    assert torch.equal(other(patches), expected)
+    _scaled_in_place(other)
+    assert not torch.equal(other(patches), expected)
+    assert torch.equal(network(patches), expected)
+
+
+@every_backbone
+@some_cases
+@pytest.mark.parametrize("size", [(7, 3), (2, 5), (33, 1)])
+@torch.no_grad()
+def test_odd_image_sizes(backbone: str, scheme: str, bits: int, size: tuple[int, int]) -> None:
+    lr = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)) * 255
+    sr, trace = cadyq.trace(_prepared(backbone, scheme, bits), lr)
+    assert sr.shape == (2, 3, 4 * size[0], 4 * size[1])
+    assert bool(sr.isfinite().all())
+    assert bool(trace.bitops().isfinite().all())
+
+
+@every_backbone
+@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+@torch.no_grad()
+def test_more_bits_come_closer_to_full_precision(backbone: str, scheme: str, patches: Tensor) -> None:
+    expected = _plain(backbone)(patches)
+    widths = [bits for name, bits in CASES if name == scheme and bits in (2, 4, 8, 32)]
+    errors = [float((_prepared(backbone, scheme, bits)(patches) - expected).abs().mean()) for bits in widths]
+    assert errors == sorted(errors, reverse=True)
+    if widths == [32]:
+        assert errors == [0]
+
+
+@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+def test_labels_read_back(scheme: str) -> None:
+    network = cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1)
+    assert network.scheme is not None
+    again = cadyq.create_model("edsr", network.scheme.label(), n_feats=8, n_resblocks=1)
+    assert again.scheme == network.scheme
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [c for c in CASES if "act_bits" in _options(*c)])
+def test_bits_in_the_name(scheme: str, bits: int) -> None:
+    network = cadyq.create_model("edsr", f"{scheme}:w{bits}a8", n_feats=8, n_resblocks=1)
+    assert network.scheme is not None
+    assert network.scheme.label() == f"{scheme}:w{bits}a8"
+    assert network.scheme.options()["weight_bits"] == bits
+    assert network.scheme.options()["act_bits"] == 8
+
+
+def _seen(minimum: float, maximum: float, channels: int = 1) -> PointStatistics:
+    statistics = next(iter(_statistics("edsr").values()))
+    return replace(statistics, minimum=torch.tensor(minimum), maximum=torch.tensor(maximum))
+
+
+def _values(quantizer: Any, values: list[float]) -> list[float]:
+    x = torch.tensor(values).view(1, 1, 1, -1)
+    result: list[float] = quantizer(x, Content(torch.zeros(1, 3, 4, 4))).value.flatten().tolist()
+    return result
+
+
+def test_dorefa_activation_by_hand() -> None:
+    # 2 bits take 0.3 of the calibrated maximum: [0, 3] in steps of 1
+    quantizer = DoReFaActivation(2)
+    quantizer.initialize(_seen(0.0, 10.0))
+    assert _values(quantizer, [-1, 0.4, 0.6, 1.4, 2.6, 9]) == pytest.approx([0, 0, 1, 1, 3, 3], abs=1e-6)
+    # signed: [-3, 3] in steps of 2, no zero
+    quantizer.initialize(_seen(-10.0, 4.0))
+    found = _values(quantizer, [-5, -2.1, -1.9, -0.1, 0.1, 1.9, 2.1, 7])
+    assert found == pytest.approx([-3, -3, -1, -1, 1, 1, 3, 3], abs=1e-6)
+
+
+def test_dorefa_weight_by_hand() -> None:
+    weight = torch.tensor([-0.8, -0.2, 0.4, 0.8]).atanh()
+    # tanh / 1.6 + 1/2 is 0, 0.375, 0.75, 1; at 2 bits 0, 1/3, 2/3, 1; back: -0.8 + 1.6 times that
+    expected = [-0.8, -0.8 / 3, 0.8 / 3, 0.8]
+    assert DoReFaWeight(2)(weight).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_dorefa_weight_gradient_by_hand() -> None:
+    weight = torch.tensor([-0.8, -0.2, 0.4, 0.8]).atanh().requires_grad_()
+    DoReFaWeight(2)(weight)[1].backward()
+    # straight through the rounding, d tanh = 1 - tanh^2; the largest weight also moves the scale
+    assert float(weight.grad[1]) == pytest.approx(1 - 0.2**2, abs=1e-5)
+    assert float(weight.grad[2]) == 0
+
+
+def test_minmax_by_hand() -> None:
+    quantizer = MinMaxActivation(2)
+    quantizer.initialize(_seen(-1.0, 2.0))
+    assert _values(quantizer, [-5, -0.6, -0.4, 0, 0.7, 1.4, 1.6, 9]) == [-1, -1, 0, 0, 1, 1, 2, 2]
+    # a range on one side of zero is stretched to hold it
+    quantizer.initialize(_seen(1.0, 3.0))
+    assert _values(quantizer, [-1, 0.4, 0.6, 2.6, 9]) == pytest.approx([0, 0, 1, 3, 3], abs=1e-6)
+    quantizer.initialize(_seen(-3.0, -1.0))
+    assert _values(quantizer, [-9, -2.6, -0.6, -0.4, 5]) == pytest.approx([-3, -3, -1, 0, 0], abs=1e-6)
+
+
+def test_pams_starts_at_its_share_of_the_range() -> None:
+    for bits, share in RANGE_SHARE.items():
+        network = cadyq.create_model("edsr", f"pams:w8a{bits}", n_feats=8, n_resblocks=2)
+        initialize(network, _statistics("edsr"))
+        for name, point in network.points.items():
+            found = float(point.quantizer.bound)  # type: ignore[union-attr, arg-type]
+            assert found == pytest.approx(share * float(_statistics("edsr")[name].max_abs), rel=1e-6)
+
+
+@given(bits=st.integers(2, 8), low=st.floats(-50, 0), high=st.floats(0.01, 50), seed=st.integers(0, 1000))
+def test_minmax_keeps_zero(bits: int, low: float, high: float, seed: int) -> None:
+    quantizer = MinMaxActivation(bits)
+    quantizer.initialize(_seen(low, high))
+    x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(seed)) * 20
+    x[0, 0, 0, 0] = 0
+    value = quantizer(x, Content(torch.zeros(1, 3, 6, 6))).value
+    assert float(value[0, 0, 0, 0]) == 0
+    step = (high - low) / (2**bits - 1)
+    assert float((value - x.clamp(low, high)).abs().max()) <= step * 1.001 + 1e-6
+
+
+@given(bits=st.integers(2, 8), seed=st.integers(0, 1000), spread=st.floats(1e-3, 3))
+def test_dorefa_weight_keeps_its_largest_and_its_sign_symmetry(bits: int, seed: int, spread: float) -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * spread
+    value = DoReFaWeight(bits)(weight)
+    assert float(value.abs().max()) == pytest.approx(float(weight.tanh().abs().max()), rel=1e-5)
+    torch.testing.assert_close(DoReFaWeight(bits)(-weight), -value, rtol=1e-4, atol=2 * spread / 2**bits)

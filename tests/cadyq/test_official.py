@@ -1,0 +1,301 @@
+"""Importing published checkpoints, against what the published implementation computed."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import cadyq
+from cadyq.checkpoints.official import _translate_quantizers
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+
+FOLDER = Path(__file__).parents[1] / "fixtures" / "official"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
+
+
+class Official(NamedTuple):
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {k: v for k, v in self.config.items() if v is not None}
+
+
+def _open(name: str) -> Official:
+    with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return Official(json.loads(file.metadata()["config"]), tensors)
+
+
+@pytest.fixture(params=NAMES)
+def official(request: pytest.FixtureRequest) -> Official:
+    return _open(request.param)
+
+
+@pytest.fixture
+def network(official: Official) -> SRNetwork:
+    return cadyq.load_official(official.part("state_dict/"), **official.options)
+
+
+def _training_pass(network: SRNetwork, official: Official) -> tuple[float, dict[str, Tensor]]:
+    sr, trace = cadyq.trace(network.train(), official.tensors["lr"].float())
+    loss = (sr - official.tensors["hr"].float()).abs().mean() + 1e-2 * trace.bit_penalty().sum()
+    loss.backward()
+    return float(loss.detach()), {k: v.grad for k, v in network.named_parameters() if v.grad is not None}
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def _ours(network: SRNetwork, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The fixture's gradients under our names.
+
+    Gradients are stored under a module's first name, quant_act2, its state under the second, body.2.
+    """
+    named = {key.replace(".quant_act2.", ".body.2."): value for key, value in grads.items()}
+    return _translate_quantizers(network.translate(named))
+
+
+def test_all_three_edsr_fixtures_are_here() -> None:
+    assert NAMES == ["edsr_cadyq_w8_s4-6-8", "edsr_pams_w4", "edsr_pams_w8"]
+
+
+@torch.no_grad()
+def test_output_is_the_published_one(official: Official, network: SRNetwork) -> None:
+    for lr, expected in zip(official.tensors["lr"].float(), official.tensors["sr"], strict=True):
+        assert float((network(lr[None])[0] - expected).abs().max()) < 2e-3
+    assert float((network(official.tensors["lr"].float()) - official.tensors["sr"]).abs().max()) < 2e-3
+
+
+def test_bits_are_the_published_ones(official: Official, network: SRNetwork) -> None:
+    _, trace = cadyq.trace(network, official.tensors["lr"].float())
+    counted = [record for record in trace.records.values() if record.point.dynamic]
+    assert len(counted) == 2 * official.config["n_resblocks"]
+    if official.config["scheme"] == "pams":
+        assert trace.fab().tolist() == [official.config["weight_bits"]] * 4
+        assert not trace.bit_penalty().any()
+        return
+    assert len(set(official.tensors["bits_sum"].tolist())) > 1
+    assert torch.stack([record.bits for record in counted]).sum(0).tolist() == official.tensors["bits_sum"].tolist()
+    torch.testing.assert_close(trace.fab(), official.tensors["bits_sum"] / len(counted))
+    torch.testing.assert_close(
+        trace.bit_penalty().detach(), official.tensors["weighted_bits_sum"], atol=1e-4, rtol=0.0
+    )
+
+
+def test_loss_and_gradients_are_the_published_ones(official: Official, network: SRNetwork) -> None:
+    loss, grads = _training_pass(network, official)
+    assert loss == pytest.approx(float(official.tensors["loss"]), abs=1e-3, rel=1e-5)
+    expected = _ours(network, official.part("grads/"))
+    blocks = official.config["n_resblocks"]
+    # head; per block: three bounds, and for CADyQ weight and bias of two selectors
+    assert len(expected) == 1 + blocks * (3 if official.config["scheme"] == "pams" else 3 + 4)
+    far = {key: _relative(grads[key], value) for key, value in expected.items()}
+    assert max(far.values()) < 1e-3, far
+
+
+def test_a_file_is_the_same_as_its_state_dict(official: Official, network: SRNetwork, tmp_path: Path) -> None:
+    state, options = official.part("state_dict/"), official.options
+    wrapped = {f"module.{key}": value for key, value in state.items()}
+    sources = {"plain.pt": state, "parallel.pth": wrapped, "nested.pt": {"state_dict": state, "epoch": 3}}
+    for name, content in sources.items():
+        torch.save(content, tmp_path / name)
+        loaded = cadyq.load_official(tmp_path / name, **options).state_dict()
+        for key, value in network.state_dict().items():
+            assert torch.equal(loaded[key], value), (name, key)
+
+
+def test_imported_networks_are_saved_and_loaded(official: Official, network: SRNetwork, tmp_path: Path) -> None:
+    cadyq.save_model(network, tmp_path / "ours.safetensors")
+    lr = official.tensors["lr"].float()
+    with torch.no_grad():
+        assert torch.equal(cadyq.load_model(tmp_path / "ours.safetensors")(lr), network(lr))
+
+
+class _Payload:
+    """Creates a file when unpickled, which shows that code ran."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
+    mark, path = tmp_path / "ran", tmp_path / "weights.pt"
+    torch.save({"head.0.weight": _Payload(str(mark))}, path)
+    with pytest.raises(UserError, match=r"weights\.pt.*refused"):
+        cadyq.load_official(path, backbone="edsr")
+    assert not mark.exists()
+    torch.load(path, weights_only=False)["head.0.weight"].close()
+    assert mark.exists(), "the payload is harmless, so the test shows nothing"
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save(_open("edsr_pams_w8").part("state_dict/"), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match=r"weights\.pt") as caught:
+        cadyq.load_official(path, "edsr", "pams", n_feats=16, n_resblocks=2)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"no pickle at all", b"\x80\x02", b"\xff" * 64, b"PK\x03\x04" + bytes(60)])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.pt"):
+        cadyq.load_official(path, "edsr")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=tmp_path.name):
+        cadyq.load_official(tmp_path, "edsr")
+
+
+@pytest.mark.parametrize("form", ["dict", "weights.pt", "weights.safetensors"])
+def test_the_prefix_of_data_parallel_is_dropped(tmp_path: Path, form: str) -> None:
+    official = _open("edsr_pams_w8")
+    state = {f"module.{key}": value for key, value in official.part("state_dict/").items()}
+    if form != "dict":
+        (save_file if form.endswith("safetensors") else torch.save)(state, tmp_path / form)
+    loaded = cadyq.load_official(state if form == "dict" else tmp_path / form, **official.options)
+    assert torch.equal(loaded.state_dict()["tail.weight"], state["module.tail.1.weight"])
+
+
+@pytest.mark.parametrize("form", ["dict", "weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, form: str, value: float) -> None:
+    official = _open("edsr_pams_w8")
+    state = official.part("state_dict/")
+    state["body.1.body.0.weight"][0, 0, 0, 0] = value
+    if form != "dict":
+        (save_file if form.endswith("safetensors") else torch.save)(state, tmp_path / form)
+    with pytest.raises(UserError, match=r"body\.1\.body\.0\.weight|blocks\.1\.conv1\.weight"):
+        cadyq.load_official(state if form == "dict" else tmp_path / form, **official.options)
+
+
+@pytest.mark.parametrize("name", ["gone.pt", "gone.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: no such file"):
+        cadyq.load_official(tmp_path / name, "edsr")
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"epoch": 3}, "text"])
+def test_a_file_without_state_dict_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt"):
+        cadyq.load_official(tmp_path / "other.pt", "edsr")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"n_feats": 8, "n_resblocks": 2}, "sizes"),
+        ({"n_feats": 16, "n_resblocks": 1}, "sizes"),
+        ({"n_feats": 16, "n_resblocks": 3}, "sizes"),
+        ({"n_feats": 16, "n_resblocks": 2, "scale": 3}, "sizes"),
+        ({"n_feats": 16, "n_resblocks": 2, "search_space": (4, 8)}, r"\(3,\).*\(2,\)|\(3, 18\).*\(2, 18\)"),
+    ],
+)
+def test_wrong_sizes_say_so(sizes: dict[str, Any], named: str) -> None:
+    state = _open("edsr_cadyq_w8_s4-6-8").part("state_dict/")
+    with pytest.raises(UserError, match=named) as caught:
+        cadyq.load_official(state, "edsr", "cadyq", **sizes)
+    assert "edsr" in str(caught.value)
+
+
+def test_wrong_scheme_and_backbone_are_refused() -> None:
+    state = _open("edsr_cadyq_w8_s4-6-8").part("state_dict/")
+    for backbone, scheme in (("edsr", "pams"), ("edsr", "fp32"), ("carn_m", "cadyq")):
+        sizes = {"n_feats": 16} | ({"n_resblocks": 2} if backbone == "edsr" else {})
+        with pytest.raises(UserError, match=rf"state dict.*{backbone}"):
+            cadyq.load_official(state, backbone, scheme, **sizes)
+
+
+def _published_names(network: SRNetwork) -> dict[str, Tensor]:
+    """Our parameters of an EDSR under the names of the published CADyQ and PAMS code."""
+    blocks = network.options["n_resblocks"]
+    dynamic = network.scheme is not None and network.scheme.name == "cadyq"
+    places = {"input": "bitsel1" if dynamic else "quant_act1", "middle": "body.2", "branch": "quant_act3"}
+    state = {}
+    for key, value in network.state_dict().items():
+        part = key.split(".")
+        if key.endswith((".center", ".spread")):
+            continue
+        if part[0] == "blocks" and part[2] in places:
+            prefix = f"body.{part[1]}.{places[part[2]]}"
+            if part[-1] == "bounds":
+                state |= {f"{prefix}.quant_bit{k + 1}.alpha": bound[None] for k, bound in enumerate(value)}
+            elif part[-1] == "bound":
+                state[f"{prefix}.alpha"] = value
+            else:
+                state[f"{prefix}.net_small.0.{part[-1]}"] = value
+        elif part[0] == "blocks":
+            state[f"body.{part[1]}.body.{0 if part[2] == 'conv1' else 3}.{part[-1]}"] = value
+        else:
+            fixed = {"head": "head.0", "body_end": f"body.{blocks}", "tail": "tail.1"}
+            state[f"{fixed[part[0]]}.{part[-1]}" if part[0] in fixed else f"tail.0.{part[1]}.{part[2]}"] = value
+    return {key: value.clone() for key, value in state.items()}
+
+
+@pytest.mark.parametrize("search_space", [(4, 8), (2, 3, 5, 8)])
+@pytest.mark.parametrize(("n_feats", "n_resblocks", "scale"), [(8, 3, 2), (8, 11, 4)])
+def test_other_sizes_and_search_spaces(
+    search_space: tuple[int, ...], n_feats: int, n_resblocks: int, scale: int
+) -> None:
+    sizes: dict[str, Any] = {"n_feats": n_feats, "n_resblocks": n_resblocks, "scale": scale}
+    options: dict[str, Any] = {"search_space": search_space, "weight_bits": 6}
+    torch.manual_seed(0)
+    made = cadyq.create_model("edsr", "cadyq", selector_inputs="paper", **options, **sizes)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.rand_like(parameter) + 0.1)
+    loaded = cadyq.load_official(_published_names(made), "edsr", "cadyq", **options, **sizes)
+    assert loaded.scheme == made.scheme
+    for key, value in made.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("bits", [2, 5])
+def test_pams_bits_hold_for_weights_and_activations(bits: int) -> None:
+    sizes: dict[str, Any] = {"n_feats": 8, "n_resblocks": 2}
+    made = cadyq.create_model("edsr", f"pams:w{bits}a{bits}", **sizes)
+    loaded = cadyq.load_official(_published_names(made), "edsr", "pams", weight_bits=bits, **sizes)
+    assert loaded.scheme == made.scheme
+
+
+def test_more_than_nine_candidates_keep_their_order() -> None:
+    """quant_bit10 comes after quant_bit9, not after quant_bit1."""
+    alphas = {f"body.0.bitsel1.quantizer.quant_bit{k}.alpha": torch.tensor([float(k)]) for k in range(12, 0, -1)}
+    bounds = _translate_quantizers(alphas)["body.0.bitsel1.quantizer.bounds"]
+    assert bounds.tolist() == [float(k) for k in range(1, 13)]
+
+
+def test_foreign_weights_without_biases_get_zeros() -> None:
+    made = cadyq.create_model("edsr", "pams", n_feats=8, n_resblocks=2)
+    state = {key: value for key, value in _published_names(made).items() if not key.endswith(".bias")}
+    missing = cadyq.create_model("edsr", "pams", n_feats=8, n_resblocks=2)
+    with pytest.raises(UserError, match=r"lacks.*tail\.bias"):
+        cadyq.load_official(state, "edsr", "pams", n_feats=8, n_resblocks=2)
+    state["tail.1.bias"] = torch.ones(3)
+    loaded = cadyq.load_official(state, "edsr", "pams", n_feats=8, n_resblocks=2)
+    assert not loaded.state_dict()["blocks.1.conv2.bias"].any()
+    assert loaded.state_dict()["tail.bias"].tolist() == [1, 1, 1]
+    assert missing.state_dict()["blocks.1.conv2.bias"].any()
