@@ -49,7 +49,9 @@ def layer_table(trace: Trace) -> pd.DataFrame:
             quantized.add(name)
             bits = float(record.bits.float().mean())
             rows.append((name, record.point.name, macs.per_use[name] / 1e9, conv.weight_bits, bits))
-    rows += [(n, "", m / 1e9, FULL_PRECISION, float(FULL_PRECISION)) for n, m in macs.by_conv.items() if n not in quantized]
+    rows += [
+        (n, "", m / 1e9, FULL_PRECISION, float(FULL_PRECISION)) for n, m in macs.by_conv.items() if n not in quantized
+    ]
     table = pd.DataFrame(rows, columns=["convolution", "point", "macs_g", "weight_bits", "act_bits"])
     table["bitops_g"] = table["macs_g"] * table["weight_bits"] * table["act_bits"]
     return table

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.metrics import psnr
@@ -24,8 +26,9 @@ CONTEXT = 6  # LR pixels around a tile that the network sees as well
 
 
 @torch.no_grad()
-def bit_map(network: SRNetwork, lr: Tensor, device: torch.device) -> Tensor:
-    """Mean activation bits over the counted points of each `TILE` x `TILE` tile of `lr` (3, H, W): (rows, columns).
+def bit_map(network: SRNetwork, lr: Tensor, device: torch.device) -> tuple[Tensor, float, float]:
+    """Mean activation bits over the counted points of each `TILE` x `TILE` tile of `lr` (3, H, W), (rows, columns);
+    and the fewest and most bits that any point used.
 
     Every tile is seen with `CONTEXT` pixels around it; LR is extended by reflection at its borders.
     """
@@ -35,8 +38,13 @@ def bit_map(network: SRNetwork, lr: Tensor, device: torch.device) -> Tensor:
     padded = torch.nn.functional.pad(lr[None].float(), (CONTEXT, right, CONTEXT, bottom), mode="reflect")[0]
     side = TILE + 2 * CONTEXT
     windows = padded.unfold(1, side, TILE).unfold(2, side, TILE).permute(1, 2, 0, 3, 4).reshape(-1, 3, side, side)
-    fabs = [trace_forward(network, batch.to(device))[1].fab().cpu() for batch in windows.split(128)]
-    return torch.cat(fabs).view(rows, columns)
+    traces = [trace_forward(network, batch.to(device))[1] for batch in torch.split(windows, 128)]
+    chosen = torch.cat([torch.stack(list(trace.bits.values())).flatten() for trace in traces]).float()
+    return (
+        torch.cat([trace.fab().cpu() for trace in traces]).view(rows, columns),
+        float(chosen.min()),
+        float(chosen.max()),
+    )
 
 
 def write_exhibit(
@@ -52,19 +60,22 @@ def write_exhibit(
         scheme: as written in records.
         device: to run on.
     """
-    bits = bit_map(network, pair.lr, device)
-    chosen = [point.quantizer.candidates for point in network.points.values() if hasattr(point.quantizer, "candidates")]
-    candidates = torch.cat(chosen) if chosen else bits
-    values = {
-        **{name: _image(image) for name, image in (("lr", pair.lr), ("sr", sr), ("hr", pair.hr), ("reference", reference))},
+    bits, low, high = bit_map(network, pair.lr, device)
+    values: dict[str, Any] = {
+        "lr": _image(pair.lr),
+        "sr": _image(sr),
+        "hr": _image(pair.hr),
+        "reference": _image(reference),
         "bits": bits.numpy().astype(np.float32),
         "tile": np.int64(TILE),
-        "low": np.float64(candidates.min()),
-        "high": np.float64(candidates.max()),
+        "low": np.float64(low),
+        "high": np.float64(high),
         "psnr_db": np.float64(psnr(sr[None], pair.hr[None], network.scale)),
         "reference_psnr_db": np.float64(psnr(reference[None], pair.hr[None], network.scale)),
         "fab": np.float64(bits.mean()),
-        **{name: np.str_(text) for name, text in (("backbone", network.name), ("scheme", scheme), ("dataset", pair.dataset))},
+        "backbone": np.str_(network.name),
+        "scheme": np.str_(scheme),
+        "dataset": np.str_(pair.dataset),
         "image": np.str_(pair.name),
     }
     sink = io.BytesIO()
@@ -75,5 +86,5 @@ def write_exhibit(
     return write_atomic(folder / f"{safe}{suffix}.npz", sink.getvalue())
 
 
-def _image(image: Tensor) -> np.ndarray:
+def _image(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())

@@ -51,7 +51,7 @@ def canonical(spec: str) -> str:
 
 def has_weights(backbone: str) -> bool:
     """False for interpolation."""
-    return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))  # type: ignore[call-arg]
+    return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
 
 
 def find(backbone: str, scheme: str, scale: int) -> Source:
@@ -65,7 +65,8 @@ def find(backbone: str, scheme: str, scale: int) -> Source:
     if SCHEMES.get(name)(**options).trained:
         reason = f"no trained weights: {trained.name} is not in the zoo; train it with python -m cadyq.train"
         return Source(backbone, scheme, scale, reason=reason)
-    files = (ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors", ZOO / f"{backbone}_x{scale}_calibration.safetensors")
+    parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
+    files = (parent, ZOO / f"{backbone}_x{scale}_calibration.safetensors")
     missing = [file.name for file in files if not file.exists()]
     if missing:
         return Source(backbone, scheme, scale, reason=f"calibration needs {missing[0]}, which is not in the zoo")

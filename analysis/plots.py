@@ -61,9 +61,7 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
     return written
 
 
-def _quality_figure(
-    table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool
-) -> Figure | None:
+def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool) -> Figure | None:
     """Mean PSNR against a cost; a row of axes a dataset, a column a backbone."""
     networks = table[(table["macs_g"] > 0) & np.isfinite(table["psnr_db"])]
     lines = table[table["macs_g"] <= 0]

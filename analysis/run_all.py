@@ -77,9 +77,7 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
 
 
-def find_jobs(
-    plan: Plan, out: Path, data_root: Path | None, named: bool
-) -> tuple[list[Job], list[dict[str, Any]]]:
+def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tuple[list[Job], list[dict[str, Any]]]:
     """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
 
     `named` says that the user asked for these datasets by name, so that each has to be there.
@@ -112,7 +110,8 @@ def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict
     Raises:
         UserError: none of them is there, or one is not that was asked for by name.
     """
-    loaded, missing = {}, {}
+    loaded: dict[str, Dataset] = {}
+    missing: dict[str, str] = {}
     for name in plan.datasets:
         try:
             loaded[name] = datasets.load(name, plan.scale, data_root)

@@ -228,9 +228,7 @@ def _pad(text: str, width: int, left: bool) -> str:
     return text.ljust(width) if left else text.rjust(width)
 
 
-def _markdown(
-    shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text: str, notes: Sequence[str]
-) -> str:
+def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text: str, notes: Sequence[str]) -> str:
     cells = [
         [f"**{v}**" if b else _md(v) for v, b in zip(line, flags, strict=True)]
         for line, flags in zip(shown.to_numpy().tolist(), bold.to_numpy().tolist(), strict=True)
@@ -256,9 +254,7 @@ def _md(text: str) -> str:
     return escaped.replace("|", "\\|").replace("*", "\\*").replace("`", "\\`")
 
 
-def _latex(
-    shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text: str, notes: Sequence[str]
-) -> str:
+def _latex(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text: str, notes: Sequence[str]) -> str:
     css = bold.map(lambda best: "textbf:--rwrap;" if best else "").to_numpy()
     under = [f"Not run: {_tex(note)}." for note in notes]
     body = [r"\begin{table*}", r"\centering", rf"\caption{{{_tex(text)}}}", r"\small", _tabular(shown, css)]

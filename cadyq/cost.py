@@ -53,7 +53,7 @@ def count_macs(network: SRNetwork, height: int, width: int) -> Macs:
 
 @lru_cache(maxsize=256)
 def _count(name: str, scale: int, options: tuple[tuple[str, Any], ...]) -> Macs:
-    plain = BACKBONES.get(name)(scale=scale, **dict(options))  # type: ignore[call-arg]
+    plain = BACKBONES.get(name)(scale=scale, **dict(options))
     if not list(plain.parameters()):
         return Macs({}, {}, {})
     return count_by_fvcore(plain, COUNTED_SIDE, COUNTED_SIDE)

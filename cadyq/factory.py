@@ -78,7 +78,7 @@ def build(config: ModelConfig) -> SRNetwork:
         UserError: unknown names or options out of range.
     """
     try:
-        network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)  # type: ignore[call-arg]
+        network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)
         scheme: Scheme = SCHEMES.get(config.scheme)(**config.scheme_options)
     except TypeError as error:
         raise UserError(f"{config.backbone}/{config.scheme}: {error}; see cadyq.create_model") from error

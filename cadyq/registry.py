@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def closest(name: str, known: list[str]) -> str:
-    """" (did you mean X?)" for the nearest known name, or nothing."""
+    """ " (did you mean X?)" for the nearest known name, or nothing."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 

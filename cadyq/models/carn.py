@@ -8,7 +8,7 @@ uses, 27 in all; all count for FAB. Shortcut, 1x1 fusions, entry, upsampler and 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,11 @@ class EfficientResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, use: int, trace: Trace) -> Tensor:
-        point1, point2, point3 = self.uses[use]  # type: ignore[misc]
+        point1, point2, point3 = self.uses[use].children()
         y = self.conv1(point1(x, trace)).relu_()
         y = self.conv2(point2(y, trace)).relu_()
         y = self.conv3(point3(y, trace))
-        return (x + y).relu_()
+        return torch.relu_(x + y)
 
 
 class Fusion(nn.Sequential):
@@ -97,7 +97,7 @@ class CARNM(SRNetwork):
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of the authors' code. Of its upsampling heads (x2, x3, x4) the one of this scale is kept."""
-        rules = [
+        rules: list[tuple[str, Callable[[re.Match[str]], str]]] = [
             (r"(entry|exit)\.(weight|bias)", lambda m: f"{m[1]}.{m[2]}"),
             (
                 r"b(\d)\.b1\.body\.([024])\.(.+)",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from cadyq.models.layers import MeanShift, upsampler
@@ -35,7 +36,8 @@ class ResidualBlock(nn.Module):
         y = self.conv1(x).relu_()
         y = self.middle(y, trace)
         y = self.conv2(y) * self.res_scale
-        return x + self.branch(y, trace)
+        y = self.branch(y, trace)
+        return torch.add(x, y)
 
 
 @register_backbone("edsr")

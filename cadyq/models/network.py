@@ -61,8 +61,7 @@ class SRNetwork(nn.Module, ABC):
     def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
         """The network's figure."""
 
-    @classmethod
-    def translate(cls, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Foreign parameter names (the authors' code) to ours. The default knows none."""
         return dict(state)
 

@@ -103,7 +103,7 @@ def fake_quantize_symmetric(x: Tensor, bound: Tensor, bits: int) -> Tensor:
 
 def quantize_unit(x: Tensor, bits: int) -> Tensor:
     """DoReFa's quantize_k: x in [0, 1] to the nearest of 2^k levels, round(x (2^k - 1)) / (2^k - 1)."""
-    steps = 2**bits - 1
+    steps = float(2**bits - 1)
     return torch.round(x * steps) / steps
 
 
@@ -111,7 +111,8 @@ def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
     """Symmetric per-tensor weight quantization: s = max|w| + 1e-8, round(w q / s) s / q, straight through."""
     levels = signed_levels(bits)
     bound = weight.detach().abs().amax() + 1e-8
-    return straight_through(weight, torch.round(weight.detach() * levels / bound) * bound / levels)
+    on_grid: Tensor = torch.round(weight.detach() * levels / bound) * bound / levels
+    return straight_through(weight, on_grid)
 
 
 def fake_quantize_affine(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:

@@ -44,7 +44,7 @@ def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
     observers = {name: Observer() for name in network.points}
     for name, point in network.points.items():
         point.quantizer = observers[name]
-    for batch in patches.split(BATCH):
+    for batch in torch.split(patches, BATCH):
         network(batch)
     for name, point in network.points.items():
         point.quantizer = before[name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import asdict
@@ -174,7 +173,7 @@ class Trainer:
         }
         temporary = self.out / ".checkpoint.part"
         torch.save(state, temporary)
-        os.replace(temporary, self.out / "checkpoint.pt")
+        temporary.replace(self.out / "checkpoint.pt")
 
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"

@@ -70,7 +70,8 @@ def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) ->
     note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"
     path = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
     save_statistics(observe(network, patches), path, note)
-    _put("calibration", {"file": path.name, "backbone": backbone, "scale": scale, "sha256": sha256_of(path), "data": note})
+    identity = {"file": path.name, "backbone": backbone, "scale": scale}
+    _put("calibration", identity | {"sha256": sha256_of(path), "data": note})
     return path
 
 

@@ -68,7 +68,7 @@ def _ste_round(x: Tensor) -> Tensor:
 
 
 def _reference(x: Tensor, bounds: Tensor, mixture: Tensor, choice: Tensor, levels: Tensor) -> Tensor:
-    """All candidates evaluated, hard choice forward, mixture backward: CADyQ, Sec. 3.3, composed of autograd's parts."""
+    """CADyQ, Sec. 3.3, in parts that autograd knows: all candidates, the hard choice forward, the mixture backward."""
     candidates = torch.stack(
         [
             _ste_round(torch.minimum(torch.maximum(x, -a), a) / a * q) / q * a
@@ -120,7 +120,7 @@ def test_no_second_derivative_is_offered() -> None:
     x = torch.ones(1, 1, 1, 1, requires_grad=True)
     value = fake_quantize_symmetric(x * 1, torch.tensor([0.7], requires_grad=True), 4)
     (first,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice|does not require grad"):
+    with pytest.raises(RuntimeError, match=r"differentiate twice|does not require grad"):
         first.sum().backward()
 
 

@@ -1,0 +1,201 @@
+"""run_all end to end, on real photographs (those inside scikit-image) in the layout of the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from analysis import records
+from analysis.run_all import main
+
+from cadyq.checkpoints.io import load_model, save_model
+from cadyq.data.bicubic import downscale
+from cadyq.data.datasets import photographs
+from cadyq.data.images import write_png
+
+SIDE = 160
+OPTIONS = ["--backbones", "bicubic", "carn_m", "--schemes", "fp32", "minmax:w8a8", "cadyq", "--datasets", "Photos"]
+
+
+@pytest.fixture(scope="module")
+def photo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two crops of photographs, HR and LR, as the set "Photos"."""
+    root = tmp_path_factory.mktemp("data")
+    for pair in list(photographs(4))[:2]:
+        hr = pair.hr[:, :SIDE, 100 : 100 + SIDE]
+        write_png(root / "benchmark/Photos/HR" / f"{pair.name}.png", hr)
+        write_png(root / "benchmark/Photos/LR_bicubic/X4" / f"{pair.name}x4.png", downscale(hr, 4))
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(photo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
+    return out
+
+
+def statuses(out: Path) -> list[str]:
+    return [cell["status"] for cell in json.loads((out / "manifest.json").read_text())["cells"]]
+
+
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_writes_records_tables_plots_and_report(finished: Path) -> None:
+    df = records.load(finished)
+    assert len(df) == 2 * 2 * 4  # images, modes, (bicubic fp32) + (carn_m: fp32, minmax, cadyq)
+    assert set(statuses(finished)) == {"measured"}
+    for name in ("report.html", "tables/summary_image.md", "tables/summary_patch.tex", "tables/summary.csv"):
+        assert (finished / name).stat().st_size > 0
+    assert list((finished / "plots").glob("*.png"))
+
+
+def test_figures_are_consistent(finished: Path) -> None:
+    df = records.load(finished).query("mode == 'image'").groupby(["backbone", "scheme"])[["psnr_db", "fab", "bitops_g"]].mean()
+    fp32, dynamic = df.loc[("carn_m", "fp32")], df.loc[("carn_m", "cadyq")]
+    assert fp32["fab"] == 32
+    assert 4 <= dynamic["fab"] <= 8
+    assert dynamic["bitops_g"] < fp32["bitops_g"]
+    assert df.loc[("bicubic", "fp32"), "psnr_db"] < dynamic["psnr_db"] < fp32["psnr_db"] + 0.1
+
+
+def test_second_run_measures_nothing(finished: Path, photo_root: Path, tmp_path: Path) -> None:
+    out = copy(finished, tmp_path)
+    before = {path: path.read_bytes() for path in (out / "records").iterdir()}
+    stamps = {path: path.stat().st_mtime_ns for path in before}
+    assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
+    assert set(statuses(out)) == {"cached"}
+    assert {path: path.read_bytes() for path in (out / "records").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in before} == stamps
+
+
+def test_only_what_is_missing_or_damaged_is_measured_again(finished: Path, photo_root: Path, tmp_path: Path) -> None:
+    out = copy(finished, tmp_path)
+    files = sorted((out / "records").iterdir())
+    files[0].unlink()
+    files[-1].write_bytes(files[-1].read_bytes()[:500])
+    assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
+    assert statuses(out).count("measured") == 2
+    columns = ["psnr_db", "ssim", "fab", "bitops_g"]
+    assert records.load(out)[columns].equals(records.load(finished)[columns])
+
+
+def test_a_changed_image_is_measured_again(finished: Path, photo_root: Path, tmp_path: Path) -> None:
+    out, root = copy(finished, tmp_path), Path(shutil.copytree(photo_root, tmp_path / "data"))
+    hr = next((root / "benchmark/Photos/HR").iterdir())
+    write_png(hr, torch.full((3, SIDE, SIDE), 7, dtype=torch.uint8))
+    assert main([*OPTIONS, "--data-root", str(root), "--out", str(out)]) == 0
+    assert set(statuses(out)) == {"measured"}
+
+
+def test_an_interrupted_run_keeps_finished_cells(
+    photo_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import analysis.run_all as program
+
+    real, calls = program.measure_image, iter(range(100))
+
+    def interrupted(*args: object) -> object:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*args)  # type: ignore[arg-type]
+
+    command = [*OPTIONS, "--data-root", str(photo_root), "--out", str(tmp_path)]
+    monkeypatch.setattr(program, "measure_image", interrupted)
+    assert main(command) == 130
+    monkeypatch.undo()
+    kept = len(list((tmp_path / "records").iterdir()))
+    assert kept == 4  # two networks in two modes
+    assert main(command) == 0
+    assert statuses(tmp_path).count("cached") == kept
+    assert (tmp_path / "tables/summary_image.md").read_bytes() == (finished / "tables/summary_image.md").read_bytes()
+
+
+def test_modes_agree_where_the_image_is_one_tile(finished: Path) -> None:
+    df = records.load(finished)
+    image, patch = (df[df["mode"] == mode].reset_index(drop=True) for mode in ("image", "patch"))
+    assert (patch["patches"] == 1).all()
+    assert image["psnr_db"].equals(patch["psnr_db"])
+
+
+def test_a_scheme_without_weights_is_listed_with_its_reason(photo_root: Path, tmp_path: Path) -> None:
+    options = ["--backbones", "carn_m", "--schemes", "fp32", "pams:w3a5", "--datasets", "Photos", "--modes", "image"]
+    assert main([*options, "--data-root", str(photo_root), "--out", str(tmp_path)]) == 0
+    cells = json.loads((tmp_path / "manifest.json").read_text())["cells"]
+    assert [cell["status"] for cell in cells] == ["measured", "skipped"]
+    assert "no trained weights" in cells[1]["reason"]
+    assert "no trained weights" in (tmp_path / "report.html").read_text()
+
+
+def broken_png(root: Path) -> None:
+    file = next((root / "benchmark/Photos/HR").iterdir())
+    file.write_bytes(file.read_bytes()[:200])
+
+
+def other_size(root: Path) -> None:
+    file = next((root / "benchmark/Photos/LR_bicubic/X4").iterdir())
+    write_png(file, torch.zeros(3, 9, 11, dtype=torch.uint8))
+
+
+def empty_set(root: Path) -> None:
+    shutil.rmtree(root / "benchmark/Photos/HR")
+    (root / "benchmark/Photos/HR").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("options", "damage", "words"),
+    [
+        (["--schemes", "pasm"], None, ["pasm", "pams"]),
+        (["--backbones", "ersd"], None, ["ersd", "edsr"]),
+        (["--datasets", "Photo"], None, ["Photo", "Photos"]),
+        (["--schemes", "pams:w9a4"], None, ["weight_bits", "9", "2 to 8"]),
+        (["--schemes", "dorefa:w4a1"], None, ["act_bits", "1", "2 to 8"]),
+        (["--modes", "tile"], None, ["tile", "patch"]),
+        (["--scale", "5"], None, ["5", "2, 3 or 4"]),
+        (["--device", "tpu"], None, ["tpu", "cpu"]),
+        ([], broken_png, [".png"]),
+        ([], other_size, ["11", "9", "x4.png"]),
+        ([], empty_set, ["benchmark"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    options: list[str], damage: object, words: list[str], photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(shutil.copytree(photo_root, tmp_path / "data"))
+    if callable(damage):
+        damage(root)
+    base = ["--backbones", "carn_m", "--schemes", "fp32", "--datasets", "Photos", "--data-root", str(root)]
+    assert main([*base, "--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+
+
+def test_a_folder_that_cannot_be_written(photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    base = ["--backbones", "carn_m", "--schemes", "fp32", "--datasets", "Photos", "--data-root", str(photo_root)]
+    assert main([*base, "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_data_root_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--preset", "standard", "--out", str(tmp_path)]) == 2
+    assert "--data-root" in capsys.readouterr().err
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    from cadyq.errors import UserError
+
+    network = load_model("zoo:carn_m_x4_fp32")
+    with torch.no_grad():
+        network.get_parameter("entry.weight")[0, 0, 0, 0] = float("nan")
+    save_model(network, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match="NaN"):
+        load_model(tmp_path / "nan.safetensors")

@@ -1,0 +1,158 @@
+"""Multiply-adds and BitOPs, against fvcore, published numbers and sums made here."""
+
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cadyq
+from cadyq.cost import count_by_fvcore, count_macs
+from cadyq.models.network import BACKBONES, SRNetwork
+
+SMALL: dict[str, dict[str, Any]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 16}}
+WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
+every_backbone = pytest.mark.parametrize("backbone", WITH_POINTS)
+
+
+@lru_cache(maxsize=32)
+def _network(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
+    network = cadyq.create_model(backbone, scheme, **(SMALL[backbone] | options)).eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if ".selector." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@pytest.mark.parametrize(("backbone", "giga"), [("edsr", 114.2), ("carn_m", 32.5)])
+def test_published_multiply_adds(backbone: str, giga: float) -> None:
+    """Of a 1280x720 output at scale 4, as the papers and their successors print them."""
+    assert count_macs(cadyq.create_model(backbone), 180, 320).total / 1e9 == pytest.approx(giga, rel=0.005)
+
+
+@every_backbone
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("size", [(31, 45), (1, 7)])
+def test_proportionality_is_fvcores_count(backbone: str, scale: int, size: tuple[int, int]) -> None:
+    network = _network(backbone, scale=scale)
+    ours, theirs = count_macs(network, *size), count_by_fvcore(network, *size)
+    assert ours.by_conv == theirs.by_conv
+    assert ours.per_use == pytest.approx(theirs.per_use, rel=1e-12)
+    assert ours.total == sum(theirs.by_conv.values())
+
+
+def test_multiply_adds_by_hand() -> None:
+    macs = count_macs(_network("edsr"), 10, 6).by_conv
+    assert macs["head"] == 60 * 3 * 8 * 9
+    assert macs["blocks.1.conv2"] == macs["body_end"] == 60 * 8 * 8 * 9
+    assert macs["upsample.0"] == 60 * 8 * 32 * 9
+    assert macs["upsample.2"] == 4 * 60 * 8 * 32 * 9
+    assert macs["tail"] == 16 * 60 * 8 * 3 * 9
+    assert len(macs) == 1 + 4 + 1 + 2 + 1
+
+
+def test_recursive_uses_by_hand() -> None:
+    macs = count_macs(_network("carn_m"), 10, 6)
+    assert macs.per_use["blocks.0.residual.conv1"] == 60 * 16 * 4 * 9  # four groups
+    assert macs.by_conv["blocks.0.residual.conv1"] == 3 * 60 * 16 * 4 * 9
+    assert macs.by_conv["blocks.2.residual.conv3"] == 3 * 60 * 16 * 16
+
+
+@every_backbone
+def test_the_scheme_does_not_change_multiply_adds(backbone: str) -> None:
+    assert count_macs(_network(backbone, "cadyq"), 9, 9) == count_macs(_network(backbone), 9, 9)
+
+
+@every_backbone
+def test_what_is_not_counted_is_listed(backbone: str) -> None:
+    not_counted = count_macs(_network(backbone), 9, 9).not_counted
+    assert not_counted and all(count > 0 for count in not_counted.values())
+    assert any("add" in name for name in not_counted)
+    assert not any("conv" in name for name in not_counted)
+
+
+def test_a_network_without_weights_costs_nothing() -> None:
+    network = cadyq.create_model("bicubic")
+    assert count_macs(network, 30, 20).total == 0
+    _, trace = cadyq.trace(network, torch.zeros(2, 3, 5, 5))
+    assert trace.bitops().tolist() == [0, 0]
+
+
+def _lr(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    contrast = torch.linspace(2, 120, batch).view(-1, 1, 1, 1)
+    return (128 + contrast * torch.randn(batch, 3, height, width, generator=generator)).clamp(0, 255)
+
+
+@every_backbone
+@torch.no_grad()
+def test_full_precision_is_1024_a_multiply_add(backbone: str) -> None:
+    network = _network(backbone)
+    _, trace = cadyq.trace(network, _lr(2, 9, 5))
+    assert trace.bitops().tolist() == [count_macs(network, 9, 5).total * 1024.0] * 2
+    split = trace.bitops_split()
+    assert split.quantized.tolist() == split.selector.tolist() == [0, 0]
+
+
+@settings(max_examples=25)
+@given(
+    backbone=st.sampled_from(WITH_POINTS),
+    scheme=st.sampled_from(["cadyq", "pams:w3a5", "minmax:w8a2", "fp32"]),
+    batch=st.integers(1, 4),
+    height=st.integers(2, 17),
+    width=st.integers(2, 17),
+    seed=st.integers(0, 100),
+)
+@torch.no_grad()
+def test_bitops_are_the_sum_over_uses(
+    backbone: str, scheme: str, batch: int, height: int, width: int, seed: int
+) -> None:
+    network = _network(backbone, scheme)
+    _, trace = cadyq.trace(network, _lr(batch, height, width, seed))
+    macs = count_by_fvcore(_network(backbone), height, width)
+    split = trace.bitops_split()
+    torch.testing.assert_close(split.quantized + split.fp32 + split.selector, trace.bitops())
+    for sample in range(batch):
+        quantized, rest = 0.0, float(sum(macs.by_conv.values()))
+        for name, bits in trace.bits.items():
+            if int(bits[sample]) == 32:
+                continue
+            for conv in network.points[name].feeds:
+                use = macs.per_use[network.conv_names[conv]]
+                quantized += use * conv.weight_bits * int(bits[sample])
+                rest -= use
+        assert float(split.quantized[sample]) == pytest.approx(quantized, rel=1e-9)
+        assert float(split.fp32[sample]) == pytest.approx(rest * 1024, rel=1e-9)
+    assert bool((split.selector > 0).all()) == (scheme == "cadyq")
+
+
+@settings(max_examples=15)
+@given(backbone=st.sampled_from(WITH_POINTS), batch=st.integers(2, 4), seed=st.integers(0, 100))
+@torch.no_grad()
+def test_a_batch_costs_the_sum_of_its_samples(backbone: str, batch: int, seed: int) -> None:
+    network, lr = _network(backbone, "cadyq"), _lr(batch, 9, 8, seed)
+    whole = cadyq.trace(network, lr)[1].bitops()
+    assert whole.dtype == torch.float64
+    alone = torch.cat([cadyq.trace(network, lr[k : k + 1])[1].bitops() for k in range(batch)])
+    torch.testing.assert_close(whole, alone)
+
+
+def test_the_selector_by_hand() -> None:
+    network, height, width = _network("edsr", "cadyq"), 10, 6
+    _, trace = cadyq.trace(network, _lr(1, height, width))
+    # four selectors: sum and sum of squares of every value, a linear layer of 3 x (8 + 2); grayscale and Sobel once
+    expected = 4 * (2 * 8 * height * width + 3 * 10) + (3 + 18) * height * width
+    assert float(trace.bitops_split().selector) == expected * 1024
+
+
+@pytest.mark.parametrize("scheme", ["pams:w4a4", "cadyq"])
+@torch.no_grad()
+def test_the_selector_costs_little(scheme: str) -> None:
+    network = cadyq.create_model("edsr", scheme, n_resblocks=2).eval()
+    split = cadyq.trace(network, _lr(1, 24, 24))[1].bitops_split()
+    assert float(split.selector / split.total) < 0.02

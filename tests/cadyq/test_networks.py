@@ -1,0 +1,229 @@
+"""Backbones: what they compute, and that their points sit where they say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cadyq
+from analysis.metrics import psnr
+from cadyq.data.datasets import load
+from cadyq.errors import UserError
+from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.training.calibration import initialize, observe
+
+SMALL: dict[str, dict[str, Any]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 16}}
+BACKBONES_WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
+every_backbone = pytest.mark.parametrize("backbone", BACKBONES_WITH_POINTS)
+
+
+def _small(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
+    torch.manual_seed(0)
+    return cadyq.create_model(backbone, scheme, **(SMALL.get(backbone, {}) | options)).eval()
+
+
+def test_the_list_is_not_empty() -> None:
+    assert {"edsr", "carn_m"} <= set(BACKBONES_WITH_POINTS)
+
+
+@every_backbone
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@torch.no_grad()
+def test_output_shape(backbone: str, scale: int) -> None:
+    assert _small(backbone, scale=scale)(torch.zeros(2, 3, 7, 5)).shape == (2, 3, 7 * scale, 5 * scale)
+
+
+@pytest.mark.parametrize("backbone", cadyq.list_backbones())
+@pytest.mark.parametrize("scale", [1, 5, 0, -2])
+def test_other_scales_are_refused(backbone: str, scale: int) -> None:
+    if backbone == "bicubic":
+        pytest.skip("interpolates by any factor")
+    with pytest.raises(UserError, match=f"scale={scale}"):
+        _small(backbone, scale=scale)
+
+
+@every_backbone
+@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+def test_each_convolution_reads_the_point_that_feeds_it(backbone: str, scheme: str, patches: Tensor) -> None:
+    """At every use: the tensor a convolution receives is the very tensor one of its points just returned."""
+    network = _small(backbone, scheme)
+    feeding: dict[nn.Module, list[QuantizationPoint]] = {}
+    for point in network.points.values():
+        for conv in point.feeds:
+            feeding.setdefault(conv, []).append(point)
+    returned: list[tuple[QuantizationPoint, Tensor]] = []
+    reads: list[tuple[QuantizationPoint, nn.Module]] = []
+
+    def after_point(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        assert isinstance(module, QuantizationPoint)
+        returned.append((module, output))
+
+    def before_conv(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        point, value = returned[-1]
+        assert inputs[0] is value, f"{network.conv_names.get(module)} reads something else"  # type: ignore[call-overload]
+        assert module in point.feeds, f"{point.name} does not say that it feeds {network.conv_names.get(module)}"  # type: ignore[call-overload]
+        reads.append((point, module))
+
+    for point in network.points.values():
+        point.register_forward_hook(after_point)
+    for conv in feeding:
+        conv.register_forward_pre_hook(before_conv)
+    _, trace = cadyq.trace(network, patches)
+    assert [point.name for point, _ in returned] == list(trace.bits)
+    assert len(returned) == len(network.points), "a point ran twice or never"
+    assert {(point.name, conv) for point, conv in reads} == {
+        (point.name, conv) for conv, points in feeding.items() for point in points
+    }
+    assert len(reads) == sum(len(point.feeds) for point in network.points.values())
+
+
+@every_backbone
+def test_only_convolutions_that_read_a_point_are_quantized(backbone: str) -> None:
+    network = _small(backbone, "minmax")
+    read = {conv for point in network.points.values() for conv in point.feeds}
+    for name, module in network.named_modules():
+        if isinstance(module, QuantConv2d):
+            assert (module.weight_quantizer is not None) == (module in read), name
+            assert (module in network.conv_names) == (module in read)
+
+
+def test_points_of_edsr() -> None:
+    points = cadyq.create_model("edsr").points
+    assert sum(point.dynamic for point in points.values()) == 32
+    assert sum(not point.dynamic for point in points.values()) == 16
+    assert all(point.dynamic == bool(point.feeds) for point in points.values())
+    assert list(points)[:3] != list(points)[3:6]
+
+
+def test_points_of_carn_m() -> None:
+    network = cadyq.create_model("carn_m")
+    assert len(network.points) == sum(point.dynamic for point in network.points.values()) == 27
+    assert len(network.conv_names) == 9
+    assert all(len(point.feeds) == 1 for point in network.points.values())
+
+
+@every_backbone
+def test_point_names_are_places(backbone: str) -> None:
+    network = _small(backbone)
+    for name, point in network.points.items():
+        assert network.get_submodule(name) is point
+        assert point.name == name
+
+
+@every_backbone
+@torch.no_grad()
+def test_trace_of_full_precision(backbone: str, patches: Tensor) -> None:
+    network = _small(backbone)
+    sr, trace = cadyq.trace(network, patches)
+    assert torch.equal(sr, network(patches))
+    assert sorted(trace.bits) == sorted(network.points)
+    assert all(bits.tolist() == [32] * len(patches) for bits in trace.bits.values())
+    assert trace.fab().tolist() == [32] * len(patches)
+    assert trace.bit_penalty().tolist() == [0] * len(patches)
+
+
+@every_backbone
+@torch.no_grad()
+def test_trace_of_fixed_bits(backbone: str, patches: Tensor) -> None:
+    _, trace = cadyq.trace(_small(backbone, "pams:w8a5"), patches)
+    assert all(bits.tolist() == [5] * len(patches) for bits in trace.bits.values())
+    assert trace.fab().tolist() == [5] * len(patches)
+
+
+def _mixed(backbone: str, patches: Tensor) -> SRNetwork:
+    network = _small(backbone, "cadyq", weight_bits=7, search_space=(3, 5, 8))
+    initialize(network, observe(_small(backbone), patches))
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in network.named_parameters():
+            if ".selector." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+@every_backbone
+@torch.no_grad()
+def test_trace_of_mixed_bits(backbone: str, patches: Tensor) -> None:
+    network = _mixed(backbone, patches)
+    _, trace = cadyq.trace(network, patches)
+    counted = [name for name, point in network.points.items() if point.dynamic]
+    for name, bits in trace.bits.items():
+        assert set(bits.tolist()) <= ({3, 5, 8} if name in counted else {7}), name
+    chosen = torch.stack([trace.bits[name] for name in counted])
+    assert len(chosen.unique()) > 1
+    assert bool((chosen != chosen[:, :1]).any()), "content makes no difference"
+    torch.testing.assert_close(trace.fab(), chosen.float().mean(0))
+
+
+@every_backbone
+def test_mixed_bits_cost_more_where_more_are_chosen(backbone: str, patches: Tensor) -> None:
+    network = _mixed(backbone, patches)
+    _, trace = cadyq.trace(network, patches)
+    penalties = {n: r.bit_penalty for n, r in trace.records.items() if r.point.dynamic}
+    for name, penalty in penalties.items():
+        assert penalty is not None and penalty.shape == (len(patches),), name
+        bits = trace.bits[name].float()
+        # bits / expected bits, and the expectation lies between the candidates
+        assert bool((penalty >= bits / 8 - 1e-5).all()) and bool((penalty <= bits / 3 + 1e-5).all()), name
+    torch.testing.assert_close(trace.bit_penalty(), torch.stack(list(penalties.values())).sum(0))
+
+
+def test_set5_with_real_weights(data_root: Path) -> None:
+    network = cadyq.load_model("zoo:carn_m_x4_fp32")
+    values = []
+    with torch.no_grad():
+        for pair in load("Set5", 4, data_root):
+            sr = network(pair.lr[None].float())
+            values.append(float(psnr(sr, pair.hr[None].float(), 4, protocol="matlab")))
+    assert len(values) == 5
+    assert sum(values) / 5 == pytest.approx(31.885, abs=0.01)
+
+
+def _authors_names(network: SRNetwork) -> dict[str, Tensor]:
+    """A small CARN-M's state under the names of its authors' code, with the upsampling heads of other scales."""
+    state: dict[str, Tensor] = {"sub_mean.shifter.weight": torch.eye(3).view(3, 3, 1, 1)}
+    for key, value in network.state_dict().items():
+        part = key.split(".")
+        if part[0] == "blocks" and part[2] == "residual":
+            name = f"b{int(part[1]) + 1}.b1.body.{2 * (int(part[3][-1]) - 1)}.{part[-1]}"
+        elif part[0] == "blocks":
+            name = f"b{int(part[1]) + 1}.c{int(part[3]) + 1}.body.0.{part[-1]}"
+        elif part[0] == "fusions":
+            name = f"c{int(part[1]) + 1}.body.0.{part[-1]}"
+        elif part[0] == "upsample":
+            name = f"upsample.up{network.scale}.body.{part[1]}.{part[2]}"
+            state[f"upsample.up{2 + (network.scale - 1) % 3}.body.{part[1]}.{part[2]}"] = value + 1
+        else:
+            name = key
+        state[name] = value
+    return state
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_authors_weights_of_carn_m(scale: int) -> None:
+    made = _small("carn_m", scale=scale)
+    loaded = cadyq.load_official(_authors_names(made), "carn_m", scale=scale, n_feats=16)
+    for key, value in made.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_foreign_weights_must_be_finite(tmp_path: Path, value: float, suffix: str) -> None:
+    from safetensors.torch import save_file
+
+    state = {key: tensor.clone() for key, tensor in _authors_names(_small("carn_m")).items()}
+    state["entry.weight"][0, 0, 0, 0] = value
+    path = tmp_path / f"foreign{suffix}"
+    (torch.save if suffix == ".pt" else save_file)(state, path)
+    with pytest.raises(UserError, match=r"foreign.*entry\.weight"):
+        cadyq.load_official(path, "carn_m", n_feats=16)
+
+
+@pytest.mark.parametrize(("source", "target"), [("edsr", "carn_m"), ("carn_m", "edsr")])
+def test_weights_of_another_architecture_are_refused(source: str, target: str) -> None:
+    with pytest.raises(UserError, match=f"state dict: not weights of {target}"):
+        cadyq.load_official(_small(source).state_dict(), target, **SMALL[target])
