@@ -76,10 +76,16 @@ def paired_drop(
     nothing = Interval(math.nan, math.nan, math.nan)
     if base is None:
         return nothing
-    pairs = rows[["image", column]].merge(base[["image", column]], on="image", suffixes=("_a", "_b"))
-    if pairs.empty:
+    a, b = pair(rows, base, column)
+    if not len(a):
         return nothing
-    a = pairs[f"{column}_a"].to_numpy(dtype=np.float64)
-    b = pairs[f"{column}_b"].to_numpy(dtype=np.float64)
     interval = paired_bootstrap(a, b, resamples, level, seed)
-    return interval if len(pairs) > 1 else Interval(interval.mean, math.nan, math.nan)
+    return interval if len(a) > 1 else Interval(interval.mean, math.nan, math.nan)
+
+
+def pair(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Values of ``column`` on the images that both have, in the order of ``rows``."""
+    others = dict(zip(base["image"], base[column], strict=True))
+    found = [(a, others[n]) for n, a in zip(rows["image"], rows[column], strict=True) if n in others]
+    both = np.array(found, dtype=np.float64).reshape(-1, 2)
+    return both[:, 0], both[:, 1]

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from analysis.intervals import LEVEL, RESAMPLES, SEED, paired_drop
+from analysis.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
 from analysis.records import skipped_cells, write_atomic
 
 REFERENCE = "fp32"
@@ -56,7 +57,7 @@ def summary(
         row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
         base = groups.get((*key[:-1], reference))
         row["images"] = len(part)
-        row |= {name: float(part[name].mean()) for name in MEANS}
+        row |= dict(zip(MEANS, part[MEANS].to_numpy(dtype=np.float64).mean(axis=0).tolist(), strict=True))
         drop = paired_drop(part, base, "psnr_db", resamples, level, seed)
         row["delta_db"], row["delta_low_db"], row["delta_high_db"] = drop
         row["saved_percent"] = _saved(part, base)
@@ -70,9 +71,8 @@ def summary(
 def _saved(part: pd.DataFrame, base: pd.DataFrame | None) -> float:
     if base is None:
         return math.nan
-    pairs = part[["image", "bitops_g"]].merge(base[["image", "bitops_g"]], on="image", suffixes=("", "_base"))
-    spent, full = float(pairs["bitops_g"].sum()), float(pairs["bitops_g_base"].sum())
-    return 100 * (1 - spent / full) if full > 0 else math.nan
+    spent, full = pair(part, base, "bitops_g")
+    return 100 * (1 - float(spent.sum() / full.sum())) if full.sum() > 0 else math.nan
 
 
 def to_text(table: pd.DataFrame, manifest: Mapping[str, Any] | None = None) -> str:

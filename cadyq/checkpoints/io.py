@@ -30,8 +30,10 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False) -> None:
     Args:
         network: any network of `create_model`.
         path: a .safetensors file; parent folders are made.
-        packed: store quantized weights as packed integers. The result runs, but cannot be trained.
+        packed: store quantized weights as packed integers. The result runs, but cannot be trained. A network that was
+            loaded packed stays packed.
     """
+    packed = packed or any(isinstance(conv.weight_quantizer, PackedWeight) for conv in network.conv_names)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     if packed:
         for conv, name in network.conv_names.items():

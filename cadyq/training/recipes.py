@@ -31,7 +31,8 @@ class Recipe:
         rate_weights, rate_selector: Adam learning rates.
         rate_range: learning rate of a clipping bound, relative to its value at the start.
         weight_teacher, weight_hr: factors of the L1 distance to the FP32 network's output and to HR.
-        target_fab: FAB that the bit penalty's weight is steered to; 0 for schemes that choose no bits.
+        target_fab: image-wise FAB of the held-out photographs, to which the bit penalty's weight is steered; 0 for
+            schemes that choose no bits.
         steer: how fast that weight moves, per step and bit of difference.
         validate_every: steps between measurements on held-out photographs.
     """

@@ -23,6 +23,7 @@ from cadyq.training.recipes import Recipe
 
 CHECKPOINT_SECONDS = 120.0
 WARMUP_STEPS = 20
+BATCH_DECAY = 0.9  # of the running mean of the batches' FAB
 PROPORTIONAL = 40.0  # the steering's answer to the present difference, in steps of its integral
 
 
@@ -47,19 +48,37 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
 
 
 class BitSteering:
-    """Moves the bit penalty's weight until the mean bits of the batches reach the target (a PI controller)."""
+    """Moves the bit penalty's weight until held-out photographs reach the target FAB (a PI controller).
+
+    Deviations are larger over a whole photograph than over a training patch, so the selector gives it more bits. The
+    difference is measured at every validation and added to what the batches show in between.
+    """
 
     def __init__(self, target: float, speed: float) -> None:
         self.target = target
         self.speed = speed
         self.integral = 0.0
+        self.offset = 0.0
+        self.batches = 0.0
 
     def update(self, fab: float) -> float:
         """The penalty's weight for a batch of that FAB; negative where more bits are wanted."""
         if not self.target:
             return 0.0
-        self.integral += self.speed * (fab - self.target)
-        return self.integral + PROPORTIONAL * self.speed * (fab - self.target)
+        self.batches = fab if not self.batches else BATCH_DECAY * self.batches + (1 - BATCH_DECAY) * fab
+        excess = fab + self.offset - self.target
+        self.integral += self.speed * excess
+        return self.integral + PROPORTIONAL * self.speed * excess
+
+    def validated(self, fab: float) -> None:
+        """Take in the FAB of the held-out photographs."""
+        self.offset = fab - self.batches
+
+    def state(self) -> dict[str, float]:
+        return {"integral": self.integral, "offset": self.offset, "batches": self.batches}
+
+    def load(self, state: dict[str, float]) -> None:
+        self.integral, self.offset, self.batches = state["integral"], state["offset"], state["batches"]
 
 
 class Trainer:
@@ -143,6 +162,7 @@ class Trainer:
 
     def _report(self, row: dict[str, float], seconds: float) -> None:
         psnr, fab = self._validate()
+        self.steering.validated(fab)
         row |= {"held_out_psnr_db": psnr, "held_out_fab": fab, "seconds": round(seconds, 1)}
         self.history.append(row)
         if not sys.stderr.isatty():
@@ -164,7 +184,7 @@ class Trainer:
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "integral": self.steering.integral,
+            "steering": self.steering.state(),
             "step": self.step,
             "seconds": seconds,
             "history": self.history,
@@ -184,7 +204,7 @@ class Trainer:
             raise UserError(f"{path}: was made by another recipe or seed; give another --out or remove it")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.steering.integral = state["integral"]
+        self.steering.load(state["steering"])
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def _finish(self) -> Path:
