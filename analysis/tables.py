@@ -169,7 +169,7 @@ def _paper(df: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     means.loc[~complete, ["fab", "bitops_720p_g"]] = math.nan
     paper = pd.concat({**parts, OVERALL: means}, axis="columns")
     network = (df.groupby(keys, sort=False)["macs_g"].max().reindex(order) > 0).to_numpy()
-    costs = [pair for pair in paper.columns if pair[1] in ("fab", "bitops_720p_g", "storage_mb")]
+    costs = [column for column in paper.columns if column[1] in ("fab", "bitops_720p_g", "storage_mb")]
     paper.loc[~network, costs] = math.nan  # interpolation has no bits to count
     return paper
 
@@ -183,7 +183,7 @@ def _shown(paper: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _texts(paper: pd.DataFrame) -> pd.DataFrame:
     columns = _shown(paper)
-    texts = {pair: [_number(v, _SHOWN[pair[1]][1]) for v in paper[pair]] for pair in columns}
+    texts = {(d, n): [_number(v, _SHOWN[n][1]) for v in paper[(d, n)]] for d, n in columns}
     frame = pd.DataFrame(texts, index=paper.index, columns=pd.MultiIndex.from_tuples(columns))
     heads = pd.MultiIndex.from_tuples([(d, _SHOWN[n][0]) for d, n in columns])
     return _relabel(frame.set_axis(heads, axis="columns"))
@@ -196,10 +196,10 @@ def _best(paper: pd.DataFrame) -> pd.DataFrame:
     quantized = network & (paper.index.get_level_values("scheme") != REFERENCE)
     bold = pd.DataFrame(False, index=paper.index, columns=paper.columns)[columns]
     for _, rows in paper[quantized].groupby(level=["scale", "backbone"], sort=False):
-        for pair in columns:
-            _, form, more = _SHOWN[pair[1]]
-            printed = rows[pair].map(lambda value, form=form: float(format(value, form).replace(",", "")))
-            bold.loc[rows.index, pair] = printed == (printed.max() if more else printed.min())
+        for column in columns:
+            _, form, more = _SHOWN[column[1]]
+            printed = rows[column].map(lambda value, form=form: float(format(value, form).replace(",", "")))
+            bold.loc[rows.index, column] = printed == (printed.max() if more else printed.min())
     return bold
 
 

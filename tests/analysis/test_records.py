@@ -60,9 +60,7 @@ def test_wrong_rows_are_refused(tmp_path: Path, helpers: Helpers) -> None:
             write_cell(tmp_path, CELL, rows, "abc")
 
 
-def test_a_failed_write_keeps_the_old_record(
-    tmp_path: Path, helpers: Helpers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_keeps_the_old_record(tmp_path: Path, helpers: Helpers, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png")], "old")
 
     def fail(_: int) -> None:

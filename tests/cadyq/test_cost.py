@@ -99,7 +99,7 @@ def test_full_precision_is_1024_a_multiply_add(backbone: str) -> None:
     assert split.quantized.tolist() == split.selector.tolist() == [0, 0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     backbone=st.sampled_from(WITH_POINTS),
     scheme=st.sampled_from(["cadyq", "pams:w3a5", "minmax:w8a2", "fp32"]),
@@ -131,7 +131,7 @@ def test_bitops_are_the_sum_over_uses(
     assert bool((split.selector > 0).all()) == (scheme == "cadyq")
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(backbone=st.sampled_from(WITH_POINTS), batch=st.integers(2, 4), seed=st.integers(0, 100))
 @torch.no_grad()
 def test_a_batch_costs_the_sum_of_its_samples(backbone: str, batch: int, seed: int) -> None:

@@ -90,9 +90,7 @@ def test_bits_are_the_published_ones(official: Official, network: SRNetwork) -> 
     assert len(set(official.tensors["bits_sum"].tolist())) > 1
     assert torch.stack([record.bits for record in counted]).sum(0).tolist() == official.tensors["bits_sum"].tolist()
     torch.testing.assert_close(trace.fab(), official.tensors["bits_sum"] / len(counted))
-    torch.testing.assert_close(
-        trace.bit_penalty().detach(), official.tensors["weighted_bits_sum"], atol=1e-4, rtol=0.0
-    )
+    torch.testing.assert_close(trace.bit_penalty().detach(), official.tensors["weighted_bits_sum"], atol=1e-4, rtol=0.0)
 
 
 def test_loss_and_gradients_are_the_published_ones(official: Official, network: SRNetwork) -> None:

@@ -1,0 +1,373 @@
+"""Photographs to batches, recipes, calibration, and a trainer that resumes to the very same network."""
+
+import copy
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cadyq
+from cadyq.data.bicubic import downscale, upscale
+from cadyq.data.datasets import photographs
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import image_gradient
+from cadyq.quantizers.interface import PointStatistics
+from cadyq.train import quantized_from
+from cadyq.training.calibration import initialize, load_statistics, observe, save_statistics
+from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+from cadyq.training.recipes import FOLDER, Recipe, load_recipe
+from cadyq.training.trainer import BitSteering, Trainer
+
+SIDE = 10
+
+
+@pytest.fixture(scope="module")
+def bank() -> PatchBank:
+    """Three photographs of different sizes; the teacher's image is the bicubic one."""
+    images = []
+    for k, pair in enumerate(list(photographs(4))[:3]):
+        hr = pair.hr[:, 40 : 136 + 8 * k, 120 : 240 - 16 * k].contiguous()
+        lr = downscale(hr, 4)
+        images.append((lr, hr, upscale(lr, 4).half()))
+    return PatchBank(images, 4)
+
+
+def _plain() -> SRNetwork:
+    torch.manual_seed(0)
+    return cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval()
+
+
+def _network(bank: PatchBank, scheme: str) -> SRNetwork:
+    return quantized_from(_plain(), _plain(), scheme, bank.batch(0, 0, 20, SIDE).lr)
+
+
+def _recipe(**changes: Any) -> Recipe:
+    small = {"steps": 6, "batch": 4, "lr_patch": SIDE, "validate_every": 2}
+    return load_recipe("finetune").with_changes(**(small | changes))
+
+
+# batches
+
+
+def test_a_batch_follows_from_seed_and_step(bank: PatchBank) -> None:
+    first = bank.batch(7, 3, 5, SIDE)
+    torch.manual_seed(99)
+    bank.batch(7, 4, 5, SIDE)
+    again = PatchBank(bank.images, 4).batch(7, 3, 5, SIDE)
+    for name in ("lr", "hr", "teacher"):
+        assert torch.equal(getattr(again, name), getattr(first, name))
+    assert first.lr.shape == (5, 3, SIDE, SIDE)
+    assert first.hr.shape == first.teacher.shape == (5, 3, 4 * SIDE, 4 * SIDE)
+    assert first.lr.dtype == first.hr.dtype == first.teacher.dtype == torch.float32
+    for seed, step in ((7, 4), (8, 3)):
+        assert not torch.equal(bank.batch(seed, step, 5, SIDE).lr, first.lr)
+
+
+def test_a_batch_leaves_the_global_generator_alone(bank: PatchBank) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    bank.batch(0, 0, 4, SIDE)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_three_crops_show_the_same_place(bank: PatchBank) -> None:
+    batch = bank.batch(1, 0, 40, SIDE)
+    assert float(batch.lr.std()) > 20
+    for lr, hr, teacher in zip(batch.lr, batch.hr, batch.teacher, strict=True):
+        # the outer two pixels see past the crop, and the passes round in another order in a transposed one
+        small = downscale(hr.byte(), 4)[:, 2:-2, 2:-2].float()
+        assert float((small - lr[:, 2:-2, 2:-2]).abs().max()) <= 1
+        large = upscale(lr.byte(), 4)[:, 12:-12, 12:-12].float()
+        assert float((large - teacher[:, 12:-12, 12:-12]).abs().max()) <= 1
+
+
+def test_crops_reach_every_photograph_corner_and_orientation(bank: PatchBank) -> None:
+    """On images that count their pixels, so that every crop says where it comes from."""
+    image = torch.arange(12 * 11).view(1, 12, 11).expand(3, -1, -1).byte()
+    large = image.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    numbered = PatchBank([(image, large, large.half())], 4)
+    batch = numbered.batch(0, 0, 400, SIDE)
+    corners = {tuple(int(v) for v in (p[0, 0, 0], p[0, 0, -1], p[0, -1, 0])) for p in batch.lr}
+    assert len(corners) == 3 * 2 * 8
+    assert torch.equal(batch.hr[..., ::4, ::4], batch.lr)
+    two = PatchBank([bank.images[0]] + [(t.clone().zero_(), h, s) for t, h, s in bank.images[:1]], 4)
+    assert 0.3 < float((two.batch(0, 0, 100, SIDE).lr.amax((1, 2, 3)) == 0).float().mean()) < 0.7
+
+
+def test_photographs_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from cadyq.data.images import write_png
+
+    root, cache = tmp_path / "photographs", tmp_path / "cache"
+    for k, pair in enumerate(list(photographs(4))[:2]):
+        write_png(root / "deep" / f"{k}.png", pair.hr[:, :97, :90])
+    write_png(root / "small.png", torch.zeros(3, 30, 30, dtype=torch.uint8))
+    (root / "broken.png").write_text("no image")
+    paths = find_photographs(root)
+    assert [path.name for path in paths] == ["broken.png", "0.png", "1.png", "small.png"]
+    teacher = _plain()
+    bank = load_bank(paths, teacher, SIDE, cache)
+    assert len(bank.images) == 2
+    assert "2 of 4 photographs left out" in caplog.text
+    for lr, hr, sr in bank.images:
+        assert lr.shape == (3, 24, 22) and hr.shape == sr.shape == (3, 96, 88)
+        with torch.no_grad():
+            assert torch.equal(sr, teacher(lr.float()[None])[0].half())
+    before = [path.stat().st_mtime_ns for path in cache.iterdir()]
+    again = load_bank(paths, teacher, SIDE, cache)
+    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == before
+    assert all(
+        torch.equal(a, b) for x, y in zip(bank.images, again.images, strict=True) for a, b in zip(x, y, strict=True)
+    )
+    with torch.no_grad():
+        teacher.get_parameter("tail.bias").add_(1)
+    load_bank(paths, teacher, SIDE, cache)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_folders_without_photographs_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(UserError, match=r"no \.png or \.jpg"):
+        find_photographs(tmp_path)
+    (tmp_path / "broken.png").write_text("no image")
+    with pytest.raises(UserError, match="none of the 1 photographs"):
+        load_bank(find_photographs(tmp_path), _plain(), SIDE, tmp_path / "cache")
+
+
+# recipes
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.toml")))
+def test_recipes_load(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.steps % recipe.validate_every == 0
+    network = cadyq.create_model("edsr", recipe.scheme, n_feats=8, n_resblocks=1)
+    chooses = "search_space" in (network.scheme.options() if network.scheme else {})
+    assert (recipe.target_fab > 0) == chooses
+
+
+def test_recipes_can_be_changed() -> None:
+    recipe = load_recipe("cadyq")
+    assert recipe.with_changes(steps=None, batch=3) == replace(recipe, batch=3)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps =", "step =", "'step.*' is missing or unknown"),
+        ("batch = 8\n", "", "'batch' is missing"),
+        ("batch = 8\n", "batch = 8\nmomentum = 0.9\n", "'momentum'.*unknown"),
+        ("batch = 8", "batch = = 8", "not TOML"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (FOLDER / "finetune.toml").read_text()
+    assert old in text
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    assert replace(load_recipe(str(path)), name="finetune") == load_recipe("finetune")
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=rf"mine\.toml.*{message}"):
+        load_recipe(str(path))
+
+
+def test_unknown_recipes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no recipe 'finetun' \(did you mean 'finetune'\?\)"):
+        load_recipe("finetun")
+    with pytest.raises(UserError, match="no recipe"):
+        load_recipe(str(tmp_path / "gone.toml"))
+
+
+# the trainer
+
+
+class _Interrupted(Trainer):
+    """Writes its checkpoint and stops before step 3, as if the power had gone just after."""
+
+    def _train_step(self) -> dict[str, float]:
+        if self.step == 3:
+            self._save(1.0)
+            raise KeyboardInterrupt
+        return super()._train_step()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "changes"),
+    [("pams:w4a4", {}), ("cadyq", {"target_fab": 5.0, "steer": 0.01}), ("dorefa:w8a8", {})],
+)
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
+    bank: PatchBank, tmp_path: Path, scheme: str, changes: dict[str, float]
+) -> None:
+    recipe, start = _recipe(scheme=scheme, **changes), _network(bank, scheme)
+    whole = Trainer(copy.deepcopy(start), recipe, bank, bank, tmp_path / "whole", {}, seed=4)
+    expected = cadyq.load_model(whole.run()).state_dict()
+    out = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        _Interrupted(copy.deepcopy(start), recipe, bank, bank, out, {}, seed=4).run()
+    assert {path.name for path in out.iterdir()} == {"checkpoint.pt"}
+    torch.manual_seed(1234)
+    resumed = Trainer(copy.deepcopy(start), recipe, bank, bank, out, {}, seed=4)
+    found = cadyq.load_model(resumed.run()).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert any(not torch.equal(value, start.state_dict()[key]) for key, value in expected.items())
+    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.history]
+    assert without_time == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.history]
+    assert resumed.steering.integral == whole.steering.integral
+
+
+def test_another_seed_or_recipe_does_not_resume(bank: PatchBank, tmp_path: Path) -> None:
+    start = _network(bank, "pams:w4a4")
+    with pytest.raises(KeyboardInterrupt):
+        _Interrupted(copy.deepcopy(start), _recipe(), bank, bank, tmp_path, {}, seed=4).run()
+    for recipe, seed in ((_recipe(), 5), (_recipe(batch=5), 4)):
+        with pytest.raises(UserError, match=r"checkpoint\.pt.*another recipe or seed"):
+            Trainer(copy.deepcopy(start), recipe, bank, bank, tmp_path, {}, seed=seed).run()
+    assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_what_a_run_leaves(bank: PatchBank, tmp_path: Path) -> None:
+    recipe = _recipe(scheme="pams:w4a4")
+    path = Trainer(_network(bank, "pams:w4a4"), recipe, bank, bank, tmp_path, {"parent": "none"}, seed=2).run()
+    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "history.csv", "training.json"}
+    assert path == tmp_path / "model.safetensors"
+    facts = json.loads((tmp_path / "training.json").read_text())
+    assert (facts["parent"], facts["seed"], facts["recipe"]["steps"]) == ("none", 2, 6)
+    with (tmp_path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [1, 3, 5]
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values())
+    assert all(float(row["held_out_fab"]) == 4 for row in rows)
+
+
+def _history(network: SRNetwork, recipe: Recipe, bank: PatchBank, out: Path) -> list[dict[str, float]]:
+    trainer = Trainer(network, recipe, bank, PatchBank(bank.images[:1], 4), out, {}, seed=0)
+    trainer.run()
+    return trainer.history
+
+
+def test_the_loss_goes_down(bank: PatchBank, tmp_path: Path) -> None:
+    recipe = _recipe(scheme="pams:w4a4", steps=30, validate_every=1, rate_weights=2e-3)
+    history = _history(_network(bank, "pams:w4a4"), recipe, bank, tmp_path)
+    losses = [row["loss"] for row in history]
+    assert len(losses) == 30
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert history[-1]["held_out_psnr_db"] > history[0]["held_out_psnr_db"] + 1
+
+
+@pytest.mark.parametrize(("target", "sign"), [(4.3, -1), (7.7, 1)])
+def test_bits_move_to_their_target(bank: PatchBank, tmp_path: Path, target: float, sign: int) -> None:
+    changes = {"target_fab": target, "steer": 0.05, "rate_selector": 0.1, "steps": 25, "validate_every": 5}
+    history = _history(_network(bank, "cadyq"), _recipe(scheme="cadyq", **changes), bank, tmp_path)
+    assert sign * (history[-1]["held_out_fab"] - 6) > 0.5
+    assert sign * history[0]["bit_weight"] < 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchBank, tmp_path: Path) -> None:
+    broken = PatchBank([(lr, hr, torch.full_like(sr, math.nan)) for lr, hr, sr in bank.images], 4)
+    network = _network(bank, "pams:w4a4")
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(UserError, match="loss is nan at step 0"):
+        Trainer(network, _recipe(), broken, bank, tmp_path, {}, seed=0).run()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_steering_answers_in_the_right_direction() -> None:
+    above, below = BitSteering(5.5, 0.01), BitSteering(5.5, 0.01)
+    high = [above.update(7.0) for _ in range(5)]
+    low = [below.update(4.0) for _ in range(5)]
+    assert high[0] > 0 and high == sorted(high) and len(set(high)) == 5
+    assert low == pytest.approx([-value for value in high])
+    # back on target: what was learned stays, the answer to the difference goes
+    assert above.update(5.5) == pytest.approx(5 * 0.01 * 1.5)
+    assert [BitSteering(0.0, 0.01).update(fab) for fab in (4.0, 8.0)] == [0, 0]
+
+
+# calibration
+
+
+def _entering(network: SRNetwork, patches: Tensor) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        point.register_forward_hook(lambda module, inputs, output: seen.update({module.name: inputs[0].clone()}))
+        for point in network.points.values()
+    ]
+    with torch.no_grad():
+        network(patches)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def test_calibration_sees_what_enters_the_points(bank: PatchBank) -> None:
+    network, patches = _plain(), bank.batch(3, 0, 21, 12).lr
+    before = copy.deepcopy(network.state_dict())
+    statistics = observe(network, patches)
+    assert all(point.quantizer is None for point in network.points.values())
+    assert network.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    seen = _entering(network, patches)
+    assert list(statistics) == list(network.points)
+    log_gradient = image_gradient(patches).clamp_min(1e-6).log()
+    for name, x in seen.items():
+        flat = x.double().flatten(2)
+        deviation = ((flat - flat.mean(2, keepdim=True)).square().sum(2) / (flat.shape[2] - 1)).sqrt()
+        log_std = deviation.clamp_min(1e-6).log()
+        expected = {
+            "minimum": x.min(),
+            "maximum": x.max(),
+            "max_abs": x.abs().max(),
+            "log_std_mean": log_std.mean(0).float(),
+            "log_std_spread": log_std.std(0).float(),
+            "log_gradient_mean": log_gradient.mean(0),
+            "log_gradient_spread": log_gradient.std(0),
+        }
+        for key, value in expected.items():
+            torch.testing.assert_close(getattr(statistics[name], key), value, rtol=1e-3, atol=1e-4)
+
+
+def test_calibration_puts_quantizers_back(bank: PatchBank) -> None:
+    network = cadyq.create_model("edsr", "pams:w2a2", n_feats=8, n_resblocks=1).eval()
+    network.load_state_dict(_plain().state_dict(), strict=False)
+    before = {name: point.quantizer for name, point in network.points.items()}
+    observe(network, bank.batch(3, 0, 4, 12).lr)
+    assert all(point.quantizer is before[name] for name, point in network.points.items())
+
+
+def test_statistics_round_trip(bank: PatchBank, tmp_path: Path) -> None:
+    statistics = observe(_plain(), bank.batch(3, 0, 4, 12).lr)
+    save_statistics(statistics, tmp_path / "seen.safetensors", "three photographs")
+    loaded = load_statistics(tmp_path / "seen.safetensors")
+    assert set(loaded) == set(statistics)
+    for name, point in statistics.items():
+        for key in PointStatistics.__dataclass_fields__:
+            assert torch.equal(getattr(loaded[name], key), getattr(point, key))
+
+
+def test_statistics_of_another_network_are_refused(bank: PatchBank) -> None:
+    statistics = observe(_plain(), bank.batch(3, 0, 4, 12).lr)
+    other = cadyq.create_model("edsr", "pams", n_feats=8, n_resblocks=2)
+    with pytest.raises(UserError, match=r"no point 'blocks\.1\.\w+' of edsr"):
+        initialize(other, statistics)
+
+
+def test_candidates_start_from_the_parents_range(bank: PatchBank) -> None:
+    patches = bank.batch(3, 0, 4, 12).lr
+    parent = _network(bank, "pams:w8a8")
+    with torch.no_grad():
+        for name, parameter in parent.named_parameters():
+            if name.endswith(".bound"):
+                parameter.fill_(2.0)
+    network = quantized_from(parent, _plain(), "cadyq", patches)
+    assert network.get_parameter("blocks.0.input.quantizer.bounds").tolist() == pytest.approx([1.0, 1.5, 2.0])
+    assert network.get_parameter("blocks.0.branch.quantizer.bound").tolist() == [2.0]
+    assert torch.equal(network.get_parameter("tail.weight"), parent.get_parameter("tail.weight"))
