@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from analysis import records
 from analysis.run_all import main
-
 from cadyq.checkpoints.io import load_model, save_model
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import photographs
@@ -56,7 +56,8 @@ def test_writes_records_tables_plots_and_report(finished: Path) -> None:
 
 
 def test_figures_are_consistent(finished: Path) -> None:
-    df = records.load(finished).query("mode == 'image'").groupby(["backbone", "scheme"])[["psnr_db", "fab", "bitops_g"]].mean()
+    rows = records.load(finished).query("mode == 'image'")
+    df = rows.groupby(["backbone", "scheme"])[["psnr_db", "fab", "bitops_g"]].mean()
     fp32, dynamic = df.loc[("carn_m", "fp32")], df.loc[("carn_m", "cadyq")]
     assert fp32["fab"] == 32
     assert 4 <= dynamic["fab"] <= 8
@@ -164,7 +165,12 @@ def empty_set(root: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    options: list[str], damage: object, words: list[str], photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    damage: object,
+    words: list[str],
+    photo_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     root = Path(shutil.copytree(photo_root, tmp_path / "data"))
     if callable(damage):
