@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from cadyq.checkpoints.io import load_model
+from cadyq.cli import exit_status
 from cadyq.cost import count_macs
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.interface import FULL_PRECISION
 from cadyq.quantizers.trace import Trace
@@ -63,12 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--height", type=int, default=720, help="of the output")
     parser.add_argument("--width", type=int, default=1280, help="of the output")
     args = parser.parse_args(argv)
-    try:
-        network = load_model(args.model)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    height, width = args.height // network.scale, args.width // network.scale
+    return exit_status(lambda: print_layers(args.model, args.height, args.width))
+
+
+def print_layers(model: str, output_height: int, output_width: int) -> None:
+    """Print the layer table, the BitOPs by who spends them, and what was not counted."""
+    network = load_model(model)
+    height, width = output_height // network.scale, output_width // network.scale
     # the bits of a dynamic scheme depend on content: the table shows them for a flat grey image
     with torch.no_grad():
         trace = trace_forward(network, torch.full((1, 3, height, width), 128.0))[1]
@@ -78,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = ", ".join(f"{name} {float(value) / 1e9:.1f}" for name, value in split._asdict().items())
     print(f"BitOPs {float(split.total) / 1e9:.1f} G ({parts})")
     print(f"not counted: {count_macs(network, height, width).not_counted}")
-    return 0
 
 
 if __name__ == "__main__":

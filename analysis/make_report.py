@@ -11,7 +11,7 @@ from analysis.plots import write_plots
 from analysis.records import load, read_manifest
 from analysis.report import write_report
 from analysis.tables import write_tables
-from cadyq.errors import UserError
+from cadyq.cli import exit_status
 
 
 def build(run_dir: Path | str) -> list[Path]:
@@ -30,13 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
     parser = argparse.ArgumentParser(prog="python -m analysis.make_report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
-    try:
-        paths = build(parser.parse_args(argv).run_dir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {len(paths)} files; open {paths[-1]}")
-    return 0
+    run_dir = parser.parse_args(argv).run_dir
+    return exit_status(lambda: print(f"open {build(run_dir)[-1]}"))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from analysis.measure import MEASUREMENT_VERSION, MODES, measure_image, run_tile
 from analysis.networks import Source, load
 from analysis.plan import Plan, make_plan, presets
 from analysis.tables import REFERENCE, summary, to_text
+from cadyq.cli import exit_status
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.errors import UserError
@@ -244,15 +245,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        run(build_parser().parse_args(words), words)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished cells are kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    args = build_parser().parse_args(words)
+    return exit_status(lambda: run(args, words))
 
 
 if __name__ == "__main__":

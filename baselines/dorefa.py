@@ -23,7 +23,7 @@ from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import quantize_unit, straight_through
 from cadyq.quantizers.interface import (
     RANGE_SHARE,
-    ActivationQuantizer,
+    CalibratedRange,
     FixedBitScheme,
     PointStatistics,
     Quantized,
@@ -40,15 +40,7 @@ class DoReFaWeight(WeightQuantizer):
         return (2 * straight_through(unit, quantize_unit(unit, self.bits)) - 1) * largest
 
 
-class DoReFaActivation(ActivationQuantizer):
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.register_buffer("low", torch.tensor(-1.0))
-        self.register_buffer("high", torch.tensor(1.0))
-        self.low: Tensor
-        self.high: Tensor
-
+class DoReFaActivation(CalibratedRange):
     def initialize(self, statistics: PointStatistics) -> None:
         bound = RANGE_SHARE[self.bits] * statistics.max_abs
         self.high.copy_(bound)

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import fake_quantize_affine
-from cadyq.quantizers.interface import ActivationQuantizer, FixedBitScheme, PointStatistics, Quantized, fixed_bits
+from cadyq.quantizers.interface import CalibratedRange, FixedBitScheme, PointStatistics, Quantized, fixed_bits
 
 
-class MinMaxActivation(ActivationQuantizer):
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.register_buffer("low", torch.tensor(-1.0))
-        self.register_buffer("high", torch.tensor(1.0))
-        self.low: Tensor
-        self.high: Tensor
-
+class MinMaxActivation(CalibratedRange):
     def initialize(self, statistics: PointStatistics) -> None:
         self.low.copy_(statistics.minimum.clamp_max(0))
         self.high.copy_(statistics.maximum.clamp_min(0))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cadyq.checkpoints.io import load_model, resolve, sha256_of
+from cadyq.cli import exit_status
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, parse_scheme
 from cadyq.models.network import SRNetwork
@@ -112,12 +113,8 @@ def train(args: argparse.Namespace) -> Path:
 
 def main() -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        print(train(build_parser().parse_args()))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    args = build_parser().parse_args()
+    return exit_status(lambda: print(train(args)))
 
 
 if __name__ == "__main__":

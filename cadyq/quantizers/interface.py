@@ -91,6 +91,18 @@ class ActivationQuantizer(nn.Module, ABC):
         return "range"
 
 
+class CalibratedRange(ActivationQuantizer):
+    """Base of fixed-bit quantizers whose range [low, high] comes from calibration and is not learned."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("low", torch.tensor(-1.0))
+        self.register_buffer("high", torch.tensor(1.0))
+        self.low: Tensor
+        self.high: Tensor
+
+
 class WeightQuantizer(nn.Module, ABC):
     """Fake-quantizes the weight of one convolution."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cadyq.checkpoints.io import ZOO, load_model, save_model, sha256_of, zoo_name
+from cadyq.cli import exit_status
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.train import CALIBRATION_SIDE, HELD_OUT, calibration_patches
@@ -87,16 +88,15 @@ def main() -> int:
     calibration.add_argument("--data-root", type=Path, required=True)
     calibration.add_argument("--cache", type=Path, default=Path(".cache"))
     args = parser.parse_args()
-    try:
+
+    def act() -> None:
         if args.command == "run":
             for run_dir in args.run_dirs:
                 print(ship_run(run_dir, args.tag))
         else:
             print(ship_calibration(args.backbone, args.scale, args.data_root, args.cache))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(act)
 
 
 if __name__ == "__main__":
