@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import cadyq.models
@@ -34,10 +34,18 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Raises UserError for a version this package does not know."""
-        values = json.loads(text)
-        if values.get("version") != CONFIG_VERSION:
-            raise UserError(f"configuration version {values.get('version')!r} is not {CONFIG_VERSION}: update cadyq")
+        """Raises UserError for what is no configuration, or of a version this package does not know."""
+        try:
+            values = json.loads(text)
+            version = values.get("version")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"config {text[:40]!r} is not a JSON object; fetch the file again") from error
+        if version != CONFIG_VERSION:
+            raise UserError(f"config version {version!r} is not {CONFIG_VERSION}: update cadyq")
+        expected = {entry.name for entry in fields(cls)}
+        wrong = sorted(set(values) ^ expected)
+        if wrong:
+            raise UserError(f"config key {wrong[0]!r} is missing or unknown: it has {', '.join(sorted(expected))}")
         return cls(**values)
 
 
@@ -77,10 +85,13 @@ def build(config: ModelConfig) -> SRNetwork:
     Raises:
         UserError: unknown names or options out of range.
     """
+    for option, value in config.backbone_options.items():
+        if isinstance(value, int) and value < 1:
+            raise UserError(f"{option}={value} is out of range: give a whole number of 1 or more")
     try:
         network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)
         scheme: Scheme = SCHEMES.get(config.scheme)(**config.scheme_options)
-    except TypeError as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{config.backbone}/{config.scheme}: {error}; see cadyq.create_model") from error
     network.apply_scheme(scheme)
     return network

@@ -35,7 +35,9 @@ class Registry(Generic[T]):
         """Class decorator. Refuses a name that is taken."""
 
         def add(cls: type[T]) -> type[T]:
-            if name in self._classes and self._classes[name] is not cls:
+            own = f"{cls.__module__}:{cls.__qualname__}"
+            taken = self._classes.get(name, cls) is not cls or self._installed().get(name, own) != own
+            if taken:
                 raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
             self._classes[name] = cls
             return cls

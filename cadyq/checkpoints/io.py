@@ -20,6 +20,7 @@ from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.interface import PackedWeight
+from cadyq.registry import closest
 
 ZOO = Path(__file__).parent.parent / "zoo"
 
@@ -52,6 +53,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     save_file(tensors, temporary, metadata=metadata)
+    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
     temporary.replace(path)
 
 
@@ -69,19 +71,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file or zoo:NAME") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
-    for key, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"{path}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")
+    check_finite(tensors, str(path))
     return tensors, metadata
 
 
-def _unpack(network: SRNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError naming the first tensor with a value that is not finite."""
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{source}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")
+
+
+def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     for conv, name in network.conv_names.items():
         codes = state.pop(f"{name}.weight.codes", None)
-        if codes is not None:
+        if codes is None:
+            continue
+        try:
             codebook = state.pop(f"{name}.weight.codebook")
             state[f"{name}.weight"] = unpack_weight(codes, codebook, conv.weight_bits, conv.weight.shape)
-            conv.weight_quantizer = PackedWeight(conv.weight_bits)
+        except KeyError as error:
+            raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error
+        except ValueError as error:
+            raise UserError(f"{source}: tensor {name}.weight is damaged ({error}); fetch the file again") from error
+        conv.weight_quantizer = PackedWeight(conv.weight_bits)
     return state
 
 
@@ -120,13 +133,10 @@ def resolve(source: str | Path) -> Path:
     """
     if str(source).startswith("zoo:"):
         name = str(source)[4:]
-        path = ZOO / f"{name}.safetensors"
-        if not path.exists():
-            from cadyq.registry import closest
-
-            known = sorted(file.stem for file in ZOO.glob("*_x?_*.safetensors") if "calibration" not in file.stem)
+        known = sorted(file.stem for file in ZOO.glob("*_x?_*.safetensors") if "calibration" not in file.stem)
+        if name not in known:
             raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
-        return path
+        return ZOO / f"{name}.safetensors"
     return Path(source)
 
 
@@ -144,7 +154,7 @@ def load_model(source: str | Path) -> SRNetwork:
     if "config" not in metadata:
         raise UserError(f"{path}: no cadyq configuration in its header; import foreign weights with load_official")
     network = build(ModelConfig.from_json(metadata["config"]))
-    load_state(network, _unpack(network, tensors), str(path))
+    load_state(network, _unpack(network, tensors, str(path)), str(path))
     return network.eval()
 
 

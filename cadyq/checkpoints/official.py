@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadyq.checkpoints.io import load_state, read_tensors
+from cadyq.checkpoints.io import check_finite, load_state, read_tensors
 from cadyq.errors import UserError
 from cadyq.factory import create_model
 from cadyq.models.network import SRNetwork
@@ -41,6 +41,8 @@ def load_official(
         UserError: unreadable file, a pickle that carries code, keys that do not fit.
     """
     state, origin = (source, "state dict") if isinstance(source, Mapping) else (_read(Path(source)), str(source))
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    check_finite(state, origin)
     options: dict[str, Any] = {}
     if scheme == "cadyq":
         options = {"weight_bits": weight_bits, "search_space": tuple(search_space), "selector_inputs": "paper"}
@@ -61,12 +63,12 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: refused, not plain tensors ({reason}); convert it to safetensors") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path}: holds no state dict; save model.state_dict() and import that")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    return state
 
 
 def _translate_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -32,6 +32,15 @@ def pack_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def unpack_weight(codes: Tensor, codebook: Tensor, bits: int, shape: torch.Size) -> Tensor:
-    """The inverse of `pack_weight`, bit for bit."""
+    """The inverse of `pack_weight`, bit for bit.
+
+    Raises:
+        ValueError: the codes are not those of a weight of that shape, or point outside the codebook.
+    """
+    needed = -(-shape.numel() * bits // 8)
+    if codes.numel() != needed:
+        raise ValueError(f"{codes.numel()} bytes of {bits}-bit codes where {tuple(shape)} needs {needed}")
     indices = unpack_codes(codes.numpy(), bits, shape.numel())
+    if indices.max(initial=0) >= len(codebook):
+        raise ValueError(f"code {indices.max()} points outside a codebook of {len(codebook)} values")
     return codebook[torch.from_numpy(indices)].reshape(shape)

@@ -44,10 +44,12 @@ def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
     observers = {name: Observer() for name in network.points}
     for name, point in network.points.items():
         point.quantizer = observers[name]
-    for batch in torch.split(patches, BATCH):
-        network(batch)
-    for name, point in network.points.items():
-        point.quantizer = before[name]
+    try:
+        for batch in torch.split(patches, BATCH):
+            network(batch)
+    finally:
+        for name, point in network.points.items():
+            point.quantizer = before[name]
     log_gradient = image_gradient(patches).clamp_min(LOG_FLOOR).log()
     return {name: _summarize(observer, log_gradient) for name, observer in observers.items()}
 

@@ -152,7 +152,7 @@ class Trainer:
             loss = loss + weight_bits * trace.bit_penalty().mean() / selectors
         if not bool(loss.isfinite()):
             raise UserError(
-                f"{self.out}: the loss is {float(loss)} at step {self.step} (seed {self.seed}); "
+                f"{self.out}: the loss is {float(loss.detach())} at step {self.step} (seed {self.seed}); "
                 f"the last good state is {self.out / 'checkpoint.pt'}; lower the learning rates"
             )
         self.optimizer.zero_grad(set_to_none=True)
