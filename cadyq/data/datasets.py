@@ -152,7 +152,8 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
         UserError: an unknown set, a missing folder, or a folder without images.
     """
     folder = data_root / "benchmark" / name
-    if name not in BENCHMARKS and not folder.is_dir():
+    is_name = Path(name).name == name  # and not a way out of the folder
+    if name not in BENCHMARKS and not (is_name and folder.is_dir()):
         found = available(data_root)
         hint = _suggestion(name, [*found, *BENCHMARKS])
         raise UserError(f"unknown dataset '{name}'{hint}; available with {data_root}: {', '.join(found)}")
