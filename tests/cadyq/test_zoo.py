@@ -1,0 +1,62 @@
+"""What ships: the manifest describes every file, and every network runs better than interpolation on a photograph."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+import cadyq
+from analysis.metrics import psnr
+from cadyq.checkpoints.io import ZOO, sha256_of, zoo_name
+from cadyq.data.datasets import photographs
+
+MANIFEST = json.loads((ZOO / "manifest.json").read_text())
+NETWORKS = MANIFEST["networks"]
+
+
+def test_manifest_and_files_agree() -> None:
+    rows = NETWORKS + MANIFEST["calibration"]
+    assert {row["file"] for row in rows} == {path.name for path in ZOO.glob("*.safetensors")}
+    for row in rows:
+        assert sha256_of(ZOO / row["file"]) == row["sha256"], row["file"]
+
+
+def test_every_backbone_has_every_scheme() -> None:
+    backbones = {row["backbone"] for row in NETWORKS}
+    schemes = {row["scheme"] for row in NETWORKS}
+    assert {(row["backbone"], row["scheme"]) for row in NETWORKS} == {(b, s) for b in backbones for s in schemes}
+
+
+@pytest.mark.parametrize("row", [row for row in NETWORKS if row["scheme"] != "fp32"], ids=lambda row: row["file"])
+def test_trained_networks_state_their_training(row: dict[str, Any]) -> None:
+    assert row["recipe"]["steps"] > 0
+    assert row["seconds"] > 0
+    assert row["parent"]["sha256"]
+    assert "photographs" in row["data"]
+
+
+def test_trained_schemes_had_the_same_budget() -> None:
+    budgets: dict[str, set[int]] = {}
+    for row in NETWORKS:
+        if row["scheme"] != "fp32":
+            steps = row["recipe"]["steps"] + row["parent"]["training"]["recipe"]["steps"]
+            budgets.setdefault(row["backbone"], set()).add(steps)
+    assert {name: len(steps) for name, steps in budgets.items()} == dict.fromkeys(budgets, 1)
+
+
+@pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row["file"])
+def test_networks_load_and_beat_interpolation(row: dict[str, Any]) -> None:
+    network = cadyq.load_model(f"zoo:{zoo_name(row['backbone'], row['scale'], row['scheme'])}")
+    assert network.scheme is not None
+    assert network.scheme.label() == row["scheme"]
+    pair = photographs(4)[0]
+    lr, hr = pair.lr[:, 20:68, 40:88], pair.hr[:, 80:272, 160:352]
+    floor = cadyq.create_model("bicubic")
+    with torch.no_grad():
+        sr, trace = cadyq.trace(network, lr[None].float())
+        low = psnr(floor(lr[None].float()), hr[None], 4)
+    assert float(psnr(sr, hr[None], 4)) > float(low) + 0.3
+    assert 4 <= float(trace.fab()) <= 8 or row["scheme"] == "fp32"
