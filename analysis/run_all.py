@@ -187,9 +187,9 @@ def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) 
 def manifest(
     plan: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
 ) -> dict[str, Any]:
-    """What is needed to repeat the run. Paths stay relative to the working folder or are left out."""
+    """What is needed to repeat the run. Of paths only the last part is kept."""
     names = ("torch", "numpy", "pandas", "scikit-image", "fvcore", "pyarrow")
-    shown = [Path(word).name if Path(word).is_absolute() else word for word in argv]
+    shown = [Path(word).name if "/" in word else word for word in argv]
     return {
         "command": " ".join(["python -m analysis.run_all", *shown]),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
