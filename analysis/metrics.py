@@ -1,6 +1,5 @@
 """PSNR and SSIM under the named protocols that super-resolution papers use."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cadyq.errors import UserError
+from cadyq.registry import closest
 
 _PEAK = 255.0
 _WINDOW = 11
@@ -89,8 +89,7 @@ def _rules(protocol: str) -> Protocol:
     """Look a protocol up by name."""
     if protocol in PROTOCOLS:
         return PROTOCOLS[protocol]
-    close = difflib.get_close_matches(protocol.lower(), PROTOCOLS, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    hint = closest(protocol, PROTOCOLS, cutoff=0.6)
     raise UserError(f"unknown protocol '{protocol}'{hint}; use one of {', '.join(PROTOCOLS)}")
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import cadyq
-from cadyq.checkpoints.io import ZOO, load_model, sha256_of, zoo_name
-from cadyq.factory import ModelConfig, build, parse_scheme
-from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
-from cadyq.training.calibration import initialize, load_statistics
+from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.data.images import sha256_file
+from cadyq.factory import parse_scheme, scheme_of
+from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.training.calibration import calibrated, load_statistics
 
 PARENT = "fp32"  # where calibration-only schemes take their weights from
 
@@ -34,7 +36,7 @@ class Source:
         """Over the files it is made of and the scheme, hexadecimal."""
         digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
         for file in self.files:
-            digest.update(sha256_of(file).encode())
+            digest.update(sha256_file(file).encode())
         return digest.hexdigest()
 
 
@@ -44,11 +46,12 @@ def canonical(spec: str) -> str:
     Raises:
         UserError: unknown scheme, or bits out of range.
     """
-    name, options, tag = parse_scheme(spec)
-    label = SCHEMES.get(name)(**options).label()
+    tag = parse_scheme(spec)[2]
+    label = scheme_of(spec).label()
     return f"{label}:{tag}" if tag else label
 
 
+@lru_cache  # asked for every scheme, and the answer takes building the network
 def has_weights(backbone: str) -> bool:
     """False for interpolation."""
     return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
@@ -56,13 +59,12 @@ def has_weights(backbone: str) -> bool:
 
 def find(backbone: str, scheme: str, scale: int) -> Source:
     """The source of a network: trained weights of the zoo, or FP32 weights and calibration statistics."""
-    name, options, _ = parse_scheme(scheme)
     if not has_weights(backbone):
         return Source(backbone, scheme, scale)
     trained = ZOO / f"{zoo_name(backbone, scale, scheme)}.safetensors"
     if trained.exists():
         return Source(backbone, scheme, scale, (trained,))
-    if SCHEMES.get(name)(**options).trained:
+    if scheme_of(scheme).trained:
         reason = f"no trained weights: {trained.name} is not in the zoo; train it with python -m cadyq.train"
         return Source(backbone, scheme, scale, reason=reason)
     parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
@@ -80,8 +82,4 @@ def load(source: Source) -> SRNetwork:
     if not source.files:
         return cadyq.create_model(source.backbone, source.scheme, source.scale).eval()
     parent = load_model(source.files[0])
-    name, options, _ = parse_scheme(source.scheme)
-    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, options))
-    network.load_state_dict(parent.state_dict(), strict=False)
-    initialize(network, load_statistics(source.files[1]))
-    return network.eval()
+    return calibrated(parent, source.scheme, load_statistics(source.files[1])).eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from pathlib import Path
 from analysis.measure import MODES
 from analysis.networks import Source, canonical, find, has_weights
 from analysis.records import Cell
-from cadyq.checkpoints.io import ZOO
 from cadyq.errors import UserError
-from cadyq.factory import parse_scheme
-from cadyq.models.network import BACKBONES, SCHEMES
+from cadyq.factory import scheme_of
+from cadyq.models.network import BACKBONES
+from cadyq.zoo.ship import read_manifest
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,8 +49,7 @@ class Plan:
 
 
 def _quantizes(scheme: str) -> bool:
-    name, options, _ = parse_scheme(scheme)
-    return SCHEMES.get(name)(**options).weight_quantizer() is not None
+    return scheme_of(scheme).weight_quantizer() is not None
 
 
 def presets() -> dict[str, dict[str, list[str]]]:
@@ -60,7 +58,7 @@ def presets() -> dict[str, dict[str, list[str]]]:
 
 def _zoo() -> tuple[list[str], list[str]]:
     """Backbones and schemes of the zoo, in the manifest's order."""
-    networks = json.loads((ZOO / "manifest.json").read_text())["networks"]
+    networks = read_manifest()["networks"]
     return [row["backbone"] for row in networks], [row["scheme"] for row in networks]
 
 

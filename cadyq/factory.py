@@ -74,6 +74,12 @@ def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
     return name, bits, ""
 
 
+def scheme_of(spec: str) -> Scheme:
+    """The scheme as written in a command, without its tag; raises as `parse_scheme` does."""
+    name, options, _ = parse_scheme(spec)
+    return SCHEMES.get(name)(**options)
+
+
 def _parse_bits(variant: str) -> dict[str, int] | None:
     found = re.fullmatch(r"w(\d+)a(\d+)", variant)
     return {"weight_bits": int(found[1]), "act_bits": int(found[2])} if found else None

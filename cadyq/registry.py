@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -12,10 +12,11 @@ from cadyq.errors import UserError
 T = TypeVar("T")
 
 
-def closest(name: str, known: list[str]) -> str:
-    """ " (did you mean X?)" for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The words `(did you mean X?)` behind a space for the nearest known name, whatever its case, or nothing."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
 
 
 class Registry(Generic[T]):

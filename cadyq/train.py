@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from cadyq.checkpoints.io import load_model, resolve, sha256_of
+from cadyq.checkpoints.io import load_model, resolve
 from cadyq.cli import exit_status
+from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, build, parse_scheme
 from cadyq.models.network import SRNetwork
-from cadyq.training.calibration import initialize, observe
+from cadyq.training.calibration import calibrated, observe
 from cadyq.training.photographs import PatchBank, find_photographs, load_bank
 from cadyq.training.recipes import load_recipe
 from cadyq.training.trainer import Trainer
@@ -48,11 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def quantized_from(parent: SRNetwork, teacher: SRNetwork, spec: str, patches: torch.Tensor) -> SRNetwork:
     """A network of `parent`'s backbone and weights under scheme `spec`, calibrated, ranges inherited."""
-    name, options, _ = parse_scheme(spec)
-    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, options))
-    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
-    network.load_state_dict(weights, strict=False)
-    initialize(network, observe(teacher, patches))
+    network = calibrated(parent, spec, observe(teacher, patches))
     for key, point in network.points.items():
         before = parent.points[key].quantizer
         if point.quantizer is not None and before is not None:
@@ -68,7 +64,10 @@ def calibration_patches(bank: PatchBank) -> torch.Tensor:
 def parent_facts(init: str) -> dict[str, Any]:
     """Name and hash of the parent; if it was trained by this command, its own training facts as well."""
     path = resolve(init)
-    facts: dict[str, Any] = {"name": path.parent.name if path.stem == "model" else path.stem, "sha256": sha256_of(path)}
+    facts: dict[str, Any] = {
+        "name": path.parent.name if path.stem == "model" else path.stem,
+        "sha256": sha256_file(path),
+    }
     trained = path.with_name("training.json")
     if trained.exists():
         facts["training"] = json.loads(trained.read_text())
@@ -104,7 +103,7 @@ def train(args: argparse.Namespace) -> Path:
         "scale": args.scale,
         "data": f"{args.data_root.name}: {len(training.images)} photographs, {len(held_out.images)} more held out",
         "parent": parent_facts(args.init),
-        "teacher_sha256": sha256_of(resolve(teacher_source)),
+        "teacher_sha256": sha256_file(resolve(teacher_source)),
         "device": args.device,
         "torch": torch.__version__,
     }

@@ -5,7 +5,6 @@ Two forms: full precision (for training on) and packed (what ships: quantized we
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -156,8 +155,3 @@ def load_model(source: str | Path) -> SRNetwork:
     network = build(ModelConfig.from_json(metadata["config"]))
     load_state(network, _unpack(network, tensors, str(path)), str(path))
     return network.eval()
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

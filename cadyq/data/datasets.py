@@ -1,6 +1,5 @@
 """Test sets: benchmark folders, and the photographs that scikit-image ships inside its wheel."""
 
-import difflib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch import Tensor
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import read_rgb
 from cadyq.errors import UserError
+from cadyq.registry import closest
 
 EMBEDDED = "skimage"
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
@@ -136,13 +136,6 @@ def available(data_root: Path | None) -> list[str]:
     return [EMBEDDED] + ([] if data_root is None else _benchmark_names(data_root))
 
 
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    """Return " (did you mean 'X'?)" or nothing."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
-
-
 def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     """Open ``<data_root>/benchmark/<name>``: HR in ``HR/*.png``, LR in ``LR_bicubic/X<scale>/*x<scale>.png``.
 
@@ -155,7 +148,7 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     is_name = Path(name).name == name  # and not a way out of the folder
     if name not in BENCHMARKS and not (is_name and folder.is_dir()):
         found = available(data_root)
-        hint = _suggestion(name, [*found, *BENCHMARKS])
+        hint = closest(name, [*found, *BENCHMARKS], cutoff=0.6)
         raise UserError(f"unknown dataset '{name}'{hint}; available with {data_root}: {', '.join(found)}")
     files = _pngs(folder / "HR")
     if not files:
@@ -191,7 +184,7 @@ def load(name: str, scale: int, data_root: Path | None) -> Dataset:
     if name == EMBEDDED:
         return photographs(scale)
     if data_root is None:
-        hint = "" if name in BENCHMARKS else _suggestion(name, [EMBEDDED, *BENCHMARKS])
+        hint = "" if name in BENCHMARKS else closest(name, [EMBEDDED, *BENCHMARKS], cutoff=0.6)
         raise UserError(
             f"dataset '{name}'{hint} is read from disk: pass --data-root DIR, the folder that holds "
             f"benchmark/; available without it: {EMBEDDED}"

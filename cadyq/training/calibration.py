@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cadyq.checkpoints.io import read_tensors, write_tensors
 from cadyq.errors import UserError
+from cadyq.factory import ModelConfig, build, parse_scheme
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content, image_gradient
 from cadyq.quantizers.interface import FULL_PRECISION, ActivationQuantizer, PointStatistics, Quantized, fixed_bits
@@ -73,6 +74,16 @@ def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> No
             if name not in statistics:
                 raise UserError(f"calibration has no point {name!r} of {network.name}: calibrate this very network")
             point.quantizer.initialize(statistics[name])
+
+
+def calibrated(parent: SRNetwork, scheme: str, statistics: dict[str, PointStatistics]) -> SRNetwork:
+    """A network of `parent`'s backbone and weights under a scheme as written in a command, initialized."""
+    name, options, _ = parse_scheme(scheme)
+    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, options))
+    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
+    network.load_state_dict(weights, strict=False)
+    initialize(network, statistics)
+    return network
 
 
 def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:

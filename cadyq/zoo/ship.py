@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cadyq.checkpoints.io import ZOO, load_model, save_model, sha256_of, zoo_name
+from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
 from cadyq.cli import exit_status
+from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.train import CALIBRATION_SIDE, HELD_OUT, calibration_patches
@@ -42,7 +43,7 @@ def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
     path = ZOO / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
     save_model(network, path, packed=True)
     identity = {"file": path.name, "backbone": network.name, "scheme": scheme, "scale": network.scale}
-    _put("networks", identity | {"sha256": sha256_of(path), "bytes": path.stat().st_size} | facts)
+    _put("networks", identity | {"sha256": sha256_file(path), "bytes": path.stat().st_size} | facts)
     return path
 
 
@@ -72,7 +73,7 @@ def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) ->
     path = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
     save_statistics(observe(network, patches), path, note)
     identity = {"file": path.name, "backbone": backbone, "scale": scale}
-    _put("calibration", identity | {"sha256": sha256_of(path), "data": note})
+    _put("calibration", identity | {"sha256": sha256_file(path), "data": note})
     return path
 
 

@@ -10,8 +10,9 @@ import torch
 
 import cadyq
 from analysis.metrics import psnr
-from cadyq.checkpoints.io import ZOO, sha256_of, zoo_name
+from cadyq.checkpoints.io import ZOO, zoo_name
 from cadyq.data.datasets import photographs
+from cadyq.data.images import sha256_file
 
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
 NETWORKS = MANIFEST["networks"]
@@ -21,7 +22,7 @@ def test_manifest_and_files_agree() -> None:
     rows = NETWORKS + MANIFEST["calibration"]
     assert {row["file"] for row in rows} == {path.name for path in ZOO.glob("*.safetensors")}
     for row in rows:
-        assert sha256_of(ZOO / row["file"]) == row["sha256"], row["file"]
+        assert sha256_file(ZOO / row["file"]) == row["sha256"], row["file"]
 
 
 def test_every_backbone_has_every_scheme() -> None:
