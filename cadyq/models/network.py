@@ -55,7 +55,10 @@ class SRNetwork(nn.Module, ABC):
 
         Pass a `Trace` to learn what the points did (or call `cadyq.trace`).
         """
-        return self.super_resolve(lr, trace if trace is not None else Trace(self, lr))
+        trace = trace if trace is not None else Trace(self, lr)
+        if self.scheme is not None:
+            self.scheme.before_forward(self, trace.content)
+        return self.super_resolve(lr, trace)
 
     @abstractmethod
     def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
@@ -72,7 +75,10 @@ SCHEMES: Registry[Scheme] = Registry("scheme", "cadyq.schemes")
 register_scheme = SCHEMES.register
 
 
-def trace_forward(network: SRNetwork, lr: Tensor) -> tuple[Tensor, Trace]:
-    """Run `network` on `lr` (B, 3, H, W) in 0..255; return the SR images and the trace of that very forward."""
-    trace = Trace(network, lr)
+def trace_forward(network: SRNetwork, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:
+    """Run `network` on `lr` (B, 3, H, W) in 0..255; return the SR images and the trace of that very forward.
+
+    `hr` (B, 3, H scale, W scale) is for the schemes that ask what the best choice would have been.
+    """
+    trace = Trace(network, lr, hr)
     return network(lr, trace), trace

@@ -30,10 +30,16 @@ def image_gradient(lr: Tensor) -> Tensor:
 
 
 class Content:
-    """The LR patches of one forward, (B, 3, H, W) in 0..255, and features of them."""
+    """The LR patches of one forward, (B, 3, H, W) in 0..255, and features of them.
 
-    def __init__(self, lr: Tensor) -> None:
+    Attributes:
+        hr: what the patches should become, (B, 3, H scale, W scale), where it is known. No scheme that could be
+            deployed reads it; the oracle does.
+    """
+
+    def __init__(self, lr: Tensor, hr: Tensor | None = None) -> None:
         self.lr = lr
+        self.hr = hr
 
     @cached_property
     def gradient(self) -> Tensor:

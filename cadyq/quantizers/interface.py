@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,12 @@ from cadyq.errors import UserError
 from cadyq.quantizers.functional import fake_quantize_weight
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cadyq.models.network import SRNetwork
     from cadyq.quantizers.content import Content
+
+Granularity = Literal["tensor", "channel"]
 
 FULL_PRECISION = 32
 MIN_BITS, MAX_BITS = 2, 8
@@ -68,7 +73,15 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
 
 
 class ActivationQuantizer(nn.Module, ABC):
-    """Fake-quantizes a feature map at one quantization point."""
+    """Fake-quantizes a feature map at one quantization point.
+
+    Attributes:
+        granularity: what shares one grid of 2^bits levels: a sample's whole feature map, or one channel of it.
+        idempotent: False where the grid is made from the very values it quantizes, so that it moves with them.
+    """
+
+    granularity: ClassVar[Granularity] = "tensor"
+    idempotent: ClassVar[bool] = True
 
     @abstractmethod
     def forward(self, x: Tensor, content: Content) -> Quantized:
@@ -104,7 +117,13 @@ class CalibratedRange(ActivationQuantizer):
 
 
 class WeightQuantizer(nn.Module, ABC):
-    """Fake-quantizes the weight of one convolution."""
+    """Fake-quantizes the weight of one convolution.
+
+    Attributes:
+        granularity: what shares one grid of 2^bits levels: the whole weight, or one output channel of it.
+    """
+
+    granularity: ClassVar[Granularity] = "tensor"
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -113,6 +132,9 @@ class WeightQuantizer(nn.Module, ABC):
     @abstractmethod
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight (Cout, Cin/groups, k, k) on its grid of at most 2^bits values."""
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set learned steps from the weight to be quantized. A quantizer that learns none needs nothing."""
 
 
 class SymmetricWeight(WeightQuantizer):
@@ -161,6 +183,15 @@ class Scheme(ABC):
     @abstractmethod
     def weight_quantizer(self) -> WeightQuantizer | None:
         """The weight quantizer of one convolution that reads a point; None leaves it in FP32."""
+
+    def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
+        """Set what depends on several points at once, such as which layers get more bits.
+
+        Called after `ActivationQuantizer.initialize` of every point, with the same statistics. By default nothing.
+        """
+
+    def before_forward(self, network: SRNetwork, content: Content) -> None:
+        """Prepare the quantizers for the patches of one forward as a whole. By default nothing."""
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -45,9 +45,9 @@ class Trace:
         records: point name -> PointRecord, in network order.
     """
 
-    def __init__(self, network: SRNetwork, lr: Tensor) -> None:
+    def __init__(self, network: SRNetwork, lr: Tensor, hr: Tensor | None = None) -> None:
         self.network = network
-        self.content = Content(lr)
+        self.content = Content(lr, hr)
         self.records: dict[str, PointRecord] = {}
 
     def record(self, point: QuantizationPoint, x: Tensor, quantized: Quantized) -> None:

@@ -68,12 +68,17 @@ def _summarize(observer: Observer, log_gradient: Tensor) -> PointStatistics:
 
 
 def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> None:
-    """Give every activation quantizer of `network` the statistics of its point."""
+    """Start every quantizer of `network`: from the statistics of its point, or from the weight it quantizes."""
     for name, point in network.points.items():
         if point.quantizer is not None:
             if name not in statistics:
                 raise UserError(f"calibration has no point {name!r} of {network.name}: calibrate this very network")
             point.quantizer.initialize(statistics[name])
+    for conv in network.conv_names:
+        if conv.weight_quantizer is not None:
+            conv.weight_quantizer.initialize(conv.weight.detach())
+    if network.scheme is not None:
+        network.scheme.allocate(network, statistics)
 
 
 def calibrated(parent: SRNetwork, scheme: str, statistics: dict[str, PointStatistics]) -> SRNetwork:

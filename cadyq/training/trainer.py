@@ -40,6 +40,10 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
             else:
                 size = float(parameter.detach().abs().mean())
                 groups.append({"params": [parameter], "base": recipe.rate_range * size})
+    for conv in network.conv_names:
+        for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
+            quantizer_parameters.add(parameter)
+            groups.append({"params": [parameter], "base": recipe.rate_range * float(parameter.detach().abs().mean())})
     weights = [parameter for parameter in network.parameters() if parameter not in quantizer_parameters]
     groups.append({"params": weights, "base": recipe.rate_weights})
     if selectors:
