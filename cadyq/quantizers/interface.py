@@ -167,10 +167,14 @@ class Scheme(ABC):
 
     Attributes:
         trained: False where the scheme runs from calibration alone.
+        parent: the scheme whose trained network a network of this one starts from.
+        reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
     """
 
     name: ClassVar[str]
     trained: ClassVar[bool] = True
+    parent: ClassVar[str] = "fp32"
+    reads_hr: ClassVar[bool] = False
 
     @abstractmethod
     def activation_quantizer(self, channels: int, dynamic: bool) -> ActivationQuantizer | None:
@@ -188,6 +192,17 @@ class Scheme(ABC):
         """Set what depends on several points at once, such as which layers get more bits.
 
         Called after `ActivationQuantizer.initialize` of every point, with the same statistics. By default nothing.
+        """
+
+    def fit(self, network: SRNetwork, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> None:
+        """Choose bits on training patches, for schemes that are derived from a trained network instead of trained.
+
+        Args:
+            network: under this scheme, in eval mode; weights and ranges are the parent's. Its tables are set here.
+            parent: the trained network of scheme `parent`, in eval mode.
+            lr: patches (N, 3, h, w) in 0..255 of training photographs.
+            hr: what they should become, (N, 3, h scale, w scale).
+            mean_bits: FAB to aim for.
         """
 
     def before_forward(self, network: SRNetwork, content: Content) -> None:
