@@ -194,19 +194,19 @@ class Scheme(ABC):
         Called after `ActivationQuantizer.initialize` of every point, with the same statistics. By default nothing.
         """
 
-    def fit(self, network: SRNetwork, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> None:
-        """Choose bits on training patches, for schemes that are derived from a trained network instead of trained.
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Scheme:
+        """This scheme with its options chosen on training patches, for schemes that are derived, not trained.
 
         Args:
-            network: under this scheme, in eval mode; weights and ranges are the parent's. Its tables are set here.
-            parent: the trained network of scheme `parent`, in eval mode.
+            parent: the trained network of scheme `parent`, in eval mode, whose weights and ranges are taken over.
             lr: patches (N, 3, h, w) in 0..255 of training photographs.
             hr: what they should become, (N, 3, h scale, w scale).
             mean_bits: FAB to aim for.
         """
+        raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
 
     def before_forward(self, network: SRNetwork, content: Content) -> None:
-        """Prepare the quantizers for the patches of one forward as a whole. By default nothing."""
+        """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
 
     @classmethod
     def option_names(cls) -> list[str]:
