@@ -65,10 +65,10 @@ class CABM(AssignedScheme):
         counted = [name for name, point in parent.points.items() if point.dynamic]
         bits = torch.stack([torch.cat([trace.bits[name] for trace in traces]) for name in counted], 1)
         score = edge_score(lr)
-        order = score.argsort()
+        order, bins = score.argsort(), min(BINS, len(lr))
         votes = (bits[order][..., None] == torch.tensor(self.search_space)).long()
-        rows = [part.sum(0).argmax(1) for part in votes.tensor_split(BINS)]
-        starts = [int(part[0]) for part in torch.arange(len(lr)).tensor_split(BINS)[1:]]
+        rows = [part.sum(0).argmax(1) for part in votes.tensor_split(bins)]
+        starts = [int(part[0]) for part in torch.arange(len(lr)).tensor_split(bins)[1:]]
         edges = tuple(float(score[order[start]]) for start in starts)
         return replace(self, edges=edges, table=tuple("".join(map(str, row.tolist())) for row in rows))
 

@@ -91,3 +91,28 @@ def price_for(mean_bits: float, solve: Callable[[float], float], low: float, hig
         tried.append((abs(mean - mean_bits), price))
         low, high = (price, high) if mean > mean_bits else (low, price)
     return min(tried)[1]
+
+
+def settle(error: Callable[[Tensor], Tensor], choices: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
+    """Step single points up or down, the least error first, as long as it brings the mean nearer to the wanted one.
+
+    A price reaches only some means; this closes the rest.
+
+    Args:
+        error: choices (1, P) to their error (1,).
+        choices: where to start (1, P).
+        bits: of the K candidates, ascending.
+        mean_bits: wanted mean.
+    """
+    while True:
+        missing = mean_bits - float(bits[choices].mean())
+        trials = []
+        for point in range(choices.shape[1]):
+            trial = choices.clone()
+            trial[0, point] += 1 if missing > 0 else -1
+            inside = 0 <= int(trial[0, point]) < len(bits)
+            if inside and abs(mean_bits - float(bits[trial].mean())) < abs(missing):
+                trials.append((float(error(trial)), trial))
+        if not trials:
+            return choices
+        choices = min(trials, key=lambda scored: scored[0])[1]

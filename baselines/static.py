@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from baselines.assigned import AssignedScheme, assign, assigned, middle
-from baselines.search import descend, luma_error, price_for, search_patches
+from baselines.search import descend, luma_error, price_for, search_patches, settle
 from cadyq.derive import transplant
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
@@ -38,17 +38,19 @@ class Static(AssignedScheme):
         found: dict[float, Tensor] = {}
         start = torch.full((1, len(assigned(network))), middle(self.search_space))
 
-        def solve(price: float) -> float:
-            def cost(choices: Tensor) -> Tensor:
-                assign(network, choices)
-                return luma_error(network, content).mean()[None].double() + price * bits[choices].mean(1)
+        def error(choices: Tensor) -> Tensor:
+            assign(network, choices)
+            return luma_error(network, content).mean()[None].double()
 
+        def solve(price: float) -> float:
             # the nearest price tried before has nearly the same answer
             near = min(found, key=lambda other: abs(other - price), default=None)
-            found[price] = descend(cost, start if near is None else found[near], len(bits), sweeps=1)
+            before = start if near is None else found[near]
+            found[price] = descend(lambda c: error(c) + price * bits[c].mean(1), before, len(bits), sweeps=1)
             return float(bits[found[price]].mean())
 
         best = found[price_for(mean_bits, solve, low=1e-4, high=1e2)]
+        best = settle(error, best, bits, mean_bits)
         return replace(self, by_point="".join(str(int(k)) for k in best[0]))
 
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
