@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import cadyq
-from cadyq.checkpoints.io import resolve, zoo_name
+from cadyq.checkpoints.io import read_tensors, resolve, save_model, zoo_name
 from cadyq.checkpoints.packing import pack_codes, pack_weight, unpack_codes, unpack_weight
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of, parse_scheme
@@ -277,3 +277,37 @@ def test_scheme_specifications() -> None:
 def test_options_override_the_specification() -> None:
     network = cadyq.create_model("edsr", "pams:w4a4", act_bits=6, n_feats=8, n_resblocks=1)
     assert network.scheme is not None and network.scheme.label() == "pams:w4a6"
+
+
+def _child_of(parent: SRNetwork) -> SRNetwork:
+    """Another network with the parent's weights and one tensor of its own."""
+    child = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1)
+    child.load_state_dict(parent.state_dict())
+    next(point for point in child.points.values() if point.quantizer).quantizer.bound.data.fill_(3.0)
+    return child.eval()
+
+
+def test_a_file_built_on_another_holds_only_what_differs(tmp_path: Path) -> None:
+    parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    child = _child_of(parent)
+    save_model(parent, tmp_path / "parent.safetensors", packed=True)
+    save_model(child, tmp_path / "child.safetensors", packed=True, base=tmp_path / "parent.safetensors")
+    assert len(read_tensors(tmp_path / "child.safetensors")[0]) == 1
+    again = cadyq.load_model(tmp_path / "child.safetensors")
+    lr = torch.rand(1, 3, 9, 7) * 255
+    with torch.no_grad():
+        assert torch.equal(again(lr), child(lr))
+        assert not torch.equal(again(lr), cadyq.load_model(tmp_path / "parent.safetensors")(lr))
+
+
+def test_a_file_built_on_another_refuses_a_changed_parent(tmp_path: Path) -> None:
+    parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    path = tmp_path / "child.safetensors"
+    save_model(parent, tmp_path / "parent.safetensors")
+    save_model(_child_of(parent), path, base=tmp_path / "parent.safetensors")
+    save_model(_child_of(parent), tmp_path / "parent.safetensors")
+    with pytest.raises(UserError, match=r"child\.safetensors: was made for another parent\.safetensors"):
+        cadyq.load_model(path)
+    (tmp_path / "parent.safetensors").unlink()
+    with pytest.raises(UserError, match=r"parent\.safetensors: no such file"):
+        cadyq.load_model(path)
