@@ -1,4 +1,4 @@
-"""`python -m cadyq.derive SCHEME`: a scheme that takes over a trained network's weights and ranges and chooses bits itself."""
+"""`python -m cadyq.derive SCHEME`: take over a trained network, weights and ranges, and choose its bits another way."""
 
 from __future__ import annotations
 
