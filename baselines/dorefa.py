@@ -27,17 +27,9 @@ from cadyq.quantizers.interface import (
     FixedBitScheme,
     PointStatistics,
     Quantized,
-    WeightQuantizer,
+    TanhWeight,
     fixed_bits,
 )
-
-
-class DoReFaWeight(WeightQuantizer):
-    def forward(self, weight: Tensor) -> Tensor:
-        squashed = weight.tanh()
-        largest = squashed.abs().amax()
-        unit = squashed / (2 * largest) + 0.5
-        return (2 * straight_through(unit, quantize_unit(unit, self.bits)) - 1) * largest
 
 
 class DoReFaActivation(CalibratedRange):
@@ -62,5 +54,5 @@ class DoReFa(FixedBitScheme):
     def activation_quantizer(self, channels: int, dynamic: bool) -> DoReFaActivation:
         return DoReFaActivation(self.act_bits)
 
-    def weight_quantizer(self) -> DoReFaWeight:
-        return DoReFaWeight(self.weight_bits)
+    def weight_quantizer(self) -> TanhWeight:
+        return TanhWeight(self.weight_bits)

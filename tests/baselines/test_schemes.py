@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cadyq
-from baselines.dorefa import DoReFaActivation, DoReFaWeight
+from baselines.dorefa import DoReFaActivation
 from baselines.minmax import MinMaxActivation
 from cadyq.errors import UserError
 from cadyq.models.network import SCHEMES, SRNetwork
 from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PackedWeight, PointStatistics
+from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PackedWeight, PointStatistics, TanhWeight
 from cadyq.training.calibration import initialize, observe
 
 SIZES: dict[str, dict[str, Any]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 16}}
@@ -385,12 +385,12 @@ def test_dorefa_weight_by_hand() -> None:
     weight = torch.tensor([-0.8, -0.2, 0.4, 0.8]).atanh()
     # tanh / 1.6 + 1/2 is 0, 0.375, 0.75, 1; at 2 bits 0, 1/3, 2/3, 1; back: -0.8 + 1.6 times that
     expected = [-0.8, -0.8 / 3, 0.8 / 3, 0.8]
-    assert DoReFaWeight(2)(weight).tolist() == pytest.approx(expected, abs=1e-6)
+    assert TanhWeight(2)(weight).tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_dorefa_weight_gradient_by_hand() -> None:
     weight = torch.tensor([-0.8, -0.2, 0.4, 0.8]).atanh().requires_grad_()
-    DoReFaWeight(2)(weight)[1].backward()
+    TanhWeight(2)(weight)[1].backward()
     # straight through the rounding, d tanh = 1 - tanh^2; the largest weight also moves the scale
     assert float(weight.grad[1]) == pytest.approx(1 - 0.2**2, abs=1e-5)
     assert float(weight.grad[2]) == 0
@@ -431,6 +431,6 @@ def test_minmax_keeps_zero(bits: int, low: float, high: float, seed: int) -> Non
 @given(bits=st.integers(2, 8), seed=st.integers(0, 1000), spread=st.floats(1e-3, 3))
 def test_dorefa_weight_keeps_its_largest_and_its_sign_symmetry(bits: int, seed: int, spread: float) -> None:
     weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * spread
-    value = DoReFaWeight(bits)(weight)
+    value = TanhWeight(bits)(weight)
     assert float(value.abs().max()) == pytest.approx(float(weight.tanh().abs().max()), rel=1e-5)
-    torch.testing.assert_close(DoReFaWeight(bits)(-weight), -value, rtol=1e-4, atol=2 * spread / 2**bits)
+    torch.testing.assert_close(TanhWeight(bits)(-weight), -value, rtol=1e-4, atol=2 * spread / 2**bits)
