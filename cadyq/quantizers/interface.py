@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.errors import UserError
-from cadyq.quantizers.functional import fake_quantize_affine, fake_quantize_weight, quantize_unit, straight_through
+from cadyq.quantizers.functional import (
+    fake_quantize_affine,
+    fake_quantize_bounds,
+    fake_quantize_weight,
+    quantize_unit,
+    straight_through,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,10 +96,6 @@ class PointStatistics:
         share = ((k + within) / len(cumulative)).to(self.minimum.dtype)
         return self.minimum + share * (self.maximum - self.minimum)
 
-    def mean_abs(self) -> Tensor:
-        """Mean magnitude of the values, a scalar."""
-        return (self.bin_centers.abs() * self.histogram).sum() / self.histogram.sum()
-
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in module.state_dict().items()}
@@ -152,6 +154,77 @@ class AffineRange(CalibratedRange):
 
     def forward(self, x: Tensor, content: Content) -> Quantized:
         return Quantized(fake_quantize_affine(x, self.low, self.high, self.bits), fixed_bits(x, self.bits))
+
+
+class SignAware(ActivationQuantizer):
+    """What fixed-bit quantizers share that have an unsigned grid where calibration saw no negative value."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("signed", torch.tensor(True))
+        self.signed: Tensor
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.signed.copy_(statistics.minimum < 0)
+        super().initialize(statistics)
+
+
+class LearnedRange(ActivationQuantizer):
+    """What fixed-bit quantizers with a learned range share: where it starts."""
+
+    bits: int
+
+    @abstractmethod
+    def largest(self) -> Tensor:
+        """The largest magnitude that is not clipped, a scalar or (1,), detached."""
+
+    @abstractmethod
+    def set_largest(self, value: Tensor) -> None:
+        """Make that the largest magnitude."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.set_largest(RANGE_SHARE[self.bits] * statistics.max_abs)
+
+    def inherit(self, parent: ActivationQuantizer) -> None:
+        """From another kind or other bits the range is taken in proportion to `RANGE_SHARE`."""
+        if type(parent) is type(self) and parent.bits == self.bits:
+            super().inherit(parent)
+        elif isinstance(parent, LearnedRange):
+            self.set_largest(parent.largest() * RANGE_SHARE[self.bits] / RANGE_SHARE[parent.bits])
+
+
+class LearnedBounds(LearnedRange):
+    """A learned lower and a learned upper bound, with zero on the grid between them.
+
+    Where calibration saw no negative value the lower one starts at 0 and, learned in units of its own size, stays.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.low, self.high = nn.Parameter(torch.tensor([-1.0])), nn.Parameter(torch.tensor([1.0]))
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.low.data.fill_(statistics.minimum.clamp_max(0))
+        self.high.data.fill_(statistics.maximum.clamp_min(0))
+        super().initialize(statistics)
+
+    def largest(self) -> Tensor:
+        return self.high.detach().maximum(-self.low.detach())
+
+    def set_largest(self, value: Tensor) -> None:
+        """Both bounds by the same factor."""
+        factor = value / self.largest().clamp_min(1e-12)
+        self.low.data.mul_(factor)
+        self.high.data.mul_(factor)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bound, as scalars or one value a sample (B, 1, 1, 1)."""
+        return self.low, self.high
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        return Quantized(fake_quantize_bounds(x, *self.bounds(x), self.bits), fixed_bits(x, self.bits))
 
 
 class WeightQuantizer(nn.Module, ABC):

@@ -17,6 +17,7 @@ from cadyq.quantizers.functional import fake_quantize_symmetric, mixed_symmetric
 from cadyq.quantizers.interface import (
     RANGE_SHARE,
     ActivationQuantizer,
+    LearnedRange,
     PointStatistics,
     Quantized,
     Scheme,
@@ -30,7 +31,7 @@ from cadyq.selector.bit_selector import BitSelector
 INITIAL_BOUND = 10.0
 
 
-class LearnedBoundActivation(ActivationQuantizer):
+class LearnedBoundActivation(LearnedRange):
     """Symmetric quantization with a learned clipping bound, PAMS (Li et al., ECCV 2020), Eqs. 2 and 5."""
 
     def __init__(self, bits: int) -> None:
@@ -38,13 +39,11 @@ class LearnedBoundActivation(ActivationQuantizer):
         self.bits = bits
         self.bound = nn.Parameter(torch.tensor([INITIAL_BOUND]))
 
-    def initialize(self, statistics: PointStatistics) -> None:
-        self.bound.data.fill_(RANGE_SHARE[self.bits] * float(statistics.max_abs))
+    def largest(self) -> Tensor:
+        return self.bound.detach()
 
-    def inherit(self, parent: ActivationQuantizer) -> None:
-        """From other bits the bound is taken in proportion to `RANGE_SHARE`."""
-        if isinstance(parent, LearnedBoundActivation):
-            self.bound.data.copy_(parent.bound.data * RANGE_SHARE[self.bits] / RANGE_SHARE[parent.bits])
+    def set_largest(self, value: Tensor) -> None:
+        self.bound.data.copy_(value)
 
     def forward(self, x: Tensor, content: Content) -> Quantized:
         if torch.is_grad_enabled():

@@ -1,0 +1,66 @@
+"""MSE calibration (as in Nagel et al., A White Paper on Neural Network Quantization, 2021, Sec. 3.1): no training.
+
+Activations: affine, with the range [l, h] that minimizes sum_i n_i (x_i - Q(x_i; l, h))^2 over the histogram of values
+seen in calibration (x_i the middle of bin i, n_i its count). Weights: symmetric, with the bound that minimizes
+||w - Q(w)||^2, per tensor.
+
+The search is over shares of the extremes, 0.02 to 1: the bound of the weights, or h and l in turns, h first, since on
+heavy-tailed features they hardly depend on each other. Departures: the paper searches both ends on a grid; weights at a
+scale for each tensor, as the other baselines here have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cadyq.quantizers.functional import fake_quantize_affine, quantize_symmetric, signed_levels, straight_through
+from cadyq.quantizers.interface import AffineRange, FixedBitScheme, PointStatistics, WeightQuantizer
+
+SHARES = torch.linspace(0.02, 1, 50)
+ROUNDS = 2
+
+
+def best_bound(extreme: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
+    """The share of `extreme` (a scalar) of the smallest error; of equal ones the smallest share."""
+    bounds = SHARES.to(extreme) * extreme
+    return bounds[torch.stack([error(bound) for bound in bounds]).argmin()]
+
+
+class MSEActivation(AffineRange):
+    def initialize(self, statistics: PointStatistics) -> None:
+        x, count = statistics.bin_centers, statistics.histogram
+
+        def error(low: Tensor, high: Tensor) -> Tensor:
+            return (count * (fake_quantize_affine(x, low, high, self.bits) - x).square()).sum()
+
+        low, high = statistics.minimum.clamp_max(0), statistics.maximum.clamp_min(0)
+        self.low.copy_(low)
+        for _ in range(ROUNDS):
+            self.high.copy_(best_bound(high, lambda bound: error(self.low, bound)))
+            self.low.copy_(best_bound(low, lambda bound: error(bound, self.high)))
+
+
+class MSEWeight(WeightQuantizer):
+    def forward(self, weight: Tensor) -> Tensor:
+        w, levels = weight.detach(), signed_levels(self.bits)
+        largest = w.abs().amax().clamp_min(1e-8)
+        bound = best_bound(largest, lambda bound: (quantize_symmetric(w, bound, levels) - w).square().sum())
+        return straight_through(weight, quantize_symmetric(w, bound, levels))
+
+
+@dataclass(frozen=True)
+class MSE(FixedBitScheme):
+    """Ranges of the smallest squared quantization error, no training."""
+
+    name = "mse"
+    trained = False
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> MSEActivation:
+        return MSEActivation(self.act_bits)
+
+    def weight_quantizer(self) -> MSEWeight:
+        return MSEWeight(self.weight_bits)
