@@ -31,6 +31,8 @@ HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points t
 
 
 class DDTBActivation(LearnedBounds):
+    idempotent = False  # the gate moves the bounds with the values
+
     def __init__(self, bits: int, channels: int) -> None:
         super().__init__(bits)
         self.gate1 = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(HIDDEN, channels)))

@@ -11,7 +11,6 @@ scale for each tensor, as the other baselines here have them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,32 +23,30 @@ SHARES = torch.linspace(0.02, 1, 50)
 ROUNDS = 2
 
 
-def best_bound(extreme: Tensor, error: Callable[[Tensor], Tensor]) -> Tensor:
-    """The share of `extreme` (a scalar) of the smallest error; of equal ones the smallest share."""
-    bounds = SHARES.to(extreme) * extreme
-    return bounds[torch.stack([error(bound) for bound in bounds]).argmin()]
-
-
 class MSEActivation(AffineRange):
     def initialize(self, statistics: PointStatistics) -> None:
         x, count = statistics.bin_centers, statistics.histogram
 
-        def error(low: Tensor, high: Tensor) -> Tensor:
-            return (count * (fake_quantize_affine(x, low, high, self.bits) - x).square()).sum()
+        def error(low: Tensor, high: Tensor) -> float:
+            return float((count * (fake_quantize_affine(x, low, high, self.bits) - x).square()).sum())
 
-        low, high = statistics.minimum.clamp_max(0), statistics.maximum.clamp_min(0)
-        self.low.copy_(low)
+        lows = SHARES.to(x) * statistics.minimum.clamp_max(0)
+        highs = SHARES.to(x) * statistics.maximum.clamp_min(0)
+        low, high = lows[-1], highs[-1]
         for _ in range(ROUNDS):
-            self.high.copy_(best_bound(high, lambda bound: error(self.low, bound)))
-            self.low.copy_(best_bound(low, lambda bound: error(bound, self.high)))
+            high = min(highs, key=lambda end: error(low, end))
+            low = min(lows, key=lambda end: error(end, high))
+        self.low.copy_(low)
+        self.high.copy_(high)
 
 
 class MSEWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
-        w, levels = weight.detach(), signed_levels(self.bits)
-        largest = w.abs().amax().clamp_min(1e-8)
-        bound = best_bound(largest, lambda bound: (quantize_symmetric(w, bound, levels) - w).square().sum())
-        return straight_through(weight, quantize_symmetric(w, bound, levels))
+        w, levels = weight.detach().flatten(), signed_levels(self.bits)
+        bounds = SHARES.to(w).unsqueeze(1) * w.abs().amax().clamp_min(1e-8)
+        on_grid = quantize_symmetric(w.unsqueeze(0), bounds, levels)
+        best = (on_grid - w).square_().sum(1).argmin()
+        return straight_through(weight, on_grid[best].view_as(weight))
 
 
 @dataclass(frozen=True)
