@@ -27,11 +27,11 @@ from cadyq.quantizers.interface import (
     MAX_BITS,
     MIN_BITS,
     ActivationQuantizer,
-    CalibratedRange,
     FixedBitScheme,
     PointStatistics,
     Quantized,
 )
+from cadyq.quantizers.ranges import CalibratedRange
 
 IMAGE_PERCENTILES = (0.10, 0.90)
 LAYER_PERCENTILES = (0.30, 0.70)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content
-from cadyq.quantizers.learned_bounds import CandidateActivation
+from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.selector.scheme import CandidateScheme
 
 

@@ -35,7 +35,7 @@ def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
             point.quantizer.inherit(source)
     for conv, source_conv in zip(network.conv_names, parent.conv_names, strict=True):
         if isinstance(source_conv.weight_quantizer, PackedWeight):
-            conv.weight_quantizer = PackedWeight(source_conv.weight_bits)
+            conv.weight_quantizer = source_conv.weight_quantizer
     return network.eval()
 
 

@@ -45,7 +45,7 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
                     weight = conv.weight_quantizer(conv.weight)
                 del state[f"{name}.weight"]
                 state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
-                codes, codebook = pack_weight(weight, conv.weight_bits)
+                codes, codebook = pack_weight(weight, conv.weight_bits, conv.weight_quantizer.granularity)
                 state[f"{name}.weight.codes"], state[f"{name}.weight.codebook"] = codes, codebook
     metadata = {"config": config_of(network).to_json()}
     if base is not None:
@@ -118,7 +118,7 @@ def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[s
             raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error
         except ValueError as error:
             raise UserError(f"{source}: tensor {name}.weight is damaged ({error}); fetch the file again") from error
-        conv.weight_quantizer = PackedWeight(conv.weight_bits)
+        conv.weight_quantizer = PackedWeight(conv.weight_bits, "tensor" if codebook.dim() == 1 else "channel")
     return state
 
 

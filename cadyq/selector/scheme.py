@@ -24,7 +24,7 @@ from cadyq.quantizers.interface import (
     WeightQuantizer,
     check_bits,
 )
-from cadyq.quantizers.learned_bounds import CandidateActivation, LearnedBoundActivation
+from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
 from cadyq.selector.bit_selector import BitSelector
 
 

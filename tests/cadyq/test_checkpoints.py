@@ -21,6 +21,8 @@ from cadyq.checkpoints.packing import pack_codes, pack_weight, unpack_codes, unp
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of, parse_scheme
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.functional import fake_quantize_weight
+from cadyq.quantizers.interface import WeightQuantizer
 from cadyq.registry import Registry
 
 
@@ -49,9 +51,52 @@ def test_weights_round_trip(bits: int, seed: int, outputs: int) -> None:
     assert torch.equal(unpack_weight(codes, kept, bits, weight.shape), weight)
 
 
+@given(bits=st.integers(1, 8), seed=st.integers(0, 1000), outputs=st.integers(1, 5))
+def test_weights_with_a_grid_for_each_channel_round_trip(bits: int, seed: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    books = torch.randn(outputs, 2**bits, generator=generator)
+    weight = books.gather(1, torch.randint(0, 2**bits, (outputs, 45), generator=generator)).view(outputs, 5, 3, 3)
+    codes, kept = pack_weight(weight, bits, "channel")
+    assert kept.shape[0] == outputs and kept.shape[1] <= 2**bits
+    assert codes.numel() == -(-weight.numel() * bits // 8)
+    assert torch.equal(unpack_weight(codes, kept, bits, weight.shape), weight)
+
+
+def test_codebooks_by_hand() -> None:
+    weight = torch.tensor([[1.0, -1.0, 1.0], [4.0, 5.0, 6.0]])
+    codes, kept = pack_weight(weight, 2, "channel")
+    assert kept.tolist() == [[-1, 1, 1], [4, 5, 6]]
+    assert unpack_codes(codes.numpy(), 2, 6).tolist() == [1, 0, 1, 0, 1, 2]
+    with pytest.raises(ValueError, match=r"codebook of shape \(2, 3\) for a weight of \(3, 2\)"):
+        unpack_weight(codes, kept, 2, torch.Size([3, 2]))
+
+
 def test_a_weight_off_its_grid_is_not_packed() -> None:
     with pytest.raises(ValueError, match="2-bit weight has 5 distinct values"):
         pack_weight(torch.arange(5.0), 2)
+    with pytest.raises(ValueError, match="2-bit weight has 5 distinct values"):
+        pack_weight(torch.arange(10.0).view(2, 5), 2, "channel")
+
+
+class _ByChannel(WeightQuantizer):
+    granularity = "channel"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.stack([fake_quantize_weight(channel, self.bits) for channel in weight])
+
+
+@torch.no_grad()
+def test_networks_with_a_grid_for_each_channel(tmp_path: Path) -> None:
+    network = _network().eval()
+    for conv in network.conv_names:
+        conv.weight_quantizer = _ByChannel(4)
+    lr = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(0)) * 255
+    expected = network(lr)
+    for name in ("first", "second"):
+        cadyq.save_model(network, tmp_path / f"{name}.safetensors", packed=True)
+        network = cadyq.load_model(tmp_path / f"{name}.safetensors")
+        assert torch.equal(network(lr), expected)
+    assert all(len(channel.unique()) <= 16 for conv in network.conv_names for channel in conv.quantized_weight())
 
 
 def _network(scheme: str = "pams:w4a4") -> SRNetwork:
