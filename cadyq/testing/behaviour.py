@@ -1,0 +1,229 @@
+"""Checks of how a quantized network behaves: twice, saved, on odd images, in training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cadyq.checkpoints.io import load_model, save_model
+from cadyq.factory import scheme_of
+from cadyq.models.network import SCHEMES, SRNetwork
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.trace import Trace
+from cadyq.testing.fault import Fault
+from cadyq.testing.subject import SIDES, Seen, Subject, patches, watch
+
+ODD_SIDES = ((7, 3), (2, 5), (33, 1))
+PENALTY = 1e-2
+
+
+def label(subject: Subject) -> Iterator[Fault]:
+    """The scheme as written in a command gives the scheme, and its options fit into a checkpoint's header."""
+    plain = SCHEMES.get(subject.case.scheme)()
+    if scheme_of(plain.label()) != plain:
+        yield Fault(f"label() is {plain.label()!r}, which is another scheme", "write the name, or name:wXaY")
+    rebuilt = SCHEMES.get(subject.case.scheme)(**json.loads(json.dumps(subject.scheme.options())))
+    if rebuilt != subject.scheme:
+        yield Fault(
+            "its options do not survive JSON",
+            "options are numbers, strings and tuples of them; __post_init__ may convert",
+        )
+
+
+def _first_difference(expected: dict[str, Seen], found: dict[str, Seen]) -> str:
+    """The first point where two runs differ, in network order."""
+    for name, one in expected.items():
+        if not (torch.equal(one.value, found[name].value) and torch.equal(one.bits, found[name].bits)):
+            return name
+    return ""
+
+
+@torch.no_grad()
+def determinism(subject: Subject) -> Iterator[Fault]:
+    """The same images twice give the same values and bits."""
+    sr, seen = watch(subject.network, subject.lr)
+    if not torch.equal(sr, subject.run[0]) or _first_difference(subject.seen, seen):
+        hint = "in eval mode nothing is drawn at random and no state is updated; derive chance from the content"
+        yield Fault("two runs on the same images differ", hint, _first_difference(subject.seen, seen))
+
+
+@torch.no_grad()
+def saving(subject: Subject) -> Iterator[Fault]:
+    """Saved and loaded, in full precision and packed, the network gives the same values and bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("full", "packed"):
+            path = Path(folder) / f"{kind}.safetensors"
+            try:
+                save_model(subject.network, path, packed=kind == "packed")
+                loaded = load_model(path)
+            except Exception as error:
+                message = str(error).replace(f"{path}: ", "")
+                yield Fault(
+                    f"the {kind} form cannot be saved and loaded ({message})", "state of a fixed shape, in buffers"
+                )
+                continue
+            sr, seen = watch(loaded, subject.lr)
+            place = _first_difference(subject.seen, seen)
+            if loaded.scheme != subject.scheme:
+                yield Fault(f"the {kind} form comes back as {loaded.scheme}", "options are fields of the dataclass")
+            elif place or not torch.equal(sr, subject.run[0]):
+                hint = (
+                    "what calibration or training sets is a parameter or a persistent buffer: self.register_buffer(...)"
+                )
+                yield Fault(f"saved and loaded ({kind}), it gives other values", hint, place)
+
+
+@torch.no_grad()
+def odd_sizes(subject: Subject) -> Iterator[Fault]:
+    """Images of a few pixels, and of one column."""
+    for height, width in ODD_SIDES:
+        try:
+            sr, seen = watch(subject.network, patches(2, (height, width), seed=2))
+        except Exception as error:
+            yield Fault(f"an LR image of {height} x {width} raises {type(error).__name__}: {error}", "assume no size")
+            continue
+        scale = subject.network.scale
+        if sr.shape[-2:] != (height * scale, width * scale):
+            yield Fault(f"an LR image of {height} x {width} becomes {tuple(sr.shape[-2:])}", f"the scale is {scale}")
+        yield from _not_finite(sr, seen, f"an LR image of {height} x {width}")
+
+
+def _not_finite(sr: Tensor, seen: dict[str, Seen], what: str) -> Iterator[Fault]:
+    hint = "guard divisions and logarithms: clamp_min(1e-8)"
+    for name, one in seen.items():
+        if bool(one.x.isfinite().all()) and not bool(one.value.isfinite().all()):
+            sample = int((~one.value.isfinite()).flatten(1).any(1).nonzero()[0])
+            yield Fault(f"{what} gives values that are not finite", hint, name, sample, int(one.bits[sample]))
+            return
+    if not bool(sr.isfinite().all()):
+        yield Fault(f"{what} gives an SR image that is not finite", hint)
+
+
+def _flat_and_saturated() -> dict[str, Tensor]:
+    black = torch.zeros(1, 3, *SIDES)
+    checkers = (torch.arange(SIDES[0]).view(-1, 1) + torch.arange(SIDES[1])) % 2 * 255.0
+    return {
+        "a black image": black,
+        "a white image": black + 255,
+        "a saturated red image": black + torch.tensor([255.0, 0, 0]).view(3, 1, 1),
+        "a checkerboard of black and white": black + checkers,
+    }
+
+
+@torch.no_grad()
+def extreme_images(subject: Subject) -> Iterator[Fault]:
+    """Black, white and saturated images."""
+    for what, lr in _flat_and_saturated().items():
+        yield from _not_finite(*watch(subject.network, lr), what)
+
+
+@torch.no_grad()
+def extreme_features(subject: Subject) -> Iterator[Fault]:
+    """Feature maps of zeros, of one value, of one large value among zeros, and far out of any range."""
+    largest = {name: one.x.abs().amax() for name, one in subject.seen.items()}
+    maps = {name: one.x for name, one in subject.seen.items()}
+    spikes = {name: torch.zeros_like(x) for name, x in maps.items()}
+    for name, x in spikes.items():
+        x[..., 0, 0] = largest[name]
+    inputs = {
+        "a feature map of zeros": {name: torch.zeros_like(x) for name, x in maps.items()},
+        "a feature map of one value": {name: torch.zeros_like(x) + largest[name] for name, x in maps.items()},
+        "a feature map with one value that is not zero": spikes,
+        "a feature map far out of range": {name: x * 1e4 for name, x in maps.items()},
+        "a feature map of negative values": {name: -x.abs() for name, x in maps.items()},
+    }
+    for what, replaced in inputs.items():
+        try:
+            sr, seen = watch(subject.network, subject.lr, replaced)
+        except Exception as error:
+            yield Fault(f"{what} raises {type(error).__name__}: {error}", "assume no range: a channel may be dead")
+            continue
+        yield from _not_finite(sr, seen, what)
+
+
+def gradients(subject: Subject) -> Iterator[Fault]:
+    """Of a trained scheme: every weight, range and selector gets a gradient, and layers before a point do."""
+    if not subject.scheme.trained:
+        return
+    network = copy.deepcopy(subject.network).train()
+    yield from _blocked(network, subject.lr)
+    # stronger than what calibration saw, so that ranges clip
+    _backward(network, torch.cat([subject.lr, patches(2, contrast=250, seed=4)]))
+    yield from _without_gradient(network)
+    for what, lr in _flat_and_saturated().items():
+        _backward(network, lr)
+        yield from _gradient_not_finite(network, what)
+
+
+def _backward(network: SRNetwork, lr: Tensor) -> None:
+    network.zero_grad(set_to_none=True)
+    trace = Trace(network, lr)
+    sr = network(lr, trace)
+    target = torch.linspace(0, 255, sr.numel()).view_as(sr)
+    ((sr - target).abs().mean() + PENALTY * trace.bit_penalty().mean()).backward()
+
+
+def _blocked(network: SRNetwork, lr: Tensor) -> Iterator[Fault]:
+    """Points that no gradient passes."""
+    blocked: list[str] = []
+
+    def look(point: QuantizationPoint, args: tuple[Tensor, Trace], value: Tensor) -> None:
+        x = args[0]
+        if point.quantizer is None or not x.requires_grad:
+            return
+        weights = torch.linspace(1, 2, value.numel()).view_as(value)
+        total = (value * weights).sum()
+        grad = torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)[0] if total.requires_grad else None
+        if grad is None or not bool(grad.any()):
+            blocked.append(point.name)
+
+    handles = [point.register_forward_hook(look) for point in network.points.values()]
+    try:
+        network(lr)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in blocked:
+        yield Fault(
+            "no gradient passes to the layers before it",
+            "rounding has slope zero: pass the gradient with functional.straight_through",
+            name,
+        )
+
+
+def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
+    """Weights that nothing pulls at, and parameters of quantizers that nothing pulls at anywhere in the network."""
+    for conv, name in network.conv_names.items():
+        if conv.weight.grad is None or not bool(conv.weight.grad.any()):
+            hint = "the weight quantizer must pass the gradient: functional.straight_through"
+            yield Fault("its weight gets no gradient", hint, f"weight of {name}")
+    # one range may clip nothing on these images, so that zero at one point is no fault; zero at all of them is
+    alike: dict[tuple[str, str], list[tuple[str, Tensor | None]]] = defaultdict(list)
+    owners = [(name, point.quantizer) for name, point in network.points.items() if point.quantizer is not None]
+    weights = [(name, conv.weight_quantizer) for conv, name in network.conv_names.items() if conv.weight_quantizer]
+    for owner, module in [*owners, *weights]:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                alike[type(module).__name__, name].append((f"{owner}, parameter {name}", parameter.grad))
+    for places in alike.values():
+        if not any(grad is not None and bool(grad.any()) for _, grad in places):
+            hint = "let it take part in the value, or for a selector in bit_penalty; detach() and no_grad() cut it off"
+            yield Fault("it is learned but gets no gradient, here or at any other point", hint, places[0][0])
+        elif any(grad is None for _, grad in places):
+            place = next(place for place, grad in places if grad is None)
+            yield Fault("it is learned but takes no part in the output", "use it, or leave it out", place)
+
+
+def _gradient_not_finite(network: SRNetwork, what: str) -> Iterator[Fault]:
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            hint = "one such patch ends a training; the slope of sqrt and log at zero is infinite"
+            yield Fault(f"{what} gives a gradient that is not finite", hint, f"parameter {name}")
+            return
