@@ -14,27 +14,28 @@ from torch import Tensor
 
 from cadyq.checkpoints.io import load_model, save_model
 from cadyq.factory import scheme_of
-from cadyq.models.network import SCHEMES, SRNetwork
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
 from cadyq.testing.fault import Fault
-from cadyq.testing.subject import SIDES, Seen, Subject, patches, watch
+from cadyq.testing.subject import BIT_OPTIONS, SIDES, Seen, Subject, patches, watch
 
 ODD_SIDES = ((7, 3), (2, 5), (33, 1))
 PENALTY = 1e-2
+PASSES = 0.02  # share of values that a gradient has to pass, at the least
+STEEP = "one such patch ends a training; the slopes of sqrt, log and std at zero are infinite"
 
 
 def label(subject: Subject) -> Iterator[Fault]:
     """The scheme as written in a command gives the scheme, and its options fit into a checkpoint's header."""
-    plain = SCHEMES.get(subject.case.scheme)()
-    if scheme_of(plain.label()) != plain:
-        yield Fault(f"label() is {plain.label()!r}, which is another scheme", "write the name, or name:wXaY")
-    rebuilt = SCHEMES.get(subject.case.scheme)(**json.loads(json.dumps(subject.scheme.options())))
-    if rebuilt != subject.scheme:
-        yield Fault(
-            "its options do not survive JSON",
-            "options are numbers, strings and tuples of them; __post_init__ may convert",
-        )
+    scheme = subject.scheme
+    # options beyond wXaY are not part of a label: there the defaults have to be read back
+    written = scheme if set(subject.case.options) == set(BIT_OPTIONS) else type(scheme)()
+    if scheme_of(written.label()) != written:
+        yield Fault(f"label() is {written.label()!r}, which is another scheme", "write the name, or name:wXaY")
+    if type(scheme)(**json.loads(json.dumps(scheme.options()))) != scheme:
+        hint = "options are numbers, strings and tuples of them; __post_init__ may turn lists into tuples"
+        yield Fault("its options do not survive JSON", hint)
 
 
 def _first_difference(expected: dict[str, Seen], found: dict[str, Seen]) -> str:
@@ -153,7 +154,7 @@ def gradients(subject: Subject) -> Iterator[Fault]:
     if not subject.scheme.trained:
         return
     network = copy.deepcopy(subject.network).train()
-    yield from _blocked(network, subject.lr)
+    yield from _at_points(network, subject.lr)
     # stronger than what calibration saw, so that ranges clip
     _backward(network, torch.cat([subject.lr, patches(2, contrast=250, seed=4)]))
     yield from _without_gradient(network)
@@ -170,19 +171,22 @@ def _backward(network: SRNetwork, lr: Tensor) -> None:
     ((sr - target).abs().mean() + PENALTY * trace.bit_penalty().mean()).backward()
 
 
-def _blocked(network: SRNetwork, lr: Tensor) -> Iterator[Fault]:
-    """Points that no gradient passes."""
+def _at_points(network: SRNetwork, lr: Tensor) -> Iterator[Fault]:
+    """Points that no gradient passes, or one that is not finite where a feature map is zero."""
     blocked: list[str] = []
+    infinite: list[str] = []
 
     def look(point: QuantizationPoint, args: tuple[Tensor, Trace], value: Tensor) -> None:
-        x = args[0]
+        x, trace = args
         if point.quantizer is None or not x.requires_grad:
             return
-        weights = torch.linspace(1, 2, value.numel()).view_as(value)
-        total = (value * weights).sum()
-        grad = torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)[0] if total.requires_grad else None
-        if grad is None or not bool(grad.any()):
+        grad = _slopes(value, [x])[0]
+        if _passes_little(grad):
             blocked.append(point.name)
+        dead = torch.zeros_like(x).requires_grad_()
+        found = _slopes(point.quantizer(dead, trace.content).value, [dead, *point.quantizer.parameters()])
+        if not all(bool(grad.isfinite().all()) for grad in found if grad is not None):
+            infinite.append(point.name)
 
     handles = [point.register_forward_hook(look) for point in network.points.values()]
     try:
@@ -190,18 +194,30 @@ def _blocked(network: SRNetwork, lr: Tensor) -> Iterator[Fault]:
     finally:
         for handle in handles:
             handle.remove()
+    hint = "rounding has slope zero: pass the gradient with functional.straight_through"
     for name in blocked:
-        yield Fault(
-            "no gradient passes to the layers before it",
-            "rounding has slope zero: pass the gradient with functional.straight_through",
-            name,
-        )
+        yield Fault("no gradient passes to the layers before it", hint, name)
+    for name in infinite:
+        yield Fault("a feature map of zeros gives a gradient that is not finite", STEEP, name)
+
+
+def _passes_little(grad: Tensor | None) -> bool:
+    """Clipping stops some values; where only a maximum that sets the range gets a gradient, rounding stops the rest."""
+    return grad is None or float((grad != 0).float().mean()) < PASSES
+
+
+def _slopes(value: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients of a weighted sum of `value`, None for what takes no part in it."""
+    if not value.requires_grad:
+        return (None,) * len(of)
+    weights = torch.linspace(1, 2, value.numel()).view_as(value)
+    return torch.autograd.grad((value * weights).sum(), of, retain_graph=True, allow_unused=True)
 
 
 def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
     """Weights that nothing pulls at, and parameters of quantizers that nothing pulls at anywhere in the network."""
     for conv, name in network.conv_names.items():
-        if conv.weight.grad is None or not bool(conv.weight.grad.any()):
+        if _passes_little(conv.weight.grad):
             hint = "the weight quantizer must pass the gradient: functional.straight_through"
             yield Fault("its weight gets no gradient", hint, f"weight of {name}")
     # one range may clip nothing on these images, so that zero at one point is no fault; zero at all of them is
@@ -224,6 +240,5 @@ def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
 def _gradient_not_finite(network: SRNetwork, what: str) -> Iterator[Fault]:
     for name, parameter in network.named_parameters():
         if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            hint = "one such patch ends a training; the slope of sqrt and log at zero is infinite"
-            yield Fault(f"{what} gives a gradient that is not finite", hint, f"parameter {name}")
+            yield Fault(f"{what} gives a gradient that is not finite", STEEP, f"parameter {name}")
             return

@@ -110,9 +110,11 @@ def reported_bits(subject: Subject) -> Iterator[Fault]:
         taken = distinct(one.value, one.quantizer.granularity, ROUNDING).tolist()
         for bits, levels, plain in zip(one.bits.tolist(), taken, _plain_levels(one), strict=True):
             used[f"activations of {type(one.quantizer).__name__}", bits].append((levels, plain, name))
+    full = {name: conv.weight.detach() for conv, name in subject.network.conv_names.items()}
     for name, weight, granularity, bits in _weights(subject):
         levels = int(distinct(weight.unsqueeze(0), granularity, ROUNDING))
-        used["weights", bits].append((levels, _on_plain_grid(weight.unsqueeze(0), granularity, bits)[0], name))
+        plain = _on_plain_grid(full[name].unsqueeze(0), granularity, bits)[0]
+        used["weights", bits].append((levels, plain, name))
     for (kind, bits), found in used.items():
         yield from _unused_bits(kind, bits, found)
 
