@@ -230,8 +230,8 @@ def git_commit() -> str:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     """Measure what is missing, write everything that is shown; return the report's path."""
-    load_plugins(args.plugin)
-    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes)
+    plugins = load_plugins(args.plugin)
+    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
     device = pick_device(args.device)
     out = args.out or Path("results") / args.preset
     check_writable(out)

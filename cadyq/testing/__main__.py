@@ -9,7 +9,6 @@ from pathlib import Path
 
 from cadyq.cli import exit_status
 from cadyq.errors import UserError
-from cadyq.factory import list_schemes
 from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
 from cadyq.testing.suite import outcomes
 
@@ -30,12 +29,10 @@ def schemes_of(target: str) -> list[str]:
     """
     if not target.endswith(".py") and not Path(target).is_file():
         return [target]
-    found = [name for name in load_plugin(Path(target)) if name in list_schemes()]
+    found = load_plugin(Path(target)).schemes
     if not found:
-        raise UserError(
-            f"{target}: registers no scheme; name the schemes to check on it, and give it as --plugin {target}"
-        )
-    return found
+        raise UserError(f"{target}: registers no scheme; name the schemes to check, and give it as --plugin {target}")
+    return list(found)
 
 
 def check(args: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import cadyq
+from cadyq.models.network import SCHEMES
 from cadyq.plugins import load_plugin, load_plugins
 from cadyq.train import build_parser, train
 
@@ -58,8 +59,8 @@ def runs(backbone: str, scheme: str) -> bool:
 
 
 def test_a_scheme_and_a_backbone_of_files_take_part(tmp_path: Path) -> None:
-    assert load_plugin(plugin(tmp_path, SCHEME)) == ("mine",)
-    assert load_plugin(plugin(tmp_path, BACKBONE, "backbone", "tiny", "my_net.py")) == ("tiny",)
+    assert load_plugin(plugin(tmp_path, SCHEME)) == (("mine",), ())
+    assert load_plugin(plugin(tmp_path, BACKBONE, "backbone", "tiny", "my_net.py")) == ((), ("tiny",))
     assert "mine" in cadyq.list_schemes()
     assert "tiny" in cadyq.list_backbones()
     assert runs("tiny", "mine:w4a3")
@@ -71,6 +72,14 @@ def test_a_file_runs_once(tmp_path: Path) -> None:
     load_plugins([path, path, tmp_path / "." / path.name])
     with pytest.raises(cadyq.UserError, match="'mine' is already registered"):
         load_plugin(plugin(tmp_path, SCHEME, file="again.py"))
+
+
+def test_an_edited_file_runs_again(tmp_path: Path) -> None:
+    load_plugin(plugin(tmp_path, SCHEME))
+    again = load_plugin(plugin(tmp_path, SCHEME + "\nMine.edited = True\n", name="other"))
+    assert again == (("other",), ())
+    assert "mine" not in cadyq.list_schemes()
+    assert SCHEMES.get("other").edited  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +131,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(cadyq.UserError, match="after all"):
         load_plugin(path)
     assert "mine" not in cadyq.list_schemes()
-    assert load_plugin(plugin(tmp_path, SCHEME)) == ("mine",)
+    assert load_plugin(plugin(tmp_path, SCHEME)) == (("mine",), ())
 
 
 def test_training_loads_plugins_first(tmp_path: Path) -> None:
