@@ -6,7 +6,7 @@ import copy
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -58,6 +58,7 @@ def determinism(subject: Subject) -> Iterator[Fault]:
 @torch.no_grad()
 def saving(subject: Subject) -> Iterator[Fault]:
     """Saved and loaded, in full precision and packed, the network gives the same values and bits."""
+    convs = subject.network.conv_names
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("full", "packed"):
             path = Path(folder) / f"{kind}.safetensors"
@@ -72,6 +73,8 @@ def saving(subject: Subject) -> Iterator[Fault]:
                 continue
             sr, seen = watch(loaded, subject.lr)
             place = _first_difference(subject.seen, seen)
+            if [conv.weight_bits for conv in loaded.conv_names] != [conv.weight_bits for conv in convs]:
+                yield Fault(f"the {kind} form has other weight bits", "weight_bits follow from the options alone")
             if loaded.scheme != subject.scheme:
                 yield Fault(f"the {kind} form comes back as {loaded.scheme}", "options are fields of the dataclass")
             elif place or not torch.equal(sr, subject.run[0]):
@@ -93,22 +96,25 @@ def odd_sizes(subject: Subject) -> Iterator[Fault]:
         scale = subject.network.scale
         if sr.shape[-2:] != (height * scale, width * scale):
             yield Fault(f"an LR image of {height} x {width} becomes {tuple(sr.shape[-2:])}", f"the scale is {scale}")
-        yield from _not_finite(sr, seen, f"an LR image of {height} x {width}")
+        yield from _not_finite(sr, seen, [f"an LR image of {height} x {width}"] * len(sr))
 
 
-def _not_finite(sr: Tensor, seen: dict[str, Seen], what: str) -> Iterator[Fault]:
+def _not_finite(sr: Tensor, seen: dict[str, Seen], inputs: Sequence[str]) -> Iterator[Fault]:
+    """The first point that made a value that is not finite of values that were; `inputs` says what each sample is."""
     hint = "guard divisions and logarithms: clamp_min(1e-8)"
     for name, one in seen.items():
-        if bool(one.x.isfinite().all()) and not bool(one.value.isfinite().all()):
-            sample = int((~one.value.isfinite()).flatten(1).any(1).nonzero()[0])
-            yield Fault(f"{what} gives values that are not finite", hint, name, sample, int(one.bits[sample]))
+        bad = ~one.value.isfinite() & one.x.isfinite().flatten(1).all(1).view(-1, 1, 1, 1)
+        if bool(bad.any()):
+            sample = int(bad.flatten(1).any(1).nonzero()[0])
+            what = f"{inputs[sample]} gives values that are not finite"
+            yield Fault(what, hint, name, sample, int(one.bits[sample]))
             return
     if not bool(sr.isfinite().all()):
-        yield Fault(f"{what} gives an SR image that is not finite", hint)
+        yield Fault(f"{inputs[0]} or the like gives an SR image that is not finite", hint)
 
 
 def _flat_and_saturated() -> dict[str, Tensor]:
-    black = torch.zeros(1, 3, *SIDES)
+    black = torch.zeros(3, *SIDES)
     checkers = (torch.arange(SIDES[0]).view(-1, 1) + torch.arange(SIDES[1])) % 2 * 255.0
     return {
         "a black image": black,
@@ -121,32 +127,23 @@ def _flat_and_saturated() -> dict[str, Tensor]:
 @torch.no_grad()
 def extreme_images(subject: Subject) -> Iterator[Fault]:
     """Black, white and saturated images."""
-    for what, lr in _flat_and_saturated().items():
-        yield from _not_finite(*watch(subject.network, lr), what)
+    images = _flat_and_saturated()
+    yield from _not_finite(*watch(subject.network, torch.stack(list(images.values()))), list(images))
 
 
 @torch.no_grad()
 def extreme_features(subject: Subject) -> Iterator[Fault]:
-    """Feature maps of zeros, of one value, of one large value among zeros, and far out of any range."""
-    largest = {name: one.x.abs().amax() for name, one in subject.seen.items()}
-    maps = {name: one.x for name, one in subject.seen.items()}
-    spikes = {name: torch.zeros_like(x) for name, x in maps.items()}
-    for name, x in spikes.items():
-        x[..., 0, 0] = largest[name]
-    inputs = {
-        "a feature map of zeros": {name: torch.zeros_like(x) for name, x in maps.items()},
-        "a feature map of one value": {name: torch.zeros_like(x) + largest[name] for name, x in maps.items()},
-        "a feature map with one value that is not zero": spikes,
-        "a feature map far out of range": {name: x * 1e4 for name, x in maps.items()},
-        "a feature map of negative values": {name: -x.abs() for name, x in maps.items()},
+    """Feature maps of zeros, of one value, of one large value among zeros, negative, and far out of any range."""
+    kinds: dict[str, Callable[[Tensor], Tensor]] = {
+        "a feature map of zeros": torch.zeros_like,
+        "a feature map of one value": lambda x: torch.zeros_like(x) + x.abs().max(),
+        "a feature map with one value that is not zero": lambda x: torch.where(x.abs() == x.abs().max(), x, 0),
+        "a feature map of negative values": lambda x: -x.abs(),
+        "a feature map far out of range": lambda x: x * 1e4,
     }
-    for what, replaced in inputs.items():
-        try:
-            sr, seen = watch(subject.network, subject.lr, replaced)
-        except Exception as error:
-            yield Fault(f"{what} raises {type(error).__name__}: {error}", "assume no range: a channel may be dead")
-            continue
-        yield from _not_finite(sr, seen, what)
+    maps = {name: torch.stack([make(one.x[-1]) for make in kinds.values()]) for name, one in subject.seen.items()}
+    lr = subject.lr[-1:].expand(len(kinds), -1, -1, -1)
+    yield from _not_finite(*watch(subject.network, lr, maps), list(kinds))
 
 
 def gradients(subject: Subject) -> Iterator[Fault]:
@@ -158,9 +155,13 @@ def gradients(subject: Subject) -> Iterator[Fault]:
     # stronger than what calibration saw, so that ranges clip
     _backward(network, torch.cat([subject.lr, patches(2, contrast=250, seed=4)]))
     yield from _without_gradient(network)
-    for what, lr in _flat_and_saturated().items():
-        _backward(network, lr)
-        yield from _gradient_not_finite(network, what)
+    images = _flat_and_saturated()
+    _backward(network, torch.stack(list(images.values())))
+    if _not_finite_gradients(network):
+        for what, lr in images.items():
+            _backward(network, lr.unsqueeze(0))
+            for name in _not_finite_gradients(network)[:1]:
+                yield Fault(f"{what} gives a gradient that is not finite", STEEP, f"parameter {name}")
 
 
 def _backward(network: SRNetwork, lr: Tensor) -> None:
@@ -237,8 +238,6 @@ def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
             yield Fault("it is learned but takes no part in the output", "use it, or leave it out", place)
 
 
-def _gradient_not_finite(network: SRNetwork, what: str) -> Iterator[Fault]:
-    for name, parameter in network.named_parameters():
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-            yield Fault(f"{what} gives a gradient that is not finite", STEEP, f"parameter {name}")
-            return
+def _not_finite_gradients(network: SRNetwork) -> list[str]:
+    grads = {name: parameter.grad for name, parameter in network.named_parameters()}
+    return [name for name, grad in grads.items() if grad is not None and not bool(grad.isfinite().all())]

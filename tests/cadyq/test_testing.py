@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import cadyq
+from cadyq.models.network import SCHEMES
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
 from cadyq.quantizers.interface import (
@@ -376,9 +377,16 @@ def test_bad_usage() -> None:
         check_scheme("cadyq:fab5")
 
 
+@pytest.mark.parametrize("backbone", backbones_to_check())
 @pytest.mark.parametrize("scheme", cadyq.list_schemes())
-def test_all_schemes_of_the_project_pass(scheme: str) -> None:
-    check_scheme(scheme)
+def test_all_schemes_of_the_project_pass(scheme: str, backbone: str) -> None:
+    check_scheme(scheme, [backbone])
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6, 7])
+@pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if issubclass(SCHEMES.get(s), FixedBitScheme)])
+def test_they_pass_at_all_other_bits(scheme: str, bits: int) -> None:
+    check_scheme(f"{scheme}:w{bits}a{bits}", ["edsr"])
 
 
 def test_the_command_prints_a_line_for_each_check(capsys: pytest.CaptureFixture[str]) -> None:
