@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from cadyq.plugins import load_plugin
 from cadyq.testing.__main__ import main as check
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "my_scheme.py"
+ROOT = EXAMPLE.parent.parent
 SIDE = 96
 
 pytestmark = pytest.mark.usefixtures("registries")
@@ -48,6 +50,15 @@ def statuses(out: Path) -> dict[str, str]:
 
 def test_it_is_short() -> None:
     assert len(EXAMPLE.read_text().splitlines()) < 60
+
+
+def test_contributing_shows_what_is_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0] in EXAMPLE.read_text()
+    counts = re.findall(r"`(\S+\.py)`(?: \|)? \(?(\d+) (?:lines|\|)", text)
+    assert len(counts) > 3
+    for file, lines in counts:
+        assert len((ROOT / file).read_text().splitlines()) == int(lines), file
 
 
 def test_it_passes_the_suite() -> None:
