@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
 from cadyq.checkpoints.io import ZOO, load_model, zoo_name
 from cadyq.data.images import sha256_file
 from cadyq.factory import parse_scheme, scheme_of
-from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
 from cadyq.training.calibration import calibrated, load_statistics
 
 PARENT = "fp32"  # where calibration-only schemes take their weights from
+OWN_PACKAGES = ("cadyq", "baselines")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        files: what it is made of; their hashes identify it.
+        files: tensors it is made of; with `code`, their hashes identify it.
         reason: why it cannot be had, empty where it can.
+        code: the files of a scheme or backbone from outside the project, which may be edited between two runs.
     """
 
     backbone: str
@@ -31,11 +34,12 @@ class Source:
     scale: int
     files: tuple[Path, ...] = ()
     reason: str = ""
+    code: tuple[Path, ...] = ()
 
     def sha256(self) -> str:
         """Over the files it is made of and the scheme, hexadecimal."""
         digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
-        for file in self.files:
+        for file in (*self.files, *self.code):
             digest.update(sha256_file(file).encode())
         return digest.hexdigest()
 
@@ -57,22 +61,31 @@ def has_weights(backbone: str) -> bool:
     return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
 
 
+def foreign_code(backbone: str, scheme: str) -> tuple[Path, ...]:
+    """The files that define the two, of those that are not the project's own (which `MEASUREMENT_VERSION` covers)."""
+    classes = (BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0]))
+    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in OWN_PACKAGES]
+    return tuple(dict.fromkeys(Path(inspect.getfile(cls)) for cls in foreign))
+
+
 def find(backbone: str, scheme: str, scale: int) -> Source:
     """The source of a network: trained weights of the zoo, or FP32 weights and calibration statistics."""
+    source = partial(Source, backbone, scheme, scale, code=foreign_code(backbone, scheme))
     if not has_weights(backbone):
-        return Source(backbone, scheme, scale)
+        return source()
     trained = ZOO / f"{zoo_name(backbone, scale, scheme)}.safetensors"
     if trained.exists():
-        return Source(backbone, scheme, scale, (trained,))
+        return source(files=(trained,))
     if scheme_of(scheme).trained:
-        reason = f"no trained weights: {trained.name} is not in the zoo; train it with python -m cadyq.train"
-        return Source(backbone, scheme, scale, reason=reason)
+        return source(
+            reason=f"no trained weights: {trained.name} is not in the zoo; train it with python -m cadyq.train"
+        )
     parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
     files = (parent, ZOO / f"{backbone}_x{scale}_calibration.safetensors")
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        return Source(backbone, scheme, scale, reason=f"calibration needs {missing[0]}, which is not in the zoo")
-    return Source(backbone, scheme, scale, files)
+        return source(reason=f"calibration needs {missing[0]}, which is not in the zoo")
+    return source(files=files)
 
 
 def load(source: Source) -> SRNetwork:

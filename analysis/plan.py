@@ -14,6 +14,7 @@ from analysis.records import Cell
 from cadyq.errors import UserError
 from cadyq.factory import scheme_of
 from cadyq.models.network import BACKBONES
+from cadyq.plugins import Plugin
 from cadyq.zoo.ship import read_manifest
 
 if sys.version_info >= (3, 11):
@@ -23,6 +24,7 @@ else:
 
 PRESETS = Path(__file__).parent / "presets.toml"
 ALL_OF_THE_ZOO = "zoo"
+NO_PLUGIN = Plugin((), ())
 
 
 @dataclass(frozen=True)
@@ -75,18 +77,19 @@ def make_plan(
     schemes: Sequence[str] | None = None,
     datasets: Sequence[str] | None = None,
     modes: Sequence[str] | None = None,
+    plugins: Plugin = NO_PLUGIN,
 ) -> Plan:
-    """The plan of a preset with the options that were given in place of its own.
+    """The plan of a preset, and of what plugins added, with the options that were given in place of its own.
 
     Raises:
         UserError: unknown backbone, scheme or mode, with the nearest known name; scale out of range.
     """
     chosen = presets()[preset]
     zoo_backbones, zoo_schemes = _zoo()
-    names = _expand(backbones or chosen["backbones"], zoo_backbones)
+    names = _expand(backbones or [*chosen["backbones"], *plugins.backbones], zoo_backbones)
     for name in names:
         BACKBONES.get(name)
-    specs = [canonical(spec) for spec in _expand(schemes or chosen["schemes"], zoo_schemes)]
+    specs = [canonical(spec) for spec in _expand(schemes or [*chosen["schemes"], *plugins.schemes], zoo_schemes)]
     for mode in modes or ():
         if mode not in MODES:
             raise UserError(f"--modes {mode!r} is unknown: choose of {', '.join(MODES)}")

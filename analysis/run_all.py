@@ -28,7 +28,9 @@ from analysis.tables import REFERENCE, summary, to_text
 from cadyq.cli import exit_status
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
+from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
+from cadyq.plugins import add_plugin_option, load_plugins
 
 EXHIBITS = 2  # images of a dataset that are shown with a map of their bits
 
@@ -54,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    add_plugin_option(parser)
     return parser
 
 
@@ -197,6 +200,7 @@ def manifest(
         "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads, {device.type}",
         "measurement_version": MEASUREMENT_VERSION,
         "plan": asdict(plan),
+        "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
         "python": platform.python_version(),
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
         "versions": {name: version(name) for name in names},
@@ -226,7 +230,8 @@ def git_commit() -> str:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     """Measure what is missing, write everything that is shown; return the report's path."""
-    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes)
+    plugins = load_plugins(args.plugin)
+    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
     device = pick_device(args.device)
     out = args.out or Path("results") / args.preset
     check_writable(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
 from cadyq.errors import UserError
@@ -40,10 +40,24 @@ class Registry(Generic[T]):
             taken = self._classes.get(name, cls) is not cls or self._installed().get(name, own) != own
             if taken:
                 raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
-            self._classes[name] = cls
+            self._classes[name] = self._named(name, cls)
             return cls
 
         return add
+
+    def discard(self, name: str) -> None:
+        """Take back a registration, as of a plugin that failed half-way."""
+        self._classes.pop(name, None)
+
+    def _named(self, name: str, cls: type[T]) -> type[T]:
+        """`cls`, whose attribute `name` is set to the registered one where it has none of its own."""
+        own = vars(cls).get("name", name)
+        if own != name:
+            raise UserError(
+                f"{self.kind} {name!r} calls itself {own!r}: write name = {name!r} in the class, or leave it out"
+            )
+        cls.name = name  # type: ignore[attr-defined]
+        return cls
 
     def _installed(self) -> dict[str, str]:
         return {point.name: point.value for point in entry_points(group=self.group)}
@@ -63,5 +77,22 @@ class Registry(Generic[T]):
             if not found:
                 known = self.names()
                 raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: known are {', '.join(known)}")
-            self._classes[name] = found[0].load()
+            self._classes[name] = self._named(name, self._loaded(found))
         return self._classes[name]
+
+    def _loaded(self, found: list[EntryPoint]) -> type[T]:
+        """The class of an entry point; several of one name may only repeat each other."""
+        name, value, distribution = found[0].name, found[0].value, found[0].dist
+        others = sorted({point.value for point in found})
+        if len(others) > 1:
+            raise UserError(
+                f"{self.kind} {name!r} is offered by several packages ({', '.join(others)}): uninstall all but one"
+            )
+        try:
+            loaded: type[T] = found[0].load()
+        except (ImportError, AttributeError) as error:
+            package = distribution.name if distribution else "its package"
+            raise UserError(
+                f"{self.kind} {name!r}: {value} of {package} cannot be imported ({error}); put the entry point right"
+            ) from error
+        return loaded

@@ -16,6 +16,7 @@ from cadyq.cli import exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.training.calibration import calibrated, observe
 from cadyq.training.photographs import PatchBank, find_photographs, load_bank
 from cadyq.training.recipes import load_recipe
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    add_plugin_option(parser)
     return parser
 
 
@@ -77,6 +79,7 @@ def parent_facts(init: str) -> dict[str, Any]:
 
 def train(args: argparse.Namespace) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
+    load_plugins(args.plugin)
     recipe = load_recipe(args.recipe).with_changes(
         scheme=args.scheme, steps=args.steps, batch=args.batch, target_fab=args.target_fab
     )

@@ -1,10 +1,13 @@
 """Fixtures that several parts share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from cadyq import plugins
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +23,14 @@ def data_root() -> Path:
 def published_metrics() -> pd.DataFrame:
     """PSNR and SSIM that the published metric codes gave for Pillow's bicubic on Set5 x4."""
     return pd.read_csv(Path(__file__).parent / "fixtures" / "metrics.csv")
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What the test registers, and the plugins it loads, are gone after it."""
+    kept = [dict(registry._classes) for registry in plugins.REGISTRIES]
+    loaded = dict(plugins._loaded)
+    yield
+    for registry, classes in zip(plugins.REGISTRIES, kept, strict=True):
+        registry._classes = classes  # type: ignore[assignment]
+    plugins._loaded = loaded

@@ -15,6 +15,7 @@ from cadyq.cli import exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.train import CALIBRATION_SIDE, HELD_OUT, calibration_patches
 from cadyq.training.calibration import observe, save_statistics
 from cadyq.training.photographs import PatchBank, find_photographs, load_bank
@@ -90,9 +91,12 @@ def main() -> int:
     calibration.add_argument("--scale", type=int, default=4)
     calibration.add_argument("--data-root", type=Path, required=True)
     calibration.add_argument("--cache", type=Path, default=Path(".cache"))
+    for command in (run, calibration):
+        add_plugin_option(command)
     args = parser.parse_args()
 
     def act() -> None:
+        load_plugins(args.plugin)
         if args.command == "run":
             for run_dir in args.run_dirs:
                 print(ship_run(run_dir, args.tag))

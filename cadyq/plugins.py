@@ -1,0 +1,133 @@
+"""Schemes and backbones that live outside any package: a Python file named on the command line."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple
+
+from cadyq.errors import UserError
+from cadyq.models.network import BACKBONES, SCHEMES
+from cadyq.registry import Registry
+
+REGISTRIES: tuple[Registry[Any], ...] = (SCHEMES, BACKBONES)
+
+
+class Plugin(NamedTuple):
+    """What a file registered."""
+
+    schemes: tuple[str, ...]
+    backbones: tuple[str, ...]
+
+
+_loaded: dict[Path, tuple[bytes, Plugin]] = {}
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--plugin FILE`, which may be given several times; hand its value to `load_plugins`."""
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file that registers schemes or backbones of your own; may be given several times",
+    )
+
+
+def load_plugins(paths: Sequence[Path]) -> Plugin:
+    """`load_plugin` for each; all that they registered."""
+    loaded = [load_plugin(path) for path in paths]
+    return Plugin(
+        tuple(name for plugin in loaded for name in plugin.schemes),
+        tuple(name for plugin in loaded for name in plugin.backbones),
+    )
+
+
+def load_plugin(path: Path) -> Plugin:
+    """Run a Python file as a module, which registers schemes or backbones; once, until it is edited.
+
+    Raises:
+        UserError: no such file, not Python, an exception while it runs, a name that is taken, nothing registered.
+    """
+    place, text = path.resolve(), _read(path)
+    if place in _loaded:
+        before, plugin = _loaded[place]
+        if before == text:
+            return plugin
+        _forget(plugin)
+        del _loaded[place]
+    code = _compiled(path, text)
+    # two files of the same name are two modules
+    module = ModuleType(f"cadyq_plugin_{place.stem}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}")
+    module.__file__ = str(place)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
+    known = [set(registry.names()) for registry in REGISTRIES]
+    try:
+        _run(code, module, path)
+        plugin = _added(known)
+        if plugin == Plugin((), ()):
+            raise UserError(
+                f"{path}: registers no scheme and no backbone; decorate a class with @cadyq.register_scheme('my_name') "
+                "or @cadyq.register_backbone('my_name')"
+            )
+    except UserError:
+        del sys.modules[module.__name__]
+        _forget(_added(known))
+        raise
+    _loaded[place] = text, plugin
+    return plugin
+
+
+def _added(known: Sequence[set[str]]) -> Plugin:
+    """Names that are registered now and were not `known`."""
+    return Plugin(
+        *(tuple(n for n in registry.names() if n not in k) for registry, k in zip(REGISTRIES, known, strict=True))
+    )
+
+
+def _forget(plugin: Plugin) -> None:
+    for registry, names in zip(REGISTRIES, plugin, strict=True):
+        for name in names:
+            registry.discard(name)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the path of a Python file to --plugin") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a Python file") from error
+
+
+def _compiled(path: Path, text: bytes) -> CodeType:
+    """Compiled from the text itself: a cached .pyc could be that of an earlier edit within the same second."""
+    try:
+        return compile(text, str(path.resolve()), "exec")
+    except SyntaxError as error:
+        where = f", line {error.lineno}" if error.lineno else ""
+        raise UserError(f"{path}{where}: not Python ({error.msg}); give the path of a Python file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not Python ({error}); give the path of a Python file") from error
+
+
+def _run(code: CodeType, module: ModuleType, path: Path) -> None:
+    try:
+        exec(code, vars(module))
+    except UserError as error:
+        raise UserError(f"{path}{_line(error, module)}: {error}") from error
+    except (Exception, SystemExit) as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path}{_line(error, module)}: raised {what}; the file must run as it is imported") from error
+
+
+def _line(error: BaseException, module: ModuleType) -> str:
+    """Where in the plugin's own file the exception came from."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == module.__file__]
+    return f", line {lines[-1]}" if lines else ""

@@ -1,0 +1,8 @@
+"""A conformance suite for schemes: what every scheme owes the harness, checked on every backbone.
+
+From Python `cadyq.testing.check_scheme("my_scheme")`, from a shell `python -m cadyq.testing my_scheme.py`.
+"""
+
+from cadyq.testing.suite import SchemeCheckError, check_scheme
+
+__all__ = ["SchemeCheckError", "check_scheme"]

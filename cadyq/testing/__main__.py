@@ -1,0 +1,61 @@
+"""`python -m cadyq.testing my_scheme.py`: check that schemes keep the rules of the harness, on every backbone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cadyq.cli import exit_status
+from cadyq.errors import UserError
+from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
+from cadyq.testing.suite import outcomes
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cadyq.testing", description=__doc__)
+    parser.add_argument("schemes", nargs="+", metavar="SCHEME", help="a Python file with schemes, or a registered name")
+    parser.add_argument("--backbones", nargs="+", help="names; by default all that have quantization points")
+    add_plugin_option(parser)
+    return parser
+
+
+def schemes_of(target: str) -> list[str]:
+    """The schemes of a plugin file, or the one of that name.
+
+    Raises:
+        UserError: see `load_plugin`; a file that registers backbones only.
+    """
+    if not target.endswith(".py") and not Path(target).is_file():
+        return [target]
+    found = load_plugin(Path(target)).schemes
+    if not found:
+        raise UserError(f"{target}: registers no scheme; name the schemes to check, and give it as --plugin {target}")
+    return list(found)
+
+
+def check(args: argparse.Namespace) -> int:
+    """Print a line for each check and backbone; return how many failed."""
+    load_plugins(args.plugin)
+    failed = total = 0
+    for name in [name for target in args.schemes for name in schemes_of(target)]:
+        for outcome in outcomes(name, args.backbones):
+            total += 1
+            failed += not outcome.passed
+            print(f"{'pass' if outcome.passed else 'FAIL'}  {name}  {outcome.backbone}  {outcome.check}", flush=True)
+            for line in outcome.lines():
+                print(f"      {line}", flush=True)
+    print(f"{total - failed} of {total} checks passed")
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    failed: list[int] = []
+    status = exit_status(lambda: failed.append(check(args)))
+    return status or int(any(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

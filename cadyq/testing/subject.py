@@ -1,0 +1,208 @@
+"""What is checked: a scheme at certain bits on a small backbone, calibrated, its selectors moved off their start."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cadyq.errors import UserError
+from cadyq.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme
+from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
+from cadyq.quantizers.interface import ActivationQuantizer, PointStatistics, Quantized, Scheme
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.trace import Trace
+from cadyq.training.calibration import initialize, observe
+
+BIT_OPTIONS = ("weight_bits", "act_bits")
+BITS_TO_TRY = (2, 4, 8)
+SCALE = 4
+SIDES = (16, 14)
+MOST_FEATURES, MOST_BLOCKS = 16, 2
+
+
+def patches(count: int, sides: tuple[int, int] = SIDES, contrast: float = 60, seed: int = 0) -> Tensor:
+    """LR patches (N, 3, H, W) from flat to detailed, each around a colour of its own; the same at every call."""
+    generator = torch.Generator().manual_seed(seed)
+    colour = torch.rand(count, 3, 1, 1, generator=generator) * 255
+    detail = torch.randn(count, 3, *sides, generator=generator)
+    return (colour + detail * torch.linspace(1, contrast, count).view(-1, 1, 1, 1)).clamp(0, 255)
+
+
+def small_sizes(backbone: str) -> dict[str, int]:
+    """Options that make a backbone small: its numbers of features (`n_feats`) and of repeated parts (`n_...`)."""
+    parameters = inspect.signature(BACKBONES.get(backbone)).parameters
+    sizes = {}
+    for name in backbone_option_names(backbone):
+        default = parameters[name].default
+        if name.startswith("n_") and isinstance(default, int):
+            sizes[name] = min(default, MOST_FEATURES if "feat" in name else MOST_BLOCKS)
+    try:
+        BACKBONES.get(backbone)(scale=SCALE, **sizes)
+    except (ValueError, RuntimeError, IndexError, UserError):  # sizes that depend on each other
+        return {}
+    return sizes
+
+
+@lru_cache
+def _plain(cls: type[SRNetwork], backbone: str) -> SRNetwork:
+    # by class as well as by name: a plugin's class may take the place of another in one process
+    torch.manual_seed(3)
+    return build(ModelConfig(backbone, "fp32", SCALE, small_sizes(backbone))).eval()
+
+
+@lru_cache
+def _statistics(cls: type[SRNetwork], backbone: str) -> dict[str, PointStatistics]:
+    return observe(_plain(cls, backbone), patches(16))
+
+
+def backbones_to_check() -> list[str]:
+    """The registered backbones that have quantization points."""
+    return [name for name in list_backbones() if _plain(BACKBONES.get(name), name).points]
+
+
+class Case(NamedTuple):
+    """A scheme and the options it is checked with."""
+
+    scheme: str
+    options: dict[str, Any]
+
+    def __str__(self) -> str:
+        if set(self.options) == set(BIT_OPTIONS):
+            return f"{self.scheme}:w{self.options['weight_bits']}a{self.options['act_bits']}"
+        written = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.scheme} ({written})" if written else self.scheme
+
+
+def cases(spec: str) -> list[Case]:
+    """2, 4 and 8 bits where the scheme has options for bits and takes these, else its defaults.
+
+    Raises:
+        UserError: unknown scheme, or a tag.
+    """
+    name, options, tag = parse_scheme(spec)
+    if tag:
+        raise UserError(f"scheme {spec!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
+    takes = [option for option in BIT_OPTIONS if option in SCHEMES.get(name).option_names()]
+    if options or not takes:
+        return [Case(name, options)]
+    tried = [Case(name, dict.fromkeys(takes, bits)) for bits in BITS_TO_TRY]
+    return [case for case in tried if _accepts(case)] or [Case(name, {})]
+
+
+def _accepts(case: Case) -> bool:
+    """A scheme may refuse a bit-width, as long as it says so."""
+    try:
+        SCHEMES.get(case.scheme)(**case.options)
+    except UserError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one point did in one forward.
+
+    Attributes:
+        x: the feature map as it entered the point.
+        value, bits: what left it.
+        changed: whether the quantizer wrote into its input.
+        again: the quantizer applied to `value`, where that was asked for.
+    """
+
+    point: QuantizationPoint
+    x: Tensor
+    value: Tensor
+    bits: Tensor
+    changed: bool
+    again: Quantized | None
+
+    @property
+    def quantizer(self) -> ActivationQuantizer:
+        assert self.point.quantizer is not None
+        return self.point.quantizer
+
+
+def watch(
+    network: SRNetwork, lr: Tensor, inputs: Mapping[str, Tensor] | None = None, again: bool = False
+) -> tuple[Tensor, dict[str, Seen]]:
+    """Run `network`; return the SR images and what each point did that has a quantizer, in network order.
+
+    `inputs` puts other feature maps in place of those that reach the points. Quantizers run inside a forward only,
+    because a scheme may choose bits for a forward as a whole.
+    """
+    trace = Trace(network, lr)
+    entered: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, Seen] = {}
+
+    def before(point: QuantizationPoint, args: tuple[Tensor, Trace]) -> tuple[Tensor, Trace]:
+        x = args[0]
+        if args[1] is trace:
+            x = inputs[point.name].clone() if inputs is not None and point.name in inputs else x
+            entered[point.name] = x, x.detach().clone()
+        return x, args[1]
+
+    def after(point: QuantizationPoint, args: tuple[Tensor, Trace], value: Tensor) -> None:
+        if args[1] is not trace or point.quantizer is None:
+            return
+        x, copy = entered[point.name]
+        changed = not torch.equal(x.detach(), copy)
+        kept = value.detach().clone()
+        repeated = point.quantizer(kept.clone(), trace.content) if again else None
+        seen[point.name] = Seen(point, copy, kept, trace.records[point.name].bits, changed, repeated)
+
+    handles = []
+    for point in network.points.values():
+        handles += [point.register_forward_pre_hook(before), point.register_forward_hook(after)]
+    try:
+        return network(lr, trace), seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Subject:
+    """A scheme at certain bits on one backbone, ready to run.
+
+    Attributes:
+        network: in eval mode. A check that changes it takes a copy.
+        lr: LR patches that differ in content.
+    """
+
+    def __init__(self, case: Case, backbone: str) -> None:
+        self.case, self.backbone = case, backbone
+        self.network = self._build()
+        self.lr = patches(4, seed=1)
+
+    @property
+    def scheme(self) -> Scheme:
+        assert self.network.scheme is not None
+        return self.network.scheme
+
+    def _build(self) -> SRNetwork:
+        cls = BACKBONES.get(self.backbone)
+        parent = _plain(cls, self.backbone)
+        network = build(ModelConfig(self.backbone, self.case.scheme, SCALE, parent.options, self.case.options))
+        network.load_state_dict(parent.state_dict(), strict=False)
+        initialize(network, _statistics(cls, self.backbone))
+        generator = torch.Generator().manual_seed(5)
+        for point in network.points.values():
+            for name, value in point.quantizer.named_parameters() if point.quantizer else ():
+                if point.quantizer is not None and point.quantizer.learning_role(name) == "selector":
+                    value.data.copy_(torch.randn(value.shape, generator=generator) * 0.3)
+        return network.eval()
+
+    @cached_property
+    def run(self) -> tuple[Tensor, dict[str, Seen]]:
+        """One forward of `lr` without gradients, each quantizer also applied to its own output."""
+        with torch.no_grad():
+            return watch(self.network, self.lr, again=True)
+
+    @property
+    def seen(self) -> dict[str, Seen]:
+        return self.run[1]
