@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from cadyq.quantizers.trace import Trace
 
 
+def _channels_last(weight: Tensor) -> Tensor:
+    """The layout in which CPUs convolve faster; feature maps then take it on too.
+
+    Layout decides the order of sums, and so to which level a value on a tie rounds. In this one single patches agree
+    with the published code to the last bit; in the plain one IDN's outputs differ by a hundred grey levels.
+    """
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
 class QuantConv2d(nn.Conv2d):
     """A convolution whose weight a scheme may quantize. Without a weight quantizer it is plain nn.Conv2d."""
 
@@ -43,11 +52,11 @@ class QuantConv2d(nn.Conv2d):
         sources = [self.weight, *self.weight_quantizer.parameters(), *self.weight_quantizer.buffers()]
         key = (id(self.weight_quantizer), [(t.data_ptr(), t._version) for t in sources])
         if self._cache is None or self._cache[0] != key:
-            self._cache = (key, self.weight_quantizer(self.weight))
+            self._cache = (key, _channels_last(self.weight_quantizer(self.weight)))
         return self._cache[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.quantized_weight()
+        weight = _channels_last(self.quantized_weight())
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
