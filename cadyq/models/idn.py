@@ -87,14 +87,14 @@ class DistillationBlock(nn.Module):
     def __init__(self, n_feats: int) -> None:
         super().__init__()
         d = n_feats // SPLIT
-        self.kept = n_feats // SPLIT
+        self.parts = (n_feats - d, d)
         self.top = EnhancementUnit((n_feats, n_feats - d, n_feats - 2 * d, n_feats))
         self.bottom = EnhancementUnit((n_feats - d, n_feats, n_feats - d, n_feats + d))
         self.compression = QuantConv2d(n_feats + d, n_feats, 1)
 
     def forward(self, x: Tensor, trace: Trace) -> Tensor:
         y = self.top(x, trace)
-        rest, kept = y.split([y.shape[1] - self.kept, self.kept], 1)
+        rest, kept = y.split(self.parts, 1)
         y = self.bottom(rest, trace)
         return self.compression(y + torch.cat([x, kept], 1))  # type: ignore[no-any-return]
 
