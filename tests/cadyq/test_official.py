@@ -20,14 +20,7 @@ from cadyq.models.network import SRNetwork
 FOLDER = Path(__file__).parents[1] / "fixtures" / "official"
 TOO_LARGE = ["carn_pams_w8"]  # to ship: read from beside CADYQ_DATA
 NAMES = sorted(TOO_LARGE + [path.stem for path in FOLDER.glob("*.safetensors")])
-# sizes that make networks of no time: for create_model, and for load_official
-TINY: dict[str, dict[str, Any]] = {
-    "carn": {"n_feats": 8},
-    "edsr": {"n_feats": 8, "n_resblocks": 2},
-    "idn": {"n_feats": 16, "n_resblocks": 2},
-    "srresnet": {"n_feats": 8, "n_resblocks": 2},
-}
-every_backbone = pytest.mark.parametrize("backbone", sorted(TINY))
+BACKBONES = ("carn", "edsr", "idn", "srresnet")
 
 
 class Official(NamedTuple):
@@ -92,7 +85,7 @@ def _ours(network: SRNetwork, grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_all_fixtures_are_here() -> None:
-    cadyq_and_pams = [f"{name}_{kind}" for name in TINY for kind in ("cadyq_w8_s4-6-8", "pams_w8")]
+    cadyq_and_pams = [f"{name}_{kind}" for name in BACKBONES for kind in ("cadyq_w8_s4-6-8", "pams_w8")]
     assert sorted([*cadyq_and_pams, "edsr_pams_w4", "srresnet_pams_w4"]) == NAMES
 
 
@@ -102,17 +95,17 @@ def test_output_is_the_published_one(official: Official, network: SRNetwork) -> 
         assert float((network(lr[None])[0] - expected).abs().max()) < 2e-3
 
 
-# selectors that count for FAB, from n_resblocks
-SELECTORS = {"edsr": lambda blocks: 2 * blocks, "srresnet": lambda blocks: 2 * blocks, "carn": lambda blocks: 18}
-SELECTORS["idn"] = lambda blocks: 6 * blocks
-# clipping bounds of points that do not count
-FIXED = {"edsr": lambda blocks: blocks, "srresnet": lambda blocks: 0, "carn": lambda blocks: 0, "idn": lambda blocks: 2}
+def _points(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Selectors that count for FAB, and points at fixed bits."""
+    blocks = config["n_resblocks"]
+    counts = {"edsr": (2 * blocks, blocks), "srresnet": (2 * blocks, 0), "carn": (18, 0), "idn": (6 * blocks, 2)}
+    return counts[config["backbone"]]
 
 
 def test_bits_are_the_published_ones(official: Official, network: SRNetwork) -> None:
     _, trace = cadyq.trace(network, official.tensors["lr"].float())
     counted = [record for record in trace.records.values() if record.point.dynamic]
-    assert len(counted) == SELECTORS[network.name](official.config["n_resblocks"])
+    assert len(counted) == _points(official.config)[0]
     if official.config["scheme"] == "pams":
         assert trace.fab().tolist() == [official.config["weight_bits"]] * 4
         assert not trace.bit_penalty().any()
@@ -128,10 +121,10 @@ def test_loss_and_gradients_are_the_published_ones(official: Official, network: 
     loss, grads = _training_pass(network, official)
     assert loss == pytest.approx(float(official.tensors["loss"]), abs=1e-3, rel=1e-5)
     expected = _ours(network, official.part("grads/"))
-    blocks, dynamic = official.config["n_resblocks"], official.config["scheme"] == "cadyq"
+    selectors, fixed = _points(official.config)
     # the first layer; each point's bounds; for CADyQ weight and bias of each selector
-    points = SELECTORS[network.name](blocks) * (3 if dynamic else 1) + FIXED[network.name](blocks)
-    assert len(expected) == 1 + points
+    of_each = 3 if official.config["scheme"] == "cadyq" else 1
+    assert len(expected) == 1 + selectors * of_each + fixed
     far = {key: _relative(grads[key], value) for key, value in expected.items()}
     assert max(far.values()) < 1e-3, far
 
@@ -260,74 +253,8 @@ def test_wrong_scheme_and_backbone_are_refused() -> None:
             cadyq.load_official(state, backbone, scheme, **sizes)
 
 
-def _published_names(network: SRNetwork) -> dict[str, Tensor]:
-    """Our parameters of an EDSR under the names of the published CADyQ and PAMS code."""
-    blocks = network.options["n_resblocks"]
-    dynamic = network.scheme is not None and network.scheme.name == "cadyq"
-    places = {"input": "bitsel1" if dynamic else "quant_act1", "middle": "body.2", "branch": "quant_act3"}
-    state = {}
-    for key, value in network.state_dict().items():
-        part = key.split(".")
-        if key.endswith((".center", ".spread")):
-            continue
-        if part[0] == "blocks" and part[2] in places:
-            prefix = f"body.{part[1]}.{places[part[2]]}"
-            if part[-1] == "bounds":
-                state |= {f"{prefix}.quant_bit{k + 1}.alpha": bound[None] for k, bound in enumerate(value)}
-            elif part[-1] == "bound":
-                state[f"{prefix}.alpha"] = value
-            else:
-                state[f"{prefix}.net_small.0.{part[-1]}"] = value
-        elif part[0] == "blocks":
-            state[f"body.{part[1]}.body.{0 if part[2] == 'conv1' else 3}.{part[-1]}"] = value
-        else:
-            fixed = {"head": "head.0", "body_end": f"body.{blocks}", "tail": "tail.1"}
-            state[f"{fixed[part[0]]}.{part[-1]}" if part[0] in fixed else f"tail.0.{part[1]}.{part[2]}"] = value
-    return {key: value.clone() for key, value in state.items()}
-
-
-@pytest.mark.parametrize("search_space", [(4, 8), (2, 3, 5, 8)])
-@pytest.mark.parametrize(("n_feats", "n_resblocks", "scale"), [(8, 3, 2), (8, 11, 4)])
-def test_other_sizes_and_search_spaces(
-    search_space: tuple[int, ...], n_feats: int, n_resblocks: int, scale: int
-) -> None:
-    sizes: dict[str, Any] = {"n_feats": n_feats, "n_resblocks": n_resblocks, "scale": scale}
-    options: dict[str, Any] = {"search_space": search_space, "weight_bits": 6}
-    torch.manual_seed(0)
-    made = cadyq.create_model("edsr", "cadyq", selector_inputs="paper", **options, **sizes)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.rand_like(parameter) + 0.1)
-    loaded = cadyq.load_official(_published_names(made), "edsr", "cadyq", **options, **sizes)
-    assert loaded.scheme == made.scheme
-    for key, value in made.state_dict().items():
-        assert torch.equal(loaded.state_dict()[key], value), key
-    assert not loaded.training
-
-
-@pytest.mark.parametrize("bits", [2, 5])
-def test_pams_bits_hold_for_weights_and_activations(bits: int) -> None:
-    sizes: dict[str, Any] = {"n_feats": 8, "n_resblocks": 2}
-    made = cadyq.create_model("edsr", f"pams:w{bits}a{bits}", **sizes)
-    loaded = cadyq.load_official(_published_names(made), "edsr", "pams", weight_bits=bits, **sizes)
-    assert loaded.scheme == made.scheme
-
-
 def test_more_than_nine_candidates_keep_their_order() -> None:
     """quant_bit10 comes after quant_bit9, not after quant_bit1."""
     alphas = {f"body.0.bitsel1.quantizer.quant_bit{k}.alpha": torch.tensor([float(k)]) for k in range(12, 0, -1)}
     bounds = _translate_quantizers(alphas)["body.0.bitsel1.quantizer.bounds"]
     assert bounds.tolist() == [float(k) for k in range(1, 13)]
-
-
-def test_foreign_weights_without_biases_get_zeros() -> None:
-    made = cadyq.create_model("edsr", "pams", n_feats=8, n_resblocks=2)
-    state = {key: value for key, value in _published_names(made).items() if not key.endswith(".bias")}
-    missing = cadyq.create_model("edsr", "pams", n_feats=8, n_resblocks=2)
-    with pytest.raises(UserError, match=r"lacks.*tail\.bias"):
-        cadyq.load_official(state, "edsr", "pams", n_feats=8, n_resblocks=2)
-    state["tail.1.bias"] = torch.ones(3)
-    loaded = cadyq.load_official(state, "edsr", "pams", n_feats=8, n_resblocks=2)
-    assert not loaded.state_dict()["blocks.1.conv2.bias"].any()
-    assert loaded.state_dict()["tail.bias"].tolist() == [1, 1, 1]
-    assert missing.state_dict()["blocks.1.conv2.bias"].any()
