@@ -25,7 +25,7 @@ class Macs:
         by_conv: (transposed) convolution name -> MACs over all its uses. Bias additions are not counted.
         per_use: the same for one use: a convolution that recursive blocks apply three times reads three points.
         not_counted: operator -> number of calls, of what fvcore has no formula for (additions, shuffles,
-            interpolation, ...). Batch normalization and activation functions are no convolutions, so not counted either.
+            interpolation, ...). Batch normalization and activation functions are no convolutions: not counted.
     """
 
     by_conv: dict[str, int]
@@ -41,8 +41,8 @@ def count_macs(network: SRNetwork, height: int, width: int) -> Macs:
     """MACs of `network` on an LR input of that size, whatever scheme it carries (a dynamic choice is not traced).
 
     fvcore runs what it counts, which takes seconds on a photograph. All our backbones are fully convolutional, with
-    stride 1 and "same" padding (or the transpose of a strided one), so MACs are exactly proportional to the pixels: counted once on a small input, then
-    multiplied. The tests compare with fvcore on real sizes.
+    stride 1 and "same" padding (or the transpose of a strided one), so MACs are exactly proportional to the pixels:
+    counted once on a small input, then multiplied. The tests compare with fvcore on real sizes.
     """
     small = _count(network.name, network.scale, tuple(sorted(network.options.items())))
     pixels = height * width

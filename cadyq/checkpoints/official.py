@@ -28,6 +28,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
 # Sizes that the published code takes from its command line for every backbone, and that this one has no use for.
 UNUSED_SIZES = {"carn": {"n_resblocks"}}
 
+
 def load_official(
     source: str | Path | Mapping[str, Tensor],
     backbone: str,
@@ -116,7 +117,11 @@ def _complete_buffers(network: SRNetwork, state: dict[str, Tensor]) -> None:
     Batch normalization counts its batches only in newer versions of PyTorch.
     """
     for key, own in network.state_dict().items():
-        if key not in state and re.search(r"\.(center|spread|bias|num_batches_tracked)$", key) and not key.startswith("tail."):
+        if (
+            key not in state
+            and re.search(r"\.(center|spread|bias|num_batches_tracked)$", key)
+            and not key.startswith("tail.")
+        ):
             weight = state.get(key.removesuffix("bias") + "weight")
             if key.endswith(".bias") and weight is None:
                 continue

@@ -13,6 +13,7 @@ gradients by 1000 (`gradient_scale` 1), and its PAMS is always 64 wide.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class CascadingBlock(nn.Module):
         self.fusions = fusions(n_feats)
 
     def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        return cascade(x, [lambda y, block=block: block(y, trace) for block in self.residuals], self.fusions)
+        return cascade(x, [partial(block, trace=trace) for block in self.residuals], self.fusions)
 
 
 class RecursiveCascadingBlock(nn.Module):
@@ -104,7 +105,8 @@ class RecursiveCascadingBlock(nn.Module):
         self.fusions = fusions(n_feats)
 
     def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        return cascade(x, [lambda y, use=use: self.residual(y, use, trace) for use in range(LENGTH)], self.fusions)
+        uses = [partial(self.residual, use=use, trace=trace) for use in range(LENGTH)]
+        return cascade(x, uses, self.fusions)
 
 
 class CascadingNetwork(SRNetwork):
@@ -121,7 +123,7 @@ class CascadingNetwork(SRNetwork):
 
     def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
         x = self.entry(self.mean_shift.subtract(lr / 255))
-        x = cascade(x, [lambda y, block=block: block(y, trace) for block in self.blocks], self.fusions)
+        x = cascade(x, [partial(block, trace=trace) for block in self.blocks], self.fusions)
         return self.mean_shift.add(self.exit(self.upsample(x))) * 255
 
     def shared_rules(self) -> dict[str, str]:
@@ -155,8 +157,8 @@ class CARN(CascadingNetwork):
         self.finish(scale, n_feats=n_feats)
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the authors' code and of the published quantized code, which puts a quantizer before each convolution
-        (`bN.bN.body.0` and `.3`; in PAMS also `quant_act1` and `quant_act2`).
+        """Names of the authors' code and of the published quantized code, which puts a quantizer before each
+        convolution (`bN.bN.body.0` and `.3`; in PAMS also `quant_act1` and `quant_act2`).
         """
         conv1, conv2 = ("1", "4") if "b1.b1.body.1.weight" in state else ("0", "2")
         rules = self.shared_rules()

@@ -78,9 +78,7 @@ class SRResNet(SRNetwork):
 
     name = "srresnet"
 
-    def __init__(
-        self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 16, quantized_input: bool = True
-    ) -> None:
+    def __init__(self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 16, quantized_input: bool = True) -> None:
         super().__init__()
         block = ResidualBlock if quantized_input else ShortcutQuantizedBlock
         self.head = QuantConv2d(3, n_feats, 9, bias=False)

@@ -106,7 +106,9 @@ def published(network: SRNetwork) -> dict[str, Tensor]:
 
 def _made(backbone: str, scheme: str, **options: Any) -> SRNetwork:
     torch.manual_seed(0)
-    network = cadyq.create_model(backbone, scheme, **(options | PUBLISHED.get((backbone, scheme.partition(":")[0]), {})))
+    network = cadyq.create_model(
+        backbone, scheme, **(options | PUBLISHED.get((backbone, scheme.partition(":")[0]), {}))
+    )
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.rand_like(parameter) + 0.1)
@@ -157,7 +159,7 @@ def test_each_head_of_a_multi_scale_checkpoint(scale: int) -> None:
     loaded = cadyq.load_official(state, "carn", "cadyq", n_feats=8, scale=scale)
     assert torch.equal(loaded.state_dict()["upsample.0.weight"], made[scale].state_dict()["upsample.0.weight"])
     absent = {key: value for key, value in state.items() if not key.startswith(f"upsample.up{scale}.")}
-    with pytest.raises(UserError, match="state dict.*carn.*upsample"):
+    with pytest.raises(UserError, match=r"state dict.*carn.*upsample"):
         cadyq.load_official(absent, "carn", "cadyq", n_feats=8, scale=scale)
 
 
