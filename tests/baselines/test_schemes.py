@@ -22,7 +22,13 @@ from cadyq.quantizers.content import Content
 from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PackedWeight, PointStatistics, TanhWeight
 from cadyq.training.calibration import initialize, observe
 
-SIZES: dict[str, dict[str, Any]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 16}}
+SIZES: dict[str, dict[str, Any]] = {
+    "edsr": {"n_feats": 8, "n_resblocks": 2},
+    "carn": {"n_feats": 8},
+    "carn_m": {"n_feats": 16},
+    "idn": {"n_feats": 16, "n_resblocks": 1},
+    "srresnet": {"n_feats": 8, "n_resblocks": 1},
+}
 BACKBONES = sorted(SIZES)
 
 
@@ -47,13 +53,13 @@ def _options(scheme: str, bits: int) -> dict[str, int]:
     return {name: bits for name in ("weight_bits", "act_bits") if name in SCHEMES.get(scheme).option_names()}
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _plain(backbone: str) -> SRNetwork:
     torch.manual_seed(3)
     return cadyq.create_model(backbone, **SIZES[backbone]).eval()
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _statistics(backbone: str) -> dict[str, PointStatistics]:
     generator = torch.Generator().manual_seed(0)
     flat = torch.rand(16, 3, 1, 1, generator=generator) * 255
