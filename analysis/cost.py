@@ -18,6 +18,7 @@ from cadyq.quantizers.interface import FULL_PRECISION
 from cadyq.quantizers.trace import Trace
 
 HD_PIXELS = 1280 * 720  # output size that papers quote operations for
+GRID_NUMBERS = 2  # step and offset of a uniform grid
 
 
 def is_network_parameter(name: str) -> bool:
@@ -31,10 +32,21 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def storage_mb(network: SRNetwork) -> float:
-    """Megabytes (1e6 bytes) of all parameters, convolution weights at their bit-widths, the rest at 32 bits."""
-    bits = sum(p.numel() * FULL_PRECISION for p in network.parameters())
-    bits -= sum(conv.weight.numel() * (FULL_PRECISION - conv.weight_bits) for conv in network.conv_names)
-    return bits / 8e6
+    """Megabytes (1e6 bytes): convolution weights at their bit-widths and their grids, the rest at 32 bits.
+
+    A grid is `GRID_NUMBERS` of 32 bits, once a quantized weight or once each of its output channels; the learned steps
+    of weights are these numbers. Of the parameters of activation quantizers those count that a forward reads.
+    """
+    numbers = parameter_count(network)
+    for point in network.points.values():
+        if point.quantizer is not None:
+            numbers += sum(p.numel() for p in point.quantizer.used_parameters())
+    saved = 0
+    for conv in network.conv_names:
+        if conv.weight_quantizer is not None:
+            numbers += GRID_NUMBERS * (conv.out_channels if conv.weight_quantizer.granularity == "channel" else 1)
+            saved += conv.weight.numel() * (FULL_PRECISION - conv.weight_bits)
+    return (numbers * FULL_PRECISION - saved) / 8e6
 
 
 def layer_table(trace: Trace) -> pd.DataFrame:

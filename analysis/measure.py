@@ -40,17 +40,22 @@ class Forward:
 
 
 @torch.no_grad()
-def run_tiles(network: SRNetwork, lr: Tensor, tiles: Sequence[Tile], device: torch.device) -> Forward:
-    """Super-resolve `lr` (3, H, W) tile by tile; tiles of one size run as batches; each SR tile is rounded first."""
+def run_tiles(network: SRNetwork, pair: ImagePair, tiles: Sequence[Tile], device: torch.device) -> Forward:
+    """Super-resolve `pair.lr` tile by tile; tiles of one size run as batches; each SR tile is rounded first.
+
+    The HR tiles are shown to an oracle, and to no other scheme.
+    """
     started = time.perf_counter()
-    parts = split(lr, tiles)
-    sr_tiles: list[Tensor] = [lr] * len(tiles)
+    parts = split(pair.lr, tiles)
+    answers = hr_tiles(network, pair, tiles)
+    sr_tiles: list[Tensor] = [pair.lr] * len(tiles)
     fab = quantized = fp32 = selector = macs = 0.0
     for same_size in group_by_size(tiles):
         for indices in _batches(same_size, tiles):
             batch = torch.stack([parts[i] for i in indices]).float()
             batch = batch.to(device, memory_format=torch.channels_last)
-            sr, trace = trace_forward(network, batch)
+            answer = torch.stack([answers[i] for i in indices]).float().to(device) if answers else None
+            sr, trace = trace_forward(network, batch, answer)
             for i, image in zip(indices, sr.clamp(0, 255).round().to("cpu", torch.uint8), strict=True):
                 sr_tiles[i] = image
             bitops = trace.bitops_split()
@@ -63,6 +68,13 @@ def run_tiles(network: SRNetwork, lr: Tensor, tiles: Sequence[Tile], device: tor
     seconds = time.perf_counter() - started
     count = len(tiles)
     return Forward(sr_image, fab / count, quantized, fp32, selector, macs, count, overlap_share(tiles), seconds)
+
+
+def hr_tiles(network: SRNetwork, pair: ImagePair, tiles: Sequence[Tile]) -> list[Tensor]:
+    """The HR image cut as the LR image is, for a scheme that reads HR; empty for all others."""
+    if network.scheme is None or not network.scheme.reads_hr:
+        return []
+    return split(pair.hr, [tile.scaled(network.scale) for tile in tiles])
 
 
 def _batches(indices: Sequence[int], tiles: Sequence[Tile]) -> list[Sequence[int]]:
@@ -95,7 +107,7 @@ def measure_image(
     for mode in modes:
         tiles = tuple(grids[mode])
         if tiles not in done:
-            done[tiles] = _quality_and_cost(network, pair, run_tiles(network, pair.lr, tiles, device))
+            done[tiles] = _quality_and_cost(network, pair, run_tiles(network, pair, tiles, device))
         rows[mode] = identity | {"mode": mode, "image": pair.name} | done[tiles]
     return rows
 

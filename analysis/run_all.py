@@ -183,7 +183,7 @@ def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) 
         for index in range(min(EXHIBITS, len(job.dataset))):
             pair = job.dataset[index]
             whole = whole_image(*pair.lr.shape[-2:])
-            sr, sr_reference = (run_tiles(net, pair.lr, whole, device).sr for net in (network, reference))
+            sr, sr_reference = (run_tiles(net, pair, whole, device).sr for net in (network, reference))
             write_exhibit(out / "exhibits", network, sr_reference, sr, pair, job.source.scheme, device)
 
 

@@ -21,23 +21,8 @@ from torch import Tensor
 
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import quantize_unit, straight_through
-from cadyq.quantizers.interface import (
-    RANGE_SHARE,
-    CalibratedRange,
-    FixedBitScheme,
-    PointStatistics,
-    Quantized,
-    WeightQuantizer,
-    fixed_bits,
-)
-
-
-class DoReFaWeight(WeightQuantizer):
-    def forward(self, weight: Tensor) -> Tensor:
-        squashed = weight.tanh()
-        largest = squashed.abs().amax()
-        unit = squashed / (2 * largest) + 0.5
-        return (2 * straight_through(unit, quantize_unit(unit, self.bits)) - 1) * largest
+from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PointStatistics, Quantized, TanhWeight, fixed_bits
+from cadyq.quantizers.ranges import CalibratedRange
 
 
 class DoReFaActivation(CalibratedRange):
@@ -62,5 +47,5 @@ class DoReFa(FixedBitScheme):
     def activation_quantizer(self, channels: int, dynamic: bool) -> DoReFaActivation:
         return DoReFaActivation(self.act_bits)
 
-    def weight_quantizer(self) -> DoReFaWeight:
-        return DoReFaWeight(self.weight_bits)
+    def weight_quantizer(self) -> TanhWeight:
+        return TanhWeight(self.weight_bits)

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.functional import fake_quantize_affine
-from cadyq.quantizers.interface import CalibratedRange, FixedBitScheme, PointStatistics, Quantized, fixed_bits
+from cadyq.quantizers.interface import FixedBitScheme, PointStatistics
+from cadyq.quantizers.ranges import AffineRange
 
 
-class MinMaxActivation(CalibratedRange):
+class MinMaxActivation(AffineRange):
     def initialize(self, statistics: PointStatistics) -> None:
         self.low.copy_(statistics.minimum.clamp_max(0))
         self.high.copy_(statistics.maximum.clamp_min(0))
-
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        return Quantized(fake_quantize_affine(x, self.low, self.high, self.bits), fixed_bits(x, self.bits))
 
 
 @dataclass(frozen=True)

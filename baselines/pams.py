@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cadyq.quantizers.interface import FixedBitScheme
-from cadyq.selector.scheme import LearnedBoundActivation
+from cadyq.quantizers.ranges import LearnedBoundActivation
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Saving and loading. One file a network: safetensors, whose header holds the configuration as JSON.
 
-Two forms: full precision (for training on) and packed (what ships: quantized weights as integers).
+Two forms: full precision (for training on) and packed (what ships: quantized weights as integers). A file may build
+on another (`base`), of which it holds only what differs: networks that differ in the choice of bits share one parent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cadyq.checkpoints.packing import pack_weight, unpack_weight
+from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of
 from cadyq.models.network import SRNetwork
@@ -24,7 +26,7 @@ from cadyq.registry import closest
 ZOO = Path(__file__).parent.parent / "zoo"
 
 
-def save_model(network: SRNetwork, path: Path, packed: bool = False) -> None:
+def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path | None = None) -> None:
     """Write `network` to `path`, whole or not at all.
 
     Args:
@@ -32,6 +34,7 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False) -> None:
         path: a .safetensors file; parent folders are made.
         packed: store quantized weights as packed integers. The result runs, but cannot be trained. A network that was
             loaded packed stays packed.
+        base: a file in the same folder; tensors that are the same there are left out, and its name and hash kept.
     """
     packed = packed or any(isinstance(conv.weight_quantizer, PackedWeight) for conv in network.conv_names)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
@@ -42,9 +45,14 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False) -> None:
                     weight = conv.weight_quantizer(conv.weight)
                 del state[f"{name}.weight"]
                 state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
-                codes, codebook = pack_weight(weight, conv.weight_bits)
+                codes, codebook = pack_weight(weight, conv.weight_bits, conv.weight_quantizer.granularity)
                 state[f"{name}.weight.codes"], state[f"{name}.weight.codebook"] = codes, codebook
-    write_tensors(state, path, {"config": config_of(network).to_json()})
+    metadata = {"config": config_of(network).to_json()}
+    if base is not None:
+        there, _ = read_tensors(base)
+        state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
+        metadata |= {"base": base.name, "base_sha256": sha256_file(base)}
+    write_tensors(state, path, metadata)
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
@@ -81,6 +89,23 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
             raise UserError(f"{source}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")
 
 
+def _complete_from_base(
+    network: SRNetwork, state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Add the tensors that `network` needs and `path` left to its base."""
+    if "base" not in metadata:
+        return state
+    base = path.with_name(Path(metadata["base"]).name)
+    there, _ = read_tensors(base)
+    if sha256_file(base) != metadata["base_sha256"]:
+        raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
+    for key in network.state_dict():
+        for part in (key, f"{key}.codes", f"{key}.codebook"):
+            if part in there and part not in state:
+                state[part] = there[part]
+    return state
+
+
 def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     for conv, name in network.conv_names.items():
         codes = state.pop(f"{name}.weight.codes", None)
@@ -93,7 +118,7 @@ def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[s
             raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error
         except ValueError as error:
             raise UserError(f"{source}: tensor {name}.weight is damaged ({error}); fetch the file again") from error
-        conv.weight_quantizer = PackedWeight(conv.weight_bits)
+        conv.weight_quantizer = PackedWeight(conv.weight_bits, "tensor" if codebook.dim() == 1 else "channel")
     return state
 
 
@@ -153,5 +178,6 @@ def load_model(source: str | Path) -> SRNetwork:
     if "config" not in metadata:
         raise UserError(f"{path}: no cadyq configuration in its header; import foreign weights with load_official")
     network = build(ModelConfig.from_json(metadata["config"]))
+    tensors = _complete_from_base(network, tensors, path, metadata)
     load_state(network, _unpack(network, tensors, str(path)), str(path))
     return network.eval()

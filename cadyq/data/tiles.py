@@ -6,7 +6,7 @@ Neighbours overlap by ``patch - step``; the overlap is split in its middle, so e
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from torch import Tensor
 
@@ -29,6 +29,10 @@ class Tile:
     keep_left: int
     keep_height: int
     keep_width: int
+
+    def scaled(self, scale: int) -> "Tile":
+        """The same tile in pixels of an image ``scale`` times as large."""
+        return Tile(*(scale * value for value in astuple(self)))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,14 +40,26 @@ class Content:
     def __init__(self, lr: Tensor, hr: Tensor | None = None) -> None:
         self.lr = lr
         self.hr = hr
+        self._features: dict[Callable[[Tensor], Tensor], tuple[Tensor, int]] = {}
 
-    @cached_property
+    def feature(self, function: Callable[[Tensor], Tensor], macs_per_pixel: int) -> Tensor:
+        """`function` of the patches, detached, computed once a forward however many points ask.
+
+        Args:
+            function: LR patches (B, 3, H, W) in 0..255 to a value or more of each patch (B, ...).
+            macs_per_pixel: multiply-adds it spends on a pixel; they count as the scheme's overhead.
+        """
+        if function not in self._features:
+            with torch.no_grad():
+                self._features[function] = (function(self.lr), macs_per_pixel)
+        return self._features[function][0]
+
+    @property
     def gradient(self) -> Tensor:
         """`image_gradient` of the patches (B, 2), detached."""
-        with torch.no_grad():
-            return image_gradient(self.lr)
+        return self.feature(image_gradient, GRADIENT_MACS_PER_PIXEL)
 
     def macs(self) -> int:
         """Multiply-adds a patch spent on the features that were asked for."""
-        asked = "gradient" in self.__dict__
-        return GRADIENT_MACS_PER_PIXEL * self.lr.shape[-2] * self.lr.shape[-1] if asked else 0
+        pixels = self.lr.shape[-2] * self.lr.shape[-1]
+        return pixels * sum(macs for _, macs in self._features.values())

@@ -121,3 +121,23 @@ def fake_quantize_affine(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Ten
     step = ((high - low) / steps).clamp_min(1e-12)
     zero_point = torch.round(-low / step).clamp_(0, steps).int()
     return torch.fake_quantize_per_tensor_affine(x, step, zero_point, 0, steps)
+
+
+def fake_quantize_bounds(x: Tensor, low: Tensor, high: Tensor, bits: Tensor | int) -> Tensor:
+    """round(clamp(x, low, high) / s) s with s = (high - low) / (2^b - 1), straight through the rounding.
+
+    Zero is a level where low <= 0 <= high. Autograd reaches the bounds through the clamp and the step:
+    dQ/dhigh = [x > high] + e / (high - low), dQ/dlow = [x < low] - e / (high - low), e = Q - clamp(x, low, high).
+
+    Args:
+        x: feature map (B, C, H, W), or any tensor with scalar bounds.
+        low, high, bits: scalars, or one value a sample (B, 1, 1, 1).
+    """
+    step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
+    first = (low / step).detach().round()
+    last = first + 2**bits - 1  # no code beyond: with both bounds on a tie there would be one more
+    if not torch.is_grad_enabled():
+        return torch.clamp(x, low, high).div_(step).round_().clamp_(first, last).mul_(step)
+    ratio = torch.clamp(x, low, high) / step
+    codes = ratio.detach().round().clamp(first, last)
+    return straight_through(ratio, codes).mul(step)

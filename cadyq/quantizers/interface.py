@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.errors import UserError
-from cadyq.quantizers.functional import fake_quantize_weight
+from cadyq.quantizers.functional import (
+    fake_quantize_weight,
+    quantize_unit,
+    straight_through,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from cadyq.models.network import SRNetwork
     from cadyq.quantizers.content import Content
@@ -52,20 +56,51 @@ class PointStatistics:
 
     Attributes:
         minimum, maximum: over all calibration patches, scalars.
+        minimum_spread, maximum_spread: standard deviation over patches of each patch's extremes, scalars.
+        histogram: how many values fell into each of equal bins between minimum and maximum, float32 (N,).
         log_std_mean, log_std_spread: mean and standard deviation over patches of log(std of a channel), (C,).
         log_gradient_mean, log_gradient_spread: the same of the log image gradients of the patches, (2,).
+        gradient_quantiles: of the patches' image gradient (mean of the two directions), at equal steps from its
+            smallest to its largest, (Q,).
     """
 
     minimum: Tensor
     maximum: Tensor
+    minimum_spread: Tensor
+    maximum_spread: Tensor
+    histogram: Tensor
     log_std_mean: Tensor
     log_std_spread: Tensor
     log_gradient_mean: Tensor
     log_gradient_spread: Tensor
+    gradient_quantiles: Tensor
 
     @property
     def max_abs(self) -> Tensor:
         return self.minimum.abs().maximum(self.maximum.abs())
+
+    @property
+    def bin_centers(self) -> Tensor:
+        """The middle of each bin of the histogram (N,)."""
+        share = (torch.arange(len(self.histogram), device=self.histogram.device) + 0.5) / len(self.histogram)
+        return self.minimum + share * (self.maximum - self.minimum)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of all values seen, from the histogram, a scalar."""
+        share = self.histogram.double() / self.histogram.double().sum()
+        centers = self.bin_centers.double()
+        mean = (share * centers).sum()
+        return (share * (centers - mean).square()).sum().sqrt().to(self.minimum.dtype)
+
+    def percentile(self, percent: float) -> Tensor:
+        """The value that `percent` of 100 values stay below, a scalar; values lie evenly within their bin."""
+        cumulative = self.histogram.double().cumsum(0)
+        wanted = cumulative[-1] * percent / 100
+        k = int(torch.searchsorted(cumulative, wanted).clamp_max(len(cumulative) - 1))
+        within = (wanted - cumulative[k] + self.histogram[k]) / self.histogram[k].clamp_min(1)
+        share = ((k + within) / len(cumulative)).to(self.minimum.dtype)
+        return self.minimum + share * (self.maximum - self.minimum)
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:
@@ -96,24 +131,16 @@ class ActivationQuantizer(nn.Module, ABC):
             self.load_state_dict(parent.state_dict())
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """FP32 multiply-adds spent on choosing bits for one sample of this size. Fixed bits choose nothing."""
+        """FP32 multiply-adds spent on choosing bits or ranges for one sample of this size. Fixed ones cost nothing."""
         return 0
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that a forward reads: what is learned and must be stored. By default all."""
+        return self.parameters()
 
     def learning_role(self, parameter: str) -> str:
         """Which learning rate a parameter takes: "range" or "selector"."""
         return "range"
-
-
-class CalibratedRange(ActivationQuantizer):
-    """Base of fixed-bit quantizers whose range [low, high] comes from calibration and is not learned."""
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.register_buffer("low", torch.tensor(-1.0))
-        self.register_buffer("high", torch.tensor(1.0))
-        self.low: Tensor
-        self.high: Tensor
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -123,7 +150,7 @@ class WeightQuantizer(nn.Module, ABC):
         granularity: what shares one grid of 2^bits levels: the whole weight, or one output channel of it.
     """
 
-    granularity: ClassVar[Granularity] = "tensor"
+    granularity: Granularity = "tensor"
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -144,8 +171,25 @@ class SymmetricWeight(WeightQuantizer):
         return fake_quantize_weight(weight, self.bits)
 
 
+class TanhWeight(WeightQuantizer):
+    """DoReFa's weights (Zhou et al. 2016, Eq. 9), at their own scale: per tensor, what DoReFa and PACT use.
+
+    2 quantize_k(tanh(w) / (2 max|tanh w|) + 1/2) - 1, times max|tanh w|.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        squashed = weight.tanh()
+        largest = squashed.abs().amax()
+        unit = squashed / (2 * largest) + 0.5
+        return (2 * straight_through(unit, quantize_unit(unit, self.bits)) - 1) * largest
+
+
 class PackedWeight(WeightQuantizer):
     """A weight that was stored on its grid already, so there is nothing left to do. Cannot be trained."""
+
+    def __init__(self, bits: int, granularity: Granularity) -> None:
+        super().__init__(bits)
+        self.granularity = granularity
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.training and weight.requires_grad:
@@ -167,10 +211,14 @@ class Scheme(ABC):
 
     Attributes:
         trained: False where the scheme runs from calibration alone.
+        parent: the scheme whose trained network a network of this one starts from.
+        reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
     """
 
     name: ClassVar[str]
     trained: ClassVar[bool] = True
+    parent: ClassVar[str] = "fp32"
+    reads_hr: ClassVar[bool] = False
 
     @abstractmethod
     def activation_quantizer(self, channels: int, dynamic: bool) -> ActivationQuantizer | None:
@@ -190,8 +238,19 @@ class Scheme(ABC):
         Called after `ActivationQuantizer.initialize` of every point, with the same statistics. By default nothing.
         """
 
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Scheme:
+        """This scheme with its options chosen on training patches, for schemes that are derived, not trained.
+
+        Args:
+            parent: the trained network of scheme `parent`, in eval mode, whose weights and ranges are taken over.
+            lr: patches (N, 3, h, w) in 0..255 of training photographs.
+            hr: what they should become, (N, 3, h scale, w scale).
+            mean_bits: FAB to aim for.
+        """
+        raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
+
     def before_forward(self, network: SRNetwork, content: Content) -> None:
-        """Prepare the quantizers for the patches of one forward as a whole. By default nothing."""
+        """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -38,7 +38,8 @@ class QuantConv2d(nn.Conv2d):
         if self.training or torch.is_grad_enabled():
             return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
         sources = [self.weight, *self.weight_quantizer.parameters(), *self.weight_quantizer.buffers()]
-        key = (id(self.weight_quantizer), [(t.data_ptr(), t._version) for t in sources])
+        # the quantizer itself, not its id: one that was freed may leave its id to the next
+        key = (self.weight_quantizer, [(t.data_ptr(), t._version) for t in sources])
         if self._cache is None or self._cache[0] != key:
             self._cache = (key, self.weight_quantizer(self.weight))
         return self._cache[1]

@@ -5,17 +5,17 @@ Hong et al., CADyQ: Content-Aware Dynamic Quantization for Image Super-Resolutio
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cadyq.errors import UserError
 from cadyq.models.network import register_scheme
 from cadyq.quantizers.content import Content
-from cadyq.quantizers.functional import fake_quantize_symmetric, mixed_symmetric, quantize_symmetric, signed_levels
+from cadyq.quantizers.functional import mixed_symmetric
 from cadyq.quantizers.interface import (
-    RANGE_SHARE,
     ActivationQuantizer,
     PointStatistics,
     Quantized,
@@ -23,75 +23,31 @@ from cadyq.quantizers.interface import (
     SymmetricWeight,
     WeightQuantizer,
     check_bits,
-    fixed_bits,
 )
+from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
 from cadyq.selector.bit_selector import BitSelector
 
-INITIAL_BOUND = 10.0
 
-
-class LearnedBoundActivation(ActivationQuantizer):
-    """Symmetric quantization with a learned clipping bound, PAMS (Li et al., ECCV 2020), Eqs. 2 and 5."""
-
-    def __init__(self, bits: int) -> None:
-        super().__init__()
-        self.bits = bits
-        self.bound = nn.Parameter(torch.tensor([INITIAL_BOUND]))
-
-    def initialize(self, statistics: PointStatistics) -> None:
-        self.bound.data.fill_(RANGE_SHARE[self.bits] * float(statistics.max_abs))
-
-    def inherit(self, parent: ActivationQuantizer) -> None:
-        """From other bits the bound is taken in proportion to `RANGE_SHARE`."""
-        if isinstance(parent, LearnedBoundActivation):
-            self.bound.data.copy_(parent.bound.data * RANGE_SHARE[self.bits] / RANGE_SHARE[parent.bits])
-
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        if torch.is_grad_enabled():
-            value = fake_quantize_symmetric(x, self.bound, self.bits)
-        else:
-            value = quantize_symmetric(x, self.bound, signed_levels(self.bits))
-        return Quantized(value, fixed_bits(x, self.bits))
-
-
-class DynamicActivation(ActivationQuantizer):
-    """Chooses one of K candidate bit-widths for each sample; each candidate has its own learned clipping bound."""
+class DynamicActivation(CandidateActivation):
+    """The candidate of each sample is chosen by a trained `BitSelector`."""
 
     def __init__(self, channels: int, candidates: tuple[int, ...], inputs: str, gradient_scale: float) -> None:
-        super().__init__()
+        super().__init__(candidates)
         self.selector = BitSelector(channels, len(candidates), inputs, gradient_scale)
-        self.bounds = nn.Parameter(torch.full((len(candidates),), INITIAL_BOUND))
-        self.register_buffer("candidates", torch.tensor(candidates), persistent=False)
-        levels = torch.tensor([float(signed_levels(bits)) for bits in candidates])
-        self.register_buffer("levels", levels, persistent=False)
-        self.candidates: Tensor
-        self.levels: Tensor
 
     def initialize(self, statistics: PointStatistics) -> None:
-        shares = self.bounds.new_tensor([RANGE_SHARE[int(bits)] for bits in self.candidates])
-        self.bounds.data.copy_(shares * statistics.max_abs)
+        super().initialize(statistics)
         self.selector.initialize(statistics)
 
-    def inherit(self, parent: ActivationQuantizer) -> None:
-        """From a fixed-bit network: every candidate starts from its bound, in proportion to `RANGE_SHARE`.
-
-        The paper starts all candidates at the 8-bit bound; few steps are not enough to shrink a 4-bit range from there.
-        """
-        if isinstance(parent, LearnedBoundActivation):
-            shares = self.bounds.new_tensor([RANGE_SHARE[int(bits)] for bits in self.candidates])
-            self.bounds.data.copy_(parent.bound.data * shares / RANGE_SHARE[parent.bits])
-        else:
-            super().inherit(parent)
+    def choose(self, x: Tensor, content: Content) -> Tensor:
+        return self.selector(x, content).argmax(1)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, content: Content) -> Quantized:
-        logits = self.selector(x, content)
-        choice = logits.argmax(1)
-        bits = self.candidates[choice]
         if not torch.is_grad_enabled():
-            per_sample = (-1, 1, 1, 1)
-            bound, levels = self.bounds[choice].view(per_sample), self.levels[choice].view(per_sample)
-            return Quantized(quantize_symmetric(x, bound, levels), bits)
-        mixture = logits.softmax(1)
+            return super().forward(x, content)
+        logits = self.selector(x, content)
+        choice, mixture = logits.argmax(1), logits.softmax(1)
+        bits = self.candidates[choice]
         value = mixed_symmetric(x, self.bounds, mixture, choice, self.levels)
         return Quantized(value, bits, self._penalty(mixture, bits))
 
@@ -109,24 +65,17 @@ class DynamicActivation(ActivationQuantizer):
         return "selector" if parameter.startswith("selector.") else "range"
 
 
-@register_scheme("cadyq")
 @dataclass(frozen=True)
-class CADyQ(Scheme):
-    """Content-aware dynamic quantization.
+class CandidateScheme(Scheme):
+    """A scheme with candidate activation bits, one learned range each, and weights at fixed bits.
 
     Attributes:
         weight_bits: of all quantized weights, and of the activations at points that do not count.
         search_space: candidate activation bits, ascending.
-        selector_inputs: "normalized" or "paper", see `BitSelector`.
-        gradient_scale: see `BitSelector`.
     """
-
-    name = "cadyq"
 
     weight_bits: int = 8
     search_space: tuple[int, ...] = (4, 6, 8)
-    selector_inputs: str = "normalized"
-    gradient_scale: float = 1000.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "search_space", tuple(self.search_space))
@@ -136,10 +85,31 @@ class CADyQ(Scheme):
         if list(self.search_space) != sorted(set(self.search_space)) or len(self.search_space) < 2:
             raise UserError(f"search_space={self.search_space} must hold two or more bit-widths in ascending order")
 
+    @abstractmethod
+    def candidate_quantizer(self, channels: int) -> CandidateActivation:
+        """The quantizer of one point that counts, with that many channels."""
+
     def activation_quantizer(self, channels: int, dynamic: bool) -> ActivationQuantizer:
-        if not dynamic:
-            return LearnedBoundActivation(self.weight_bits)
-        return DynamicActivation(channels, self.search_space, self.selector_inputs, self.gradient_scale)
+        return self.candidate_quantizer(channels) if dynamic else LearnedBoundActivation(self.weight_bits)
 
     def weight_quantizer(self) -> WeightQuantizer:
         return SymmetricWeight(self.weight_bits)
+
+
+@register_scheme("cadyq")
+@dataclass(frozen=True)
+class CADyQ(CandidateScheme):
+    """Content-aware dynamic quantization.
+
+    Attributes:
+        selector_inputs: "normalized" or "paper", see `BitSelector`.
+        gradient_scale: see `BitSelector`.
+    """
+
+    name = "cadyq"
+
+    selector_inputs: str = "normalized"
+    gradient_scale: float = 1000.0
+
+    def candidate_quantizer(self, channels: int) -> DynamicActivation:
+        return DynamicActivation(channels, self.search_space, self.selector_inputs, self.gradient_scale)

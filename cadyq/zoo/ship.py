@@ -40,16 +40,17 @@ def _put(section: str, row: dict[str, Any]) -> None:
 
 
 def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
-    """Store `network` packed and add its row; `facts` says how it was trained and from what."""
+    """Store `network` packed and add its row; `facts` says how it was trained, or from what it was derived."""
     path = ZOO / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
-    save_model(network, path, packed=True)
+    base = ZOO / f"{facts['derived_from']['name']}.safetensors" if "derived_from" in facts else None
+    save_model(network, path, packed=True, base=base)
     identity = {"file": path.name, "backbone": network.name, "scheme": scheme, "scale": network.scale}
     _put("networks", identity | {"sha256": sha256_file(path), "bytes": path.stat().st_size} | facts)
     return path
 
 
 def ship_run(run_dir: Path, tag: str) -> Path:
-    """Ship what `cadyq.train` left in `run_dir`.
+    """Ship what `cadyq.train` or `cadyq.derive` left in `run_dir`.
 
     Raises:
         UserError: the run is not finished.
@@ -59,7 +60,8 @@ def ship_run(run_dir: Path, tag: str) -> Path:
         raise UserError(f"{run_dir}: no training.json, so the run is not finished; run the same command again")
     facts = json.loads(facts_file.read_text())
     scheme = facts.pop("scheme") + (f":{tag}" if tag else "")
-    facts["held_out_last"] = facts.pop("history")[-1]
+    if "history" in facts:
+        facts["held_out_last"] = facts.pop("history")[-1]
     for name in ("backbone", "scale"):
         facts.pop(name)
     return ship(load_model(run_dir / "model.safetensors"), scheme, facts)

@@ -1,11 +1,15 @@
 """Fixtures of the tests of the baselines."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
 
 from cadyq.data.datasets import photographs
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.interface import PointStatistics
 
 # one slow example on a busy machine is not a failure
 settings.register_profile("baselines", deadline=None, max_examples=50)
@@ -20,3 +24,33 @@ def patches() -> Tensor:
         middle = image.lr.shape[-1] // 2
         crops += [image.lr[:, :14, :12], image.lr[:, 30:44, middle : middle + 12]]
     return torch.stack(crops).float()
+
+
+@pytest.fixture(scope="session")
+def seen() -> Callable[[Tensor], PointStatistics]:
+    """Makes the statistics of a point that saw these values; bins of the histogram are 1 / 1000 of their range."""
+
+    def make(values: Tensor) -> PointStatistics:
+        values = values.float().flatten()
+        low, high = values.min(), values.max()
+        none = torch.zeros(1)
+        return PointStatistics(
+            minimum=low,
+            maximum=high,
+            minimum_spread=none[0],
+            maximum_spread=none[0],
+            histogram=torch.histc(values, 1000, float(low), float(high)),
+            log_std_mean=none,
+            log_std_spread=none,
+            log_gradient_mean=none,
+            log_gradient_spread=none,
+            gradient_quantiles=none,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def no_content() -> Content:
+    """For quantizers that ask nothing of the LR patches."""
+    return Content(torch.zeros(1, 3, 4, 4))

@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import cadyq
-from cadyq.checkpoints.io import resolve, zoo_name
+from cadyq.checkpoints.io import read_tensors, resolve, save_model, zoo_name
 from cadyq.checkpoints.packing import pack_codes, pack_weight, unpack_codes, unpack_weight
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of, parse_scheme
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.functional import fake_quantize_weight
+from cadyq.quantizers.interface import WeightQuantizer
 from cadyq.registry import Registry
 
 
@@ -49,9 +51,52 @@ def test_weights_round_trip(bits: int, seed: int, outputs: int) -> None:
     assert torch.equal(unpack_weight(codes, kept, bits, weight.shape), weight)
 
 
+@given(bits=st.integers(1, 8), seed=st.integers(0, 1000), outputs=st.integers(1, 5))
+def test_weights_with_a_grid_for_each_channel_round_trip(bits: int, seed: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    books = torch.randn(outputs, 2**bits, generator=generator)
+    weight = books.gather(1, torch.randint(0, 2**bits, (outputs, 45), generator=generator)).view(outputs, 5, 3, 3)
+    codes, kept = pack_weight(weight, bits, "channel")
+    assert kept.shape[0] == outputs and kept.shape[1] <= 2**bits
+    assert codes.numel() == -(-weight.numel() * bits // 8)
+    assert torch.equal(unpack_weight(codes, kept, bits, weight.shape), weight)
+
+
+def test_codebooks_by_hand() -> None:
+    weight = torch.tensor([[1.0, -1.0, 1.0], [4.0, 5.0, 6.0]])
+    codes, kept = pack_weight(weight, 2, "channel")
+    assert kept.tolist() == [[-1, 1, 1], [4, 5, 6]]
+    assert unpack_codes(codes.numpy(), 2, 6).tolist() == [1, 0, 1, 0, 1, 2]
+    with pytest.raises(ValueError, match=r"codebook of shape \(2, 3\) for a weight of \(3, 2\)"):
+        unpack_weight(codes, kept, 2, torch.Size([3, 2]))
+
+
 def test_a_weight_off_its_grid_is_not_packed() -> None:
     with pytest.raises(ValueError, match="2-bit weight has 5 distinct values"):
         pack_weight(torch.arange(5.0), 2)
+    with pytest.raises(ValueError, match="2-bit weight has 5 distinct values"):
+        pack_weight(torch.arange(10.0).view(2, 5), 2, "channel")
+
+
+class _ByChannel(WeightQuantizer):
+    granularity = "channel"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.stack([fake_quantize_weight(channel, self.bits) for channel in weight])
+
+
+@torch.no_grad()
+def test_networks_with_a_grid_for_each_channel(tmp_path: Path) -> None:
+    network = _network().eval()
+    for conv in network.conv_names:
+        conv.weight_quantizer = _ByChannel(4)
+    lr = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(0)) * 255
+    expected = network(lr)
+    for name in ("first", "second"):
+        cadyq.save_model(network, tmp_path / f"{name}.safetensors", packed=True)
+        network = cadyq.load_model(tmp_path / f"{name}.safetensors")
+        assert torch.equal(network(lr), expected)
+    assert all(len(channel.unique()) <= 16 for conv in network.conv_names for channel in conv.quantized_weight())
 
 
 def _network(scheme: str = "pams:w4a4") -> SRNetwork:
@@ -277,3 +322,37 @@ def test_scheme_specifications() -> None:
 def test_options_override_the_specification() -> None:
     network = cadyq.create_model("edsr", "pams:w4a4", act_bits=6, n_feats=8, n_resblocks=1)
     assert network.scheme is not None and network.scheme.label() == "pams:w4a6"
+
+
+def _child_of(parent: SRNetwork) -> SRNetwork:
+    """Another network with the parent's weights and one tensor of its own."""
+    child = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1)
+    child.load_state_dict(parent.state_dict())
+    next(point for point in child.points.values() if point.quantizer).quantizer.bound.data.fill_(3.0)
+    return child.eval()
+
+
+def test_a_file_built_on_another_holds_only_what_differs(tmp_path: Path) -> None:
+    parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    child = _child_of(parent)
+    save_model(parent, tmp_path / "parent.safetensors", packed=True)
+    save_model(child, tmp_path / "child.safetensors", packed=True, base=tmp_path / "parent.safetensors")
+    assert len(read_tensors(tmp_path / "child.safetensors")[0]) == 1
+    again = cadyq.load_model(tmp_path / "child.safetensors")
+    lr = torch.rand(1, 3, 9, 7) * 255
+    with torch.no_grad():
+        assert torch.equal(again(lr), child(lr))
+        assert not torch.equal(again(lr), cadyq.load_model(tmp_path / "parent.safetensors")(lr))
+
+
+def test_a_file_built_on_another_refuses_a_changed_parent(tmp_path: Path) -> None:
+    parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    path = tmp_path / "child.safetensors"
+    save_model(parent, tmp_path / "parent.safetensors")
+    save_model(_child_of(parent), path, base=tmp_path / "parent.safetensors")
+    save_model(_child_of(parent), tmp_path / "parent.safetensors")
+    with pytest.raises(UserError, match=r"child\.safetensors: was made for another parent\.safetensors"):
+        cadyq.load_model(path)
+    (tmp_path / "parent.safetensors").unlink()
+    with pytest.raises(UserError, match=r"parent\.safetensors: no such file"):
+        cadyq.load_model(path)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import cadyq
+from cadyq.checkpoints.io import read_tensors, write_tensors
 from cadyq.data.bicubic import downscale, upscale
 from cadyq.data.datasets import photographs
 from cadyq.errors import UserError
@@ -326,6 +327,8 @@ def test_calibration_sees_what_enters_the_points(bank: PatchBank) -> None:
             "minimum": x.min(),
             "maximum": x.max(),
             "max_abs": x.abs().max(),
+            "minimum_spread": x.flatten(1).min(1).values.std(),
+            "maximum_spread": x.flatten(1).max(1).values.std(),
             "log_std_mean": log_std.mean(0).float(),
             "log_std_spread": log_std.std(0).float(),
             "log_gradient_mean": log_gradient.mean(0),
@@ -333,6 +336,14 @@ def test_calibration_sees_what_enters_the_points(bank: PatchBank) -> None:
         }
         for key, value in expected.items():
             torch.testing.assert_close(getattr(statistics[name], key), value, rtol=1e-3, atol=1e-4)
+        assert float(statistics[name].histogram.sum()) == x.numel()
+        width = (x.max() - x.min()) / len(statistics[name].histogram)
+        median = x.flatten().quantile(0.5)
+        torch.testing.assert_close(statistics[name].percentile(50), median, rtol=0, atol=2 * float(width) + 1e-6)
+        below = int((x <= statistics[name].bin_centers[500] + width / 2).sum())
+        assert float(statistics[name].histogram[:501].sum()) == pytest.approx(below, abs=3)
+        quantiles = statistics[name].gradient_quantiles
+        torch.testing.assert_close(quantiles[[0, 10, 20]], image_gradient(patches).mean(1).sort().values[[0, 10, 20]])
 
 
 def test_calibration_puts_quantizers_back(bank: PatchBank) -> None:
@@ -351,6 +362,15 @@ def test_statistics_round_trip(bank: PatchBank, tmp_path: Path) -> None:
     for name, point in statistics.items():
         for key in PointStatistics.__dataclass_fields__:
             assert torch.equal(getattr(loaded[name], key), getattr(point, key))
+
+
+def test_statistics_of_an_older_version_are_refused(bank: PatchBank, tmp_path: Path) -> None:
+    path = tmp_path / "seen.safetensors"
+    save_statistics(observe(_plain(), bank.batch(3, 0, 4, 12).lr), path, "three photographs")
+    tensors, header = read_tensors(path)
+    write_tensors({key: value for key, value in tensors.items() if "histogram" not in key}, path, header)
+    with pytest.raises(UserError, match=r"seen\.safetensors: has no 'histogram' of point .*make it again with"):
+        load_statistics(path)
 
 
 def test_statistics_of_another_network_are_refused(bank: PatchBank) -> None:

@@ -1,0 +1,78 @@
+"""What the schemes share that take over a trained CADyQ network and only choose the bits in another way."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.ranges import CandidateActivation
+from cadyq.selector.scheme import CandidateScheme
+
+
+class AssignedActivation(CandidateActivation):
+    """The candidate of each sample is set from outside, before the forward.
+
+    Attributes:
+        choice: index of the candidate, int64 (B,), or (1,) for all samples. Not part of the network's state.
+    """
+
+    def __init__(self, candidates: tuple[int, ...]) -> None:
+        super().__init__(candidates)
+        self.register_buffer("choice", torch.tensor([middle(candidates)]), persistent=False)
+        self.choice: Tensor
+
+    def choose(self, x: Tensor, content: Content) -> Tensor:
+        return self.choice.expand(len(x))
+
+
+def middle(candidates: tuple[int, ...]) -> int:
+    """Index of the middle candidate: what is used where nothing was fitted yet."""
+    return len(candidates) // 2
+
+
+def assigned(network: SRNetwork) -> list[AssignedActivation]:
+    """The quantizers of the P points that count, in network order."""
+    return [point.quantizer for point in network.points.values() if isinstance(point.quantizer, AssignedActivation)]
+
+
+def assign(network: SRNetwork, choices: Tensor) -> None:
+    """Set the candidates of the next forward: int64 (B, P), or (1, P) for all samples."""
+    for quantizer, column in zip(assigned(network), choices.unbind(1), strict=True):
+        quantizer.choice = column
+
+
+@dataclass(frozen=True)
+class AssignedScheme(CandidateScheme):
+    """A scheme that decides for all points at once, before the forward, on weights and ranges of a trained CADyQ."""
+
+    parent = "cadyq"
+
+    def candidate_quantizer(self, channels: int) -> AssignedActivation:
+        return AssignedActivation(self.search_space)
+
+    def before_forward(self, network: SRNetwork, content: Content) -> None:
+        assign(network, self.choices(network, content))
+
+    @abstractmethod
+    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+        """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
+
+
+def mean_probabilities(candidates: tuple[int, ...], mean_bits: float) -> Tensor:
+    """Probabilities (K,) of the candidates with that mean and otherwise the largest entropy: p_k ~ exp(t b_k).
+
+    A mean outside the candidates is moved to the nearest end.
+    """
+    bits = torch.tensor(candidates, dtype=torch.float64)
+    mean = min(max(mean_bits, candidates[0] + 1e-6), candidates[-1] - 1e-6)
+    low, high = -50.0, 50.0
+    for _ in range(100):
+        tilt = (low + high) / 2
+        probabilities = (tilt * (bits - mean)).softmax(0)
+        low, high = (tilt, high) if float((probabilities * bits).sum()) < mean else (low, tilt)
+    return probabilities

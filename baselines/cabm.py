@@ -1,0 +1,83 @@
+"""CABM: Tian et al., CABM: Content-Aware Bit Mapping for Single Image Super-Resolution Network with Large Input,
+CVPR 2023.
+
+The bit selectors of a trained CADyQ are distilled into an edge-to-bit look-up table and thrown away: a patch's edge
+score, the mean |Laplacian| of its grayscale pixels, picks the bits of all layers at once. An entry is what the
+selectors chose most often for the training patches of that score at that layer; of equally frequent choices the lower.
+
+Departures: the paper rounds the score to 0.01 and fills the table from DIV2K's validation patches; here a table of
+`BINS` rows, each for the same number of BSDS500 training patches, so that none is empty. The paper then fine-tunes
+for 300 epochs; the shipped networks are distilled only, unless the manifest gives steps of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from baselines.assigned import AssignedScheme, assigned, middle
+from cadyq.derive import BATCH
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.content import LUMA, Content
+
+LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
+EDGE_MACS_PER_PIXEL = 3 + 9
+BINS = 16
+
+
+def edge_score(lr: Tensor) -> Tensor:
+    """Mean |Laplacian| of the grayscale patch (B,), pixels of 0..255, replicated border."""
+    gray = (lr * lr.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    kernel = lr.new_tensor(LAPLACIAN).view(1, 1, 3, 3)
+    return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernel).abs().mean((1, 2, 3))
+
+
+@dataclass(frozen=True)
+class CABM(AssignedScheme):
+    """Content-aware bit mapping.
+
+    Attributes:
+        edges: scores where the next row of the table begins, ascending.
+        table: a row for each range of scores, a digit for each point that counts: the candidate's place in the
+            search space. Without a table every point takes the middle candidate.
+    """
+
+    name = "cabm"
+
+    edges: tuple[float, ...] = ()
+    table: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "edges", tuple(self.edges))
+        object.__setattr__(self, "table", tuple(self.table))
+        if self.table and len(self.table) != len(self.edges) + 1:
+            raise UserError(f"cabm: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
+
+    @torch.no_grad()
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CABM:
+        """The table has the mean that its parent has; `mean_bits` is not used."""
+        traces = [trace_forward(parent, batch)[1] for batch in torch.split(lr, BATCH)]
+        counted = [name for name, point in parent.points.items() if point.dynamic]
+        bits = torch.stack([torch.cat([trace.bits[name] for trace in traces]) for name in counted], 1)
+        score = edge_score(lr)
+        order, bins = score.argsort(), min(BINS, len(lr))
+        votes = (bits[order][..., None] == torch.tensor(self.search_space)).long()
+        rows = [part.sum(0).argmax(1) for part in votes.tensor_split(bins)]
+        starts = [int(part[0]) for part in torch.arange(len(lr)).tensor_split(bins)[1:]]
+        edges = tuple(float(score[order[start]]) for start in starts)
+        return replace(self, edges=edges, table=tuple("".join(map(str, row.tolist())) for row in rows))
+
+    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+        points, device = len(assigned(network)), content.lr.device
+        if not self.table:
+            return torch.full((1, points), middle(self.search_space), device=device)
+        if len(self.table[0]) != points:
+            raise UserError(f"cabm: the table has {len(self.table[0])} points, the network {points}; derive it anew")
+        score = content.feature(edge_score, EDGE_MACS_PER_PIXEL)
+        row = torch.bucketize(score, score.new_tensor(self.edges), right=True)
+        return torch.tensor([[int(digit) for digit in line] for line in self.table], device=device)[row]

@@ -1,0 +1,78 @@
+"""DAQ: Hong et al., DAQ: Channel-Wise Distribution-Aware Quantization for Deep Image SR Networks, WACV 2022.
+
+Each channel of each sample is standardized by its own mean m and standard deviation d, and x^ = (x - m) / d is rounded
+to 2^n levels at (k + 1/2) s(n): Q(x^) = (round(clamp(x^) / s + 1/2) - 1/2) s with x^ clamped to +-(2^(n-1) - 1/2) s.
+s(n) is the step of the uniform n-bit quantizer with the least squared error on a standard normal (Max 1960). Back:
+x_q = Q(x^) d + m. Behind a ReLU the clamping interval moves up until it starts where x = 0.
+Weights: the same with mean 0 and the deviation of the whole tensor. Gradients pass straight through, clipped or not.
+
+In other words: 2^n levels from l in steps of s d, where l = m - (2^(n-1) - 1/2) s d, behind a ReLU at least 0.
+
+Departures: behind a ReLU (where calibration saw no negative value; the authors' code looks at the batch) the lowest
+level is exactly l, so that zero stays zero, as in the authors' code, which however has no upper end there; the
+deviation divides by H W, so that one pixel is enough; m and d stay in FP32 (the paper quantizes d to 8 bits). The
+authors' code reads s(n - 1), a wider grid; this is s(n). `trained = False`: it needs no training, but can be trained.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.functional import straight_through
+from cadyq.quantizers.interface import FixedBitScheme, Quantized, WeightQuantizer, fixed_bits
+from cadyq.quantizers.ranges import SignAware
+
+STEP = {2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
+TINY = 1e-8
+
+
+class DAQActivation(SignAware):
+    granularity = "channel"
+    idempotent = False
+
+    def __init__(self, bits: int, channels: int) -> None:
+        super().__init__(bits)
+        self.channels = channels
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        with torch.no_grad():
+            mean = x.mean((2, 3), keepdim=True)
+            centered = x - mean
+            deviation = torch.linalg.vector_norm(centered, dim=(2, 3), keepdim=True) / math.sqrt(x[0, 0].numel())
+            step = (STEP[self.bits] * deviation).clamp_min(TINY)
+            low = mean - (2 ** (self.bits - 1) - 0.5) * step
+            low = low if self.signed else low.clamp_min(0)
+            codes = torch.addcmul((mean - low) / step, centered, 1 / step).round_().clamp_(0, 2**self.bits - 1)
+            on_grid = torch.addcmul(low, codes, step)
+        return Quantized(straight_through(x, on_grid), fixed_bits(x, self.bits))
+
+    def overhead_macs(self, height: int, width: int) -> int:
+        """Sum and sum of squares of every value."""
+        return 2 * self.channels * height * width
+
+
+class DAQWeight(WeightQuantizer):
+    def forward(self, weight: Tensor) -> Tensor:
+        w = weight.detach()
+        step, highest = (STEP[self.bits] * w.std(correction=0)).clamp_min(TINY), 2 ** (self.bits - 1) - 0.5
+        codes = torch.round(w / step + 0.5) - 0.5
+        return straight_through(weight, codes.clamp_(-highest, highest) * step)
+
+
+@dataclass(frozen=True)
+class DAQ(FixedBitScheme):
+    """A grid for each channel of each sample."""
+
+    name = "daq"
+    trained = False
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> DAQActivation:
+        return DAQActivation(self.act_bits, channels)
+
+    def weight_quantizer(self) -> DAQWeight:
+        return DAQWeight(self.weight_bits)

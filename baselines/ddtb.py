@@ -1,0 +1,82 @@
+"""DDTB: Zhong et al., Dynamic Dual Trainable Bounds for Ultra-low Precision SR Networks, ECCV 2022.
+
+Activations: x_q = s round(clamp(x, l, u) / s), s = (u - l) / (2^b - 1), with learned bounds l <= 0 <= u for each point;
+their gradients (`fake_quantize_bounds`) go through the clamp and, as in the authors' code, through s.
+Gate: bounds g_l l and g_u u with (g_u, g_l) = 2 sigmoid(W2 relu(W1 average(x))) for each sample, in the share of points
+whose extremes vary most over patches, by Var(max x) + Var(min x), the dynamic intensity.
+Weights: clamped to their 1st and 99th percentile, 2^b levels between them, per tensor; no gradient to what is cut.
+
+Departures: the gate has no batch normalization and is not in 2 bits of a batch-wide range, as a sample must not depend
+on its batch; it starts at 1 by W2 = 0 (the paper: a penalty on it in the first epochs). Bounds start at a share of the
+calibrated extremes (`RANGE_SHARE`; the paper: 1st and 99th percentile). Percentiles of weights are the nearest rank,
+and above the paper's 4 bits the extremes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.quantizers.functional import fake_quantize_bounds
+from cadyq.quantizers.interface import FixedBitScheme, PointStatistics, WeightQuantizer
+from cadyq.quantizers.ranges import LearnedBounds
+
+if TYPE_CHECKING:
+    from cadyq.models.network import SRNetwork
+
+HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points that have one (the paper: 0.1 to 0.5)
+
+
+class DDTBActivation(LearnedBounds):
+    idempotent = False  # the gate moves the bounds with the values
+
+    def __init__(self, bits: int, channels: int) -> None:
+        super().__init__(bits)
+        self.gate1 = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(HIDDEN, channels)))
+        self.gate2 = nn.Parameter(torch.zeros(2, HIDDEN))
+        self.register_buffer("gated", torch.tensor(False))
+        self.gated: Tensor
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.gated:
+            return self.low, self.high
+        # sums, not matrix products: those differ with the size of the batch
+        hidden = (self.gate1 * x.detach().mean((2, 3)).unsqueeze(1)).sum(2).relu()
+        g_u, g_l = 2 * (self.gate2.unsqueeze(1) * hidden).sum(2).sigmoid().view(2, -1, 1, 1, 1)
+        return g_l * self.low, g_u * self.high
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        return iter([self.low, self.high] + [self.gate1, self.gate2] * int(self.gated))
+
+    def overhead_macs(self, height: int, width: int) -> int:
+        return int(self.gated) * (self.gate1.shape[1] * height * width + self.gate1.numel() + self.gate2.numel())
+
+    def learning_role(self, parameter: str) -> str:
+        return "selector" if parameter.startswith("gate") else "range"
+
+
+class DDTBWeight(WeightQuantizer):
+    def forward(self, weight: Tensor) -> Tensor:
+        cut = weight.numel() // 100 if self.bits <= 4 else 0
+        values = weight.detach().flatten().sort().values
+        return fake_quantize_bounds(weight, values[cut], values[-1 - cut], self.bits)
+
+
+@dataclass(frozen=True)
+class DDTB(FixedBitScheme):
+    name = "ddtb"
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> DDTBActivation:
+        return DDTBActivation(self.act_bits, channels)
+
+    def weight_quantizer(self) -> DDTBWeight:
+        return DDTBWeight(self.weight_bits)
+
+    def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
+        intensity = {k: statistics[k].maximum_spread ** 2 + statistics[k].minimum_spread ** 2 for k in network.points}
+        for rank, name in enumerate(sorted(intensity, key=lambda k: -float(intensity[k]))):
+            network.points[name].quantizer.gated.fill_(rank < int(GATE_SHARE * len(intensity)))  # type: ignore

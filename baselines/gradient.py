@@ -1,0 +1,90 @@
+"""Control: thresholds on the patch's image gradient alone, one choice for all layers.
+
+CADyQ without its second input (the layer's deviation) and without a choice by layer, on weights and ranges of a
+trained CADyQ network. The thresholds are those that, among all that reach the wanted mean on training patches, leave
+the least squared error there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from baselines.assigned import AssignedScheme, assign, assigned, middle
+from baselines.search import luma_error
+from cadyq.derive import BATCH, transplant
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import Content, image_gradient
+
+
+@dataclass(frozen=True)
+class Gradient(AssignedScheme):
+    """Bits by image gradient.
+
+    Attributes:
+        thresholds: mean gradient (pixels of 0..1, mean of both directions) where the next candidate begins, K - 1
+            values in ascending order. Without them every patch takes the middle candidate.
+    """
+
+    name = "gradient"
+
+    thresholds: tuple[float, ...] = ()
+
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Gradient:
+        network = transplant(parent, self)
+        errors = torch.stack([self._error(network, lr, hr, k) for k in range(len(self.search_space))])
+        strength = image_gradient(lr).mean(1)
+        order = strength.argsort()
+        cuts = best_cuts(errors[:, order].double(), self.search_space, mean_bits)
+        padded = torch.cat([strength[order], strength.max()[None] * 2])
+        return replace(self, thresholds=tuple(float(padded[cut]) for cut in cuts))
+
+    def _error(self, network: SRNetwork, lr: Tensor, hr: Tensor, candidate: int) -> Tensor:
+        assign(network, torch.full((1, len(assigned(network))), candidate, device=lr.device))
+        batches = zip(torch.split(lr, BATCH), torch.split(hr, BATCH), strict=True)
+        return torch.cat([luma_error(network, Content(*batch)) for batch in batches])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "thresholds", tuple(self.thresholds))
+        if self.thresholds and len(self.thresholds) != len(self.search_space) - 1:
+            raise UserError(
+                f"gradient: {len(self.search_space)} candidates need {len(self.search_space) - 1} thresholds, "
+                f"not {len(self.thresholds)}"
+            )
+
+    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+        points = len(assigned(network))
+        if not self.thresholds:
+            return torch.full((1, points), middle(self.search_space), device=content.lr.device)
+        strength = content.gradient.mean(1)
+        choice = torch.bucketize(strength, strength.new_tensor(self.thresholds), right=True)
+        return choice[:, None].expand(-1, points)
+
+
+def best_cuts(errors: Tensor, candidates: tuple[int, ...], mean_bits: float) -> list[int]:
+    """Where to cut N patches, sorted by gradient, into K runs of ascending candidates.
+
+    Args:
+        errors: squared error of each patch under each candidate (K, N).
+        candidates: bits of the K candidates, ascending.
+        mean_bits: wanted mean over the patches.
+
+    Returns:
+        K - 1 indices in 0..N, ascending: of all cuts within one patch's step of that mean, those of the least error.
+    """
+    k, n = errors.shape
+    cuts = torch.combinations(torch.arange(n + 1), k - 1, with_replacement=True)
+    edges = F.pad(cuts, (1, 0), value=0)
+    edges = F.pad(edges, (0, 1), value=n)
+    sums = F.pad(errors.double().cumsum(1), (1, 0))
+    bits = torch.tensor(candidates, dtype=torch.float64)
+    mean = (edges.diff(dim=1) * bits).sum(1) / n
+    total = sum(sums[c, edges[:, c + 1]] - sums[c, edges[:, c]] for c in range(k))
+    wanted = min(max(mean_bits, candidates[0]), candidates[-1])
+    far = (mean - wanted).abs() > float(bits.diff().max()) / n
+    return cuts[torch.as_tensor(total).masked_fill(far, float("inf")).argmin()].tolist()

@@ -1,0 +1,80 @@
+"""LSQ: Esser et al., Learned Step Size Quantization, ICLR 2020.
+
+v_q = round(clamp(v / s, -Q_N, Q_P)), v^ = v_q s with a learned step s (Eqs. 1 and 2), straight through the rounding:
+dv^/ds = v_q - v / s inside the range, -Q_N or Q_P outside (Eq. 3); dv^/dv = 1 inside, 0 outside (Eq. 5).
+Signed values: Q_N = 2^(b-1), Q_P = 2^(b-1) - 1; unsigned ones: Q_N = 0, Q_P = 2^b - 1. The gradient to s is scaled by
+g = 1 / sqrt(N Q_P) (Sec. 2.2), N the weights of a layer or the features of one sample. One step for each point and one
+for each convolution's weight, both learned; a weight's starts at 2 <|w|> / sqrt(Q_P) (Sec. 2.1).
+
+Departures: a point's Q_P s starts at a share of the calibrated maximum (`RANGE_SHARE`; the paper: by the rule above on
+the first batch, which cuts the long tails of SR features); points are unsigned where calibration saw no negative value.
+Adam divides out any constant factor of a gradient, g included: what g does in the paper, the trainer does by learning
+each step in units of its own size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.functional import straight_through
+from cadyq.quantizers.interface import FixedBitScheme, Quantized, WeightQuantizer, fixed_bits
+from cadyq.quantizers.ranges import LearnedRange, SignAware
+
+
+def quantize_lsq(v: Tensor, step: Tensor, q_n: int, q_p: int, count: int) -> Tensor:
+    """Eqs. 1 to 5; `count` is the N of g."""
+    if not torch.is_grad_enabled():
+        return torch.div(v, step).clamp_(-q_n, q_p).round_().mul_(step)
+    step = straight_through(step / (count * q_p) ** 0.5, step.detach())
+    ratio = (v / step).clamp(-q_n, q_p)
+    return straight_through(ratio, ratio.detach().round()) * step
+
+
+class LSQActivation(SignAware, LearnedRange):
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.step = nn.Parameter(torch.ones(1))
+
+    def levels(self) -> tuple[int, int]:
+        """Q_N and Q_P."""
+        half = 2 ** (self.bits - 1)
+        return (half, half - 1) if self.signed else (0, 2 * half - 1)
+
+    def largest(self) -> Tensor:
+        return self.step.detach() * self.levels()[1]
+
+    def set_largest(self, value: Tensor) -> None:
+        self.step.data.copy_(value / self.levels()[1])
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        return Quantized(quantize_lsq(x, self.step, *self.levels(), x[0].numel()), fixed_bits(x, self.bits))
+
+
+class LSQWeight(WeightQuantizer):
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.step = nn.Parameter(torch.ones(1))
+
+    def initialize(self, weight: Tensor) -> None:
+        self.step.data.fill_(2 * weight.abs().mean() / (2 ** (self.bits - 1) - 1) ** 0.5)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        half = 2 ** (self.bits - 1)
+        return quantize_lsq(weight, self.step, half, half - 1, weight.numel())
+
+
+@dataclass(frozen=True)
+class LSQ(FixedBitScheme):
+    """Learned steps of activations and weights."""
+
+    name = "lsq"
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> LSQActivation:
+        return LSQActivation(self.act_bits)
+
+    def weight_quantizer(self) -> LSQWeight:
+        return LSQWeight(self.weight_bits)

@@ -1,0 +1,64 @@
+"""MSE calibration (as in Nagel et al., A White Paper on Neural Network Quantization, 2021, Sec. 3.1): no training.
+
+Activations: affine, with the range [l, h] that minimizes sum_i n_i (x_i - Q(x_i; l, h))^2 over the histogram of values
+seen in calibration (x_i the middle of bin i, n_i its count). Weights: symmetric, with the bound that minimizes
+||w - Q(w)||^2, per tensor.
+
+The search is over shares of the extremes, 0.02 to 1: the bound of the weights, or h and l in turns, h first, since on
+heavy-tailed features they hardly depend on each other. Departures: the paper searches both ends on a grid; weights at a
+scale for each tensor, as the other baselines here have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cadyq.quantizers.functional import fake_quantize_affine, quantize_symmetric, signed_levels, straight_through
+from cadyq.quantizers.interface import FixedBitScheme, PointStatistics, WeightQuantizer
+from cadyq.quantizers.ranges import AffineRange
+
+SHARES = torch.linspace(0.02, 1, 50)
+ROUNDS = 2
+
+
+class MSEActivation(AffineRange):
+    def initialize(self, statistics: PointStatistics) -> None:
+        x, count = statistics.bin_centers, statistics.histogram
+
+        def error(low: Tensor, high: Tensor) -> float:
+            return float((count * (fake_quantize_affine(x, low, high, self.bits) - x).square()).sum())
+
+        lows = SHARES.to(x) * statistics.minimum.clamp_max(0)
+        highs = SHARES.to(x) * statistics.maximum.clamp_min(0)
+        low, high = lows[-1], highs[-1]
+        for _ in range(ROUNDS):
+            high = min(highs, key=lambda end: error(low, end))
+            low = min(lows, key=lambda end: error(end, high))
+        self.low.copy_(low)
+        self.high.copy_(high)
+
+
+class MSEWeight(WeightQuantizer):
+    def forward(self, weight: Tensor) -> Tensor:
+        w, levels = weight.detach().flatten(), signed_levels(self.bits)
+        bounds = SHARES.to(w).unsqueeze(1) * w.abs().amax().clamp_min(1e-8)
+        on_grid = quantize_symmetric(w.unsqueeze(0), bounds, levels)
+        best = (on_grid - w).square_().sum(1).argmin()
+        return straight_through(weight, on_grid[best].view_as(weight))
+
+
+@dataclass(frozen=True)
+class MSE(FixedBitScheme):
+    """Ranges of the smallest squared quantization error, no training."""
+
+    name = "mse"
+    trained = False
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> MSEActivation:
+        return MSEActivation(self.act_bits)
+
+    def weight_quantizer(self) -> MSEWeight:
+        return MSEWeight(self.weight_bits)

@@ -1,0 +1,78 @@
+"""Control: for each patch, the bits that a joint search over its true error finds. The end of the scale.
+
+On weights and ranges of a trained CADyQ network. At run time the HR patch is known (`reads_hr`), so this is no scheme
+to deploy: it says how much a better choice of bits could gain. Each patch minimizes f(error) + price x mean bits by
+coordinate descent, with error the mean squared error of luma and f the identity ("mse") or 10 log10 ("db"): the first
+spends bits where most error is left, on texture, the second where they change PSNR most, on flat patches. `fit` finds
+the price that leads to the wanted mean. Without HR the target is the network's own output at the highest candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from baselines.assigned import AssignedScheme, assign, assigned, middle
+from baselines.search import descend, luma_error, price_for, search_patches
+from cadyq.derive import transplant
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.trace import Trace
+
+OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mse": lambda error: error,
+    "db": lambda error: 10 * error.clamp_min(1e-3).log10(),
+}
+PRICES = {"mse": (1e-4, 1e2), "db": (1e-4, 1e1)}  # where to look for the price of a bit
+
+
+@dataclass(frozen=True)
+class Oracle(AssignedScheme):
+    """Bits by true error.
+
+    Attributes:
+        objective: "mse" or "db".
+        price: of a bit more at every point, in units of the objective.
+        sweeps: how often the search visits every point; each visit takes K - 1 forwards.
+    """
+
+    name = "oracle"
+    reads_hr = True
+
+    objective: str = "mse"
+    price: float = 0.1
+    sweeps: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective not in OBJECTIVES:
+            raise UserError(f"objective={self.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Oracle:
+        network, content = transplant(parent, self), search_patches(lr, hr)
+        bits = torch.tensor(self.search_space, dtype=torch.float64)
+
+        def solve(price: float) -> float:
+            return float(bits[replace(self, price=price, sweeps=1).choices(network, content)].mean())
+
+        return replace(self, price=price_for(mean_bits, solve, *PRICES[self.objective]))
+
+    @torch.no_grad()
+    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+        lr, points = content.lr, len(assigned(network))
+        start = torch.full((len(lr), points), middle(self.search_space), device=lr.device)
+        if content.hr is None:
+            assign(network, torch.full_like(start, len(self.search_space) - 1))
+            content = Content(lr, network.super_resolve(lr, Trace(network, lr)).clamp(0, 255).round())
+        bits = torch.tensor(self.search_space, dtype=torch.float64, device=lr.device)
+
+        def cost(choices: Tensor) -> Tensor:
+            assign(network, choices)
+            error = luma_error(network, content).double()
+            return OBJECTIVES[self.objective](error) + self.price * bits[choices].mean(1)
+
+        return descend(cost, start, len(bits), self.sweeps)

@@ -1,0 +1,56 @@
+"""PACT: Choi et al., PACT: Parameterized Clipping Activation for Quantized Neural Networks, 2018.
+
+Activations: y = (|x| - |x - a| + a) / 2 = clamp(x, 0, a) with a learned bound a for each point (Eq. 1),
+y_q = round(y (2^k - 1) / a) a / (2^k - 1) (Eq. 2). The rounding is straight through, so dy_q/da is 1 where x is clipped
+and 0 elsewhere (Eq. 3): unlike in PAMS and LSQ, the rounding error does not pull at the bound. Weights: DoReFa's, as in
+the paper's experiments.
+
+Departures: the paper's activations follow a ReLU. SR features are signed at a block's input, and clipping them at zero
+would lose half of them: where calibration saw negative values y = clamp(x, -a, a), on the 2^k - 1 levels that are
+symmetric about an exact zero (padding is zero), and dy_q/da is -1 where x is clipped from below. a starts at a share of
+the calibrated maximum (`RANGE_SHARE`), and the loss has no L2 penalty on a (the paper's keeps a large start in check).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.functional import signed_levels, straight_through
+from cadyq.quantizers.interface import FixedBitScheme, Quantized, TanhWeight, fixed_bits
+from cadyq.quantizers.ranges import LearnedRange, SignAware
+
+
+class PACTActivation(SignAware, LearnedRange):
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.alpha = nn.Parameter(torch.ones(1))
+
+    def largest(self) -> Tensor:
+        return self.alpha.detach()
+
+    def set_largest(self, value: Tensor) -> None:
+        self.alpha.data.copy_(value)
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        y = torch.clamp(x, -self.alpha * self.signed, self.alpha)
+        steps = signed_levels(self.bits) if self.signed else 2**self.bits - 1
+        alpha = self.alpha.detach()
+        on_grid = (y.detach() * (steps / alpha)).round_().mul_(alpha / steps)
+        return Quantized(straight_through(y, on_grid), fixed_bits(x, self.bits))
+
+
+@dataclass(frozen=True)
+class PACT(FixedBitScheme):
+    """A learned clipping bound for each point, DoReFa's weights."""
+
+    name = "pact"
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> PACTActivation:
+        return PACTActivation(self.act_bits)
+
+    def weight_quantizer(self) -> TanhWeight:
+        return TanhWeight(self.weight_bits)

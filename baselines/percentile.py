@@ -1,0 +1,36 @@
+"""Percentile calibration (as in Wu et al., Integer Quantization for Deep Learning Inference, 2020): no training.
+
+Activations: affine, from the (100 - p)-th to the p-th percentile of the values seen in calibration, p = 99.99,
+stretched to hold zero exactly (padding is zero); what lies outside is clipped. Weights: symmetric by their largest
+magnitude, per tensor.
+
+Departures: the paper takes the percentile of |x| for a symmetric range; SR features are signed at some points only and
+then not symmetric, so each end has its own. Its weights have a scale for each channel. Percentiles are read from a
+histogram, within whose bins values are taken to lie evenly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cadyq.quantizers.interface import FixedBitScheme, PointStatistics
+from cadyq.quantizers.ranges import AffineRange
+
+PERCENTILE = 99.99
+
+
+class PercentileActivation(AffineRange):
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.low.copy_(statistics.percentile(100 - PERCENTILE).clamp_max(0))
+        self.high.copy_(statistics.percentile(PERCENTILE).clamp_min(0))
+
+
+@dataclass(frozen=True)
+class Percentile(FixedBitScheme):
+    """Ranges between two percentiles of calibration, no training."""
+
+    name = "percentile"
+    trained = False
+
+    def activation_quantizer(self, channels: int, dynamic: bool) -> PercentileActivation:
+        return PercentileActivation(self.act_bits)

@@ -1,0 +1,59 @@
+"""Control: bits drawn at random for every patch and layer, to a given mean. What any choice by content has to beat.
+
+Weights and ranges are those of a trained CADyQ network. The candidates are drawn with the probabilities of largest
+entropy that have the wanted mean, alike for all layers. "Random" is a hash of the patch's pixels, the layer's place
+and the seed: a patch gets the same bits whatever batch or order it comes in, on any machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from baselines.assigned import AssignedScheme, assigned, mean_probabilities
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import Content
+
+MODULUS = 2**31 - 1  # a prime: products of two residues fit int64
+MULTIPLIER = 48271  # of Park and Miller's generator, Communications of the ACM 36 (7), 1993
+
+
+def fingerprint(lr: Tensor) -> Tensor:
+    """A hash of each patch's rounded pixels, int64 (B,) in [0, MODULUS)."""
+    pixels = lr.round().to(torch.int64).flatten(1)
+    weights = torch.arange(1, pixels.shape[1] + 1, device=lr.device) * MULTIPLIER % MODULUS
+    return (pixels * weights % MODULUS).sum(1) % MODULUS
+
+
+def uniform(state: Tensor) -> Tensor:
+    """Numbers in [0, 1), float64, from hashes, int64: a few steps of the generator, bits folded between them."""
+    for _ in range(4):  # after one step neighbouring states would still be alike
+        state = (state + 1) * MULTIPLIER % MODULUS
+        state = (state ^ (state >> 15)) % MODULUS
+    return state.double() / MODULUS
+
+
+@dataclass(frozen=True)
+class Random(AssignedScheme):
+    """Random bits of a given mean.
+
+    Attributes:
+        mean_bits: mean of the bits drawn.
+        seed: another one draws other bits.
+    """
+
+    name = "random"
+
+    mean_bits: float = 6.0
+    seed: int = 0
+
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Random:
+        return replace(self, mean_bits=mean_bits)
+
+    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+        points = torch.arange(len(assigned(network)), device=content.lr.device) + self.seed * 10_007
+        states = content.feature(fingerprint, macs_per_pixel=0)[:, None] + points * 7919
+        steps = mean_probabilities(self.search_space, self.mean_bits).cumsum(0)[:-1].to(content.lr.device)
+        return (uniform(states % MODULUS)[..., None] >= steps).sum(2)

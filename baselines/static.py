@@ -1,0 +1,62 @@
+"""Control: bits by layer, the same for every patch. What CADyQ is without content.
+
+On weights and ranges of a trained CADyQ network. The bits are found by a joint search over the mean error on training
+patches: coordinate descent at a price of a bit that leads to the wanted mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from baselines.assigned import AssignedScheme, assign, assigned, middle
+from baselines.search import descend, luma_error, price_for, search_patches, settle
+from cadyq.derive import transplant
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import Content
+
+
+@dataclass(frozen=True)
+class Static(AssignedScheme):
+    """Mixed precision by layer.
+
+    Attributes:
+        by_point: the candidate's place in the search space for each point that counts, a digit each. Without them
+            every point takes the middle candidate.
+    """
+
+    name = "static"
+
+    by_point: str = ""
+
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Static:
+        network, content = transplant(parent, self), search_patches(lr, hr)
+        bits = torch.tensor(self.search_space, dtype=torch.float64)
+        found: dict[float, Tensor] = {}
+        start = torch.full((1, len(assigned(network))), middle(self.search_space))
+
+        def error(choices: Tensor) -> Tensor:
+            assign(network, choices)
+            return luma_error(network, content).mean()[None].double()
+
+        def solve(price: float) -> float:
+            # the nearest price tried before has nearly the same answer
+            near = min(found, key=lambda other: abs(other - price), default=None)
+            before = start if near is None else found[near]
+            found[price] = descend(lambda c: error(c) + price * bits[c].mean(1), before, len(bits), sweeps=1)
+            return float(bits[found[price]].mean())
+
+        best = found[price_for(mean_bits, solve, low=1e-4, high=1e2)]
+        best = settle(error, best, bits, mean_bits)
+        return replace(self, by_point="".join(str(int(k)) for k in best[0]))
+
+    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+        points = len(assigned(network))
+        if not self.by_point:
+            return torch.full((1, points), middle(self.search_space), device=content.lr.device)
+        if len(self.by_point) != points:
+            raise UserError(f"static: by_point has {len(self.by_point)} digits for {points} points; derive it anew")
+        return torch.tensor([[int(digit) for digit in self.by_point]], device=content.lr.device)

@@ -1,0 +1,139 @@
+"""`python -m cadyq.derive SCHEME`: take over a trained network, weights and ranges, and choose its bits another way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadyq.checkpoints.io import load_model, resolve, save_model
+from cadyq.cli import exit_status
+from cadyq.data.images import sha256_file
+from cadyq.errors import UserError
+from cadyq.factory import ModelConfig, build
+from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
+from cadyq.quantizers.interface import PackedWeight, Scheme
+from cadyq.train import HELD_OUT
+from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+
+BATCH = 16
+
+
+def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
+    """A network of the parent's backbone under `scheme`, with its weights and ranges, in eval mode."""
+    network = build(ModelConfig(parent.name, scheme.name, parent.scale, parent.options, scheme.options()))
+    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
+    network.load_state_dict(weights, strict=False)
+    for key, point in network.points.items():
+        source = parent.points[key].quantizer
+        if point.quantizer is not None and source is not None:
+            point.quantizer.inherit(source)
+    for conv, source_conv in zip(network.conv_names, parent.conv_names, strict=True):
+        if isinstance(source_conv.weight_quantizer, PackedWeight):
+            conv.weight_quantizer = source_conv.weight_quantizer
+    return network.eval()
+
+
+@torch.no_grad()
+def mean_fab(network: SRNetwork, lr: Tensor) -> float:
+    """FAB of `network` on patches (N, 3, h, w), mean over them."""
+    return float(torch.cat([trace_forward(network, batch)[1].fab() for batch in torch.split(lr, BATCH)]).mean())
+
+
+def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: float | None, **options: Any) -> SRNetwork:
+    """A network of scheme `name` from a trained one.
+
+    Args:
+        parent: trained, in eval mode.
+        name: a scheme whose `parent` is the parent's scheme.
+        lr: patches of training photographs (N, 3, h, w) in 0..255.
+        hr: what they should become (N, 3, h scale, w scale).
+        mean_bits: FAB to aim for; None for the parent's own on these patches.
+        **options: of the scheme, beside those it shares with the parent's.
+
+    Raises:
+        UserError: the scheme is not derived from the parent's; an unknown option.
+    """
+    kind = SCHEMES.get(name)
+    if parent.scheme is None or kind.parent != parent.scheme.name:
+        has = "fp32" if parent.scheme is None else parent.scheme.name
+        raise UserError(f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}")
+    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
+    unknown = sorted(options.keys() - set(kind.option_names()))
+    if unknown:
+        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+    target = mean_fab(parent, lr) if mean_bits is None else mean_bits
+    return transplant(parent, kind(**(shared | options)).fit(parent, lr, hr, target))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cadyq.derive", description=__doc__)
+    parser.add_argument("scheme", help="a scheme that says it is derived, such as static")
+    parser.add_argument("--parent", required=True, help="trained network: zoo:NAME or a .safetensors file")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
+    parser.add_argument("--mean-bits", type=float, help="FAB to aim for; the parent's own by default")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the scheme")
+    parser.add_argument("--patches", type=int, default=96, help="number of training patches")
+    parser.add_argument("--lr-patch", type=int, default=64, help="their side in LR pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of patches")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"))
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    return parser
+
+
+def parse_options(words: list[str]) -> dict[str, Any]:
+    """["objective=db", "sweeps=1"] to a dictionary; values are read as JSON where they are JSON."""
+    options: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"--option {word!r}: write NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Derive what the command line asks for; return the path of the model."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    parent = load_model(args.parent)
+    teacher = load_model(f"zoo:{parent.name}_x{parent.scale}_fp32")
+    bank = load_bank(find_photographs(args.data_root), teacher, args.lr_patch, args.cache)
+    training = PatchBank(bank.images[:-HELD_OUT], bank.scale)
+    batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
+    network = derive(parent, args.scheme, batch.lr, batch.hr, args.mean_bits, **parse_options(args.option))
+    path: Path = args.out / "model.safetensors"
+    save_model(network, path)
+    parent_path = resolve(args.parent)
+    facts = {
+        "backbone": parent.name,
+        "scheme": args.scheme,
+        "scale": parent.scale,
+        "derived_from": {"name": parent_path.stem, "sha256": sha256_file(parent_path)},
+        "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "
+        f"{len(training.images)} photographs",
+        "seed": args.seed,
+        "mean_bits_asked": args.mean_bits,
+        "fab_on_patches": mean_fab(network, batch.lr),
+        "torch": torch.__version__,
+    }
+    (args.out / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    return path
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    return exit_status(lambda: print(run(args)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

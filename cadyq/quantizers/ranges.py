@@ -1,0 +1,185 @@
+"""Activation quantizers by where their range comes from: calibrated, learned, or learned for each candidate."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.functional import (
+    fake_quantize_affine,
+    fake_quantize_bounds,
+    fake_quantize_symmetric,
+    mixed_symmetric,
+    quantize_symmetric,
+    signed_levels,
+)
+from cadyq.quantizers.interface import RANGE_SHARE, ActivationQuantizer, PointStatistics, Quantized, fixed_bits
+
+INITIAL_BOUND = 10.0
+
+
+class CalibratedRange(ActivationQuantizer):
+    """Base of fixed-bit quantizers whose range [low, high] comes from calibration and is not learned."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("low", torch.tensor(-1.0))
+        self.register_buffer("high", torch.tensor(1.0))
+        self.low: Tensor
+        self.high: Tensor
+
+
+class AffineRange(CalibratedRange):
+    """Rounds to 2^b levels between low and high, of which one is exactly zero (padding is zero)."""
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        return Quantized(fake_quantize_affine(x, self.low, self.high, self.bits), fixed_bits(x, self.bits))
+
+
+class SignAware(ActivationQuantizer):
+    """What fixed-bit quantizers share that have an unsigned grid where calibration saw no negative value."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("signed", torch.tensor(True))
+        self.signed: Tensor
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.signed.copy_(statistics.minimum < 0)
+        super().initialize(statistics)
+
+
+class LearnedRange(ActivationQuantizer):
+    """What fixed-bit quantizers with a learned range share: where it starts."""
+
+    bits: int
+
+    @abstractmethod
+    def largest(self) -> Tensor:
+        """The largest magnitude that is not clipped, a scalar or (1,), detached."""
+
+    @abstractmethod
+    def set_largest(self, value: Tensor) -> None:
+        """Make that the largest magnitude."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.set_largest(RANGE_SHARE[self.bits] * statistics.max_abs)
+
+    def inherit(self, parent: ActivationQuantizer) -> None:
+        """From another kind or other bits the range is taken in proportion to `RANGE_SHARE`."""
+        if type(parent) is type(self) and parent.bits == self.bits:
+            super().inherit(parent)
+        elif isinstance(parent, LearnedRange):
+            self.set_largest(parent.largest() * RANGE_SHARE[self.bits] / RANGE_SHARE[parent.bits])
+
+
+class LearnedBoundActivation(LearnedRange):
+    """Symmetric quantization with a learned clipping bound, PAMS (Li et al., ECCV 2020), Eqs. 2 and 5."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.bound = nn.Parameter(torch.tensor([INITIAL_BOUND]))
+
+    def largest(self) -> Tensor:
+        return self.bound.detach()
+
+    def set_largest(self, value: Tensor) -> None:
+        self.bound.data.copy_(value)
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        if torch.is_grad_enabled():
+            value = fake_quantize_symmetric(x, self.bound, self.bits)
+        else:
+            value = quantize_symmetric(x, self.bound, signed_levels(self.bits))
+        return Quantized(value, fixed_bits(x, self.bits))
+
+
+class LearnedBounds(LearnedRange):
+    """A learned lower and a learned upper bound, with zero on the grid between them.
+
+    Where calibration saw no negative value the lower one starts at 0 and, learned in units of its own size, stays.
+    """
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.low, self.high = nn.Parameter(torch.tensor([-1.0])), nn.Parameter(torch.tensor([1.0]))
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.low.data.fill_(statistics.minimum.clamp_max(0))
+        self.high.data.fill_(statistics.maximum.clamp_min(0))
+        super().initialize(statistics)
+
+    def largest(self) -> Tensor:
+        return self.high.detach().maximum(-self.low.detach())
+
+    def set_largest(self, value: Tensor) -> None:
+        """Both bounds by the same factor."""
+        factor = value / self.largest().clamp_min(1e-12)
+        self.low.data.mul_(factor)
+        self.high.data.mul_(factor)
+
+    def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower and upper bound, as scalars or one value a sample (B, 1, 1, 1)."""
+        return self.low, self.high
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        return Quantized(fake_quantize_bounds(x, *self.bounds(x), self.bits), fixed_bits(x, self.bits))
+
+
+class CandidateActivation(ActivationQuantizer):
+    """K candidate bit-widths, each with its own learned clipping bound; subclasses choose one for each sample."""
+
+    def __init__(self, candidates: tuple[int, ...]) -> None:
+        super().__init__()
+        self.bounds = nn.Parameter(torch.full((len(candidates),), INITIAL_BOUND))
+        self.register_buffer("candidates", torch.tensor(candidates), persistent=False)
+        levels = torch.tensor([float(signed_levels(bits)) for bits in candidates])
+        self.register_buffer("levels", levels, persistent=False)
+        self.candidates: Tensor
+        self.levels: Tensor
+
+    @abstractmethod
+    def choose(self, x: Tensor, content: Content) -> Tensor:
+        """Index of the candidate of each sample, int64 (B,), for the feature map `x` (B, C, H, W)."""
+
+    def _shares(self) -> Tensor:
+        return self.bounds.new_tensor([RANGE_SHARE[int(bits)] for bits in self.candidates])
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.bounds.data.copy_(self._shares() * statistics.max_abs)
+
+    def inherit(self, parent: ActivationQuantizer) -> None:
+        """From a fixed-bit network every candidate starts from its bound, in proportion to `RANGE_SHARE`; from
+        another quantizer with the same candidates, at its bounds.
+
+        CADyQ's paper starts all candidates at the 8-bit bound; few steps are not enough to shrink a 4-bit range from
+        there.
+        """
+        if isinstance(parent, LearnedRange):
+            self.bounds.data.copy_(parent.largest() * self._shares() / RANGE_SHARE[parent.bits])
+        elif type(parent) is type(self):
+            super().inherit(parent)
+        elif isinstance(parent, CandidateActivation) and torch.equal(parent.candidates, self.candidates):
+            self.bounds.data.copy_(parent.bounds.data)
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        choice = self.choose(x, content)
+        if torch.is_grad_enabled():
+            certain = F.one_hot(choice, len(self.candidates)).to(x.dtype)
+            value = mixed_symmetric(x, self.bounds, certain, choice, self.levels)
+        else:
+            value = self.quantize(x, choice)
+        return Quantized(value, self.candidates[choice])
+
+    def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
+        """`x` with each sample on the grid of its candidate, without gradients."""
+        per_sample = (-1, 1, 1, 1)
+        return quantize_symmetric(x, self.bounds[choice].view(per_sample), self.levels[choice].view(per_sample))

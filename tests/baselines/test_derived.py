@@ -1,0 +1,273 @@
+"""Schemes that take over a trained CADyQ and choose the bits in another way: CABM and the controls."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import cadyq
+from baselines.assigned import assign, mean_probabilities
+from baselines.cabm import CABM, edge_score
+from baselines.gradient import Gradient, best_cuts
+from baselines.oracle import Oracle
+from baselines.random import Random, fingerprint, uniform
+from baselines.search import descend, luma_error, price_for
+from baselines.static import Static
+from cadyq.checkpoints.io import save_model
+from cadyq.data.datasets import photographs
+from cadyq.derive import derive, mean_fab, parse_options, transplant
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.content import Content, image_gradient
+from cadyq.training.calibration import calibrated, observe
+
+SEARCH_SPACE = (4, 6, 8)
+DERIVED = ("cabm", "gradient", "oracle", "random", "static")
+
+
+@pytest.fixture(scope="module")
+def parent() -> SRNetwork:
+    """A shipped CADyQ network: controls mean something only on trained ranges and selectors."""
+    return cadyq.load_model("zoo:carn_m_x4_cadyq")
+
+
+@pytest.fixture(scope="module")
+def small_parent(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
+    """Four points, calibrated, selectors moved from their start: for searches, which run hundreds of forwards."""
+    torch.manual_seed(2)
+    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
+    network = calibrated(plain, "cadyq", observe(plain, pairs[0]))
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            if ".selector." in name:
+                value.normal_(0, 0.5)
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor]:
+    """Twelve LR patches of photographs and their HR patches: float32 (12, 3, 16, 16) and (12, 3, 64, 64)."""
+    lrs, hrs = [], []
+    for image in list(photographs(4))[:3]:
+        for top, left in ((4, 4), (4, 40), (40, 4), (40, 40)):
+            lrs.append(image.lr[:, top : top + 16, left : left + 16])
+            hrs.append(image.hr[:, top * 4 : top * 4 + 64, left * 4 : left * 4 + 64])
+    return torch.stack(lrs).float(), torch.stack(hrs).float()
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_the_parents_bits_give_the_parents_output(name: str, parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    kind = {"cabm": CABM, "gradient": Gradient, "oracle": Oracle, "random": Random, "static": Static}[name]
+    network = transplant(parent, kind())
+    lr = pairs[0][:4]
+    with torch.no_grad():
+        expected, trace = trace_forward(parent, lr)
+        bits = torch.stack([trace.bits[point] for point in trace.bits], 1)
+        assign(network, (bits[..., None] == torch.tensor(SEARCH_SPACE)).long().argmax(2))
+        actual = network.super_resolve(lr, cadyq.models.network.Trace(network, lr))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_derived_network_comes_back_from_its_file(
+    name: str, small_parent: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    lr, hr = pairs
+    network = derive(small_parent, name, lr, hr, mean_bits=5.5)
+    assert network.scheme != type(network.scheme)(), "nothing was chosen"
+    save_model(network, tmp_path / "derived.safetensors")
+    again = cadyq.load_model(tmp_path / "derived.safetensors")
+    assert again.scheme == network.scheme
+    with torch.no_grad():
+        (sr, trace), (sr_again, trace_again) = (trace_forward(net, lr[:2]) for net in (network, again))
+    assert torch.equal(sr, sr_again)
+    assert torch.equal(trace.fab(), trace_again.fab())
+
+
+def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'pams'"):
+        derive(cadyq.load_model("zoo:carn_m_x4_pams_w8a8"), "static", *pairs, mean_bits=6)
+    with pytest.raises(UserError, match="no option 'sweep'"):
+        derive(parent, "oracle", *pairs, mean_bits=6, sweep=1)
+    with pytest.raises(UserError, match="not derived from a trained network"):
+        cadyq.models.network.SCHEMES.get("pams")().fit(parent, *pairs, 6.0)
+    with pytest.raises(UserError, match="NAME=VALUE"):
+        parse_options(["objective"])
+    assert parse_options(["objective=db", "sweeps=1"]) == {"objective": "db", "sweeps": 1}
+
+
+@given(st.lists(st.integers(2, 8), min_size=2, max_size=4, unique=True), st.floats(0.02, 0.98))
+def test_probabilities_have_the_wanted_mean(candidates: list[int], place: float) -> None:
+    bits = tuple(sorted(candidates))
+    mean = bits[0] + place * (bits[-1] - bits[0])
+    probabilities = mean_probabilities(bits, mean)
+    assert float(probabilities.sum()) == pytest.approx(1)
+    assert float((probabilities * torch.tensor(bits)).sum()) == pytest.approx(mean, abs=1e-6)
+    assert bool((probabilities > 0).all())
+
+
+def test_probabilities_of_the_middle_mean_are_equal() -> None:
+    torch.testing.assert_close(mean_probabilities((4, 6, 8), 6.0), torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_random_bits_follow_the_patch_not_the_batch(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    lr = pairs[0]
+    network = transplant(parent, Random(mean_bits=5.5))
+    choices = Random(mean_bits=5.5).choices(network, Content(lr))
+    shuffled = Random(mean_bits=5.5).choices(network, Content(lr.flip(0)))
+    assert torch.equal(choices, shuffled.flip(0))
+    assert not torch.equal(choices, Random(mean_bits=5.5, seed=1).choices(network, Content(lr)))
+    assert choices.shape == (12, 27)
+    assert len(choices.unique(dim=0)) == 12, "patches share their bits"
+    assert len(choices.unique(dim=1).T) > 20, "layers share their bits"
+
+
+def test_random_bits_have_the_wanted_mean_and_are_independent() -> None:
+    generator = torch.Generator().manual_seed(1)
+    lr = torch.randint(0, 256, (400, 3, 4, 4), generator=generator).float()
+    network = cadyq.create_model("edsr", "random", n_feats=4, n_resblocks=8)
+    choices = Random(mean_bits=5.0).choices(network, Content(lr))
+    bits = torch.tensor(SEARCH_SPACE, dtype=torch.float64)[choices]
+    assert float(bits.mean()) == pytest.approx(5.0, abs=0.06)
+    assert float(bits.mean(0).std()) < 0.15, "some layer differs from the others"
+    assert float(torch.corrcoef(bits.T).fill_diagonal_(0).abs().max()) < 0.25, "layers hang together"
+
+
+def test_uniform_is_uniform() -> None:
+    drawn = uniform(fingerprint(torch.arange(4000.0).view(-1, 1, 1, 1) % 256 + torch.zeros(1, 3, 1, 2)))
+    assert bool(((drawn >= 0) & (drawn < 1)).all())
+    spread = uniform(torch.arange(5000)).histc(10, 0, 1)
+    assert float(spread.min()) > 400 and float(spread.max()) < 600
+
+
+@given(st.integers(1, 7), st.integers(0, 100), st.sampled_from([(4, 8), (4, 6, 8), (4, 5, 7)]))
+def test_cuts_are_the_best_of_all(n: int, seed: int, candidates: tuple[int, ...]) -> None:
+    errors = torch.rand(len(candidates), n, generator=torch.Generator().manual_seed(seed))
+    mean = 5.5
+    tolerance = max(b - a for a, b in itertools.pairwise(candidates)) / n
+    best = min(
+        float(sum(errors[c, i] for i, c in enumerate(choice)))
+        for choice in itertools.combinations_with_replacement(range(len(candidates)), n)
+        if abs(sum(candidates[c] for c in choice) / n - mean) <= tolerance
+    )
+    edges = [0, *best_cuts(errors, candidates, mean), n]
+    found = sum(float(errors[c, edges[c] : edges[c + 1]].sum()) for c in range(len(candidates)))
+    assert found == pytest.approx(best, abs=1e-6)
+
+
+def test_gradient_gives_one_choice_for_all_layers_by_gradient(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    lr, hr = pairs
+    network = derive(parent, "gradient", lr, hr, mean_bits=5.5)
+    with torch.no_grad():
+        _, trace = trace_forward(network, lr)
+    bits = torch.stack(list(trace.bits.values()), 1)
+    assert bool((bits == bits[:, :1]).all())
+    ordered = bits[image_gradient(lr).mean(1).argsort(), 0]
+    assert bool((ordered.diff() >= 0).all())
+    assert float(trace.fab().mean()) == pytest.approx(5.5, abs=2 / 12 + 1e-6)
+
+
+def test_gradient_refuses_a_wrong_number_of_thresholds() -> None:
+    with pytest.raises(UserError, match="3 candidates need 2 thresholds, not 1"):
+        Gradient(thresholds=(0.1,))
+
+
+def test_descent_sees_what_single_changes_do_not() -> None:
+    """Either of two points may be lowered for nothing, both together cost 5: only one is."""
+
+    def cost(choices: Tensor) -> Tensor:
+        low = (choices == 0).double()
+        return 5 * low[:, 0] * low[:, 1] + choices.double().sum(1)
+
+    found = descend(cost, torch.ones(1, 3, dtype=torch.int64), candidates=3, sweeps=4)
+    assert found.tolist() == [[0, 1, 0]]
+
+
+@given(st.integers(0, 1000))
+def test_descent_never_costs_more_and_groups_are_alone(seed: int) -> None:
+    table = torch.rand(5, 3, 3, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    def cost_of(rows: list[int]) -> Any:
+        return lambda c: torch.stack([table[r, a, b, d] for r, (a, b, d) in zip(rows, c.tolist(), strict=True)])
+
+    start = torch.ones(5, 3, dtype=torch.int64)
+    together = descend(cost_of([0, 1, 2, 3, 4]), start, 3, sweeps=2)
+    assert bool((cost_of([0, 1, 2, 3, 4])(together) <= cost_of([0, 1, 2, 3, 4])(start)).all())
+    for row in range(5):
+        assert torch.equal(descend(cost_of([row]), start[:1], 3, sweeps=2)[0], together[row])
+
+
+def test_price_is_found_by_bisection() -> None:
+    assert price_for(6.0, lambda price: 8 - 2 * price, 1e-3, 1e3, steps=30) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_static_is_the_same_for_every_patch_and_meets_the_mean(
+    small_parent: SRNetwork, pairs: tuple[Tensor, Tensor]
+) -> None:
+    network = derive(small_parent, "static", *pairs, mean_bits=5.5)
+    assert isinstance(network.scheme, Static)
+    with torch.no_grad():
+        _, trace = trace_forward(network, pairs[0])
+    bits = torch.stack([trace.bits[name] for name, point in network.points.items() if point.dynamic], 1)
+    assert bool((bits == bits[:1]).all())
+    assert float(trace.fab()[0]) == pytest.approx(5.5, abs=0.26)  # four points: the mean moves in steps of 0.5
+    with pytest.raises(UserError, match="3 digits for 4 points"):
+        replace(network.scheme, by_point="012").choices(network, Content(pairs[0]))
+
+
+@pytest.mark.parametrize("objective", ["mse", "db"])
+def test_the_oracle_pays_less_than_any_uniform_choice(
+    objective: str, small_parent: SRNetwork, pairs: tuple[Tensor, Tensor]
+) -> None:
+    content = Content(*pairs)
+    scheme = Oracle(objective=objective, price=0.05, sweeps=1)
+    network = transplant(small_parent, scheme)
+    chosen = scheme.choices(network, content)
+    bits = torch.tensor(SEARCH_SPACE, dtype=torch.float64)
+
+    def cost(choices: Tensor) -> Tensor:
+        assign(network, choices)
+        error = luma_error(network, content).double()
+        return (error if objective == "mse" else 10 * error.log10()) + 0.05 * bits[choices].mean(1)
+
+    middle = torch.full_like(chosen, 1)
+    assert bool((cost(chosen) <= cost(middle)).all())
+    assert bool((cost(chosen) < cost(middle)).any())
+
+
+def test_the_oracle_is_told_hr_and_others_are_not() -> None:
+    assert [name for name in cadyq.list_schemes() if cadyq.models.network.SCHEMES.get(name).reads_hr] == ["oracle"]
+    with pytest.raises(UserError, match="choose one of mse, db"):
+        Oracle(objective="psnr")
+
+
+def test_edge_score_of_a_step() -> None:
+    """A step of 10 gray levels: |Laplacian| is 10 in the two columns beside it, 0 elsewhere."""
+    lr = torch.zeros(1, 3, 5, 8)
+    lr[..., 4:] = 10
+    torch.testing.assert_close(edge_score(lr), torch.tensor([10 * 2 / 8]))
+
+
+def test_cabm_takes_the_selectors_majority_by_edge_score(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    lr, hr = pairs
+    network = derive(parent, "cabm", lr, hr, mean_bits=None)
+    scheme = network.scheme
+    assert isinstance(scheme, CABM)
+    with torch.no_grad():
+        _, ours = trace_forward(network, lr)
+        _, theirs = trace_forward(parent, lr)
+    # 12 patches in 16 rows: each row holds at most one patch, whose bits are the selectors' own
+    assert {name: b.tolist() for name, b in ours.bits.items()} == {name: b.tolist() for name, b in theirs.bits.items()}
+    assert mean_fab(network, lr) == pytest.approx(mean_fab(parent, lr))
+    with pytest.raises(UserError, match="1 edges need 2 rows, not 1"):
+        CABM(edges=(0.5,), table=("01",))
+    with pytest.raises(UserError, match="2 points, the network 27"):
+        replace(scheme, edges=(), table=("01",)).choices(network, Content(lr))
