@@ -10,6 +10,7 @@ from pathlib import Path
 from cadyq.cli import exit_status
 from cadyq.errors import UserError
 from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
+from cadyq.testing.subject import BITS_TO_TRY
 from cadyq.testing.suite import outcomes
 
 
@@ -17,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cadyq.testing", description=__doc__)
     parser.add_argument("schemes", nargs="+", metavar="SCHEME", help="a Python file with schemes, or a registered name")
     parser.add_argument("--backbones", nargs="+", help="names; by default all that have quantization points")
+    parser.add_argument("--bits", type=int, nargs="+", default=BITS_TO_TRY, help="for weight_bits and act_bits; 2 4 8")
     add_plugin_option(parser)
     return parser
 
@@ -40,7 +42,7 @@ def check(args: argparse.Namespace) -> int:
     load_plugins(args.plugin)
     failed = total = 0
     for name in [name for target in args.schemes for name in schemes_of(target)]:
-        for outcome in outcomes(name, args.backbones):
+        for outcome in outcomes(name, args.backbones, args.bits):
             total += 1
             failed += not outcome.passed
             print(f"{'pass' if outcome.passed else 'FAIL'}  {name}  {outcome.backbone}  {outcome.check}", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from cadyq.training.calibration import initialize, observe
 BIT_OPTIONS = ("weight_bits", "act_bits")
 BITS_TO_TRY = (2, 4, 8)
 SCALE = 4
+SAMPLES = 4
 SIDES = (16, 14)
 MOST_FEATURES, MOST_BLOCKS = 16, 2
 
@@ -79,11 +80,11 @@ class Case(NamedTuple):
         return f"{self.scheme} ({written})" if written else self.scheme
 
 
-def cases(spec: str) -> list[Case]:
-    """2, 4 and 8 bits where the scheme has options for bits and takes these, else its defaults.
+def cases(spec: str, bits: Sequence[int] = BITS_TO_TRY) -> list[Case]:
+    """The scheme at each of `bits` where it has options for bits and takes these, else at its defaults.
 
     Raises:
-        UserError: unknown scheme, or a tag.
+        UserError: unknown scheme, a tag, or none of the bits is taken.
     """
     name, options, tag = parse_scheme(spec)
     if tag:
@@ -91,17 +92,18 @@ def cases(spec: str) -> list[Case]:
     takes = [option for option in BIT_OPTIONS if option in SCHEMES.get(name).option_names()]
     if options or not takes:
         return [Case(name, options)]
-    tried = [Case(name, dict.fromkeys(takes, bits)) for bits in BITS_TO_TRY]
-    return [case for case in tried if _accepts(case)] or [Case(name, {})]
-
-
-def _accepts(case: Case) -> bool:
-    """A scheme may refuse a bit-width, as long as it says so."""
-    try:
-        SCHEMES.get(case.scheme)(**case.options)
-    except UserError:
-        return False
-    return True
+    accepted, refusal = [], ""
+    for width in bits:
+        case = Case(name, dict.fromkeys(takes, width))
+        try:
+            SCHEMES.get(name)(**case.options)
+        except UserError as error:  # a scheme may refuse a bit-width, as long as it says so
+            refusal = str(error)
+        else:
+            accepted.append(case)
+    if not accepted:
+        raise UserError(f"scheme {name!r} takes none of {', '.join(map(str, bits))} bits ({refusal}); try others")
+    return accepted
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class Subject:
     def __init__(self, case: Case, backbone: str) -> None:
         self.case, self.backbone = case, backbone
         self.network = self._build()
-        self.lr = patches(4, seed=1)
+        self.lr = patches(SAMPLES, seed=1)
 
     @property
     def scheme(self) -> Scheme:

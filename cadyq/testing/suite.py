@@ -11,7 +11,7 @@ from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES
 from cadyq.testing import behaviour, values
 from cadyq.testing.fault import Fault, raised
-from cadyq.testing.subject import Case, Subject, backbones_to_check, cases
+from cadyq.testing.subject import BITS_TO_TRY, Case, Subject, backbones_to_check, cases
 
 
 class Check(NamedTuple):
@@ -84,17 +84,13 @@ def _check_case(case: Case, backbone: str) -> dict[str, list[Fault]]:
     return {BUILDS: [], RUNS.name: []} | {check.name: _find(check, subject) for check in CHECKS}
 
 
-def outcomes(spec: str, backbones: Sequence[str] | None = None) -> Iterator[Outcome]:
-    """Every check of a scheme, one backbone after the other.
-
-    Args:
-        spec: a registered scheme, alone (then it is checked at 2, 4 and 8 bits) or as in "pams:w4a8".
-        backbones: all registered ones with quantization points by default.
+def outcomes(spec: str, backbones: Sequence[str] | None = None, bits: Sequence[int] = BITS_TO_TRY) -> Iterator[Outcome]:
+    """Every check of a scheme, one backbone after the other; the arguments are those of `check_scheme`.
 
     Raises:
         UserError: unknown scheme or backbone; a backbone without points.
     """
-    tried = cases(spec)
+    tried = cases(spec, bits)
     known = backbones_to_check()
     for backbone in backbones or ():
         BACKBONES.get(backbone)
@@ -110,18 +106,19 @@ def outcomes(spec: str, backbones: Sequence[str] | None = None) -> Iterator[Outc
                 yield Outcome(name, backbone, faults)
 
 
-def check_scheme(spec: str, backbones: Sequence[str] | None = None) -> None:
+def check_scheme(spec: str, backbones: Sequence[str] | None = None, bits: Sequence[int] = BITS_TO_TRY) -> None:
     """Check that a registered scheme keeps the rules of the harness, on every backbone that can be quantized.
 
     Args:
         spec: its name; with "name:wXaY" it is checked at these bits only.
-        backbones: some backbones instead of all.
+        backbones: some backbones instead of all that have quantization points.
+        bits: tried for its options weight_bits and act_bits; fewer for a scheme whose forward is a long search.
 
     Raises:
         SchemeCheckError: lists every failed check with backbone, point, sample, bits and a hint.
         UserError: unknown scheme or backbone.
     """
-    failed = [outcome for outcome in outcomes(spec, backbones) if not outcome.passed]
+    failed = [outcome for outcome in outcomes(spec, backbones, bits) if not outcome.passed]
     if failed:
         lines = [f"- {outcome.check}: {line}" for outcome in failed for line in outcome.lines()]
         raise SchemeCheckError("\n".join([f"scheme {spec!r} fails {len(failed)} checks", *lines]))

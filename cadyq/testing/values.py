@@ -12,7 +12,7 @@ from torch import Tensor
 from cadyq.quantizers.functional import signed_levels
 from cadyq.quantizers.interface import FULL_PRECISION, MIN_BITS, FixedBitScheme
 from cadyq.testing.fault import Fault
-from cadyq.testing.subject import Seen, Subject, watch
+from cadyq.testing.subject import SAMPLES, Seen, Subject, patches, watch
 
 ROUNDING = 1e-5  # of the largest magnitude: differences below it are those of floating-point arithmetic
 CLOSE = 1e-4
@@ -147,10 +147,7 @@ def input_untouched(subject: Subject) -> Iterator[Fault]:
     for name, one in subject.seen.items():
         if one.changed:
             yield Fault("its input was changed in place", "work on a copy: x.clamp(...), not x.clamp_(...)", name)
-    lr = subject.lr.clone()
-    with torch.no_grad():
-        subject.network(lr)
-    if not torch.equal(lr, subject.lr):
+    if not torch.equal(subject.lr, patches(SAMPLES, seed=1)):
         yield Fault("the LR image was changed in place", "content.lr belongs to the caller")
 
 
@@ -182,7 +179,7 @@ def batches(subject: Subject) -> Iterator[Fault]:
     hint = (
         "take ranges and bits from each sample, x.amax((1, 2, 3), keepdim=True), or from calibration: never over dim 0"
     )
-    for sample in range(len(subject.lr)):
+    for sample in range(0, len(subject.lr), 2):  # a fault that only spares one sample of the batch shows in two
         only = slice(sample, sample + 1)
         _, alone = watch(subject.network, subject.lr[only], _inputs(subject, only))
         for name, one in alone.items():

@@ -366,6 +366,11 @@ def test_a_refused_bit_width_is_not_tried() -> None:
     check_scheme("coarse", ["edsr"])
 
 
+def test_bits_that_no_scheme_takes_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pams", "--backbones", "edsr", "--bits", "9"]) == 2
+    assert "2 to 8" in capsys.readouterr().err
+
+
 def test_bad_usage() -> None:
     with pytest.raises(cadyq.UserError, match="unknown scheme 'pasm'"):
         check_scheme("pasm")
@@ -380,7 +385,8 @@ def test_bad_usage() -> None:
 @pytest.mark.parametrize("backbone", backbones_to_check())
 @pytest.mark.parametrize("scheme", cadyq.list_schemes())
 def test_all_schemes_of_the_project_pass(scheme: str, backbone: str) -> None:
-    check_scheme(scheme, [backbone])
+    searches = getattr(SCHEMES.get(scheme), "reads_hr", False)  # hundreds of forwards inside each
+    check_scheme(scheme, [backbone], bits=[4] if searches else [2, 4, 8])
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
