@@ -347,6 +347,15 @@ def test_odd_image_sizes(backbone: str, scheme: str, bits: int, size: tuple[int,
     assert bool(trace.bitops().isfinite().all())
 
 
+@few_networks
+@torch.no_grad()
+def test_flat_images(backbone: str, scheme: str, bits: int) -> None:
+    network = _prepared(backbone, scheme, bits)
+    for size in ((1, 1), (5, 7)):
+        lr = torch.stack([torch.zeros(3, *size), torch.full((3, *size), 255.0)])
+        assert bool(network(lr).isfinite().all())
+
+
 @every_backbone
 # where activations choose their own bits, those of the weights do not decide
 @pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if _options(s, 8).keys() != {"weight_bits"}])
