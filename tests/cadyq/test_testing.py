@@ -16,7 +16,6 @@ from cadyq.models.network import SCHEMES
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
 from cadyq.quantizers.interface import (
-    CalibratedRange,
     FixedBitScheme,
     PointStatistics,
     Quantized,
@@ -24,6 +23,7 @@ from cadyq.quantizers.interface import (
     WeightQuantizer,
     fixed_bits,
 )
+from cadyq.quantizers.ranges import CalibratedRange
 from cadyq.testing import SchemeCheckError, check_scheme
 from cadyq.testing.__main__ import main
 from cadyq.testing.subject import backbones_to_check
