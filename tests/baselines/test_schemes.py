@@ -242,29 +242,6 @@ def test_a_copy_is_independent(scheme: str, bits: int, patches: Tensor) -> None:
     assert torch.equal(network(patches), expected)
 
 
-<<<<<<< HEAD
-=======
-@few_networks
-@pytest.mark.parametrize("size", [(7, 3), (2, 5), (33, 1)])
-@torch.no_grad()
-def test_odd_image_sizes(backbone: str, scheme: str, bits: int, size: tuple[int, int]) -> None:
-    lr = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1)) * 255
-    sr, trace = cadyq.trace(_prepared(backbone, scheme, bits), lr)
-    assert sr.shape == (2, 3, 4 * size[0], 4 * size[1])
-    assert bool(sr.isfinite().all())
-    assert bool(trace.bitops().isfinite().all())
-
-
-@few_networks
-@torch.no_grad()
-def test_flat_images(backbone: str, scheme: str, bits: int) -> None:
-    network = _prepared(backbone, scheme, bits)
-    for size in ((1, 1), (5, 7)):
-        lr = torch.stack([torch.zeros(3, *size), torch.full((3, *size), 255.0)])
-        assert bool(network(lr).isfinite().all())
-
-
->>>>>>> fixed
 @every_backbone
 # where activations choose their own bits, those of the weights do not decide
 @pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if _options(s, 8).keys() != {"weight_bits"}])
