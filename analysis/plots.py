@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from numpy.typing import NDArray
 
 from analysis import style
-from analysis.records import read_exhibit
+from analysis.crops import textured
+from analysis.exhibits import read_exhibit
 from analysis.style import short, short_number
 from analysis.tables import REFERENCE, summary
 from cadyq import bit_map
@@ -198,7 +198,7 @@ def _bit_map_figure(show: dict[str, Any]) -> Figure:
     made = style.figure(style.PAGE_IN, photo_height + 2.45)
     (upper,), (lower,) = made.subfigures(2, 1, squeeze=False, height_ratios=[photo_height + 0.35, 2.1])
     photo, overlay = upper.subplots(1, 2)
-    top, left, side = _textured(hr, scale)
+    top, left, side = textured(hr, scale)
     photo.imshow(hr)
     corner = (left - 0.5, top - 0.5)
     photo.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=_FRAME, linewidth=1.4))
@@ -224,15 +224,3 @@ def _bit_map_figure(show: dict[str, Any]) -> Figure:
         axis.grid(False)
         axis.set(xticks=[], yticks=[])
     return made
-
-
-def _textured(hr: NDArray[np.uint8], scale: int) -> tuple[int, int, int]:
-    """Top, left, side (HR pixels, multiples of the scale) of the square with the strongest mean gradient."""
-    gray = hr.astype(np.float64).mean(axis=2)
-    strength = np.abs(np.gradient(gray, axis=0)) + np.abs(np.gradient(gray, axis=1))
-    side = max(scale, min(128, *(length // 3 for length in gray.shape)) // scale * scale)
-    total = np.pad(strength.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    sums = total[side:, side:] - total[:-side, side:] - total[side:, :-side] + total[:-side, :-side]
-    sums = sums[::scale, ::scale]
-    row, column = np.unravel_index(int(sums.argmax()), sums.shape)
-    return int(row) * scale, int(column) * scale, side

@@ -12,14 +12,11 @@ import json
 import logging
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,9 +60,6 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 CELL_COLUMNS = ("backbone", "scheme", "scale", "dataset", "mode")
-
-_EXHIBIT = ["lr", "sr", "hr", "reference", "bits", "tile", "low", "high", "backbone", "scheme", "dataset"]
-_EXHIBIT += ["image", "psnr_db", "reference_psnr_db", "fab"]
 
 _log = logging.getLogger(__name__)
 
@@ -172,32 +166,6 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         kind = type(manifest).__name__
         raise UserError(f"{path}: holds a {kind}, not an object; delete it and measure again")
     return manifest
-
-
-def read_exhibit(path: Path) -> dict[str, Any]:
-    """The arrays of a stored exhibit (one image with its bit map); scalars as Python values.
-
-    Keys: ``lr`` (h, w, 3), ``sr``, ``hr`` and ``reference`` (H, W, 3) uint8; ``bits`` (rows, columns), the
-    mean activation bits of each LR tile of ``tile`` pixels; ``low`` and ``high``, the range of candidate
-    bits; ``backbone scheme dataset image psnr_db reference_psnr_db fab``.
-
-    Raises:
-        UserError: the file is damaged, lacks a key or holds arrays that do not fit each other.
-    """
-    remedy = "delete it and run the same command again"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in _EXHIBIT}
-    except KeyError as error:
-        raise UserError(f"{path}: exhibit lacks {error.args[0]}; {remedy}") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged exhibit ({type(error).__name__}); {remedy}") from error
-    fits = found["lr"].ndim == found["hr"].ndim == 3 and found["bits"].ndim == 2 and found["tile"].ndim == 0
-    fits = fits and found["hr"].shape == found["sr"].shape == found["reference"].shape
-    fits = fits and all(a % b == 0 for a, b in zip(found["hr"].shape[:2], found["lr"].shape[:2], strict=True))
-    if not fits:
-        raise UserError(f"{path}: shapes of lr, sr, hr, reference or bits do not fit each other; {remedy}")
-    return {name: value.item() if value.ndim == 0 else value for name, value in found.items()}
 
 
 def skipped_cells(manifest: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 
 from analysis.intervals import LEVEL
-from analysis.records import skipped_cells, write_atomic
+from analysis.records import CELL_COLUMNS, Cell, skipped_cells
 from analysis.tables import MISSING, REFERENCE, caption, drop_text, summary
+from analysis.viewer import cell_rows, views
+from cadyq.files import write_atomic
 
 _WIDTH = 1200  # pixels of an embedded plot; the full one lies in plots/
-_BUDGET = 5_500_000  # bytes of embedded pictures, so that the page stays below 8 MB in base64
+_WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
+_BUDGET = 3_500_000  # bytes of embedded plots, so that the page stays below 10 MB with its crops and rows
 _HEADLINE = ("command", "machine", "git_commit")
 _TITLES = {
     "psnr_bitops": "PSNR against BitOPs",
@@ -46,21 +50,28 @@ _COLUMNS = [
 
 
 class Picture(NamedTuple):
-    """An embedded plot: heading and base64 text of a PNG."""
+    """An embedded plot: heading, base64 text of a PNG, and its size in pixels."""
 
     title: str
     png: str
     is_bit_map: bool
+    width: int
+    height: int
+
+    @property
+    def is_wide(self) -> bool:
+        return self.width > _WIDE * self.height
 
 
 def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
     """Write ``run_dir/report.html`` from records, manifest and the plots that lie in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
-    below 8 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
+    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
     and ``git_commit`` make the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
+    shown, views_left_out = views(df, Path(run_dir) / "exhibits" / "views")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -79,6 +90,9 @@ def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -
         skipped=skipped_cells(manifest),
         environment=[(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name != "cells"],
         reference=REFERENCE,
+        data=htmlsafe_json_dumps(cell_rows(df) | {"views": shown}, separators=(",", ":"), ensure_ascii=False),
+        has_views=bool(shown),
+        views_left_out=views_left_out,
     )
     return write_atomic(Path(run_dir) / "report.html", page.encode())
 
@@ -97,18 +111,22 @@ def _statuses(manifest: Mapping[str, Any]) -> str:
 
 
 def _tables(df: pd.DataFrame) -> list[dict[str, Any]]:
-    """One table a mode, cells as (text, sort key, whether a number)."""
+    """One table a mode; rows as (key of the cell, [(text, sort key, whether a number)])."""
     table = summary(df)
-    names = ["scale", "dataset", "backbone", "scheme"]
+    names = ["scheme", "backbone", "dataset", "scale"]
     tables = []
     for mode in df["mode"].unique():
         rows = [
-            [(str(row[n]), str(row[n]), False) for n in names] + [_cell(row, *c[1:]) for c in _COLUMNS]
+            (_key(row), [(str(row[n]), str(row[n]), False) for n in names] + [_cell(row, *c[1:]) for c in _COLUMNS])
             for row in table[table["mode"] == mode].to_dict("records")
         ]
         heads = [*(name.capitalize() for name in names), *(column[0] for column in _COLUMNS)]
-        tables.append({"mode": mode, "heads": heads, "rows": rows, "caption": caption(df, mode)})
+        tables.append({"mode": mode, "heads": heads, "names": len(names), "rows": rows, "caption": caption(df, mode)})
     return tables
+
+
+def _key(row: Mapping[Any, Any]) -> str:
+    return Cell(*(row[name] for name in CELL_COLUMNS)).key
 
 
 def _cell(row: Mapping[Any, Any], name: str, form: str, needs_network: bool) -> tuple[str, str, bool]:
@@ -125,14 +143,14 @@ def _pictures(folder: Path) -> tuple[list[Picture], int]:
     pictures: list[Picture] = []
     spent = 0
     for path in paths:
-        data = _shrunk(path)
+        data, size = _shrunk(path)
         if spent + len(data) > _BUDGET:
             continue  # a smaller one may still fit
         spent += len(data)
         kind = _kind(path)
         rest = path.stem.removeprefix(kind).strip("_").replace("_", " ")
         title = f"{_TITLES.get(kind, kind.replace('_', ' '))}: {rest}".removesuffix(": ")
-        pictures.append(Picture(title, base64.b64encode(data).decode(), kind == "bits"))
+        pictures.append(Picture(title, base64.b64encode(data).decode(), kind == "bits", *size))
     return pictures, len(paths) - len(pictures)
 
 
@@ -141,7 +159,7 @@ def _kind(path: Path) -> str:
     return next((name for name in _TITLES if path.stem.startswith(f"{name}_")), path.stem)
 
 
-def _shrunk(path: Path) -> bytes:
+def _shrunk(path: Path) -> tuple[bytes, tuple[int, int]]:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if image.width > _WIDTH:
@@ -149,7 +167,7 @@ def _shrunk(path: Path) -> bytes:
         image = image.resize(size, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return buffer.getvalue(), image.size
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

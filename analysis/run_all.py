@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from analysis import make_report, records
-from analysis.exhibits import write_exhibit
+from analysis.exhibits import write_exhibit, write_view
 from analysis.measure import MEASUREMENT_VERSION, MODES, measure_image
 from analysis.networks import Source, load
 from analysis.plan import Plan, make_plan, presets
@@ -31,6 +31,7 @@ from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.data.tiles import whole_image
 from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.tiled import run_tiles
 
@@ -140,14 +141,25 @@ def measure(jobs: Sequence[Job], out: Path, device: torch.device) -> None:
             "weights_sha256": job.source.sha256(),
         }
         rows: dict[str, list[dict[str, Any]]] = {cell.mode: [] for cell in job.cells}
-        for pair in job.dataset:
-            for mode, row in measure_image(network, pair, list(rows), identity, device).items():
+        for index, pair in enumerate(job.dataset):
+            show = viewed(out, job, network, index, next(iter(rows)), device)
+            for mode, row in measure_image(network, pair, list(rows), identity, device, show).items():
                 rows[mode].append(row)
             progress.image()
         for cell in job.cells:
             records.write_cell(out, cell, rows[cell.mode], job.inputs_hash)
         progress.job(job)
     progress.bar.close()
+
+
+def viewed(
+    out: Path, job: Job, network: SRNetwork, index: int, mode: str, device: torch.device
+) -> Callable[[torch.Tensor], object] | None:
+    """What stores the crop of an image that the report's viewer shows; None beyond the first `EXHIBITS`."""
+    if index >= EXHIBITS:
+        return None
+    pair, scheme = job.dataset[index], job.source.scheme
+    return lambda sr: write_view(out / "exhibits" / "views", network, sr, pair, scheme, mode, device)
 
 
 def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) -> None:

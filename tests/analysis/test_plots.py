@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from analysis import plots, style
+from analysis.crops import textured
 from analysis.plots import write_plots
 from analysis.records import load
 from analysis.tables import summary
@@ -110,9 +111,9 @@ def test_style_does_not_leak() -> None:
 def test_most_textured_region() -> None:
     picture = np.zeros((96, 120, 3), np.uint8)
     picture[48:80, 64:96] = np.random.default_rng(0).integers(0, 255, (32, 32, 3))
-    top, left, side = plots._textured(picture, 4)
+    top, left, side = textured(picture, 4)
     assert (top, left, side) == (48, 64, 32)
-    assert plots._textured(np.zeros((8, 8, 3), np.uint8), 4) == (0, 0, 4)
+    assert textured(np.zeros((8, 8, 3), np.uint8), 4) == (0, 0, 4)
 
 
 def test_damaged_exhibit_is_named(make_run: Runner) -> None:

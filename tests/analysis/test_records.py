@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import records
+from analysis.exhibits import read_exhibit
 from analysis.records import SCHEMA, Cell, load, read_inputs_hash, read_manifest, write_cell, write_manifest
 from cadyq.errors import UserError
 
@@ -145,7 +146,7 @@ def test_damaged_manifest(tmp_path: Path, text: str) -> None:
 
 def test_exhibit_round_trip(tmp_path: Path, helpers: Helpers) -> None:
     helpers["exhibit"](tmp_path, "one")
-    found = records.read_exhibit(tmp_path / "exhibits" / "one.npz")
+    found = read_exhibit(tmp_path / "exhibits" / "one.npz")
     assert (found["scheme"], found["tile"], found["fab"]) == ("cadyq", 12, 6.1)
     assert found["hr"].shape == (192, 160, 3)
 
@@ -154,13 +155,13 @@ def test_bad_exhibits(tmp_path: Path, helpers: Helpers) -> None:
     path = tmp_path / "exhibits" / "one.npz"
     helpers["exhibit"](tmp_path, "one", sr=np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(UserError, match=r"one\.npz: shapes"):
-        records.read_exhibit(path)
+        read_exhibit(path)
     helpers["exhibit"](tmp_path, "one", scheme=np.array({"a": 1}))  # needs pickle, which is never allowed
     with pytest.raises(UserError, match=r"one\.npz: damaged exhibit"):
-        records.read_exhibit(path)
+        read_exhibit(path)
     np.savez(path, lr=np.zeros(1))
     with pytest.raises(UserError, match=r"one\.npz: exhibit lacks sr"):
-        records.read_exhibit(path)
+        read_exhibit(path)
     path.write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(UserError, match=r"one\.npz: damaged exhibit"):
-        records.read_exhibit(path)
+        read_exhibit(path)
