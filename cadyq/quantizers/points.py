@@ -43,7 +43,8 @@ class QuantConv2d(nn.Conv2d):
         """The weight on its grid. In eval mode without gradients it is computed once and kept.
 
         The key of the kept tensor is the identity and version of everything it was made from, so an in-place
-        change of a weight (an optimizer step, load_state_dict) is seen.
+        change of a weight (an optimizer step, load_state_dict) is seen. The key holds the quantizer itself: a freed
+        one's place in memory could be the next one's.
         """
         if self.weight_quantizer is None:
             return self.weight
