@@ -19,7 +19,7 @@ def _channels_last(weight: Tensor) -> Tensor:
     """The layout in which CPUs convolve faster; feature maps then take it on too.
 
     Layout decides the order of sums, and so to which level a value on a tie rounds. In this one single patches agree
-    with the published code to the last bit; in the plain one IDN's outputs differ by a hundred grey levels.
+    with the published code to the last bit; in the plain one IDN's outputs differ by up to 125 grey levels.
     """
     return weight.contiguous(memory_format=torch.channels_last)
 
