@@ -19,7 +19,7 @@ def _channels_last(weight: Tensor) -> Tensor:
     """The layout in which CPUs convolve faster; feature maps then take it on too.
 
     Layout decides the order of sums, and so to which level a value on a tie rounds. In this one single patches agree
-    with the published code to the last bit; in the plain one IDN's outputs differ by a hundred grey levels.
+    with the published code to the last bit; in the plain one IDN's outputs differ by up to 125 grey levels.
     """
     return weight.contiguous(memory_format=torch.channels_last)
 
@@ -43,7 +43,8 @@ class QuantConv2d(nn.Conv2d):
         """The weight on its grid. In eval mode without gradients it is computed once and kept.
 
         The key of the kept tensor is the identity and version of everything it was made from, so an in-place
-        change of a weight (an optimizer step, load_state_dict) is seen.
+        change of a weight (an optimizer step, load_state_dict) is seen. The key holds the quantizer itself: a freed
+        one's place in memory could be the next one's.
         """
         if self.weight_quantizer is None:
             return self.weight
