@@ -15,6 +15,7 @@ from torch import Tensor
 from cadyq.checkpoints.io import load_model, save_model
 from cadyq.factory import scheme_of
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.interface import ActivationQuantizer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
 from cadyq.testing.fault import Fault
@@ -226,8 +227,10 @@ def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
     owners = [(name, point.quantizer) for name, point in network.points.items() if point.quantizer is not None]
     weights = [(name, conv.weight_quantizer) for conv, name in network.conv_names.items() if conv.weight_quantizer]
     for owner, module in [*owners, *weights]:
+        read = module.used_parameters() if isinstance(module, ActivationQuantizer) else module.parameters()
+        used = {id(parameter) for parameter in read}
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) in used:
                 alike[type(module).__name__, name].append((f"{owner}, parameter {name}", parameter.grad))
     for places in alike.values():
         if not any(grad is not None and bool(grad.any()) for _, grad in places):
@@ -235,7 +238,7 @@ def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
             yield Fault("it is learned but gets no gradient, here or at any other point", hint, places[0][0])
         elif any(grad is None for _, grad in places):
             place = next(place for place, grad in places if grad is None)
-            yield Fault("it is learned but takes no part in the output", "use it, or leave it out", place)
+            yield Fault("it is learned but takes no part in the output", "leave it out of used_parameters()", place)
 
 
 def _not_finite_gradients(network: SRNetwork) -> list[str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import cadyq
 from cadyq.quantizers.interface import FixedBitScheme
-from cadyq.selector.scheme import LearnedBoundActivation
+from cadyq.quantizers.ranges import LearnedBoundActivation
 
 DECORATOR
 @dataclass(frozen=True)
