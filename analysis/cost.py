@@ -56,11 +56,11 @@ def layer_table(trace: Trace) -> pd.DataFrame:
     macs = count_macs(network, height, width)
     rows, quantized = [], set()
     for record in trace.records.values():
-        for conv in record.point.feeds:
+        for conv, bits in record.uses():
             name = network.conv_names[conv]
             quantized.add(name)
-            bits = float(record.bits.float().mean())
-            rows.append((name, record.point.name, macs.per_use[name] / 1e9, conv.weight_bits, bits))
+            mean_bits = float(bits.float().mean())
+            rows.append((name, record.point.name, macs.per_use[name] / 1e9, conv.weight_bits, mean_bits))
     rows += [
         (n, "", m / 1e9, FULL_PRECISION, float(FULL_PRECISION)) for n, m in macs.by_conv.items() if n not in quantized
     ]

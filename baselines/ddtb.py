@@ -8,8 +8,7 @@ Weights: clamped to their 1st and 99th percentile, 2^b levels between them, per 
 
 Departures: the gate has no batch normalization and is not in 2 bits of a batch-wide range, as a sample must not depend
 on its batch; it starts at 1 by W2 = 0 (the paper: a penalty on it in the first epochs). Bounds start at a share of the
-calibrated extremes (`RANGE_SHARE`; the paper: 1st and 99th percentile). Percentiles of weights are the nearest rank,
-and above the paper's 4 bits the extremes.
+calibrated extremes (`RANGE_SHARE`; the paper: 1st and 99th percentile). Above the paper's 4 bits no weight is cut.
 """
 
 from __future__ import annotations
@@ -61,8 +60,7 @@ class DDTBActivation(LearnedBounds):
 
 class DDTBWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
-        cut = weight.numel() // 100 if self.bits <= 4 else 0
-        values = weight.detach().flatten().sort().values
+        values, cut = weight.detach().flatten().sort().values, weight.numel() // 100 if self.bits <= 4 else 0
         return fake_quantize_bounds(weight, values[cut], values[-1 - cut], self.bits)
 
 

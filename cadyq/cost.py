@@ -14,6 +14,7 @@ from torch import nn
 from cadyq.models.network import BACKBONES, SRNetwork
 
 COUNTED_SIDE = 8
+COUNTED = (nn.Conv2d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class Macs:
     """Multiply-adds for one LR patch.
 
     Attributes:
-        by_conv: convolution name -> MACs over all its uses. Bias additions are not counted.
+        by_conv: (transposed) convolution name -> MACs over all its uses. Bias additions are not counted.
         per_use: the same for one use: a convolution that recursive blocks apply three times reads three points.
-        not_counted: operator -> number of calls, of what fvcore has no formula for (additions, shuffles, ...).
+        not_counted: operator -> number of calls, of what fvcore has no formula for (additions, shuffles,
+            interpolation, ...). Batch normalization and activation functions are no convolutions: not counted.
     """
 
     by_conv: dict[str, int]
@@ -38,9 +40,9 @@ class Macs:
 def count_macs(network: SRNetwork, height: int, width: int) -> Macs:
     """MACs of `network` on an LR input of that size, whatever scheme it carries (a dynamic choice is not traced).
 
-    fvcore runs what it counts, which takes seconds on a photograph. All our backbones are fully convolutional with
-    stride 1 and "same" padding, so MACs are exactly proportional to the pixels: counted once on a small input, then
-    multiplied. The tests compare with fvcore on real sizes.
+    fvcore runs what it counts, which takes seconds on a photograph. All our backbones are fully convolutional, with
+    stride 1 and "same" padding (or the transpose of a strided one), so MACs are exactly proportional to the pixels:
+    counted once on a small input, then multiplied. The tests compare with fvcore on real sizes.
     """
     small = _count(network.name, network.scale, tuple(sorted(network.options.items())))
     pixels = height * width
@@ -64,8 +66,8 @@ def count_by_fvcore(plain: SRNetwork, height: int, width: int) -> Macs:
     analysis = FlopCountAnalysis(plain.eval(), torch.zeros(1, 3, height, width))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     flops: Counter[str] = analysis.by_module()
-    by_conv = {key: int(flops[key]) for key, module in plain.named_modules() if isinstance(module, nn.Conv2d)}
-    uses = Counter(plain.conv_names[conv] for point in plain.points.values() for conv in point.feeds)
+    by_conv = {key: int(flops[key]) for key, module in plain.named_modules() if isinstance(module, COUNTED)}
+    uses = Counter(plain.conv_names[conv] for point in plain.points.values() for conv in point.convolutions)
     return Macs(
         by_conv=by_conv,
         per_use={key: by_conv[key] / count for key, count in uses.items()},

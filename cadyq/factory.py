@@ -92,7 +92,7 @@ def build(config: ModelConfig) -> SRNetwork:
         UserError: unknown names or options out of range.
     """
     for option, value in config.backbone_options.items():
-        if isinstance(value, int) and value < 1:
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise UserError(f"{option}={value} is out of range: give a whole number of 1 or more")
     try:
         network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)

@@ -16,6 +16,18 @@ from cadyq.errors import UserError
 from cadyq.factory import create_model
 from cadyq.models.network import SRNetwork
 
+# Where the published quantized networks depart from ours, beyond the selector's inputs: (backbone, scheme) -> options.
+PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
+    ("carn", "pams"): {"n_feats": 64},
+    ("carn", "cadyq"): {"gradient_scale": 1.0},
+    ("srresnet", "pams"): {"quantized_input": False},
+    ("srresnet", "cadyq"): {"quantized_input": False},
+    ("idn", "pams"): {"quantized_features": True},
+    ("idn", "cadyq"): {"quantized_features": True},
+}
+# Sizes that the published code takes from its command line for every backbone, and that this one has no use for.
+UNUSED_SIZES = {"carn": {"n_resblocks"}}
+
 
 def load_official(
     source: str | Path | Mapping[str, Tensor],
@@ -28,6 +40,10 @@ def load_official(
 ) -> SRNetwork:
     """A network with published weights, in eval mode. Pickles are read by torch's weights-only reader.
 
+    Quantized networks compute what the published code computes, where that is not what the paper says or what
+    `create_model` makes, see `PUBLISHED` and the backbones' docstrings; FP32 networks are the same either way.
+    Bits, and IDN's scale, leave no mark in a checkpoint: a wrong one is not noticed.
+
     Args:
         source: a .safetensors, .pt or .pth file, or its state dict.
         backbone: name of the backbone.
@@ -35,7 +51,8 @@ def load_official(
         scale: upscaling factor.
         weight_bits: bits of the weights; for PAMS of the activations too, as in the published code.
         search_space: candidate activation bits of CADyQ.
-        **sizes: n_feats, n_resblocks, ... with the paper's values as defaults.
+        **sizes: n_feats, n_resblocks, ... with the paper's values as defaults. CARN has no n_resblocks and ignores
+            it; under PAMS it is 64 wide whatever n_feats says.
 
     Raises:
         UserError: unreadable file, a pickle that carries code, keys that do not fit.
@@ -48,8 +65,12 @@ def load_official(
         options = {"weight_bits": weight_bits, "search_space": tuple(search_space), "selector_inputs": "paper"}
     elif scheme != "fp32":
         options = {"weight_bits": weight_bits, "act_bits": weight_bits}
-    network = create_model(backbone, scheme, scale, **options, **sizes)
-    translated = _translate_quantizers(network.translate(state))
+    sizes = {key: value for key, value in sizes.items() if key not in UNUSED_SIZES.get(backbone, ())}
+    network = create_model(backbone, scheme, scale, **(options | sizes | PUBLISHED.get((backbone, scheme), {})))
+    try:
+        translated = _translate_quantizers(network.translate(state))
+    except ValueError as error:
+        raise UserError(f"{origin}: not weights of {backbone} ({error}); name the backbone it was made with") from error
     _complete_buffers(network, translated)
     load_state(network, translated, origin)
     return network.eval()
@@ -91,9 +112,16 @@ def _translate_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _complete_buffers(network: SRNetwork, state: dict[str, Tensor]) -> None:
-    """What the published format does not store: absent convolution biases are zero, selector statistics unused."""
+    """What the published format does not store: absent convolution biases are zero, selector statistics unused.
+
+    Batch normalization counts its batches only in newer versions of PyTorch.
+    """
     for key, own in network.state_dict().items():
-        if key not in state and re.search(r"\.(center|spread|bias)$", key) and not key.startswith("tail."):
+        if (
+            key not in state
+            and re.search(r"\.(center|spread|bias|num_batches_tracked)$", key)
+            and not key.startswith("tail.")
+        ):
             weight = state.get(key.removesuffix("bias") + "weight")
             if key.endswith(".bias") and weight is None:
                 continue

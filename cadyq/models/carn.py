@@ -1,45 +1,30 @@
-"""CARN-M: Ahn, Kang, Sohn, Fast, Accurate, and Lightweight Super-Resolution with Cascading Residual Network,
-ECCV 2018, Figs. 2-4: the mobile variant, with grouped convolutions and recursive (weight-sharing) residual blocks.
+"""CARN and CARN-M: Ahn, Kang, Sohn, Fast, Accurate, and Lightweight Super-Resolution with Cascading Residual Network,
+ECCV 2018, Figs. 2-4. CARN-M is the mobile variant, with grouped convolutions and recursive (weight-sharing) residual
+blocks.
 
-Quantization points: every convolution of a residual block reads a point of its own at each of the three recursive
-uses, 27 in all; all count for FAB. Shortcut, 1x1 fusions, entry, upsampler and exit stay FP32.
+Quantization points: every convolution of a residual block reads a point of its own at each of its uses: 18 in CARN
+(nine blocks of two convolutions), 27 in CARN-M (three blocks of three, used three times). All count for FAB.
+Shortcuts, 1x1 fusions, entry, upsampler and exit stay FP32.
+
+Published quantized CARN differs in two things, neither of them in the graph: its CADyQ does not multiply the selector's
+gradients by 1000 (`gradient_scale` 1), and its PAMS is always 64 wide.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from cadyq.models.layers import MeanShift, upsampler
+from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
 from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
 from cadyq.quantizers.trace import Trace
 
-USES = 3
-
-
-class EfficientResidualBlock(nn.Module):
-    """Two grouped 3x3 convolutions and a 1x1, applied `USES` times with the same weights (Fig. 4)."""
-
-    def __init__(self, n_feats: int, groups: int) -> None:
-        super().__init__()
-        self.conv1 = QuantConv2d(n_feats, n_feats, 3, groups=groups)
-        self.conv2 = QuantConv2d(n_feats, n_feats, 3, groups=groups)
-        self.conv3 = QuantConv2d(n_feats, n_feats, 1)
-        convs = [self.conv1, self.conv2, self.conv3]
-        self.uses = nn.ModuleList(
-            nn.ModuleList(QuantizationPoint(n_feats, feeds=[conv]) for conv in convs) for _ in range(USES)
-        )
-
-    def forward(self, x: Tensor, use: int, trace: Trace) -> Tensor:
-        point1, point2, point3 = self.uses[use].children()
-        y = self.conv1(point1(x, trace)).relu_()
-        y = self.conv2(point2(y, trace)).relu_()
-        y = self.conv3(point3(y, trace))
-        return torch.relu_(x + y)
+LENGTH = 3  # residual blocks (or uses of one) in a cascading block, and cascading blocks in the network
 
 
 class Fusion(nn.Sequential):
@@ -49,24 +34,146 @@ class Fusion(nn.Sequential):
         super().__init__(QuantConv2d(inputs * n_feats, n_feats, 1), nn.ReLU(inplace=True))
 
 
+def fusions(n_feats: int) -> nn.ModuleList:
+    return nn.ModuleList(Fusion(step + 2, n_feats) for step in range(LENGTH))
+
+
+def cascade(x: Tensor, steps: Sequence[Callable[[Tensor], Tensor]], fusions: nn.ModuleList) -> Tensor:
+    """Apply `steps` one after the other; a fusion makes the input of the next of all that came before (Figs. 2, 3)."""
+    joined = x
+    for step, fusion in zip(steps, fusions, strict=True):
+        joined = torch.cat([joined, step(x)], 1)
+        x = fusion(joined)
+    return x
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions (Fig. 4a)."""
+
+    def __init__(self, n_feats: int) -> None:
+        super().__init__()
+        self.conv1 = QuantConv2d(n_feats, n_feats, 3)
+        self.conv2 = QuantConv2d(n_feats, n_feats, 3)
+        self.input = QuantizationPoint(n_feats, feeds=[self.conv1])
+        self.middle = QuantizationPoint(n_feats, feeds=[self.conv2])
+
+    def forward(self, x: Tensor, trace: Trace) -> Tensor:
+        y = self.conv1(self.input(x, trace)).relu_()
+        y = self.conv2(self.middle(y, trace))
+        return y.add_(x).relu_()  # type: ignore[no-any-return]
+
+
+class EfficientResidualBlock(nn.Module):
+    """Two grouped 3x3 convolutions and a 1x1, applied `LENGTH` times with the same weights (Fig. 4b)."""
+
+    def __init__(self, n_feats: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = QuantConv2d(n_feats, n_feats, 3, groups=groups)
+        self.conv2 = QuantConv2d(n_feats, n_feats, 3, groups=groups)
+        self.conv3 = QuantConv2d(n_feats, n_feats, 1)
+        convs = [self.conv1, self.conv2, self.conv3]
+        self.uses = nn.ModuleList(
+            nn.ModuleList(QuantizationPoint(n_feats, feeds=[conv]) for conv in convs) for _ in range(LENGTH)
+        )
+
+    def forward(self, x: Tensor, use: int, trace: Trace) -> Tensor:
+        point1, point2, point3 = self.uses[use].children()
+        y = self.conv1(point1(x, trace)).relu_()
+        y = self.conv2(point2(y, trace)).relu_()
+        y = self.conv3(point3(y, trace))
+        return y.add_(x).relu_()  # type: ignore[no-any-return]
+
+
 class CascadingBlock(nn.Module):
-    """The residual block three times, each use fused with all earlier outputs (Fig. 3)."""
+    """Three residual blocks (Fig. 3)."""
+
+    def __init__(self, n_feats: int) -> None:
+        super().__init__()
+        self.residuals = nn.ModuleList(ResidualBlock(n_feats) for _ in range(LENGTH))
+        self.fusions = fusions(n_feats)
+
+    def forward(self, x: Tensor, trace: Trace) -> Tensor:
+        return cascade(x, [partial(block, trace=trace) for block in self.residuals], self.fusions)
+
+
+class RecursiveCascadingBlock(nn.Module):
+    """One residual block three times (Fig. 3)."""
 
     def __init__(self, n_feats: int, groups: int) -> None:
         super().__init__()
         self.residual = EfficientResidualBlock(n_feats, groups)
-        self.fusions = nn.ModuleList(Fusion(use + 2, n_feats) for use in range(USES))
+        self.fusions = fusions(n_feats)
 
     def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        cascade = x
-        for use, fusion in enumerate(self.fusions):
-            cascade = torch.cat([cascade, self.residual(x, use, trace)], 1)
-            x = fusion(cascade)
-        return x
+        uses = [partial(self.residual, use=use, trace=trace) for use in range(LENGTH)]
+        return cascade(x, uses, self.fusions)
+
+
+class CascadingNetwork(SRNetwork):
+    """What both variants share: all but their blocks (Fig. 2), with the upsampling head of one scale."""
+
+    def assemble(self, blocks: Sequence[nn.Module], scale: int, n_feats: int, groups: int = 1) -> None:
+        """Make the layers around `blocks`."""
+        self.mean_shift = MeanShift(pixel_range=1)
+        self.entry = QuantConv2d(3, n_feats, 3)
+        self.blocks = nn.ModuleList(blocks)
+        self.fusions = fusions(n_feats)
+        self.upsample = upsampler(n_feats, scale, groups, activation=True)
+        self.exit = QuantConv2d(n_feats, 3, 3)
+
+    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+        x = self.entry(self.mean_shift.subtract(lr / 255))
+        x = cascade(x, [partial(block, trace=trace) for block in self.blocks], self.fusions)
+        return self.mean_shift.add(self.exit(self.upsample(x))) * 255
+
+    def shared_rules(self) -> dict[str, str]:
+        """Names of the authors' code. Of its upsampling heads (x2, x3, x4) the one of this scale is kept."""
+        rules = {
+            r"(sub|add)_mean\..+": "",  # the mean shift is a constant here
+            rf"upsample\.up[^{self.scale}]\..+": "",
+            rf"upsample\.up{self.scale}?\.body\.(.+)": r"upsample.\1",
+        }
+        for step in range(LENGTH):
+            rules[rf"c{step + 1}\.body\.0\.(.+)"] = rf"fusions.{step}.0.\1"
+            for block in range(LENGTH):
+                rules[rf"b{block + 1}\.c{step + 1}\.body\.0\.(.+)"] = rf"blocks.{block}.fusions.{step}.0.\1"
+        return rules
+
+
+@register_backbone("carn")
+class CARN(CascadingNetwork):
+    """CARN with the upsampling head of one scale.
+
+    Args:
+        scale: 2, 3 or 4.
+        n_feats: features of every hidden layer.
+    """
+
+    name = "carn"
+
+    def __init__(self, scale: int = 4, n_feats: int = 64) -> None:
+        super().__init__()
+        self.assemble([CascadingBlock(n_feats) for _ in range(LENGTH)], scale, n_feats)
+        self.finish(scale, n_feats=n_feats)
+
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of the authors' code and of the published quantized code, which puts a quantizer before each
+        convolution (`bN.bN.body.0` and `.3`; in PAMS also `quant_act1` and `quant_act2`).
+        """
+        conv1, conv2 = ("1", "4") if "b1.b1.body.1.weight" in state else ("0", "2")
+        rules = self.shared_rules()
+        for block in range(LENGTH):
+            for step in range(LENGTH):
+                theirs, ours = rf"b{block + 1}\.b{step + 1}", f"blocks.{block}.residuals.{step}"
+                rules[rf"{theirs}\.body\.{conv1}\.(weight|bias)"] = rf"{ours}.conv1.\1"
+                rules[rf"{theirs}\.body\.{conv2}\.(weight|bias)"] = rf"{ours}.conv2.\1"
+                rules[rf"{theirs}\.(?:body\.0|quant_act1)\.(.+)"] = rf"{ours}.input.quantizer.\1"
+                rules[rf"{theirs}\.(?:body\.3|quant_act2)\.(.+)"] = rf"{ours}.middle.quantizer.\1"
+        return rename(state, rules)
 
 
 @register_backbone("carn_m")
-class CARNM(SRNetwork):
+class CARNM(CascadingNetwork):
     """CARN-M with the upsampling head of one scale.
 
     Args:
@@ -79,38 +186,14 @@ class CARNM(SRNetwork):
 
     def __init__(self, scale: int = 4, n_feats: int = 64, groups: int = 4) -> None:
         super().__init__()
-        self.mean_shift = MeanShift(pixel_range=1)
-        self.entry = QuantConv2d(3, n_feats, 3)
-        self.blocks = nn.ModuleList(CascadingBlock(n_feats, groups) for _ in range(3))
-        self.fusions = nn.ModuleList(Fusion(block + 2, n_feats) for block in range(3))
-        self.upsample = upsampler(n_feats, scale, groups, activation=True)
-        self.exit = QuantConv2d(n_feats, 3, 3)
+        self.assemble([RecursiveCascadingBlock(n_feats, groups) for _ in range(LENGTH)], scale, n_feats, groups)
         self.finish(scale, n_feats=n_feats, groups=groups)
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
-        x = self.entry(self.mean_shift.subtract(lr / 255))
-        cascade = x
-        for block, fusion in zip(self.blocks, self.fusions, strict=True):
-            cascade = torch.cat([cascade, block(x, trace)], 1)
-            x = fusion(cascade)
-        return self.mean_shift.add(self.exit(self.upsample(x))) * 255
-
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the authors' code. Of its upsampling heads (x2, x3, x4) the one of this scale is kept."""
-        rules: list[tuple[str, Callable[[re.Match[str]], str]]] = [
-            (r"(entry|exit)\.(weight|bias)", lambda m: f"{m[1]}.{m[2]}"),
-            (
-                r"b(\d)\.b1\.body\.([024])\.(.+)",
-                lambda m: f"blocks.{int(m[1]) - 1}.residual.conv{int(m[2]) // 2 + 1}.{m[3]}",
-            ),
-            (r"b(\d)\.c(\d)\.body\.0\.(.+)", lambda m: f"blocks.{int(m[1]) - 1}.fusions.{int(m[2]) - 1}.0.{m[3]}"),
-            (r"c(\d)\.body\.0\.(.+)", lambda m: f"fusions.{int(m[1]) - 1}.0.{m[2]}"),
-            (rf"upsample\.up{self.scale}\.body\.(.+)", lambda m: f"upsample.{m[1]}"),
-        ]
-        renamed = {}
-        for key, value in state.items():
-            if key.startswith(("sub_mean.", "add_mean.")) or re.match(rf"upsample\.up[^{self.scale}]", key):
-                continue  # the mean shift is a constant here
-            match = next(((m, ours) for pattern, ours in rules if (m := re.fullmatch(pattern, key))), None)
-            renamed[match[1](match[0]) if match else key] = value
-        return renamed
+        """Names of the authors' code."""
+        rules = self.shared_rules()
+        for block in range(LENGTH):
+            for conv in range(3):
+                theirs = rf"b{block + 1}\.b1\.body\.{2 * conv}\.(.+)"
+                rules[theirs] = rf"blocks.{block}.residual.conv{conv + 1}.\1"
+        return rename(state, rules)

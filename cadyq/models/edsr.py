@@ -9,13 +9,13 @@ Head, the body's last convolution, upsampler and tail stay FP32, as in PAMS and 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from cadyq.models.layers import MeanShift, upsampler
+from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
 from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
 from cadyq.quantizers.trace import Trace
@@ -35,7 +35,9 @@ class ResidualBlock(nn.Module):
         x = self.input(x, trace)
         y = self.conv1(x).relu_()
         y = self.middle(y, trace)
-        y = self.conv2(y) * self.res_scale
+        y = self.conv2(y)
+        if self.res_scale != 1:
+            y = y.mul_(self.res_scale)
         y = self.branch(y, trace)
         return torch.add(x, y)
 
@@ -72,36 +74,26 @@ class EDSR(SRNetwork):
         return self.mean_shift.add(self.tail(self.upsample(x)))
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of EDSR's PyTorch code and of the PAMS and CADyQ code, which put a quantizer at `body.N.body.2`.
+        """Names of EDSR's PyTorch code and of the PAMS and CADyQ code, which put a quantizer at `body.N.body.2`
+        (in PAMS also under the name `quant_act2`).
 
         The mean shift, stored there as 1x1 convolutions, is a constant here.
         """
         last = len(self.blocks)
         second = "3" if "body.0.body.3.weight" in state else "2"
-        rules = [
-            (r"head\.0\.(weight|bias)", r"head.\1"),
-            (rf"body\.{last}\.(weight|bias)", r"body_end.\1"),
-            (r"body\.(\d+)\.body\.0\.(weight|bias)", r"blocks.\1.conv1.\2"),
-            (rf"body\.(\d+)\.body\.{second}\.(weight|bias)", r"blocks.\1.conv2.\2"),
-            (r"tail\.0\.(\d+)\.(weight|bias)", r"upsample.\1.\2"),
-            (r"tail\.1\.(weight|bias)", r"tail.\1"),
-        ]
-        places = {
-            "bitsel1": "input",
-            "quant_act1": "input",
-            "body.2": "middle",
-            "quant_act3": "branch",
-        }
-        renamed = {}
-        for key, value in state.items():
-            if key.startswith(("sub_mean.", "add_mean.")) or ".quant_act2." in key:
-                continue  # quant_act2 is the module at body.2, stored there under its second name
-            for pattern, ours in rules:
-                if re.fullmatch(pattern, key):
-                    renamed[re.sub(pattern, ours, key)] = value
-                    break
-            else:
-                found = re.fullmatch(r"body\.(\d+)\.(bitsel1|quant_act[13]|body\.2)\.(.+)", key)
-                ours = f"blocks.{found[1]}.{places[found[2]]}.quantizer.{found[3]}" if found else key
-                renamed[ours] = value
-        return renamed
+        block = r"body\.(\d+)\."
+        return rename(
+            state,
+            {
+                r"(sub|add)_mean\..+": "",
+                r"head\.0\.(weight|bias)": r"head.\1",
+                rf"body\.{last}\.(weight|bias)": r"body_end.\1",
+                rf"{block}body\.0\.(weight|bias)": r"blocks.\1.conv1.\2",
+                rf"{block}body\.{second}\.(weight|bias)": r"blocks.\1.conv2.\2",
+                r"tail\.0\.(\d+)\.(weight|bias)": r"upsample.\1.\2",
+                r"tail\.1\.(weight|bias)": r"tail.\1",
+                rf"{block}(?:bitsel1|quant_act1)\.(.+)": r"blocks.\1.input.quantizer.\2",
+                rf"{block}(?:body\.2|quant_act2)\.(.+)": r"blocks.\1.middle.quantizer.\2",
+                rf"{block}quant_act3\.(.+)": r"blocks.\1.branch.quantizer.\2",
+            },
+        )

@@ -28,17 +28,21 @@ class MeanShift(nn.Module):
         return x + self.mean
 
 
+def check_scale(scale: int) -> None:
+    """Raise UserError unless the scale is 2, 3 or 4."""
+    if scale not in (2, 3, 4):
+        raise UserError(f"scale={scale!r} is not supported: choose 2, 3 or 4")
+
+
 def upsampler(channels: int, scale: int, groups: int = 1, activation: bool = False) -> nn.Sequential:
     """Sub-pixel upsampling (Shi et al. 2016): one convolution and shuffle for x2 and x3, two of x2 for x4.
 
     Raises:
         UserError: the scale is not 2, 3 or 4.
     """
-    steps = {2: [2], 3: [3], 4: [2, 2]}.get(scale)
-    if steps is None:
-        raise UserError(f"scale={scale!r} is not supported: choose 2, 3 or 4")
+    check_scale(scale)
     layers: list[nn.Module] = []
-    for step in steps:
+    for step in [2, 2] if scale == 4 else [scale]:
         layers.append(QuantConv2d(channels, channels * step**2, 3, groups=groups))
         if activation:
             layers.append(nn.ReLU(inplace=True))

@@ -22,7 +22,7 @@ class SRNetwork(nn.Module, ABC):
     Attributes:
         scale: upscaling factor.
         options: the constructor's arguments besides scale, JSON-ready; with them the network can be rebuilt.
-        conv_names: convolution -> its dotted name, for the convolutions that read a point.
+        conv_names: convolution -> its dotted name, for those whose weights a scheme quantizes.
         scheme: the scheme applied last, None for FP32.
     """
 
@@ -39,11 +39,11 @@ class SRNetwork(nn.Module, ABC):
             if isinstance(module, QuantizationPoint):
                 module.name = name
                 self.points[name] = module
-        read = {conv for point in self.points.values() for conv in point.feeds}
+        read = {conv for point in self.points.values() for conv in point.convolutions}
         self.conv_names = {conv: name for conv, name in names.items() if conv in read}
 
     def apply_scheme(self, scheme: Scheme) -> None:
-        """Fill the points and the convolutions that read them with the scheme's quantizers."""
+        """Fill the points and the convolutions that belong to them with the scheme's quantizers."""
         self.scheme = scheme
         for point in self.points.values():
             point.quantizer = scheme.activation_quantizer(point.channels, point.dynamic)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from cadyq.quantizers.interface import FULL_PRECISION, Quantized
 
 if TYPE_CHECKING:
     from cadyq.models.network import SRNetwork
-    from cadyq.quantizers.points import QuantizationPoint
+    from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
 
 
 class PointRecord(NamedTuple):
@@ -23,6 +24,13 @@ class PointRecord(NamedTuple):
     bit_penalty: Tensor | None
     height: int
     width: int
+
+    def uses(self) -> Iterator[tuple[QuantConv2d, Tensor]]:
+        """Each convolution that ran here, with the bits (B,) of the activations it read."""
+        for conv in self.point.feeds:
+            yield conv, self.bits
+        for conv in self.point.bypassed_by:
+            yield conv, torch.full_like(self.bits, FULL_PRECISION)
 
 
 class BitOps(NamedTuple):
@@ -82,11 +90,11 @@ class Trace:
         fp32_macs = float(sum(macs.by_conv.values()))
         selector_macs = float(self.content.macs())
         for record in self.records.values():
-            for conv in record.point.feeds:
-                use = macs.per_use[self.network.conv_names[conv]]
-                if record.point.quantizer is not None:
+            for conv, bits in record.uses():
+                if record.point.quantizer is not None or conv.weight_quantizer is not None:
+                    use = macs.per_use[self.network.conv_names[conv]]
                     fp32_macs -= use
-                    quantized += use * conv.weight_bits * record.bits.double().cpu()
+                    quantized += use * conv.weight_bits * bits.double().cpu()
             if record.point.quantizer is not None:
                 selector_macs += record.point.quantizer.overhead_macs(record.height, record.width)
         whole = float(FULL_PRECISION**2)

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cadyq.checkpoints.io import load_model, save_model
 from cadyq.factory import scheme_of
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.interface import ActivationQuantizer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
 from cadyq.testing.fault import Fault
@@ -219,18 +218,19 @@ def _slopes(value: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
 def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
     """Weights that nothing pulls at, and parameters of quantizers that nothing pulls at anywhere in the network."""
     for conv, name in network.conv_names.items():
-        if _passes_little(conv.weight.grad):
+        # asked of the quantizer itself: in the network, feature maps that 2 bits round to zero stop gradients as well
+        if conv.weight_quantizer is None or not conv.weight.requires_grad:
+            continue
+        with torch.enable_grad():
+            slope = _slopes(conv.weight_quantizer(conv.weight), [conv.weight])[0]
+        if _passes_little(slope):
             hint = "the weight quantizer must pass the gradient: functional.straight_through"
             yield Fault("its weight gets no gradient", hint, f"weight of {name}")
     # one range may clip nothing on these images, so that zero at one point is no fault; zero at all of them is
     alike: dict[tuple[str, str], list[tuple[str, Tensor | None]]] = defaultdict(list)
-    owners = [(name, point.quantizer) for name, point in network.points.items() if point.quantizer is not None]
-    weights = [(name, conv.weight_quantizer) for conv, name in network.conv_names.items() if conv.weight_quantizer]
-    for owner, module in [*owners, *weights]:
-        read = module.used_parameters() if isinstance(module, ActivationQuantizer) else module.parameters()
-        used = {id(parameter) for parameter in read}
+    for owner, module, used in _learners(network):
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad and id(parameter) in used:
+            if parameter.requires_grad and parameter in used:
                 alike[type(module).__name__, name].append((f"{owner}, parameter {name}", parameter.grad))
     for places in alike.values():
         if not any(grad is not None and bool(grad.any()) for _, grad in places):
@@ -239,6 +239,16 @@ def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
         elif any(grad is None for _, grad in places):
             place = next(place for place, grad in places if grad is None)
             yield Fault("it is learned but takes no part in the output", "leave it out of used_parameters()", place)
+
+
+def _learners(network: SRNetwork) -> Iterator[tuple[str, nn.Module, set[nn.Parameter]]]:
+    """Every quantizer with its place, and those of its parameters that a forward is said to read."""
+    for name, point in network.points.items():
+        if point.quantizer is not None:
+            yield name, point.quantizer, set(point.quantizer.used_parameters())
+    for conv, name in network.conv_names.items():
+        if conv.weight_quantizer is not None:
+            yield name, conv.weight_quantizer, set(conv.weight_quantizer.parameters())
 
 
 def _not_finite_gradients(network: SRNetwork) -> list[str]:

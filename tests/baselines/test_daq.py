@@ -26,18 +26,18 @@ def _error(bits: int, step: float) -> float:
     return float((density * (on_grid - z).square()).sum() / density.sum())
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", STEP)
 def test_steps_are_the_best_for_a_normal(bits: int) -> None:
     best = _error(bits, STEP[bits])
     assert all(_error(bits, STEP[bits] * factor) > best for factor in (0.98, 1.02))
 
 
 def test_signed_by_hand(no_content: Content) -> None:
-    # mean 1, deviation sqrt(2.5), so s d = 1.574: levels 1 +- 0.787 and 1 +- 2.362
+    # mean 1, deviation sqrt(2.5), so s d = 2.523: levels 1 +- 1.262 and 1 +- 3.785
     x = torch.tensor([-1.0, 3.0, 0.0, 2.0]).double().view(1, 1, 2, 2)
-    half = 0.9957 * math.sqrt(2.5) / 2
+    half = 1.5958 * math.sqrt(2.5) / 2
     value = DAQActivation(2, 1)(x, no_content).value.flatten().tolist()
-    assert value == pytest.approx([1 - 3 * half, 1 + 3 * half, 1 - half, 1 + half])
+    assert value == pytest.approx([1 - half, 1 + half, 1 - half, 1 + half])
 
 
 def test_unsigned_by_hand(no_content: Content) -> None:
@@ -45,8 +45,8 @@ def test_unsigned_by_hand(no_content: Content) -> None:
     quantizer = DAQActivation(2, 1)
     quantizer.signed.fill_(False)
     x = torch.tensor([0.0, 0.0, 0.0, 4.0]).double().view(1, 1, 2, 2)
-    step = 0.9957 * math.sqrt(3)
-    assert quantizer(x, no_content).value.flatten().tolist() == pytest.approx([0, 0, 0, 2 * step])
+    step = 1.5958 * math.sqrt(3)
+    assert quantizer(x, no_content).value.flatten().tolist() == pytest.approx([0, 0, 0, step])
     # far from zero the interval stays around the mean
     x = x / 100 + 5
     value = quantizer(x, no_content).value.flatten()
@@ -56,9 +56,9 @@ def test_unsigned_by_hand(no_content: Content) -> None:
 def _signed(x: Tensor, bits: int) -> Tensor:
     """The paper's equations in its own order of operations."""
     mean, deviation = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True).sqrt()
-    end = (2 ** (bits - 1) - 0.5) * STEP[bits]
+    end = (2 ** (bits - 1) - 0.5) * STEP[bits - 1]
     standard = ((x - mean) / deviation).clamp(-end, end)
-    return (torch.round(standard / STEP[bits] + 0.5) - 0.5) * STEP[bits] * deviation + mean
+    return (torch.round(standard / STEP[bits - 1] + 0.5) - 0.5) * STEP[bits - 1] * deviation + mean
 
 
 @given(bits=st.sampled_from(BITS), seed=st.integers(0, 999))
@@ -73,7 +73,7 @@ def test_equations(bits: int, seed: int) -> None:
     y = x.relu()
     value = quantizer(y, content).value
     assert float(value.min()) >= 0
-    starts_at_zero = y.mean((2, 3)) < (2 ** (bits - 1) - 0.5) * STEP[bits] * y.std((2, 3), correction=0)
+    starts_at_zero = y.mean((2, 3)) < (2 ** (bits - 1) - 0.5) * STEP[bits - 1] * y.std((2, 3), correction=0)
     zero = (y == 0) & starts_at_zero[..., None, None]
     assert not value[zero].any()
     assert all(len(channel.unique()) <= 2**bits for channel in value.flatten(0, 1))

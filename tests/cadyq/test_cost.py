@@ -13,7 +13,13 @@ import cadyq
 from cadyq.cost import count_by_fvcore, count_macs
 from cadyq.models.network import BACKBONES, SRNetwork
 
-SMALL: dict[str, dict[str, Any]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 16}}
+SMALL: dict[str, dict[str, Any]] = {
+    "edsr": {"n_feats": 8, "n_resblocks": 2},
+    "carn": {"n_feats": 8},
+    "carn_m": {"n_feats": 16},
+    "idn": {"n_feats": 16, "n_resblocks": 1},
+    "srresnet": {"n_feats": 8, "n_resblocks": 2},
+}
 WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
 every_backbone = pytest.mark.parametrize("backbone", WITH_POINTS)
 
@@ -29,10 +35,34 @@ def _network(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
     return network
 
 
-@pytest.mark.parametrize(("backbone", "giga"), [("edsr", 114.2), ("carn_m", 32.5)])
-def test_published_multiply_adds(backbone: str, giga: float) -> None:
+FULL_EDSR = {"n_feats": 256, "n_resblocks": 32, "res_scale": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "giga"),
+    [("edsr", {}, 114.2), ("edsr", FULL_EDSR, 2894.5), ("carn", {}, 90.9), ("carn_m", {}, 32.5)],
+)
+def test_published_multiply_adds(backbone: str, options: dict[str, Any], giga: float) -> None:
     """Of a 1280x720 output at scale 4, as the papers and their successors print them."""
-    assert count_macs(cadyq.create_model(backbone), 180, 320).total / 1e9 == pytest.approx(giga, rel=0.005)
+    assert count_macs(cadyq.create_model(backbone, **options), 180, 320).total / 1e9 == pytest.approx(giga, rel=0.005)
+
+
+def test_multiply_adds_of_srresnet_and_what_papers_print() -> None:
+    """The 146 G that papers print are those of a variant: 3x3 head and tail, and one more 3x3 layer at full size."""
+    macs = count_macs(cadyq.create_model("srresnet"), 180, 320).by_conv
+    assert sum(macs.values()) / 1e9 == pytest.approx(127.8, abs=0.05)
+    pixels = 180 * 320
+    body = sum(count for name, count in macs.items() if name.startswith(("blocks", "upsample")))
+    variant = body + pixels * 9 * (3 * 64 + 16 * 64 * 64 + 16 * 64 * 3)
+    assert variant / 1e9 == pytest.approx(146.1, abs=0.05)
+
+
+def test_multiply_adds_of_idn_by_hand() -> None:
+    macs = count_macs(cadyq.create_model("idn"), 10, 6).by_conv
+    assert macs["upsample"] == 60 * 64 * 3 * 17 * 17  # each input value meets the whole kernel
+    assert macs["blocks.3.top.convs.1"] == 60 * 48 * 32 * 9 // 4
+    assert macs["blocks.0.bottom.convs.2"] == 60 * 48 * 80 * 9
+    assert macs["blocks.1.compression"] == 60 * 80 * 64
 
 
 @every_backbone
@@ -122,6 +152,7 @@ def test_bitops_are_the_sum_over_uses(
         for name, bits in trace.bits.items():
             if int(bits[sample]) == 32:
                 continue
+            assert not network.points[name].bypassed_by
             for conv in network.points[name].feeds:
                 use = macs.per_use[network.conv_names[conv]]
                 quantized += use * conv.weight_bits * int(bits[sample])
@@ -156,3 +187,19 @@ def test_the_selector_costs_little(scheme: str) -> None:
     network = cadyq.create_model("edsr", scheme, n_resblocks=2).eval()
     split = cadyq.trace(network, _lr(1, 24, 24))[1].bitops_split()
     assert float(split.selector / split.total) < 0.02
+
+
+@pytest.mark.parametrize(("scheme", "act_bits"), [("pams:w4a6", 6), ("fp32", 32)])
+@torch.no_grad()
+def test_quantized_weights_on_unquantized_inputs_cost_32_bit_activations(scheme: str, act_bits: int) -> None:
+    """Published SRResNet: a block's first convolution bypasses the point of the shortcut."""
+    sizes: dict[str, Any] = {"n_feats": 8, "n_resblocks": 2}
+    native = cadyq.create_model("srresnet", scheme, **sizes).eval()
+    published = cadyq.create_model("srresnet", scheme, quantized_input=False, **sizes).eval()
+    lr = _lr(2, 9, 5)
+    use = 2 * 45 * 8 * 8 * 9  # two blocks
+    splits = [cadyq.trace(network, lr)[1].bitops_split() for network in (native, published)]
+    weight_bits = 4 if act_bits == 6 else 32
+    assert splits[0].fp32.tolist() == splits[1].fp32.tolist()
+    assert (splits[1].quantized - splits[0].quantized).tolist() == [use * weight_bits * (32 - act_bits)] * 2
+    assert cadyq.trace(published, lr)[1].fab().tolist() == [act_bits] * 2

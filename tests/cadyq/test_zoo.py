@@ -25,10 +25,22 @@ def test_manifest_and_files_agree() -> None:
         assert sha256_file(ZOO / row["file"]) == row["sha256"], row["file"]
 
 
-def test_every_backbone_has_every_scheme() -> None:
-    backbones = {row["backbone"] for row in NETWORKS}
-    schemes = {row["scheme"] for row in NETWORKS}
-    assert {(row["backbone"], row["scheme"]) for row in NETWORKS} == {(b, s) for b in backbones for s in schemes}
+def test_backbones_with_trained_quantized_networks_have_every_scheme() -> None:
+    networks = {(row["backbone"], row["scheme"]) for row in NETWORKS}
+    schemes = {scheme for _, scheme in networks}
+    trained = {backbone for backbone, scheme in networks if scheme != "fp32"}
+    assert {(b, s) for b, s in networks if b in trained} == {(b, s) for b in trained for s in schemes}
+    assert {backbone for backbone, scheme in networks if scheme == "fp32"} == {backbone for backbone, _ in networks}
+
+
+def test_the_order_of_tables() -> None:
+    assert list(dict.fromkeys(row["backbone"] for row in NETWORKS)) == ["edsr", "carn_m", "carn", "srresnet", "idn"]
+
+
+def test_carn_keeps_the_notice_of_what_it_started_from() -> None:
+    notices = {row["file"]: row.get("license", "") for row in NETWORKS if row["scheme"] == "fp32"}
+    assert "Namhyuk Ahn" in notices["carn_x4_fp32.safetensors"]
+    assert notices["carn_x4_fp32.safetensors"] == notices["carn_m_x4_fp32.safetensors"]
 
 
 @pytest.mark.parametrize("row", [row for row in NETWORKS if row["scheme"] != "fp32"], ids=lambda row: row["file"])

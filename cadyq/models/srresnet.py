@@ -1,0 +1,119 @@
+"""SRResNet: Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network,
+CVPR 2017, Fig. 4 (the generator). As in the published quantized code, convolutions outside the residual blocks have no
+bias, head and all blocks share one PReLU, and pixels run from 0 to 255 without a mean shift.
+
+Quantization points, for each residual block, both counting for FAB:
+- `input`: the block's input, which feeds `conv1` and is also the shortcut;
+- `middle`: the input of `conv2`.
+Head, the body's last convolution, upsampler and tail stay FP32, and so do batch normalization and PReLU.
+
+In the published quantized code only the shortcut passes the first point: `conv1` reads the block input as it is,
+with quantized weights (`quantized_input=False`; `load_official` sets it). Such a use costs weight bits x 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from cadyq.models.layers import check_scale
+from cadyq.models.naming import rename
+from cadyq.models.network import SRNetwork, register_backbone
+from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.trace import Trace
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, n_feats: int) -> None:
+        super().__init__()
+        self.conv1 = QuantConv2d(n_feats, n_feats, 3)
+        self.bn1 = nn.BatchNorm2d(n_feats)
+        self.conv2 = QuantConv2d(n_feats, n_feats, 3)
+        self.bn2 = nn.BatchNorm2d(n_feats)
+        self.input = QuantizationPoint(n_feats, feeds=[self.conv1])
+        self.middle = QuantizationPoint(n_feats, feeds=[self.conv2])
+
+    def forward(self, x: Tensor, activation: nn.Module, trace: Trace) -> Tensor:
+        x = self.input(x, trace)
+        return self.branch(x, activation, trace).add_(x)
+
+    def branch(self, x: Tensor, activation: nn.Module, trace: Trace) -> Tensor:
+        y = activation(self.bn1(self.conv1(x)))
+        return self.bn2(self.conv2(self.middle(y, trace)))  # type: ignore[no-any-return]
+
+
+class ShortcutQuantizedBlock(ResidualBlock):
+    """The block of the published quantized code: `conv1` reads what has not passed the first point."""
+
+    def __init__(self, n_feats: int) -> None:
+        super().__init__(n_feats)
+        self.input = QuantizationPoint(n_feats, bypassed_by=[self.conv1])
+
+    def forward(self, x: Tensor, activation: nn.Module, trace: Trace) -> Tensor:
+        shortcut = self.input(x, trace)
+        return self.branch(x, activation, trace).add_(shortcut)
+
+
+def prelu_upsampler(channels: int, scale: int) -> nn.Sequential:
+    """Convolution, shuffle and PReLU: once for x2 and x3, twice x2 for x4."""
+    check_scale(scale)
+    layers: list[nn.Module] = []
+    for step in [2, 2] if scale == 4 else [scale]:
+        layers += [QuantConv2d(channels, channels * step**2, 3, bias=False), nn.PixelShuffle(step), nn.PReLU()]
+    return nn.Sequential(*layers)
+
+
+@register_backbone("srresnet")
+class SRResNet(SRNetwork):
+    """SRResNet.
+
+    Args:
+        scale: 2, 3 or 4.
+        n_feats: features of every hidden layer.
+        n_resblocks: residual blocks.
+        quantized_input: whether a block's first convolution reads its quantized input; False as in the published
+            quantized code.
+    """
+
+    name = "srresnet"
+
+    def __init__(self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 16, quantized_input: bool = True) -> None:
+        super().__init__()
+        block = ResidualBlock if quantized_input else ShortcutQuantizedBlock
+        self.head = QuantConv2d(3, n_feats, 9, bias=False)
+        self.activation = nn.PReLU()
+        self.blocks = nn.ModuleList(block(n_feats) for _ in range(n_resblocks))
+        self.body_end = QuantConv2d(n_feats, n_feats, 3, bias=False)
+        self.body_bn = nn.BatchNorm2d(n_feats)
+        self.upsample = prelu_upsampler(n_feats, scale)
+        self.tail = QuantConv2d(n_feats, 3, 9, bias=False)
+        self.finish(scale, n_feats=n_feats, n_resblocks=n_resblocks, quantized_input=quantized_input)
+
+    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+        shallow = self.activation(self.head(lr))
+        x = shallow
+        for block in self.blocks:
+            x = block(x, self.activation, trace)
+        x = self.body_bn(self.body_end(x)).add_(shallow)
+        return self.tail(self.upsample(x))  # type: ignore[no-any-return]
+
+    def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Names of the published quantized code, which holds a mean shift without using it."""
+        last = len(self.blocks)
+        return rename(
+            state,
+            {
+                r"(sub|add)_mean\..+": "",
+                r"head\.0\.(.+)": r"head.\1",
+                r"head\.1\.(.+)": r"activation.\1",
+                r"body\.\d+\.act\.(.+)": r"activation.\1",
+                r"body\.(\d+)\.(conv|bn)([12])\.(.+)": r"blocks.\1.\2\3.\4",
+                r"body\.(\d+)\.(?:classify1|quant_act1)\.(.+)": r"blocks.\1.input.quantizer.\2",
+                r"body\.(\d+)\.(?:classify2|quant_act2)\.(.+)": r"blocks.\1.middle.quantizer.\2",
+                rf"body\.{last}\.(.+)": r"body_end.\1",
+                rf"body\.{last + 1}\.(.+)": r"body_bn.\1",
+                r"tail\.0\.(.+)": r"upsample.\1",
+                r"tail\.1\.(.+)": r"tail.\1",
+            },
+        )
