@@ -152,8 +152,8 @@ def gradients(subject: Subject) -> Iterator[Fault]:
         return
     network = copy.deepcopy(subject.network).train()
     yield from _at_points(network, subject.lr)
-    # stronger than what calibration saw, so that ranges clip
-    _backward(network, torch.cat([subject.lr, patches(2, contrast=250, seed=4)]))
+    # far beyond what calibration saw, so that ranges clip: some bounds learn from what they clip alone
+    _backward(network, torch.cat([subject.lr, 4 * patches(2, contrast=250, seed=4)]))
     yield from _without_gradient(network)
     images = _flat_and_saturated()
     _backward(network, torch.stack(list(images.values())))
