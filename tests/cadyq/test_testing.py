@@ -189,6 +189,18 @@ class CutOff(Sound):
         return on_grid(x, self.bound.detach(), self.bits)
 
 
+class IdleInPlaces(CutOff):
+    """Its parameter takes part only where the bound is large."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        super().initialize(statistics)
+        self.bound.data.copy_(statistics.max_abs)
+
+    def quantize(self, x: Tensor, content: Content) -> Tensor:
+        scale = self.bound / self.bound.detach() if self.bound > 50 else 1.0
+        return super().quantize(x, content) * scale
+
+
 class HiddenSelector(CutOff):
     def bits_of(self, x: Tensor, content: Content) -> Tensor:
         return torch.where(x.abs().mean((1, 2, 3)) * self.bound > 0, self.bits, 8)
@@ -254,7 +266,7 @@ GRADIENT, ALONE, SAVED = "a gradient to all that is trained", "leaves its input 
         (MoreLevels, False, [LEVELS, "levels in a tensor, where 4 bits allow 16", "sample 0, 4 bits"]),
         (NoisyStraightThrough, False, [LEVELS, "rounding errors only", "straight_through"]),
         (SilentChannels, False, [LEVELS, "set `granularity`"]),
-        (OtherBits, False, [REPORTED, "reports 6 bits where act_bits=4"]),
+        (OtherBits, False, [REPORTED, "reports 6 bits at every point where act_bits=4"]),
         (FloatBits, False, [RUNS, "bits are (4,) torch.float32, not int64 (4,)"]),
         (BareTensor, False, [RUNS, "AttributeError"]),
         (BatchRange, False, [BATCH, "differ between the batch and the sample alone", "never over dim 0"]),
@@ -272,6 +284,7 @@ GRADIENT, ALONE, SAVED = "a gradient to all that is trained", "leaves its input 
         (NoSlope, True, [GRADIENT, "no gradient passes to the layers before it", "straight_through"]),
         (Steep, True, [GRADIENT, "a feature map of zeros gives a gradient that is not finite"]),
         (CutOff, True, [GRADIENT, "parameter bound", "it is learned but gets no gradient", "detach()"]),
+        (IdleInPlaces, True, [GRADIENT, "parameter bound", "takes no part in the output", "used_parameters()"]),
         (HiddenSelector, True, [GRADIENT, "parameter bound", "for a selector in bit_penalty"]),
         (Unbuildable, False, ["is built and calibrated", "KeyError: 'histogram'", "test_testing.py, line"]),
     ],
