@@ -76,6 +76,7 @@ class CARNM(SRNetwork):
     """
 
     name = "carn_m"
+    branches = ("blocks.*.residual.conv3",)
 
     def __init__(self, scale: int = 4, n_feats: int = 64, groups: int = 4) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from cadyq.quantizers.interface import (
 from cadyq.selector.bit_selector import BitSelector
 
 INITIAL_BOUND = 10.0
+RANGE_STARTS = ("share", "parent")
 
 
 class LearnedBoundActivation(ActivationQuantizer):
@@ -57,8 +58,16 @@ class LearnedBoundActivation(ActivationQuantizer):
 class DynamicActivation(ActivationQuantizer):
     """Chooses one of K candidate bit-widths for each sample; each candidate has its own learned clipping bound."""
 
-    def __init__(self, channels: int, candidates: tuple[int, ...], inputs: str, gradient_scale: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        candidates: tuple[int, ...],
+        inputs: str,
+        gradient_scale: float,
+        range_start: str = "share",
+    ) -> None:
         super().__init__()
+        self.range_start = range_start
         self.selector = BitSelector(channels, len(candidates), inputs, gradient_scale)
         self.bounds = nn.Parameter(torch.full((len(candidates),), INITIAL_BOUND))
         self.register_buffer("candidates", torch.tensor(candidates), persistent=False)
@@ -73,11 +82,10 @@ class DynamicActivation(ActivationQuantizer):
         self.selector.initialize(statistics)
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """From a fixed-bit network: every candidate starts from its bound, in proportion to `RANGE_SHARE`.
-
-        The paper starts all candidates at the 8-bit bound; few steps are not enough to shrink a 4-bit range from there.
-        """
-        if isinstance(parent, LearnedBoundActivation):
+        """From a fixed-bit network: every candidate starts from its bound, see `CADyQ.range_start`."""
+        if isinstance(parent, LearnedBoundActivation) and self.range_start == "parent":
+            self.bounds.data.copy_(parent.bound.data.expand_as(self.bounds))
+        elif isinstance(parent, LearnedBoundActivation):
             shares = self.bounds.new_tensor([RANGE_SHARE[int(bits)] for bits in self.candidates])
             self.bounds.data.copy_(parent.bound.data * shares / RANGE_SHARE[parent.bits])
         else:
@@ -119,6 +127,9 @@ class CADyQ(Scheme):
         search_space: candidate activation bits, ascending.
         selector_inputs: "normalized" or "paper", see `BitSelector`.
         gradient_scale: see `BitSelector`.
+        range_start: where candidates start that inherit the bound of a fixed-bit parent: at a "share" of it that
+            shrinks with the bit-width, as few steps are not enough to shrink a 4-bit range, or at the "parent" bound
+            itself, as in the paper.
     """
 
     name = "cadyq"
@@ -127,6 +138,7 @@ class CADyQ(Scheme):
     search_space: tuple[int, ...] = (4, 6, 8)
     selector_inputs: str = "normalized"
     gradient_scale: float = 1000.0
+    range_start: str = "share"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "search_space", tuple(self.search_space))
@@ -135,11 +147,14 @@ class CADyQ(Scheme):
             check_bits("search_space", bits)
         if list(self.search_space) != sorted(set(self.search_space)) or len(self.search_space) < 2:
             raise UserError(f"search_space={self.search_space} must hold two or more bit-widths in ascending order")
+        if self.range_start not in RANGE_STARTS:
+            raise UserError(f"range_start={self.range_start!r} is unknown: choose one of {', '.join(RANGE_STARTS)}")
 
     def activation_quantizer(self, channels: int, dynamic: bool) -> ActivationQuantizer:
         if not dynamic:
             return LearnedBoundActivation(self.weight_bits)
-        return DynamicActivation(channels, self.search_space, self.selector_inputs, self.gradient_scale)
+        inputs, scale = self.selector_inputs, self.gradient_scale
+        return DynamicActivation(channels, self.search_space, inputs, scale, self.range_start)
 
     def weight_quantizer(self) -> WeightQuantizer:
         return SymmetricWeight(self.weight_bits)
