@@ -107,7 +107,7 @@ class Trainer:
         saved = time.monotonic()
         try:
             while self.step < recipe.steps:
-                row = self._train_step()
+                row = self.train_step()
                 self.step += 1
                 self.seconds = before + progress.seconds()
                 progress.advance(self.step, row)
@@ -131,7 +131,7 @@ class Trainer:
         recipe, share = self.recipe, self.processes.share(self.recipe.batch)
         return self.bank.batch(self.seed, step, recipe.batch, recipe.lr_patch, share, recipe.augment)
 
-    def _train_step(self) -> Row:
+    def train_step(self) -> Row:
         recipe = self.recipe
         # whatever draws at random in a step draws the same after a resume; the processes draw apart
         torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
