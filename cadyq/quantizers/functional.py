@@ -64,8 +64,9 @@ class _MixedSymmetric(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, bounds, mixture = ctx.saved_tensors
-        grad = torch.empty_like(x).copy_(grads[0])  # in the memory order of x, for the sums
-        grad_x, value, inside = torch.zeros_like(x), torch.empty_like(x), torch.empty_like(x)
+        grad = grads[0]
+        grad_x = torch.zeros_like(x)
+        value, inside, product = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
         grad_bounds = torch.empty_like(bounds)
         grad_mixture = torch.empty_like(mixture)
         # a number is clamped to several times faster than a tensor; on a GPU reading it would have to wait
@@ -75,19 +76,12 @@ class _MixedSymmetric(torch.autograd.Function):
             torch.eq(x, value, out=inside)
             value.div_(bound).mul_(ctx.levels[k]).round_().div_(ctx.levels[k]).mul_(bound)
             if ctx.needs_input_grad[2]:
-                grad_mixture[:, k] = _sample_dot(grad, value)
+                grad_mixture[:, k] = torch.mul(grad, value, out=product).sum((1, 2, 3))
             # outside, Q_k = +-a_k, so (Q_k - x * inside) / a_k is sign(x) there and the inner slope inside
-            slope = _sample_dot(grad, value.addcmul_(x, inside, value=-1))
+            slope = value.addcmul_(x, inside, value=-1).mul_(grad).sum((1, 2, 3))
             grad_bounds[k] = (slope * mixture[:, k]).sum() / bound
             grad_x.addcmul_(inside.mul_(grad), mixture[:, k].view(-1, 1, 1, 1))
         return grad_x, grad_bounds, grad_mixture, None, None
-
-
-def _sample_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of a * b over each sample (B,), of two maps (B, C, H, W) in one memory order, without their product."""
-    if a.is_contiguous(memory_format=torch.channels_last):
-        a, b = a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1)
-    return torch.bmm(a.reshape(len(a), 1, -1), b.reshape(len(b), -1, 1)).view(-1)
 
 
 def mixed_symmetric(x: Tensor, bounds: Tensor, mixture: Tensor, choice: Tensor, levels: Tensor) -> Tensor:

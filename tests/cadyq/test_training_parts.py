@@ -12,6 +12,7 @@ import cadyq
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.points import QuantConv2d
+from cadyq.selector.bit_selector import channel_std
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
@@ -328,3 +329,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     write_checkpoint({"other": 1}, path)
     with pytest.raises(UserError, match="not a checkpoint of cadyq"):
         read_checkpoint(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (1000.0, 1e-2), (-1e4, 1.0), (3.0, 0.0)])
+def test_deviations_do_not_cancel(mean: float, spread: float, order: torch.memory_format) -> None:
+    x = (torch.randn(2, 8, 48, 48) * spread + mean).contiguous(memory_format=order)
+    torch.testing.assert_close(
+        channel_std(x), x.double().std((2, 3)).float(), rtol=1e-6, atol=1e-6 * abs(mean) * (not spread)
+    )
