@@ -55,3 +55,18 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     if not isinstance(state, dict) or "step" not in state:
         raise UserError(f"{path}: not a checkpoint of cadyq.train; remove it, or give another --out")
     return state
+
+
+def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
+    """Refuse to go on from a file of another run.
+
+    Raises:
+        UserError: recipe, seed, data or networks differ; names which.
+    """
+    if found == own:
+        return
+    differing = [key for key in own if not isinstance(found, dict) or found.get(key) != own[key]]
+    raise UserError(
+        f"{path}: was made by another recipe or seed, or from other files (differing: "
+        f"{', '.join(differing) or 'more was given then'}); give another --out or remove it"
+    )

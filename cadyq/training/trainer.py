@@ -15,7 +15,7 @@ from cadyq.checkpoints.io import save_model
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.trace import Trace
-from cadyq.training.checkpoint import read_checkpoint, sync, write_checkpoint, write_text
+from cadyq.training.checkpoint import read_checkpoint, require_same, sync, write_checkpoint, write_text
 from cadyq.training.distributed import Processes
 from cadyq.training.logs import History, Progress, Row, TensorBoard
 from cadyq.training.losses import AttentionTransfer, reconstruction
@@ -23,6 +23,7 @@ from cadyq.training.optimization import WeightAverage, parameter_groups, rate_fa
 from cadyq.training.patches import Batch, PatchBank, Prefetcher
 from cadyq.training.recipes import Recipe
 from cadyq.training.steering import BitSteering, bit_loss, growing_weight
+from cadyq.training.validation import validate
 
 CHECKPOINT_SECONDS = 120.0
 BOARD_EVERY = 20  # steps between points on TensorBoard
@@ -177,22 +178,11 @@ class Trainer:
 
     def _measure(self, row: Row) -> None:
         """Add to the row what held-out photographs say, and let the steering know."""
-        psnr, fab = self._validate()
+        psnr, fab = validate(self.measured, self.held_out)
+        self.network.train()
         self.steering.validated(fab)
         row |= {"held_out_psnr_db": psnr, "held_out_fab": fab, "seconds": round(self.seconds, 1)}
         self.history.rows.append(row)
-
-    @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
-        """PSNR over RGB (border = scale) and FAB on the held-out photographs, image-wise, mean over photographs."""
-        network = self.measured.eval()
-        psnrs, fabs = [], []
-        for lr, hr, *_ in self.held_out.images:
-            sr, trace = trace_forward(network, lr[None].float().to(self.device))
-            psnrs.append(_psnr_rgb(sr[0].cpu(), hr.cpu(), self.held_out.scale))
-            fabs.append(float(trace.fab()))
-        self.network.train()
-        return sum(psnrs) / len(psnrs), sum(fabs) / len(fabs)
 
     def _identity(self) -> dict[str, Any]:
         """What a run must share with a checkpoint to go on from it."""
@@ -221,7 +211,7 @@ class Trainer:
         state = read_checkpoint(path, self.device) if path.exists() else None
         self.processes.wait()  # before the first may write another one
         if state is not None:
-            self._require_identity(state.get("identity"), path)
+            require_same(state.get("identity"), self._identity(), path)
             self.network.load_state_dict(state["network"])
             if self.average:
                 self.average.network.load_state_dict(state["average"])
@@ -232,22 +222,14 @@ class Trainer:
         if self.processes.first:
             self.history.restore(state["history"] if state is not None else [])
 
-    def _require_identity(self, found: Any, path: Path) -> None:
-        own = self._identity()
-        if found != own:
-            differing = [key for key in own if not isinstance(found, dict) or found.get(key) != own[key]]
-            raise UserError(
-                f"{path}: was made by another recipe or seed, or from other files (differing: "
-                f"{', '.join(differing) or 'more was given then'}); give another --out or remove it"
-            )
-
     def _finished(self) -> bool:
         """Whether the run ended before and only its checkpoint is gone, as it should be."""
         facts_file = self.out / "training.json"
         if (self.out / "checkpoint.pt").exists() or not facts_file.exists():
             return False
         facts = json.loads(facts_file.read_text())
-        self._require_identity({key: facts[key] for key in self._identity() if key in facts}, facts_file)
+        own = self._identity()
+        require_same({key: facts[key] for key in own if key in facts}, own, facts_file)
         return (self.out / "model.safetensors").exists()
 
     def _finish(self) -> Path:
@@ -276,8 +258,3 @@ def _attention(network: SRNetwork, teacher: SRNetwork | None, recipe: Recipe) ->
     if teacher is None:
         raise UserError(f"recipe {recipe.name!r} transfers attention: pass --teacher, or set its weights to 0")
     return AttentionTransfer(network, teacher.to(next(network.parameters()).device), recipe)
-
-
-def _psnr_rgb(sr: Tensor, hr: Tensor, border: int) -> float:
-    error = sr.clamp(0, 255).round() - hr.float()
-    return float(-10 * torch.log10((error[:, border:-border, border:-border] / 255).square().mean()))
