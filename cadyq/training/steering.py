@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from torch import Tensor
 
 from cadyq.errors import UserError
 from cadyq.quantizers.trace import Trace
 from cadyq.training.recipes import Recipe
 
+log = logging.getLogger(__name__)
+
 BATCH_DECAY = 0.9  # of the running mean of the batches' FAB
+REACHED = 0.2  # bits from the target that count as there
 PROPORTIONAL = 40.0  # the steering's answer to the present difference, in steps of its integral
 
 
@@ -38,6 +43,13 @@ class BitSteering:
     def validated(self, fab: float) -> None:
         """Take in the FAB of the held-out photographs."""
         self.offset = fab - self.batches
+
+    def warn_if_missed(self, fab: float) -> None:
+        """Say so where the FAB of the held-out photographs ends away from the target."""
+        if self.target and abs(fab - self.target) > REACHED:
+            log.warning(
+                "held-out FAB ended at %.2f, not %.2f: give more --steps, or a larger `steer`", fab, self.target
+            )
 
     def state(self) -> dict[str, float]:
         return {"integral": self.integral, "offset": self.offset, "batches": self.batches}

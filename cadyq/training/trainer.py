@@ -235,6 +235,7 @@ class Trainer:
     def _finish(self) -> Path:
         path = self.out / "model.safetensors"
         if self.processes.first:
+            self.steering.warn_if_missed(self.history.rows[-1]["held_out_fab"])
             save_model(self.measured.eval(), path)
             sync(path)
             facts = self.provenance | {

@@ -291,6 +291,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchBank, tmp_path: Path
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_a_missed_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    BitSteering(0.0, 0.0).warn_if_missed(8.0)
+    BitSteering(5.5, 0.01).warn_if_missed(5.69)
+    assert not caplog.text
+    BitSteering(5.5, 0.01).warn_if_missed(5.8)
+    assert "held-out FAB ended at 5.80, not 5.50" in caplog.text
+
+
 def test_steering_answers_in_the_right_direction() -> None:
     above, below = BitSteering(5.5, 0.01), BitSteering(5.5, 0.01)
     high = [above.update(7.0) for _ in range(5)]
