@@ -25,7 +25,12 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 
 class QuantConv2d(nn.Conv2d):
-    """A convolution whose weight a scheme may quantize. Without a weight quantizer it is plain nn.Conv2d."""
+    """A convolution whose weight a scheme may quantize. Without a weight quantizer it is plain nn.Conv2d.
+
+    Attributes:
+        arithmetic: dtype of the multiplications, such as float16 for training on a GPU; what a scheme quantizes stays
+            float32. None for the dtype of the input.
+    """
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True
@@ -33,6 +38,7 @@ class QuantConv2d(nn.Conv2d):
         padding = kernel_size // 2
         super().__init__(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=bias)
         self.weight_quantizer: WeightQuantizer | None = None
+        self.arithmetic: torch.dtype | None = None
         self._cache: tuple[Any, Tensor] | None = None
 
     @property
@@ -59,7 +65,11 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = _channels_last(self.quantized_weight())
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if self.arithmetic is None:
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        with torch.autocast(x.device.type, self.arithmetic):
+            y = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return y.to(x.dtype)
 
 
 class QuantizationPoint(nn.Module):
