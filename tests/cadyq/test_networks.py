@@ -13,6 +13,7 @@ from cadyq.data.datasets import load
 from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.trace import Trace
 from cadyq.training.calibration import initialize, observe
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -81,7 +82,9 @@ def test_each_convolution_reads_the_point_that_feeds_it(
         point.register_forward_hook(after_point)
     for conv in feeding:
         conv.register_forward_pre_hook(before_conv)
-    _, trace = cadyq.trace(network, patches)
+    # the figure alone: a scheme may run it several times to prepare a forward
+    trace = Trace(network, patches)
+    network.super_resolve(patches, trace)
     assert [point.name for point, _ in returned] == list(trace.bits)
     assert len(returned) == len(network.points), "a point ran twice or never"
     assert {(point.name, conv) for point, conv in reads} == {

@@ -395,11 +395,21 @@ def test_bad_usage() -> None:
         check_scheme("cadyq:fab5")
 
 
-@pytest.mark.parametrize("backbone", backbones_to_check())
-@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+def _searches(scheme: str) -> bool:
+    """Whether each of its forwards is a search of hundreds."""
+    return bool(SCHEMES.get(scheme).reads_hr)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "backbone"),
+    [
+        (scheme, backbone)
+        for scheme in cadyq.list_schemes()
+        for backbone in (["edsr", "srresnet"] if _searches(scheme) else backbones_to_check())
+    ],
+)
 def test_all_schemes_of_the_project_pass(scheme: str, backbone: str) -> None:
-    searches = getattr(SCHEMES.get(scheme), "reads_hr", False)  # hundreds of forwards inside each
-    check_scheme(scheme, [backbone], bits=[4] if searches else [2, 4, 8])
+    check_scheme(scheme, [backbone], bits=[4] if _searches(scheme) else [2, 4, 8])
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7])
