@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> Path:
         f"{len(training.images)} photographs",
         "seed": args.seed,
         "mean_bits_asked": args.mean_bits,
-        "fab_on_patches": mean_fab(network, batch.lr),
+        "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
     (args.out / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
