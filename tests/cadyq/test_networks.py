@@ -14,26 +14,20 @@ from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
 from cadyq.quantizers.trace import Trace
+from cadyq.testing.subject import small_sizes
 from cadyq.training.calibration import initialize, observe
 
-SMALL: dict[str, dict[str, Any]] = {
-    "edsr": {"n_feats": 8, "n_resblocks": 2},
-    "carn": {"n_feats": 8},
-    "carn_m": {"n_feats": 16},
-    "idn": {"n_feats": 16, "n_resblocks": 1},
-    "srresnet": {"n_feats": 8, "n_resblocks": 2},
-}
 BACKBONES_WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES_WITH_POINTS)
 
 
 def _small(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
     torch.manual_seed(0)
-    return cadyq.create_model(backbone, scheme, **(SMALL.get(backbone, {}) | options)).eval()
+    return cadyq.create_model(backbone, scheme, **(small_sizes(backbone) | options)).eval()
 
 
 def test_the_list_is_not_empty() -> None:
-    assert set(SMALL) <= set(BACKBONES_WITH_POINTS)
+    assert {"edsr", "carn", "carn_m", "idn", "srresnet"} <= set(BACKBONES_WITH_POINTS)
 
 
 @every_backbone
@@ -284,4 +278,4 @@ def test_foreign_weights_must_be_finite(tmp_path: Path, value: float, suffix: st
 @pytest.mark.parametrize(("source", "target"), [("edsr", "carn_m"), ("carn_m", "edsr")])
 def test_weights_of_another_architecture_are_refused(source: str, target: str) -> None:
     with pytest.raises(UserError, match=f"state dict: not weights of {target}"):
-        cadyq.load_official(_small(source).state_dict(), target, **SMALL[target])
+        cadyq.load_official(_small(source).state_dict(), target, **small_sizes(target))
