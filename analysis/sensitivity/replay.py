@@ -104,7 +104,7 @@ class Replay:
         for index in range(start, len(self._nodes)):
             node = self._nodes[index]
             if node.op == "output":
-                return values[node.args[0]]  # type: ignore[index,no-any-return]
+                return values[node.args[0]]  # type: ignore[no-any-return]
             self._step(index, values, lr, act)
         raise AssertionError("a figure ends with its output")
 
