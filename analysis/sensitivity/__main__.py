@@ -76,7 +76,7 @@ def check(args: argparse.Namespace) -> None:
 
 def manifest(inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """What is needed to repeat the run. Of paths only the last part is kept."""
-    names = ("torch", "numpy", "scipy", "pandas", "pyarrow", "scikit-image")
+    names = ("torch", "numpy", "pandas", "pyarrow", "scikit-image")
     shown = [Path(word).name if word.startswith("/") else word for word in argv]
     kept = {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(inputs.options).items() if k != "plugin"}
     return {
