@@ -114,8 +114,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
         note = done[name]["reason"] or f"{done[name]['seconds']:.0f} s"
         print(f"{name}: {done[name]['status']} ({note})", flush=True)
         records.write_manifest(args.out, manifest(inputs, merge(args.out, dict(done)), argv))
-    write_tables(args.out)
-    write_plots(args.out)
+    write_plots(args.out, write_tables(args.out))
     print(f"tables and plots: {args.out}")
     out: Path = args.out
     return out

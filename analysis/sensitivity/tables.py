@@ -58,22 +58,23 @@ def tables(run_dir: Path) -> Iterator[tuple[str, pd.DataFrame, str]]:
             yield name, make(*found), caption
 
 
-def write_tables(run_dir: Path) -> list[Path]:
-    """Write ``run_dir/tables/<name>.csv`` and ``.md``; the same records give the same bytes."""
+def write_tables(run_dir: Path) -> dict[str, pd.DataFrame]:
+    """Write ``run_dir/tables/<name>.csv`` and ``.md``; returns the tables. The same records give the same bytes."""
     folder = Path(run_dir) / "tables"
     reasons = [
         f"{name}: not run, {part['reason']}"
         for name, part in read_manifest(run_dir).get("parts", {}).items()
         if part["status"] == "skipped"
     ]
-    written = []
+    made = {}
     for name, frame, caption in tables(run_dir):
-        text = frame.to_csv(index=False, lineterminator="\n")
-        written.append(write_atomic(folder / f"{name}.csv", text.encode()))
+        made[name] = frame
+        write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n").encode())
         shown = _shown(frame) if name == "correlations" else frame
-        body = "\n\n".join([markdown(shown), f"{caption} {_INTERVAL}", *reasons]) + "\n"
-        written.append(write_atomic(folder / f"{name}.md", body.encode()))
-    return written
+        notes = [feature_notes()] if name == "correlations" else []
+        body = "\n\n".join([markdown(shown), f"{caption} {_INTERVAL}", *notes, *reasons]) + "\n"
+        write_atomic(folder / f"{name}.md", body.encode())
+    return made
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
