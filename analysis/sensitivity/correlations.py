@@ -63,12 +63,13 @@ class Scope:
 def scope(target: Array, features: dict[str, Array], weights: Array) -> Scope:
     """Correlate (P,) or (P, L) values."""
     names = list(features)
-    rho = spearman_matrix([target, *features.values()], weights)
     place = {name: k + 1 for k, name in enumerate(names)}
+    inputs = [(min(place[a], place[b]), max(place[a], place[b])) for a, b in GIVEN.items() if {a, b} <= place.keys()]
+    rho = spearman_matrix([target, *features.values()], weights, {*((0, k) for k in place.values()), *inputs})
     given = {
         a: partial(rho[0, place[a]], rho[0, place[b]], rho[place[a], place[b]])
         for a, b in GIVEN.items()
-        if a in place and b in place
+        if {a, b} <= place.keys()
     }
     taus = {name: kendall(values, target, weights) for name, values in features.items()}
     return Scope({name: rho[0, place[name]] for name in names}, taus, given)

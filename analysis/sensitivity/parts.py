@@ -94,8 +94,8 @@ class Inputs:
 
     def hashes(self) -> dict[str, str]:
         """Of the files of tensors that were read."""
-        files = [*self._parent.files, self._calibration]
-        files += [self.selector_path] if "selector_path" in self.__dict__ else []
+        opened = [self.__dict__[name] for name in ("_calibration", "selector_path") if name in self.__dict__]
+        files = [*self._parent.files, *opened]
         return {file.name: sha256_file(file) for file in files}
 
 

@@ -7,7 +7,8 @@ function returns one value a row of weights; the first row is the sample itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +58,18 @@ def _pearson(a: Array, b: Array, weights: Array) -> Array:
         return np.asarray((weights * a * b).sum(1) / np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1)))
 
 
-def spearman_matrix(columns: Sequence[Array], weights: Array) -> Array:
-    """Spearman's rho of all pairs of K variables.
+def spearman_matrix(
+    columns: Sequence[Array], weights: Array, pairs: Collection[tuple[int, int]] | None = None
+) -> Array:
+    """Spearman's rho of pairs of K variables.
 
     Args:
         columns: K arrays (P,) or (P, L): L values of each patch, pooled.
         weights: of the patches (R, P).
+        pairs: (i, j), i < j, that are wanted; by default all.
 
     Returns:
-        (K, K, R); NaN where a variable has one value only.
+        (K, K, R), symmetric; NaN for pairs not wanted, and where a variable has one value only.
     """
     per_patch = columns[0].size // weights.shape[1]
     size = len(columns)
@@ -73,10 +77,9 @@ def spearman_matrix(columns: Sequence[Array], weights: Array) -> Array:
     for start in range(0, len(weights), _ROWS):
         part = np.repeat(weights[start : start + _ROWS], per_patch, axis=1)
         ranks = [midranks(np.ravel(column), part) for column in columns]
-        for i in range(size):
-            for j in range(i, size):
-                found[i, j, start : start + _ROWS] = _pearson(ranks[i], ranks[j], part)
-                found[j, i] = found[i, j]
+        for i, j in pairs if pairs is not None else combinations(range(size), 2):
+            found[i, j, start : start + _ROWS] = _pearson(ranks[i], ranks[j], part)
+            found[j, i] = found[i, j]
     return found
 
 
