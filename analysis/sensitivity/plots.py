@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from analysis import style
 from analysis.sensitivity import store
@@ -35,6 +38,15 @@ def shown_bits(cells: pd.DataFrame) -> int:
     return int(4 if 4 in found else found[0])
 
 
+def _log(axis: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers, since file names forbid mathematical text."""
+    axis.set(**{f"{which}scale": "log"})
+    side = axis.xaxis if which == "x" else axis.yaxis
+    side.set_major_locator(LogLocator(numticks=5))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    side.set_minor_formatter(NullFormatter())
+
+
 def scatter(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """Sensitivity against CADyQ's two inputs, at one bit-width; an early, a middle and a late layer."""
     bits = shown_bits(frame)
@@ -48,7 +60,8 @@ def scatter(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
             colour, marker = looks[point]
             axis.scatter(here[name], here[TARGET].clip(lower=_FLOOR), s=9, color=colour, marker=marker,
                          alpha=0.75, linewidths=0)  # fmt: skip
-        axis.set(xscale="log", yscale="log")
+        _log(axis, "x")
+        _log(axis, "y")
         axis.set_xlabel(AXES[name].replace(" of ", "\nof ", 1))
     made.axes[0].set_ylabel(f"{ERROR}, {bits} bits")
     handles = [made.axes[0].collections[k] for k in range(len(picked))]
@@ -86,7 +99,8 @@ def decile_curves(frame: pd.DataFrame) -> Figure:
             means = part.groupby(tenth)[TARGET].mean()
             colour, marker = looks[str(bits)]
             axis.plot(means.index, means, color=colour, marker=marker, markersize=3.5, linewidth=1, label=f"{bits}")
-        axis.set(yscale="log", xlabel=f"Tenth by\n{'gradient' if name == GRADIENT else 'deviation'}")
+        _log(axis, "y")
+        axis.set_xlabel(f"Tenth by\n{name}")
         axis.set_xticks([1, 4, 7, 10])
     made.axes[0].set_ylabel(ERROR)
     handles, names = made.axes[0].get_legend_handles_labels()
@@ -108,21 +122,24 @@ def additivity(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
     ends = np.array([*left.get_xlim(), *left.get_ylim()])
     ends = np.array([max(_FLOOR, float(part[f"sum_{TARGET}"].min())), ends.max()])
     left.plot(ends, ends, color="0.4", linewidth=0.8, linestyle="--", zorder=1)
-    left.set(xscale="log", yscale="log", xlabel=f"Sum of single errors\n(grey levels², {bits} bits)")
-    left.set_ylabel("Joint error (grey levels²)")
-    left.legend(title="points", fontsize=6.5, title_fontsize=6.5, loc="upper left", handletextpad=0.1, borderpad=0.1)
+    _log(left, "x")
+    _log(left, "y")
+    left.set(xlabel=f"Sum of single errors,\n{bits} bits (grey levels²)", ylabel="Joint error (grey levels²)")
+    looks_of: dict[str, Any] = {"fontsize": 6.5, "title_fontsize": 6.5, "handletextpad": 0.3, "columnspacing": 0.6}
+    left.legend(title="points lowered", ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), **looks_of)
     looks = style.look([str(b) for b in sorted(table["bits"].unique())])
     for b, group in table[table["target"] == TARGET].groupby("bits"):
         ends_of = group[["joint_over_sum_low", "joint_over_sum_high"]].to_numpy().T
         bars = np.abs(ends_of - group["joint_over_sum"].to_numpy())
         colour, marker = looks[str(b)]
         right.errorbar(group["points"], group["joint_over_sum"], yerr=np.nan_to_num(bars), color=colour, marker=marker,
-                       markersize=3.5, linewidth=1, elinewidth=0.6, label=f"{b} bits")  # fmt: skip
+                       markersize=3.5, linewidth=1, elinewidth=0.6, label=f"{b}")  # fmt: skip
     right.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
     right.set(xscale="log", xlabel="Points lowered\ntogether", ylabel="Joint / sum")
-    right.set_xticks(sorted(table["points"].unique()), [str(n) for n in sorted(table["points"].unique())])
+    sizes = [*sorted(table["points"].unique())[:-1:2], table["points"].max()]
+    right.set_xticks(sizes, [str(n) for n in sizes])
     right.minorticks_off()
-    right.legend(fontsize=6.5)
+    right.legend(title="bits", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0), **looks_of)
     return made
 
 

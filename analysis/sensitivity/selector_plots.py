@@ -88,7 +88,7 @@ def capture(table: pd.DataFrame) -> Figure | None:
     labels = [name.replace("_", " ") for name in part["contestant"]]
     _bars(axis, labels, part, column, [_KINDS[kind] for kind in part["kind"]])
     axis.tick_params(axis="y", labelsize=7)
-    axis.set_xlabel(f"PSNR over {floor} bits at the same mean (dB)")
+    axis.set_xlabel(f"PSNR over {floor} bits, dB\n(equal mean bits)")
     names = [kind for kind in _KINDS if (part["kind"] == kind).any()]
     patches = [axis.patches[list(part["kind"]).index(kind)] for kind in names]
     axis.legend(patches, names, loc="lower right", fontsize=7)
