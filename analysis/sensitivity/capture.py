@@ -34,9 +34,10 @@ from cadyq.quantizers.content import Content
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation
 
-CLOSE = 0.02  # bits; a mean that near counts as equal
+CLOSE = 0.035  # bits; a mean that near counts as equal: half a step of one of 30 points between candidates 2 apart
 TRIES = 5
 FIRST_PRICE = 0.3  # of a bit at every point, squared grey levels; the search goes on from there
+STEEP = 6.0  # factor on the price for a bit less: error grows fourfold a bit, and a step beyond the target brackets it
 # setting (its meaning is the contestant's) to bits (N,) and error (N,) of each test patch
 Contestant = Callable[[float], tuple[Tensor, Tensor]]
 
@@ -69,6 +70,7 @@ def meet(contestant: Contestant, target: float, first: float, step: Callable[[fl
         fab, error = contestant(setting)
         means.append(float(fab.mean()))
         rows.append(_table(fab, error, setting))
+        print(f"  setting {setting:.3g}: {means[-1]:.2f} of {target:.2f} bits", flush=True)
         if abs(means[-1] - target) < CLOSE or min(means) <= target <= max(means):
             break
         setting = step(setting, means[-1])
@@ -190,7 +192,7 @@ def measure_capture(
     for name in sorted(controls, key=lambda other: not SCHEMES.get(other).reads_hr):
         print(f"capture: {name}", flush=True)
         if SCHEMES.get(name).reads_hr:
-            found = meet(_priced(parent, name, test), target, FIRST_PRICE, lambda p, m: p * 2 ** (1.5 * (m - target)))
+            found = meet(_priced(parent, name, test), target, FIRST_PRICE, lambda p, m: p * STEEP ** (m - target))
             price = _nearest(found, target)
             choices = run(_with_price(parent, name, price), few)[2]
         else:
