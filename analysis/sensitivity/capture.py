@@ -1,0 +1,237 @@
+"""How much of the oracle's gain do single features and a trained selector capture, at equal mean bits?
+
+All contestants share weights and ranges of one trained network with candidate bit-widths; only the choice of bits
+differs. The mean bits to hold are those that the trained selector spends on the test patches (which takes no HR).
+
+- Controls of the registry are derived on training patches; for the oracle, which is told HR anyway, the price of a bit
+  is found on the test patches.
+- Rule of a feature: thresholds for each layer, set on training patches. A layer gives each candidate to as many patches
+  as the oracle does on training patches, in the order of the feature; whether more of the feature means more bits is
+  the sign of its rank correlation with the oracle's bits there.
+
+Where a contestant misses the mean, it is measured at two settings, one on each side; tables mix the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from analysis.sensitivity.features import FEATURES, Feature, of_kind
+from analysis.sensitivity.patches import PatchSet
+from analysis.sensitivity.points import BATCH
+from analysis.sensitivity.replay import Act, Replay
+from analysis.sensitivity.selector import rounded_error
+from baselines.assigned import AssignedScheme
+from cadyq.derive import derive, transplant
+from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.ranges import CandidateActivation
+
+CLOSE = 0.035  # bits; a mean that near counts as equal: half a step of one of 30 points between candidates 2 apart
+TRIES = 5
+FIRST_PRICE = 0.3  # of a bit at every point, squared grey levels; the search goes on from there
+STEEP = 6.0  # factor on the price for a bit less: error grows fourfold a bit, and a step beyond the target brackets it
+# setting (its meaning is the contestant's) to bits (N,) and error (N,) of each test patch
+Contestant = Callable[[float], tuple[Tensor, Tensor]]
+
+
+@torch.no_grad()
+def run(network: SRNetwork, patches: PatchSet) -> tuple[Tensor, Tensor, Tensor]:
+    """FAB (N,), error (N,) and bits at the points that count (N, P) of a network; HR only for those that read it."""
+    reads_hr = network.scheme is not None and network.scheme.reads_hr
+    fabs, errors, bits = [], [], []
+    for _, lr, hr in patches.batches(BATCH):
+        sr, trace = trace_forward(network, lr, hr if reads_hr else None)
+        fabs.append(trace.fab())
+        errors.append(rounded_error(sr, hr))
+        bits.append(torch.stack([r.bits for r in trace.records.values() if r.point.dynamic], 1))
+    return torch.cat(fabs), torch.cat(errors), torch.cat(bits)
+
+
+def meet(contestant: Contestant, target: float, first: float, step: Callable[[float, float], float]) -> pd.DataFrame:
+    """Try settings until the mean bits are met, or lie on both sides of the target.
+
+    Args:
+        first: setting to begin with.
+        step: (setting, mean bits it gave) to the next setting.
+
+    Returns:
+        A row a (patch, try): setting, fab_bits, error_luma_sq.
+    """
+    setting, means, rows = first, list[float](), []
+    for _ in range(TRIES):
+        fab, error = contestant(setting)
+        means.append(float(fab.mean()))
+        rows.append(_table(fab, error, setting))
+        print(f"  setting {setting:.3g}: {means[-1]:.2f} of {target:.2f} bits", flush=True)
+        if abs(means[-1] - target) < CLOSE or min(means) <= target <= max(means):
+            break
+        setting = step(setting, means[-1])
+    return pd.concat(rows, ignore_index=True)
+
+
+def _table(fab: Tensor, error: Tensor, setting: float) -> pd.DataFrame:
+    values = {"fab_bits": fab.numpy(), "error_luma_sq": error.numpy()}
+    return pd.DataFrame({"patch": np.arange(len(fab)), "setting": setting} | values)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Thresholds on single features.
+
+    Attributes:
+        seen: feature name -> its values on training patches (N, P); equal columns for a feature of the patch.
+        choices: the oracle's choice of candidates on its training patches (M, P), M <= N, the first ones.
+    """
+
+    network: SRNetwork
+    candidates: tuple[int, ...]
+    points: list[str]
+    seen: dict[str, Tensor]
+    choices: Tensor
+
+    def shares(self, mean_bits: float) -> Tensor:
+        """Share of each candidate at each point (P, K): the oracle's, tilted alike everywhere to the wanted mean."""
+        bits = torch.tensor(self.candidates, dtype=torch.float64)
+        counts = torch.stack([(self.choices == k).sum(0) for k in range(len(bits))], 1).double() + 0.5
+        low, high = -20.0, 20.0
+        for _ in range(60):
+            tilt = (low + high) / 2
+            shares = (counts.log() + tilt * bits).softmax(1)
+            low, high = (tilt, high) if float((shares * bits).sum(1).mean()) < mean_bits else (low, tilt)
+        return shares
+
+    def direction(self, name: str) -> Tensor:
+        """1 where more of the feature means more bits, else -1, (P,)."""
+        values = self.seen[name][: len(self.choices)]
+        ranks = (values.argsort(0).argsort(0).double(), self.choices.double())  # few candidates: their index will do
+        centred = [r - r.mean(0) for r in ranks]
+        return torch.where((centred[0] * centred[1]).sum(0) < 0, -1.0, 1.0)
+
+    def act(self, entry: Feature, lr: Tensor, mean_bits: float, spent: list[Tensor]) -> Act:
+        """Quantize by the rule; the bits of each point that counts (B,) are appended to `spent`."""
+        content = Content(lr)
+        shares, signs = self.shares(mean_bits), self.direction(entry.name)
+
+        def quantize(point: QuantizationPoint, x: Tensor) -> Tensor:
+            quantizer = point.quantizer
+            if not isinstance(quantizer, CandidateActivation):
+                return x if quantizer is None else quantizer(x, content).value
+            p = self.points.index(point.name)
+            value = entry.function(x) if entry.kind == "layer" else content.feature(entry.function, 0)
+            cuts = (self.seen[entry.name][:, p] * signs[p]).quantile(shares[p].cumsum(0)[:-1].clamp(0, 1).float())
+            choice = torch.bucketize(value * signs[p], cuts, right=True)
+            spent.append(quantizer.candidates[choice])
+            return quantizer.quantize(x, choice)
+
+        return quantize
+
+    def contestant(self, name: str, patches: PatchSet) -> Contestant:
+        replay = Replay(self.network)
+
+        def contest(mean_bits: float) -> tuple[Tensor, Tensor]:
+            fabs, errors = [], []
+            for _, lr, hr in patches.batches(BATCH):
+                spent: list[Tensor] = []
+                sr = replay.run(lr, self.act(FEATURES[name], lr, mean_bits, spent))
+                fabs.append(torch.stack(spent).float().mean(0))
+                errors.append(rounded_error(sr, hr))
+            return torch.cat(fabs), torch.cat(errors)
+
+        return contest
+
+
+@torch.no_grad()
+def observe(network: SRNetwork, patches: PatchSet, points: Sequence[str]) -> dict[str, Tensor]:
+    """Every feature of every patch at every point (N, P), the network running at the bits it chooses."""
+    seen: dict[str, list[Tensor]] = {name: [] for name in FEATURES}
+    replay = Replay(network)
+    for _, lr, _ in patches.batches(BATCH):
+        content = Content(lr)
+        columns: dict[str, list[Tensor]] = {entry.name: [] for entry in of_kind("layer")}
+
+        def act(
+            point: QuantizationPoint, x: Tensor, content: Content = content, columns: dict[str, list[Tensor]] = columns
+        ) -> Tensor:
+            if point.name in points:
+                for name, column in columns.items():
+                    column.append(FEATURES[name].function(x))
+            return x if point.quantizer is None else point.quantizer(x, content).value
+
+        replay.run(lr, act)
+        for entry in FEATURES.values():
+            each = columns[entry.name] if entry.kind == "layer" else [entry.function(lr)] * len(points)
+            seen[entry.name].append(torch.stack(each, 1))
+    return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def measure_capture(
+    parent: SRNetwork, train: PatchSet, searched: int, test: PatchSet, controls: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Table `capture`: contestant, kind, patch, setting, fab_bits, error_luma_sq; and `target`, the bits to hold.
+
+    Args:
+        parent: trained, with a selector.
+        train: patches of training photographs; joint searches see the first `searched` of them.
+        test: patches to measure on.
+        controls: schemes derived from the parent's; one of them reads HR.
+    """
+    scheme = parent.scheme
+    assert scheme is not None
+    fab, error, _ = run(parent, test)
+    target = float(fab.mean())
+    parts = [_table(fab, error, target).assign(contestant=scheme.label(), kind="selector")]
+    few, choices, price = train.head(searched), None, 0.0
+    for name in sorted(controls, key=lambda other: not SCHEMES.get(other).reads_hr):
+        print(f"capture: {name}", flush=True)
+        if SCHEMES.get(name).reads_hr:
+            found = meet(_priced(parent, name, test), target, FIRST_PRICE, lambda p, m: p * STEEP ** (m - target))
+            price = _nearest(found, target)
+            choices = run(_with_price(parent, name, price), few)[2]
+        else:
+            found = meet(_derived(parent, name, train, test), target, target, lambda s, m: s + 1.5 * (target - m))
+        kind = "oracle" if SCHEMES.get(name).reads_hr else "control"
+        parts.append(found.assign(contestant=name, kind=kind))
+    if choices is not None:
+        points = [name for name, point in parent.points.items() if isinstance(point.quantizer, CandidateActivation)]
+        candidates = tuple(int(b) for b in next(q.candidates for q in _candidates(parent)))
+        indices = torch.bucketize(choices, torch.tensor(candidates))
+        rules = Rules(parent, candidates, points, observe(parent, train, points), indices)
+        for name in FEATURES:
+            found = meet(rules.contestant(name, test), target, target, lambda s, m: s + 1.5 * (target - m))
+            parts.append(found.assign(contestant=f"rule: {name}", kind="rule"))
+    return {"capture": pd.concat(parts, ignore_index=True).assign(target_bits=target)}
+
+
+def _candidates(network: SRNetwork) -> list[CandidateActivation]:
+    return [p.quantizer for p in network.points.values() if isinstance(p.quantizer, CandidateActivation)]
+
+
+def _nearest(found: pd.DataFrame, target: float) -> float:
+    means = found.groupby("setting")["fab_bits"].mean()
+    return float(means.index.to_numpy(dtype=np.float64)[int((means - target).abs().to_numpy().argmin())])
+
+
+def _with_price(parent: SRNetwork, name: str, price: float) -> SRNetwork:
+    """The control that reads HR, at a price of a bit, without the search for it that `derive` would make."""
+    kind = SCHEMES.get(name)
+    assert parent.scheme is not None
+    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
+    scheme = kind(**shared)
+    assert isinstance(scheme, AssignedScheme)
+    return transplant(parent, replace(scheme, price=price))  # type: ignore[call-arg]
+
+
+def _priced(parent: SRNetwork, name: str, test: PatchSet) -> Contestant:
+    return lambda price: run(_with_price(parent, name, price), test)[:2]
+
+
+def _derived(parent: SRNetwork, name: str, train: PatchSet, test: PatchSet) -> Contestant:
+    return lambda mean_bits: run(derive(parent, name, train.lr, train.hr, mean_bits), test)[:2]
