@@ -14,6 +14,7 @@ Where a contestant misses the mean, it is measured at two settings, one on each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -35,9 +36,10 @@ from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation
 
 CLOSE = 0.035  # bits; a mean that near counts as equal: half a step of one of 30 points between candidates 2 apart
-TRIES = 5
-FIRST_PRICE = 0.3  # of a bit at every point, squared grey levels; the search goes on from there
-STEEP = 6.0  # factor on the price for a bit less: error grows fourfold a bit, and a step beyond the target brackets it
+APART = 0.4  # bits; settings on both sides of the target that near one another are mixed
+TRIES, LONG = 6, 2.0  # a line is followed at most that many times the way between the two tries
+FIRST_PRICE = 10.0  # of a bit at every point, squared grey levels; the search goes on from there
+STEEP = 3.0  # logarithm of the price for a bit less
 # setting (its meaning is the contestant's) to bits (N,) and error (N,) of each test patch
 Contestant = Callable[[float], tuple[Tensor, Tensor]]
 
@@ -55,26 +57,39 @@ def run(network: SRNetwork, patches: PatchSet) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(fabs), torch.cat(errors), torch.cat(bits)
 
 
-def meet(contestant: Contestant, target: float, first: float, step: Callable[[float, float], float]) -> pd.DataFrame:
-    """Try settings until the mean bits are met, or lie on both sides of the target.
+def meet(contestant: Contestant, target: float, first: float, second: Callable[[float], float]) -> pd.DataFrame:
+    """Try settings until the mean bits are met, or lie on both sides of the target and not far apart.
 
     Args:
         first: setting to begin with.
-        step: (setting, mean bits it gave) to the next setting.
+        second: the mean bits that gave to the next setting; from there on, straight lines through what was tried.
 
     Returns:
         A row a (patch, try): setting, fab_bits, error_luma_sq.
     """
-    setting, means, rows = first, list[float](), []
+    tried, rows = list[tuple[float, float]](), []
+    setting = first
     for _ in range(TRIES):
         fab, error = contestant(setting)
-        means.append(float(fab.mean()))
+        tried.append((float(fab.mean()), setting))
         rows.append(_table(fab, error, setting))
-        print(f"  setting {setting:.3g}: {means[-1]:.2f} of {target:.2f} bits", flush=True)
-        if abs(means[-1] - target) < CLOSE or min(means) <= target <= max(means):
+        print(f"  setting {setting:.3g}: {tried[-1][0]:.2f} of {target:.2f} bits", flush=True)
+        above = min((m for m, _ in tried if m >= target), default=float("inf"))
+        below = max((m for m, _ in tried if m <= target), default=-float("inf"))
+        if abs(tried[-1][0] - target) < CLOSE or above - below < APART:
             break
-        setting = step(setting, means[-1])
+        setting = second(tried[0][0]) if len(tried) == 1 else _line(tried, target)
     return pd.concat(rows, ignore_index=True)
+
+
+def _line(tried: list[tuple[float, float]], target: float) -> float:
+    """The setting at which a line through two tries meets the target: one on each side, else the two nearest."""
+    near = sorted(tried, key=lambda one: abs(one[0] - target))
+    (mean_a, a), (mean_b, b) = next(
+        ((near[0], other) for other in near[1:] if (other[0] - target) * (near[0][0] - target) < 0), near[:2]
+    )
+    share = (target - mean_a) / (mean_b - mean_a) if mean_a != mean_b else -1.0
+    return a + (b - a) * min(max(share, -LONG), 1 + LONG)
 
 
 def _table(fab: Tensor, error: Tensor, setting: float) -> pd.DataFrame:
@@ -188,15 +203,15 @@ def measure_capture(
     fab, error, _ = run(parent, test)
     target = float(fab.mean())
     parts = [_table(fab, error, target).assign(contestant=scheme.label(), kind="selector")]
-    few, choices, price = train.head(searched), None, 0.0
+    few, choices = train.head(searched), None
     for name in sorted(controls, key=lambda other: not SCHEMES.get(other).reads_hr):
         print(f"capture: {name}", flush=True)
         if SCHEMES.get(name).reads_hr:
-            found = meet(_priced(parent, name, test), target, FIRST_PRICE, lambda p, m: p * STEEP ** (m - target))
-            price = _nearest(found, target)
-            choices = run(_with_price(parent, name, price), few)[2]
+            found = meet(_priced(parent, name, test), target, math.log(FIRST_PRICE), _second_price(target))
+            log_price = _nearest(found, target)
+            choices = run(_with_price(parent, name, math.exp(log_price)), few)[2]
         else:
-            found = meet(_derived(parent, name, train, test), target, target, lambda s, m: s + 1.5 * (target - m))
+            found = meet(_derived(parent, name, train, test), target, target, lambda m: 2 * target - m)
         kind = "oracle" if SCHEMES.get(name).reads_hr else "control"
         parts.append(found.assign(contestant=name, kind=kind))
     if choices is not None:
@@ -205,7 +220,7 @@ def measure_capture(
         indices = torch.bucketize(choices, torch.tensor(candidates))
         rules = Rules(parent, candidates, points, observe(parent, train, points), indices)
         for name in FEATURES:
-            found = meet(rules.contestant(name, test), target, target, lambda s, m: s + 1.5 * (target - m))
+            found = meet(rules.contestant(name, test), target, target, lambda m: 2 * target - m)
             parts.append(found.assign(contestant=f"rule: {name}", kind="rule"))
     return {"capture": pd.concat(parts, ignore_index=True).assign(target_bits=target)}
 
@@ -229,8 +244,12 @@ def _with_price(parent: SRNetwork, name: str, price: float) -> SRNetwork:
     return transplant(parent, replace(scheme, price=price))  # type: ignore[call-arg]
 
 
+def _second_price(target: float) -> Callable[[float], float]:
+    return lambda mean: math.log(FIRST_PRICE) + STEEP * (mean - target)
+
+
 def _priced(parent: SRNetwork, name: str, test: PatchSet) -> Contestant:
-    return lambda price: run(_with_price(parent, name, price), test)[:2]
+    return lambda log_price: run(_with_price(parent, name, math.exp(log_price)), test)[:2]
 
 
 def _derived(parent: SRNetwork, name: str, train: PatchSet, test: PatchSet) -> Contestant:

@@ -69,7 +69,9 @@ def write_tables(run_dir: Path) -> dict[str, pd.DataFrame]:
     made = {}
     for name, frame, caption in tables(run_dir):
         made[name] = frame
-        write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode())
+        write_atomic(
+            folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
+        )
         shown = _shown(frame) if name == "correlations" else frame
         notes = [feature_notes()] if name == "correlations" else []
         body = "\n\n".join([markdown(shown), f"{caption} {_INTERVAL}", *notes, *reasons]) + "\n"
