@@ -14,9 +14,10 @@ from torch import Tensor
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.__main__ import build_parser, main
 from analysis.sensitivity.additivity import subsets
-from analysis.sensitivity.capture import Rules, meet
+from analysis.sensitivity.capture import meet
 from analysis.sensitivity.parts import Inputs
 from analysis.sensitivity.patches import draw_patches, open_dataset
+from analysis.sensitivity.rules import Rules
 from analysis.sensitivity.selector import shuffled
 from analysis.sensitivity.tables import markdown
 from cadyq.checkpoints.io import load_model
