@@ -14,32 +14,30 @@ Where a contestant misses the mean, it is measured at two settings, one on each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.sensitivity.features import FEATURES, Feature, of_kind
+from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
-from analysis.sensitivity.replay import Act, Replay
+from analysis.sensitivity.rules import Contestant, Rules, observe
 from analysis.sensitivity.selector import rounded_error
 from baselines.assigned import AssignedScheme
 from cadyq.derive import derive, transplant
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation
 
 CLOSE = 0.035  # bits; a mean that near counts as equal: half a step of one of 30 points between candidates 2 apart
-TRIES = 5
-FIRST_PRICE = 0.3  # of a bit at every point, squared grey levels; the search goes on from there
-STEEP = 6.0  # factor on the price for a bit less: error grows fourfold a bit, and a step beyond the target brackets it
-# setting (its meaning is the contestant's) to bits (N,) and error (N,) of each test patch
-Contestant = Callable[[float], tuple[Tensor, Tensor]]
+APART = 0.4  # bits; settings on both sides of the target that near one another are mixed
+TRIES, LONG = 6, 2.0  # a line is followed at most that many times the way between the two tries
+FIRST_PRICE = 10.0  # of a bit at every point, squared grey levels; the search goes on from there
+STEEP = 3.0  # logarithm of the price for a bit less
 
 
 @torch.no_grad()
@@ -55,121 +53,44 @@ def run(network: SRNetwork, patches: PatchSet) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(fabs), torch.cat(errors), torch.cat(bits)
 
 
-def meet(contestant: Contestant, target: float, first: float, step: Callable[[float, float], float]) -> pd.DataFrame:
-    """Try settings until the mean bits are met, or lie on both sides of the target.
+def meet(contestant: Contestant, target: float, first: float, second: Callable[[float], float]) -> pd.DataFrame:
+    """Try settings until the mean bits are met, or lie on both sides of the target and not far apart.
 
     Args:
         first: setting to begin with.
-        step: (setting, mean bits it gave) to the next setting.
+        second: the mean bits that gave to the next setting; from there on, straight lines through what was tried.
 
     Returns:
         A row a (patch, try): setting, fab_bits, error_luma_sq.
     """
-    setting, means, rows = first, list[float](), []
+    tried, rows = list[tuple[float, float]](), []
+    setting = first
     for _ in range(TRIES):
         fab, error = contestant(setting)
-        means.append(float(fab.mean()))
+        tried.append((float(fab.mean()), setting))
         rows.append(_table(fab, error, setting))
-        print(f"  setting {setting:.3g}: {means[-1]:.2f} of {target:.2f} bits", flush=True)
-        if abs(means[-1] - target) < CLOSE or min(means) <= target <= max(means):
+        print(f"  setting {setting:.3g}: {tried[-1][0]:.2f} of {target:.2f} bits", flush=True)
+        above = min((m for m, _ in tried if m >= target), default=float("inf"))
+        below = max((m for m, _ in tried if m <= target), default=-float("inf"))
+        if abs(tried[-1][0] - target) < CLOSE or above - below < APART:
             break
-        setting = step(setting, means[-1])
+        setting = second(tried[0][0]) if len(tried) == 1 else _line(tried, target)
     return pd.concat(rows, ignore_index=True)
+
+
+def _line(tried: list[tuple[float, float]], target: float) -> float:
+    """The setting at which a line through two tries meets the target: one on each side, else the two nearest."""
+    near = sorted(tried, key=lambda one: abs(one[0] - target))
+    (mean_a, a), (mean_b, b) = next(
+        ((near[0], other) for other in near[1:] if (other[0] - target) * (near[0][0] - target) < 0), near[:2]
+    )
+    share = (target - mean_a) / (mean_b - mean_a) if mean_a != mean_b else -1.0
+    return a + (b - a) * min(max(share, -LONG), 1 + LONG)
 
 
 def _table(fab: Tensor, error: Tensor, setting: float) -> pd.DataFrame:
     values = {"fab_bits": fab.numpy(), "error_luma_sq": error.numpy()}
     return pd.DataFrame({"patch": np.arange(len(fab)), "setting": setting} | values)
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Thresholds on single features.
-
-    Attributes:
-        seen: feature name -> its values on training patches (N, P); equal columns for a feature of the patch.
-        choices: the oracle's choice of candidates on its training patches (M, P), M <= N, the first ones.
-    """
-
-    network: SRNetwork
-    candidates: tuple[int, ...]
-    points: list[str]
-    seen: dict[str, Tensor]
-    choices: Tensor
-
-    def shares(self, mean_bits: float) -> Tensor:
-        """Share of each candidate at each point (P, K): the oracle's, tilted alike everywhere to the wanted mean."""
-        bits = torch.tensor(self.candidates, dtype=torch.float64)
-        counts = torch.stack([(self.choices == k).sum(0) for k in range(len(bits))], 1).double() + 0.5
-        low, high = -20.0, 20.0
-        for _ in range(60):
-            tilt = (low + high) / 2
-            shares = (counts.log() + tilt * bits).softmax(1)
-            low, high = (tilt, high) if float((shares * bits).sum(1).mean()) < mean_bits else (low, tilt)
-        return shares
-
-    def direction(self, name: str) -> Tensor:
-        """1 where more of the feature means more bits, else -1, (P,)."""
-        values = self.seen[name][: len(self.choices)]
-        ranks = (values.argsort(0).argsort(0).double(), self.choices.double())  # few candidates: their index will do
-        centred = [r - r.mean(0) for r in ranks]
-        return torch.where((centred[0] * centred[1]).sum(0) < 0, -1.0, 1.0)
-
-    def act(self, entry: Feature, lr: Tensor, mean_bits: float, spent: list[Tensor]) -> Act:
-        """Quantize by the rule; the bits of each point that counts (B,) are appended to `spent`."""
-        content = Content(lr)
-        shares, signs = self.shares(mean_bits), self.direction(entry.name)
-
-        def quantize(point: QuantizationPoint, x: Tensor) -> Tensor:
-            quantizer = point.quantizer
-            if not isinstance(quantizer, CandidateActivation):
-                return x if quantizer is None else quantizer(x, content).value
-            p = self.points.index(point.name)
-            value = entry.function(x) if entry.kind == "layer" else content.feature(entry.function, 0)
-            cuts = (self.seen[entry.name][:, p] * signs[p]).quantile(shares[p].cumsum(0)[:-1].clamp(0, 1).float())
-            choice = torch.bucketize(value * signs[p], cuts, right=True)
-            spent.append(quantizer.candidates[choice])
-            return quantizer.quantize(x, choice)
-
-        return quantize
-
-    def contestant(self, name: str, patches: PatchSet) -> Contestant:
-        replay = Replay(self.network)
-
-        def contest(mean_bits: float) -> tuple[Tensor, Tensor]:
-            fabs, errors = [], []
-            for _, lr, hr in patches.batches(BATCH):
-                spent: list[Tensor] = []
-                sr = replay.run(lr, self.act(FEATURES[name], lr, mean_bits, spent))
-                fabs.append(torch.stack(spent).float().mean(0))
-                errors.append(rounded_error(sr, hr))
-            return torch.cat(fabs), torch.cat(errors)
-
-        return contest
-
-
-@torch.no_grad()
-def observe(network: SRNetwork, patches: PatchSet, points: Sequence[str]) -> dict[str, Tensor]:
-    """Every feature of every patch at every point (N, P), the network running at the bits it chooses."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in FEATURES}
-    replay = Replay(network)
-    for _, lr, _ in patches.batches(BATCH):
-        content = Content(lr)
-        columns: dict[str, list[Tensor]] = {entry.name: [] for entry in of_kind("layer")}
-
-        def act(
-            point: QuantizationPoint, x: Tensor, content: Content = content, columns: dict[str, list[Tensor]] = columns
-        ) -> Tensor:
-            if point.name in points:
-                for name, column in columns.items():
-                    column.append(FEATURES[name].function(x))
-            return x if point.quantizer is None else point.quantizer(x, content).value
-
-        replay.run(lr, act)
-        for entry in FEATURES.values():
-            each = columns[entry.name] if entry.kind == "layer" else [entry.function(lr)] * len(points)
-            seen[entry.name].append(torch.stack(each, 1))
-    return {name: torch.cat(parts) for name, parts in seen.items()}
 
 
 def measure_capture(
@@ -188,15 +109,15 @@ def measure_capture(
     fab, error, _ = run(parent, test)
     target = float(fab.mean())
     parts = [_table(fab, error, target).assign(contestant=scheme.label(), kind="selector")]
-    few, choices, price = train.head(searched), None, 0.0
+    few, choices = train.head(searched), None
     for name in sorted(controls, key=lambda other: not SCHEMES.get(other).reads_hr):
         print(f"capture: {name}", flush=True)
         if SCHEMES.get(name).reads_hr:
-            found = meet(_priced(parent, name, test), target, FIRST_PRICE, lambda p, m: p * STEEP ** (m - target))
-            price = _nearest(found, target)
-            choices = run(_with_price(parent, name, price), few)[2]
+            found = meet(_priced(parent, name, test), target, math.log(FIRST_PRICE), _second_price(target))
+            log_price = _nearest(found, target)
+            choices = run(_with_price(parent, name, math.exp(log_price)), few)[2]
         else:
-            found = meet(_derived(parent, name, train, test), target, target, lambda s, m: s + 1.5 * (target - m))
+            found = meet(_derived(parent, name, train, test), target, target, lambda m: 2 * target - m)
         kind = "oracle" if SCHEMES.get(name).reads_hr else "control"
         parts.append(found.assign(contestant=name, kind=kind))
     if choices is not None:
@@ -205,7 +126,7 @@ def measure_capture(
         indices = torch.bucketize(choices, torch.tensor(candidates))
         rules = Rules(parent, candidates, points, observe(parent, train, points), indices)
         for name in FEATURES:
-            found = meet(rules.contestant(name, test), target, target, lambda s, m: s + 1.5 * (target - m))
+            found = meet(rules.contestant(name, test), target, target, lambda m: 2 * target - m)
             parts.append(found.assign(contestant=f"rule: {name}", kind="rule"))
     return {"capture": pd.concat(parts, ignore_index=True).assign(target_bits=target)}
 
@@ -229,8 +150,12 @@ def _with_price(parent: SRNetwork, name: str, price: float) -> SRNetwork:
     return transplant(parent, replace(scheme, price=price))  # type: ignore[call-arg]
 
 
+def _second_price(target: float) -> Callable[[float], float]:
+    return lambda mean: math.log(FIRST_PRICE) + STEEP * (mean - target)
+
+
 def _priced(parent: SRNetwork, name: str, test: PatchSet) -> Contestant:
-    return lambda price: run(_with_price(parent, name, price), test)[:2]
+    return lambda log_price: run(_with_price(parent, name, math.exp(log_price)), test)[:2]
 
 
 def _derived(parent: SRNetwork, name: str, train: PatchSet, test: PatchSet) -> Contestant:

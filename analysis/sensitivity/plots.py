@@ -38,11 +38,11 @@ def shown_bits(cells: pd.DataFrame) -> int:
     return int(4 if 4 in found else found[0])
 
 
-def _log(axis: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers, since file names forbid mathematical text."""
+def _log(axis: Axes, which: Literal["x", "y"], narrow: bool = False) -> None:
+    """A logarithmic axis with plain numbers, since the style draws no mathematical text; `narrow`: a decade or so."""
     axis.set(**{f"{which}scale": "log"})
     side = axis.xaxis if which == "x" else axis.yaxis
-    side.set_major_locator(LogLocator(numticks=5))
+    side.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,), numticks=5))
     side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     side.set_minor_formatter(NullFormatter())
 
@@ -60,7 +60,7 @@ def scatter(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
             colour, marker = looks[point]
             axis.scatter(here[name], here[TARGET].clip(lower=_FLOOR), s=9, color=colour, marker=marker,
                          alpha=0.75, linewidths=0)  # fmt: skip
-        _log(axis, "x")
+        _log(axis, "x", narrow=True)
         _log(axis, "y")
         axis.set_xlabel(AXES[name].replace(" of ", "\nof ", 1))
     made.axes[0].set_ylabel(f"{ERROR}, {bits} bits")

@@ -1,4 +1,4 @@
-"""Tables of a sensitivity run, from its records: CSV in full precision, Markdown to read."""
+"""Tables of a sensitivity run, from its records: CSV with six digits, Markdown to read."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ def write_tables(run_dir: Path) -> dict[str, pd.DataFrame]:
     made = {}
     for name, frame, caption in tables(run_dir):
         made[name] = frame
-        write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n").encode())
+        write_atomic(
+            folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
+        )
         shown = _shown(frame) if name == "correlations" else frame
         notes = [feature_notes()] if name == "correlations" else []
         body = "\n\n".join([markdown(shown), f"{caption} {_INTERVAL}", *notes, *reasons]) + "\n"

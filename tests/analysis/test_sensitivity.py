@@ -14,9 +14,10 @@ from torch import Tensor
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.__main__ import build_parser, main
 from analysis.sensitivity.additivity import subsets
-from analysis.sensitivity.capture import Rules, meet
+from analysis.sensitivity.capture import meet
 from analysis.sensitivity.parts import Inputs
 from analysis.sensitivity.patches import draw_patches, open_dataset
+from analysis.sensitivity.rules import Rules
 from analysis.sensitivity.selector import shuffled
 from analysis.sensitivity.tables import markdown
 from cadyq.checkpoints.io import load_model
@@ -173,11 +174,22 @@ def test_subsets_end_with_all_points() -> None:
 
 def test_contestants_meet_the_mean_by_a_mixture() -> None:
     """Error 2^-bits: 5 bits are met by half of the patches at 4 and half at 6."""
-    found = meet(lambda s: (torch.full((3,), s), torch.full((3,), 2.0**-s)), 5.0, 4.0, lambda s, mean: 6.0)
+
+    def contestant(setting: float) -> tuple[Tensor, Tensor]:
+        bits = 4.0 if setting < 5 else 6.0
+        return torch.full((3,), bits), torch.full((3,), 2.0**-bits)
+
+    found = meet(contestant, 5.0, 4.0, lambda mean: 6.0)
     fab, error = summaries._mixture(found, 5.0)
     assert fab == pytest.approx(5) and error == pytest.approx([(2**-4 + 2**-6) / 2] * 3)
-    fab, error = summaries._mixture(found[found["setting"] == 4], 5.0)
+    fab, error = summaries._mixture(found[found["fab_bits"] == 4], 5.0)
     assert fab == 4 and error == pytest.approx([2**-4] * 3)
+
+
+def test_settings_follow_lines_to_the_mean() -> None:
+    """Bits 8 - 2 setting: the second try misses, the line through both meets 5 at 1.5."""
+    found = meet(lambda s: (torch.full((2,), 8 - 2 * s), torch.ones(2)), 5.0, 0.0, lambda mean: 1.0)
+    assert found["setting"].unique().tolist() == [0, 1, 1.5]
 
 
 def test_a_rule_keeps_shares_and_direction() -> None:
