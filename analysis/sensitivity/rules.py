@@ -66,7 +66,7 @@ class Rules:
                 return x if quantizer is None else quantizer(x, content).value
             p = self.points.index(point.name)
             value = entry.function(x) if entry.kind == "layer" else content.feature(entry.function, 0)
-            cuts = (self.seen[entry.name][:, p] * signs[p]).quantile(shares[p].cumsum(0)[:-1].clamp(0, 1).float())
+            cuts = thresholds(self.seen[entry.name][:, p] * signs[p], shares[p].cumsum(0)[:-1])
             choice = torch.bucketize(value * signs[p], cuts, right=True)
             spent.append(quantizer.candidates[choice])
             return quantizer.quantize(x, choice)
@@ -86,6 +86,13 @@ class Rules:
             return torch.cat(fabs), torch.cat(errors)
 
         return contest
+
+
+def thresholds(seen: Tensor, below: Tensor) -> Tensor:
+    """Where the shares `below` (K - 1,) of the values `seen` (N,) lie under; infinite for less than half a value."""
+    half = 0.5 / len(seen)
+    cuts = seen.quantile(below.clamp(0, 1).to(seen.dtype))
+    return cuts.masked_fill(below > 1 - half, float("inf")).masked_fill(below < half, -float("inf"))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from analysis.sensitivity.additivity import subsets
 from analysis.sensitivity.capture import meet
 from analysis.sensitivity.parts import Inputs
 from analysis.sensitivity.patches import draw_patches, open_dataset
-from analysis.sensitivity.rules import Rules
+from analysis.sensitivity.rules import Rules, thresholds
 from analysis.sensitivity.selector import shuffled
 from analysis.sensitivity.tables import markdown
 from cadyq.checkpoints.io import load_model
@@ -201,6 +201,12 @@ def test_a_rule_keeps_shares_and_direction() -> None:
     assert rules.direction("x").tolist() == [1, -1]
     assert rules.shares(6.0) == pytest.approx(torch.tensor([[3.5, 2.5, 3.5]] * 2) / 9.5, abs=1e-6)
     assert float((rules.shares(5.0) * torch.tensor([4, 6, 8])).sum(1).mean()) == pytest.approx(5)
+
+
+def test_a_share_of_nothing_stays_nothing_beyond_what_was_seen() -> None:
+    seen = torch.arange(11.0)
+    assert thresholds(seen, torch.tensor([0.5, 1.0])).tolist() == [5, float("inf")]
+    assert thresholds(seen, torch.tensor([0.01, 0.2])).tolist() == [-float("inf"), 2]
 
 
 def test_markdown_joins_a_value_and_its_ends() -> None:
