@@ -21,6 +21,7 @@ from analysis import style
 from analysis.records import read_exhibit
 from analysis.style import short, short_number
 from analysis.tables import REFERENCE, summary
+from cadyq import bit_map
 
 _COST = {
     "bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output, log2)"),
@@ -208,15 +209,8 @@ def _bit_map_figure(show: dict[str, Any]) -> Figure:
     corner = (left - 0.5, top - 0.5)
     photo.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=_FRAME, linewidth=1.4))
     photo.set_title(f"{short(show['dataset'])} · {short(show['image'], 40)} (HR)")
-    overlay.imshow(np.repeat(hr.mean(axis=2, keepdims=True) / 255, 3, axis=2))
-    rows, columns = show["bits"].shape
-    step = show["tile"] * scale
-    drawn = overlay.imshow(
-        show["bits"], cmap=style.BIT_MAP, vmin=show["low"], vmax=show["high"], alpha=0.55,
-        interpolation="nearest", extent=(-0.5, columns * step - 0.5, rows * step - 0.5, -0.5),
-    )  # fmt: skip
-    # The last tiles may reach beyond the image.
-    overlay.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    rows, columns = (np.arange(count + 1) * show["tile"] * scale for count in show["bits"].shape)
+    drawn = bit_map.draw(overlay, hr, show["bits"], rows, columns, (show["low"], show["high"]))
     overlay.set_title(f"{short(show['backbone'])} · {short(show['scheme'])}, FAB {show['fab']:.2f}")
     bar = upper.colorbar(drawn, ax=[photo, overlay], shrink=0.9, pad=0.02, label="mean bits of the tile")
     bar.solids.set_alpha(1)

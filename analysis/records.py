@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import zipfile
 import zlib
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cadyq.errors import UserError
+from cadyq.files import write_atomic as write_atomic
 
 SCHEMA_VERSION = 1
 
@@ -95,21 +95,6 @@ class Cell:
 
     def _json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
-
-
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all: into a temporary file beside it, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], inputs_hash: str) -> Path:

@@ -21,16 +21,18 @@ from tqdm import tqdm
 
 from analysis import make_report, records
 from analysis.exhibits import write_exhibit
-from analysis.measure import MEASUREMENT_VERSION, MODES, measure_image, run_tiles, whole_image
+from analysis.measure import MEASUREMENT_VERSION, MODES, measure_image
 from analysis.networks import Source, load
 from analysis.plan import Plan, make_plan, presets
 from analysis.tables import REFERENCE, summary, to_text
-from cadyq.cli import exit_status
+from cadyq.cli import check_writable, exit_status, pick_device
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
+from cadyq.data.tiles import whole_image
 from cadyq.errors import UserError
 from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.tiled import run_tiles
 
 EXHIBITS = 2  # images of a dataset that are shown with a map of their bits
 
@@ -58,27 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     add_plugin_option(parser)
     return parser
-
-
-def pick_device(name: str) -> torch.device:
-    """Raises UserError where the device is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name.partition(":")[0], False):
-        raise UserError(f"--device {name} is not available: use one of {', '.join(k for k, v in there.items() if v)}")
-    return torch.device(name)
-
-
-def check_writable(folder: Path) -> None:
-    """Raises UserError before any work where `folder` cannot be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tuple[list[Job], list[dict[str, Any]]]:
@@ -183,7 +164,7 @@ def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) 
         for index in range(min(EXHIBITS, len(job.dataset))):
             pair = job.dataset[index]
             whole = whole_image(*pair.lr.shape[-2:])
-            sr, sr_reference = (run_tiles(net, pair, whole, device).sr for net in (network, reference))
+            sr, sr_reference = (run_tiles(net, pair.lr, whole, device, pair.hr).sr for net in (network, reference))
             write_exhibit(out / "exhibits", network, sr_reference, sr, pair, job.source.scheme, device)
 
 

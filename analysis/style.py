@@ -23,7 +23,6 @@ PNG_DPI = 200
 # lists have coprime lengths, so 63 schemes get different pairs.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
-BIT_MAP = "viridis"
 
 _OVERRIDES: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same

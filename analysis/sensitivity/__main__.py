@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from analysis import records
-from analysis.run_all import check_writable, git_commit
+from analysis.run_all import git_commit
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
-from cadyq.cli import exit_status
+from cadyq.cli import check_writable, exit_status
 from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES, SCHEMES
 from cadyq.plugins import add_plugin_option, load_plugins

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from cadyq.errors import UserError
 
+# What a folder of photographs is searched for; `read_rgb` also reads other files that Pillow knows.
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
+
 # What Pillow raises on a file that is missing, not an image, cut short or damaged.
 _DECODE_ERRORS = (
     OSError,

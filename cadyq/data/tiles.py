@@ -98,7 +98,12 @@ def group_by_size(tiles: Sequence[Tile]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _image_size(tiles: Sequence[Tile]) -> tuple[int, int]:
+def whole_image(height: int, width: int) -> list[Tile]:
+    """The LR image as its only tile."""
+    return [Tile(0, 0, height, width, 0, 0, height, width)]
+
+
+def image_size(tiles: Sequence[Tile]) -> tuple[int, int]:
     """Height and width of the LR image that the tiles cover."""
     if not tiles:
         raise ValueError("there are no tiles")
@@ -113,17 +118,26 @@ def merge(sr_tiles: Sequence[Tensor], tiles: Sequence[Tile], scale: int) -> Tens
     Raises:
         ValueError: the number of tiles or the size of one does not fit ``tiles`` and ``scale``.
     """
-    height, width = _image_size(tiles)
+    height, width = image_size(tiles)
     if len(sr_tiles) != len(tiles):
         raise ValueError(f"{len(sr_tiles)} SR tiles for a grid of {len(tiles)}")
     out = sr_tiles[0].new_empty((*sr_tiles[0].shape[:-2], height * scale, width * scale))
-    for sr, t in zip(sr_tiles, tiles, strict=True):
-        if tuple(sr.shape[-2:]) != (t.height * scale, t.width * scale):
-            raise ValueError(f"SR tile is {tuple(sr.shape[-2:])}, not {(t.height * scale, t.width * scale)}")
-        rows, cols = (slice(a * scale, (a + n) * scale) for a, n in _kept(t, 0, 0))
-        from_rows, from_cols = (slice(a * scale, (a + n) * scale) for a, n in _kept(t, t.top, t.left))
-        out[..., rows, cols] = sr[..., from_rows, from_cols]
+    for sr, tile in zip(sr_tiles, tiles, strict=True):
+        place(out, sr, tile, scale)
     return out
+
+
+def place(out: Tensor, sr: Tensor, tile: Tile, scale: int) -> None:
+    """Copy what ``tile`` keeps of its SR (3, h * scale, w * scale) into the image ``out`` (3, H * scale, W * scale).
+
+    Raises:
+        ValueError: the size of ``sr`` does not fit ``tile`` and ``scale``.
+    """
+    if tuple(sr.shape[-2:]) != (tile.height * scale, tile.width * scale):
+        raise ValueError(f"SR tile is {tuple(sr.shape[-2:])}, not {(tile.height * scale, tile.width * scale)}")
+    rows, cols = (slice(a * scale, (a + n) * scale) for a, n in _kept(tile, 0, 0))
+    from_rows, from_cols = (slice(a * scale, (a + n) * scale) for a, n in _kept(tile, tile.top, tile.left))
+    out[..., rows, cols] = sr[..., from_rows, from_cols]
 
 
 def _kept(tile: Tile, top: int, left: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -137,5 +151,5 @@ def overlap_share(tiles: Sequence[Tile]) -> float:
     Raises:
         ValueError: there are no tiles.
     """
-    height, width = _image_size(tiles)
+    height, width = image_size(tiles)
     return sum(t.height * t.width for t in tiles) / (height * width) - 1

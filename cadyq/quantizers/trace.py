@@ -104,6 +104,23 @@ class Trace:
             torch.full_like(quantized, selector_macs * whole),
         )
 
+    def bitops_at(self, weight_bits: int, act_bits: int) -> Tensor:
+        """BitOPs (B,) of the same network on the same input with these bits at every point, and nothing to select.
+
+        Reads only which convolutions ran at which points, so no second forward is needed; float64.
+        """
+        from cadyq.cost import count_macs
+
+        macs = count_macs(self.network, *self.content.lr.shape[-2:])
+        fp32_macs, quantized = float(sum(macs.by_conv.values())), 0.0
+        for record in self.records.values():
+            uses = [macs.per_use[self.network.conv_names[conv]] for conv in record.point.convolutions]
+            fp32_macs -= sum(uses)
+            fed = len(record.point.feeds)
+            quantized += weight_bits * (act_bits * sum(uses[:fed]) + FULL_PRECISION * sum(uses[fed:]))
+        total = quantized + fp32_macs * FULL_PRECISION**2
+        return torch.full((len(self.content.lr),), total, dtype=torch.float64)
+
     def bitops(self) -> Tensor:
         """BitOPs of each sample (B,), float64."""
         return self.bitops_split().total
