@@ -77,8 +77,9 @@ def find(backbone: str, scheme: str, scale: int) -> Source:
     if trained.exists():
         return source(files=(trained,))
     if scheme_of(scheme).trained:
+        command = "train" if scheme_of(scheme).parent == PARENT else "derive"
         return source(
-            reason=f"no trained weights: {trained.name} is not in the zoo; train it with python -m cadyq.train"
+            reason=f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq.{command}"
         )
     parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
     files = (parent, ZOO / f"{backbone}_x{scale}_calibration.safetensors")

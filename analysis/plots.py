@@ -72,7 +72,7 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
     schemes = [name for name in looks if (networks["scheme"] == name).any()]
     handles = _handles(schemes, looks, list(lines["backbone"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(backbones))
-    across = max(1, int(width // 1.2))
+    across = _legend_columns(handles, width)
     made = style.figure(width, 0.5 + 1.75 * len(datasets) + 0.2 * math.ceil(len(handles) / across))
     axes = made.subplots(len(datasets), len(backbones), squeeze=False, sharex="col")
     for (i, dataset), (j, backbone) in itertools.product(enumerate(datasets), enumerate(backbones)):
@@ -88,7 +88,7 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
         _cost_axis(axes[-1, j], networks[networks["backbone"] == backbones[j]][column])
     made.supxlabel(label, fontsize=8)
     made.supylabel("PSNR (dB, mean over images)", fontsize=8)
-    made.legend(handles=handles, loc="outside upper center", ncols=min(across, len(handles)))
+    made.legend(handles=handles, loc="outside upper center", ncols=across)
     return made
 
 
@@ -147,7 +147,8 @@ def _gradient_figure(df: pd.DataFrame) -> Figure | None:
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
-    across = max(1, int(width // 1.2))
+    handles = _handles(list(looks), looks, [])
+    across = _legend_columns(handles, width)
     made = style.figure(width, 0.5 + 1.9 * len(backbones) + 0.2 * math.ceil(len(looks) / across))
     axes = made.subplots(len(backbones), len(schemes), squeeze=False, sharex=True)
     for (i, backbone), (j, scheme) in itertools.product(enumerate(backbones), enumerate(schemes)):
@@ -166,8 +167,7 @@ def _gradient_figure(df: pd.DataFrame) -> Figure | None:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
     made.supxlabel("Mean absolute gradient of the LR image (pixels 0..1)", fontsize=8)
     made.supylabel("FAB of the image (bits)", fontsize=8)
-    handles = _handles(list(looks), looks, [])
-    made.legend(handles=handles, loc="outside upper center", ncols=min(across, len(looks)))
+    made.legend(handles=handles, loc="outside upper center", ncols=across)
     return made
 
 
@@ -188,6 +188,12 @@ def _handles(names: Sequence[str], looks: _Look, lines: Sequence[str]) -> list[L
         Line2D([], [], color="0.35", linewidth=0.9, linestyle=dash, label=short(name))
         for name, dash in zip(lines, itertools.cycle(_DASHES), strict=False)
     ]
+
+
+def _legend_columns(handles: Sequence[Line2D], width: float) -> int:
+    """As many columns as fit `width` inches; a column is as wide as the longest label."""
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
+    return max(1, min(len(handles), int(width / (0.45 + 0.065 * longest))))
 
 
 def _bit_map_figure(show: dict[str, Any]) -> Figure:

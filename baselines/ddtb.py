@@ -15,17 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.functional import fake_quantize_bounds
 from cadyq.quantizers.interface import FixedBitScheme, PointStatistics, WeightQuantizer
 from cadyq.quantizers.ranges import LearnedBounds
-
-if TYPE_CHECKING:
-    from cadyq.models.network import SRNetwork
 
 HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points that have one (the paper: 0.1 to 0.5)
 

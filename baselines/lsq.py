@@ -8,8 +8,7 @@ for each convolution's weight, both learned; a weight's starts at 2 <|w|> / sqrt
 
 Departures: a point's Q_P s starts at a share of the calibrated maximum (`RANGE_SHARE`; the paper: by the rule above on
 the first batch, which cuts the long tails of SR features); points are unsigned where calibration saw no negative value.
-Adam divides out any constant factor of a gradient, g included: what g does in the paper, the trainer does by learning
-each step in units of its own size.
+Adam divides out any constant factor of a gradient, g included; the trainer learns a step in units of its own size.
 """
 
 from __future__ import annotations

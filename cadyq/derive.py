@@ -18,8 +18,7 @@ from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.interface import PackedWeight, Scheme
-from cadyq.train import HELD_OUT
-from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+from cadyq.training.photographs import find_photographs, load_bank
 
 BATCH = 16
 
@@ -106,9 +105,8 @@ def run(args: argparse.Namespace) -> Path:
     if args.threads:
         torch.set_num_threads(args.threads)
     parent = load_model(args.parent)
-    teacher = load_model(f"zoo:{parent.name}_x{parent.scale}_fp32")
-    bank = load_bank(find_photographs(args.data_root), teacher, args.lr_patch, args.cache)
-    training = PatchBank(bank.images[:-HELD_OUT], bank.scale)
+    bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)
+    training, _ = bank.split()
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
     network = derive(parent, args.scheme, batch.lr, batch.hr, args.mean_bits, **parse_options(args.option))
     path: Path = args.out / "model.safetensors"
@@ -123,7 +121,7 @@ def run(args: argparse.Namespace) -> Path:
         f"{len(training.images)} photographs",
         "seed": args.seed,
         "mean_bits_asked": args.mean_bits,
-        "fab_on_patches": mean_fab(network, batch.lr),
+        "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
     (args.out / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))

@@ -18,13 +18,14 @@ import cadyq
 from cadyq.quantizers import interface
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import fake_quantize_affine, signed_levels, straight_through
+from cadyq.quantizers.ranges import CalibratedRange
 
 
 def power_of_two(step: Tensor) -> Tensor:
     return step.clamp_min(1e-8).log2().round().exp2()
 
 
-class ShiftActivation(interface.CalibratedRange):
+class ShiftActivation(CalibratedRange):
     def initialize(self, statistics: interface.PointStatistics) -> None:
         steps = 2**self.bits - 1
         signed = statistics.minimum < 0

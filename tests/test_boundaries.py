@@ -33,7 +33,7 @@ ALLOWED = {
 
 SCHEME_FILES = sorted([*(ROOT / "baselines").glob("*.py"), *(ROOT / "cadyq/selector").glob("*.py")])
 BACKBONE_FILES = sorted(path for path in (ROOT / "cadyq/models").glob("*.py") if path.name != "__init__.py")
-HARNESS_FILES = sorted([*(ROOT / "analysis").glob("*.py"), *(ROOT / "cadyq/testing").glob("*.py")])
+HARNESS_FILES = sorted([*(ROOT / "analysis").rglob("*.py"), *(ROOT / "cadyq/testing").glob("*.py")])
 
 
 def own_modules(registry: object) -> set[str]:
@@ -86,7 +86,7 @@ def test_no_backbone_names_a_scheme(path: Path) -> None:
     assert mentions(path, path.read_text(), SCHEME_NAMES, SCHEME_MODULES) == []
 
 
-@pytest.mark.parametrize("path", HARNESS_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", HARNESS_FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_harness_names_neither(path: Path) -> None:
     names, modules = SCHEME_NAMES | BACKBONE_NAMES, SCHEME_MODULES | BACKBONE_MODULES
     assert mentions(path, path.read_text(), names, modules) == []

@@ -14,6 +14,7 @@ from cadyq.errors import UserError
 from cadyq.registry import closest
 
 EMBEDDED = "skimage"
+SUFFIXES = (".png", ".jpg", ".jpeg")
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
 
 # The colour photographs that lie inside the wheel, so no download is needed. Left out: the right half of the
@@ -160,6 +161,20 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     lr_folder = folder / "LR_bicubic" / f"X{scale}"
     pairs = [(hr, lr_folder / f"{hr.stem}x{scale}.png") for hr in files]
     return Dataset(name, scale, [_Source(hr, lr if lr.is_file() else None) for hr, lr in pairs])
+
+
+def folder(path: Path, scale: int, name: str = "") -> Dataset:
+    """Open a plain folder of photographs (.png, .jpg, .jpeg) as HR; LR is made by MATLAB's bicubic.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give one that holds photographs")
+    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not files:
+        raise UserError(f"{path}: holds no {', '.join(SUFFIXES)}; give a folder of photographs")
+    return Dataset(name or path.name, scale, [_Source(file, None) for file in files])
 
 
 def photographs(scale: int) -> Dataset:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import struct
 import uuid
 import zlib
@@ -39,25 +40,34 @@ def read_rgb(path: Path) -> Tensor:
     Raises:
         UserError: the file is missing, is not an image, is damaged, or holds 32-bit samples.
     """
+    return _read_rgb(path, str(path))
+
+
+def decode_rgb(data: bytes, name: str) -> Tensor:
+    """`read_rgb` of the bytes of an image file; `name` is for messages."""
+    return _read_rgb(io.BytesIO(data), name)
+
+
+def _read_rgb(source: Path | io.BytesIO, name: str) -> Tensor:
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
-            pixels = _to_rgb(ImageOps.exif_transpose(image), image.format, path)
+            pixels = _to_rgb(ImageOps.exif_transpose(image), image.format, name)
     except _DECODE_ERRORS as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "there is no such file" if missing else f"cannot be read ({error})"
-        raise UserError(f"{path}: {reason}; give a whole PNG, JPEG or other image file") from error
+        raise UserError(f"{name}: {reason}; give a whole PNG, JPEG or other image file") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _to_rgb(image: Image.Image, file_format: str | None, path: Path) -> NDArray[np.uint8]:
+def _to_rgb(image: Image.Image, file_format: str | None, name: str) -> NDArray[np.uint8]:
     """Return the pixels of a loaded image as uint8 (H, W, 3)."""
     # Older Pillow opens 16-bit grayscale PNG in mode "I"; a PNG never holds 32-bit samples.
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
         gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.stack([gray] * 3, axis=-1)
     if image.mode in ("I", "F"):
-        raise UserError(f"{path}: has 32-bit samples (mode {image.mode}); convert it to 8 or 16 bits")
+        raise UserError(f"{name}: has 32-bit samples (mode {image.mode}); convert it to 8 or 16 bits")
     if image.mode in ("P", "PA"):
         # By way of RGBA, or Pillow warns of palettes with transparent entries.
         image = image.convert("RGBA")

@@ -150,6 +150,7 @@ class CARN(CascadingNetwork):
     """
 
     name = "carn"
+    branches = ("blocks.*.residuals.*.conv2",)
 
     def __init__(self, scale: int = 4, n_feats: int = 64) -> None:
         super().__init__()
@@ -183,6 +184,7 @@ class CARNM(CascadingNetwork):
     """
 
     name = "carn_m"
+    branches = ("blocks.*.residual.conv3",)
 
     def __init__(self, scale: int = 4, n_feats: int = 64, groups: int = 4) -> None:
         super().__init__()

@@ -54,6 +54,7 @@ class EDSR(SRNetwork):
     """
 
     name = "edsr"
+    branches = ("blocks.*.branch",)
 
     def __init__(self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 16, res_scale: float = 1.0) -> None:
         super().__init__()

@@ -111,6 +111,7 @@ class IDN(SRNetwork):
     """
 
     name = "idn"
+    branches = ("blocks.*.compression",)
 
     def __init__(
         self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 4, quantized_features: bool = False

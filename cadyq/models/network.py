@@ -24,9 +24,14 @@ class SRNetwork(nn.Module, ABC):
         options: the constructor's arguments besides scale, JSON-ready; with them the network can be rebuilt.
         conv_names: convolution -> its dotted name, for those whose weights a scheme quantizes.
         scheme: the scheme applied last, None for FP32.
+        upsampling: dotted name of the module that reads the features before upsampling.
+        branches: shell patterns ("blocks.*.branch") of the dotted names of the modules that return what the branches of
+            blocks add. Attention transfer compares both places with a teacher's; without them there is none.
     """
 
     name: ClassVar[str]
+    upsampling: ClassVar[str] = "upsample"
+    branches: ClassVar[tuple[str, ...]] = ()
 
     def finish(self, scale: int, **options: Any) -> None:
         """Name the points after their place in the network. Call at the end of the constructor."""

@@ -77,6 +77,7 @@ class SRResNet(SRNetwork):
     """
 
     name = "srresnet"
+    branches = ("blocks.*.bn2",)
 
     def __init__(self, scale: int = 4, n_feats: int = 64, n_resblocks: int = 16, quantized_input: bool = True) -> None:
         super().__init__()

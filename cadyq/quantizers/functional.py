@@ -66,18 +66,21 @@ class _MixedSymmetric(torch.autograd.Function):
         x, bounds, mixture = ctx.saved_tensors
         grad = grads[0]
         grad_x = torch.zeros_like(x)
+        value, inside, product = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
         grad_bounds = torch.empty_like(bounds)
         grad_mixture = torch.empty_like(mixture)
+        # a number is clamped to several times faster than a tensor; on a GPU reading it would have to wait
+        numbers = bounds.tolist() if bounds.device.type == "cpu" else list(bounds)
         for k, bound in enumerate(bounds):
-            value = quantize_symmetric(x, bound, ctx.levels[k])
-            inside = x.abs() <= bound
-            share = mixture[:, k].view(-1, 1, 1, 1)
-            grad_mixture[:, k] = (grad * value).sum((1, 2, 3))
-            inner = grad * inside
-            grad_x.addcmul_(inner, share)
+            torch.clamp(x, -numbers[k], numbers[k], out=value)
+            torch.eq(x, value, out=inside)
+            value.div_(bound).mul_(ctx.levels[k]).round_().div_(ctx.levels[k]).mul_(bound)
+            if ctx.needs_input_grad[2]:
+                grad_mixture[:, k] = torch.mul(grad, value, out=product).sum((1, 2, 3))
             # outside, Q_k = +-a_k, so (Q_k - x * inside) / a_k is sign(x) there and the inner slope inside
             slope = value.addcmul_(x, inside, value=-1).mul_(grad).sum((1, 2, 3))
             grad_bounds[k] = (slope * mixture[:, k]).sum() / bound
+            grad_x.addcmul_(inside.mul_(grad), mixture[:, k].view(-1, 1, 1, 1))
         return grad_x, grad_bounds, grad_mixture, None, None
 
 

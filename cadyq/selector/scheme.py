@@ -24,15 +24,25 @@ from cadyq.quantizers.interface import (
     WeightQuantizer,
     check_bits,
 )
-from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
+from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation, LearnedRange
 from cadyq.selector.bit_selector import BitSelector
+
+RANGE_STARTS = ("share", "parent")
 
 
 class DynamicActivation(CandidateActivation):
     """The candidate of each sample is chosen by a trained `BitSelector`."""
 
-    def __init__(self, channels: int, candidates: tuple[int, ...], inputs: str, gradient_scale: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        candidates: tuple[int, ...],
+        inputs: str,
+        gradient_scale: float,
+        range_start: str = "share",
+    ) -> None:
         super().__init__(candidates)
+        self.range_start = range_start
         self.selector = BitSelector(channels, len(candidates), inputs, gradient_scale)
 
     def initialize(self, statistics: PointStatistics) -> None:
@@ -41,6 +51,13 @@ class DynamicActivation(CandidateActivation):
 
     def choose(self, x: Tensor, content: Content) -> Tensor:
         return self.selector(x, content).argmax(1)  # type: ignore[no-any-return]
+
+    def inherit(self, parent: ActivationQuantizer) -> None:
+        """As `CandidateActivation`, or all candidates at the bound of a fixed-bit parent, see `CADyQ.range_start`."""
+        if isinstance(parent, LearnedRange) and self.range_start == "parent":
+            self.bounds.data.copy_(parent.largest().expand_as(self.bounds))
+        else:
+            super().inherit(parent)
 
     def forward(self, x: Tensor, content: Content) -> Quantized:
         if not torch.is_grad_enabled():
@@ -104,12 +121,22 @@ class CADyQ(CandidateScheme):
     Attributes:
         selector_inputs: "normalized" or "paper", see `BitSelector`.
         gradient_scale: see `BitSelector`.
+        range_start: where candidates start that inherit the bound of a fixed-bit parent: at a "share" of it that
+            shrinks with the bit-width, as few steps are not enough to shrink a 4-bit range, or at the "parent" bound
+            itself, as in the paper.
     """
 
     name = "cadyq"
 
     selector_inputs: str = "normalized"
     gradient_scale: float = 1000.0
+    range_start: str = "share"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.range_start not in RANGE_STARTS:
+            raise UserError(f"range_start={self.range_start!r} is unknown: choose one of {', '.join(RANGE_STARTS)}")
 
     def candidate_quantizer(self, channels: int) -> DynamicActivation:
-        return DynamicActivation(channels, self.search_space, self.selector_inputs, self.gradient_scale)
+        inputs, scale = self.selector_inputs, self.gradient_scale
+        return DynamicActivation(channels, self.search_space, inputs, scale, self.range_start)

@@ -152,8 +152,8 @@ def gradients(subject: Subject) -> Iterator[Fault]:
         return
     network = copy.deepcopy(subject.network).train()
     yield from _at_points(network, subject.lr)
-    # stronger than what calibration saw, so that ranges clip
-    _backward(network, torch.cat([subject.lr, patches(2, contrast=250, seed=4)]))
+    # far beyond what calibration saw, so that ranges clip: some bounds learn from what they clip alone
+    _backward(network, torch.cat([subject.lr, 4 * patches(2, contrast=250, seed=4)]))
     yield from _without_gradient(network)
     images = _flat_and_saturated()
     _backward(network, torch.stack(list(images.values())))
@@ -238,7 +238,7 @@ def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
             yield Fault("it is learned but gets no gradient, here or at any other point", hint, places[0][0])
         elif any(grad is None for _, grad in places):
             place = next(place for place, grad in places if grad is None)
-            yield Fault("it is learned but takes no part in the output", "use it, or leave it out", place)
+            yield Fault("it is learned but takes no part in the output", "leave it out of used_parameters()", place)
 
 
 def _learners(network: SRNetwork) -> Iterator[tuple[str, nn.Module, set[nn.Parameter]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,10 +112,15 @@ def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> No
         network.scheme.allocate(network, statistics)
 
 
-def calibrated(parent: SRNetwork, scheme: str, statistics: dict[str, PointStatistics]) -> SRNetwork:
-    """A network of `parent`'s backbone and weights under a scheme as written in a command, initialized."""
-    name, options, _ = parse_scheme(scheme)
-    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, options))
+def calibrated(
+    parent: SRNetwork, scheme: str, statistics: dict[str, PointStatistics], options: dict[str, Any] | None = None
+) -> SRNetwork:
+    """A network of `parent`'s backbone and weights under a scheme as written in a command, initialized.
+
+    `options` are further options of the scheme.
+    """
+    name, bits, _ = parse_scheme(scheme)
+    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, bits | (options or {})))
     weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
     network.load_state_dict(weights, strict=False)
     initialize(network, statistics)

@@ -1,13 +1,19 @@
-"""Training photographs: decoded, degraded and super-resolved by the teacher once, then cropped into batches.
+"""Training photographs: decoded, degraded and super-resolved by a teacher once, kept in a cache, then cropped.
 
-The batch of a step is a pure function of (seed, step), so a resumed run sees the very batches of an uninterrupted one.
+They come from a folder, or from one bank file that holds the photographs' own bytes:
+`python -m cadyq.training.photographs --data-root DIR --out FILE` makes one.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import json
 import logging
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,116 +22,160 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from cadyq.checkpoints.io import read_tensors, write_tensors
+from cadyq.cli import exit_status
 from cadyq.data.bicubic import crop_to_multiple, downscale
-from cadyq.data.images import read_rgb
+from cadyq.data.images import decode_rgb, read_rgb
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.training.patches import PatchBank
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+CACHE_VERSION = 2
 log = logging.getLogger(__name__)
 
 
-def find_photographs(root: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Photograph:
+    """One image file, on disk or inside a bank file.
+
+    Attributes:
+        name: its path, or its name in the bank file.
+        size: of the file in bytes.
+        read: its pixels, uint8 (3, H, W); raises UserError where it is damaged.
+    """
+
+    name: str
+    size: int
+    read: Callable[[], Tensor]
+
+
+def find_photographs(root: Path) -> list[Photograph]:
     """All images below `root`, sorted.
 
     Raises:
         UserError: there are none.
     """
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise UserError(f"{root}: no .png or .jpg below this folder; pass --data-root with training photographs")
-    return paths
+    return [Photograph(str(path), path.stat().st_size, partial(read_rgb, path)) for path in paths]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """LR patches, HR patches and the teacher's SR of them: float32 (B, 3, h, w), (B, 3, h scale, w scale) twice."""
+def pack_photographs(root: Path, out: Path) -> int:
+    """Put the image files below `root` into one bank file; return their number."""
+    photographs = find_photographs(root)
+    files = {str(Path(photograph.name).relative_to(root)): Path(photograph.name) for photograph in photographs}
+    tensors = {name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for name, path in files.items()}
+    write_tensors(tensors, out, {"photographs": str(len(tensors))})
+    return len(tensors)
 
-    lr: Tensor
-    hr: Tensor
-    teacher: Tensor
 
+def open_bank_file(path: Path) -> list[Photograph]:
+    """The photographs of a file that `pack_photographs` wrote.
 
-class PatchBank:
-    """Decoded photographs with their LR and teacher images in memory.
-
-    Args:
-        images: per photograph (lr uint8, hr uint8, teacher float16), each (3, H, W).
-        scale: HR pixels an LR pixel.
+    Raises:
+        UserError: missing, damaged, or no such file.
     """
-
-    def __init__(self, images: list[tuple[Tensor, Tensor, Tensor]], scale: int) -> None:
-        self.images = images
-        self.scale = scale
-
-    def batch(self, seed: int, step: int, size: int, lr_patch: int) -> Batch:
-        """`size` patches of `lr_patch` LR pixels a side, randomly placed, flipped and transposed."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        draws = torch.rand(size, 6, generator=generator, dtype=torch.float64)
-        crops = [self._crop(draw.tolist(), lr_patch) for draw in draws]
-        lr, hr, teacher = (torch.stack(part).float() for part in zip(*crops, strict=True))
-        return Batch(lr, hr, teacher)
-
-    def _crop(self, draw: list[float], side: int) -> list[Tensor]:
-        images = self.images[int(draw[0] * len(self.images))]
-        height, width = images[0].shape[-2:]
-        top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
-        patches = []
-        for image, scale in zip(images, (1, self.scale, self.scale), strict=True):
-            y, x, length = top * scale, left * scale, side * scale
-            patch = image[:, y : y + length, x : x + length]
-            patch = patch.flip(1) if draw[3] < 0.5 else patch
-            patch = patch.flip(2) if draw[4] < 0.5 else patch
-            patches.append(patch.transpose(1, 2) if draw[5] < 0.5 else patch)
-        return patches
+    tensors, metadata = read_tensors(path)
+    if "photographs" not in metadata:
+        raise UserError(f"{path}: not a bank of photographs; make one with python -m cadyq.training.photographs")
+    return [
+        Photograph(f"{path.name}/{name}", len(data), partial(decode_rgb, data.numpy().tobytes(), name))
+        for name, data in sorted(tensors.items())
+    ]
 
 
-def load_bank(paths: list[Path], teacher: SRNetwork, lr_patch: int, cache: Path) -> PatchBank:
-    """Read `paths`, degrade them by MATLAB's bicubic and let the teacher super-resolve them; cached in one file.
+def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path) -> PatchBank:
+    """Decode photographs and degrade them by MATLAB's bicubic; cached in one file.
 
     A photograph that does not open or is smaller than a patch is named, left out and counted.
     """
-    key = hashlib.sha256(repr([teacher.name, teacher.scale, lr_patch]).encode())
+    key = repr([CACHE_VERSION, scale, lr_patch, [(Path(p.name).name, p.size) for p in photographs]])
+    file = cache / f"patches_{_short_hash(key.encode())}.safetensors"
+    if not file.exists():
+        _decode_all(photographs, scale, lr_patch, file)
+    with safe_open(file, framework="pt") as stored:
+        metadata = stored.metadata()
+        names = json.loads(metadata["names"])
+        images = [(stored.get_tensor(f"{k}/lr"), stored.get_tensor(f"{k}/hr")) for k in range(len(names))]
+    if int(metadata["left_out"]):
+        log.warning("%s of %d photographs left out", metadata["left_out"], len(photographs))
+    return PatchBank(images, scale, names)
+
+
+def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, file: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    names: list[str] = []
+    for photograph in tqdm(photographs, desc="photographs", disable=None):
+        try:
+            hr = crop_to_multiple(photograph.read(), scale)
+        except UserError as error:
+            log.warning("left out: %s", error)
+            continue
+        if min(hr.shape[-2:]) < lr_patch * scale:
+            size = f"{hr.shape[-2] // scale}x{hr.shape[-1] // scale}"
+            log.warning("left out: %s: %s LR pixels, smaller than a patch of %d", photograph.name, size, lr_patch)
+            continue
+        tensors[f"{len(names)}/lr"], tensors[f"{len(names)}/hr"] = downscale(hr, scale), hr.contiguous()
+        names.append(photograph.name)
+    if not names:
+        raise UserError(
+            f"{Path(photographs[0].name).parent}: none of the {len(photographs)} photographs can be used; "
+            "see the lines above"
+        )
+    left_out = len(photographs) - len(names)
+    _store(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})
+
+
+def _store(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part")
+    save_file(tensors, temporary, metadata=metadata)
+    temporary.replace(file)
+
+
+def with_outputs(bank: PatchBank, teacher: SRNetwork, cache: Path, device: torch.device | None = None) -> PatchBank:
+    """The bank with the teacher's SR of every photograph, computed once and cached."""
+    key = hashlib.sha256(repr([CACHE_VERSION, teacher.name, teacher.scale]).encode())
     for value in teacher.state_dict().values():
         key.update(value.cpu().numpy().tobytes())
-    for path in paths:
-        key.update(f"{path.name} {path.stat().st_size}".encode())
-    file = cache / f"patches_{key.hexdigest()[:16]}.safetensors"
+    for name, image in zip(bank.names, bank.images, strict=True):
+        key.update(f"{Path(name).name} {tuple(image[0].shape)} {int(image[0].sum())}".encode())
+    file = cache / f"teacher_{key.hexdigest()[:16]}.safetensors"
     if not file.exists():
-        _build_bank(paths, teacher, lr_patch, file)
+        _super_resolve_all(bank, teacher.to(device or torch.device("cpu")), file)
     with safe_open(file, framework="pt") as stored:
-        count = int(stored.metadata()["count"])
-        images = [
-            (stored.get_tensor(f"{i}/lr"), stored.get_tensor(f"{i}/hr"), stored.get_tensor(f"{i}/teacher"))
-            for i in range(count)
-        ]
-    return PatchBank(images, teacher.scale)
+        images = [(lr, hr, stored.get_tensor(str(k))) for k, (lr, hr, *_) in enumerate(bank.images)]
+    return PatchBank(images, bank.scale, bank.names)
 
 
 @torch.no_grad()
-def _build_bank(paths: list[Path], teacher: SRNetwork, lr_patch: int, file: Path) -> None:
-    tensors: dict[str, Tensor] = {}
-    left_out = 0
-    for path in tqdm(paths, desc="teacher", disable=None):
-        try:
-            hr = crop_to_multiple(read_rgb(path), teacher.scale)
-        except UserError as error:
-            log.warning("left out: %s", error)
-            left_out += 1
-            continue
-        lr = downscale(hr, teacher.scale)
-        if min(lr.shape[-2:]) < lr_patch:
-            log.warning("left out: %s: %s LR pixels, smaller than a patch of %d", path, tuple(lr.shape[1:]), lr_patch)
-            left_out += 1
-            continue
-        index = len(tensors) // 3
-        tensors[f"{index}/lr"], tensors[f"{index}/hr"] = lr, hr.contiguous()
-        tensors[f"{index}/teacher"] = teacher(lr.float()[None])[0].half().contiguous()
-    if not tensors:
-        raise UserError(f"{paths[0].parent}: none of the {len(paths)} photographs can be used; see the lines above")
-    if left_out:
-        log.warning("%d of %d photographs left out", left_out, len(paths))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    save_file(tensors, temporary, metadata={"count": str(len(tensors) // 3)})
-    temporary.replace(file)
+def _super_resolve_all(bank: PatchBank, teacher: SRNetwork, file: Path) -> None:
+    device = next(teacher.parameters()).device
+    outputs = {
+        str(k): teacher(lr.float()[None].to(device))[0].half().contiguous().cpu()
+        for k, (lr, *_) in enumerate(tqdm(bank.images, desc="teacher", disable=None))
+    }
+    _store(outputs, file, {})
+
+
+def _short_hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m cadyq.training.photographs", description=pack_photographs.__doc__)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
+    parser.add_argument("--out", type=Path, required=True, help="the bank file, for --bank of cadyq.train")
+    args = parser.parse_args()
+
+    def act() -> None:
+        count = pack_photographs(args.data_root, args.out)
+        print(f"{args.out}: {count} photographs, {args.out.stat().st_size / 2**20:.1f} MiB")
+
+    return exit_status(act)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from cadyq.errors import UserError
 from cadyq.registry import closest
@@ -16,6 +17,8 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "recipes"
+POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps")
+CHOICES = {"schedule": ("cosine", "halve"), "teacher": ("fp32", "parent", "none"), "batch_norm": ("frozen", "trained")}
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,30 @@ class Recipe:
         name: of the file.
         scheme: as in a command, used where --scheme is not given.
         steps: optimizer steps.
-        batch: patches a step.
+        batch: patches a step, over all processes.
         lr_patch: side of an LR patch in pixels.
         rate_weights, rate_selector: Adam learning rates.
-        rate_range: learning rate of a clipping bound, relative to its value at the start.
-        weight_teacher, weight_hr: factors of the L1 distance to the FP32 network's output and to HR.
-        target_fab: image-wise FAB of the held-out photographs, to which the bit penalty's weight is steered; 0 for
-            schemes that choose no bits.
+        rate_range: learning rate of a clipping bound, see `range_rate_relative`.
+        weight_teacher, weight_hr: factors of the L1 distance to the teacher's output and to HR.
+        target_fab: image-wise FAB of the held-out photographs, to which the bit penalty's weight is steered; 0 for no
+            steering.
         steer: how fast that weight moves, per step and bit of difference.
         validate_every: steps between measurements on held-out photographs.
+        scheme_options: options of `scheme`; they lapse where --scheme names another one.
+        range_rate_relative: whether `rate_range` is in units of each bound's value at the start.
+        schedule: "cosine" to zero, or "halve" the rates once, after the share `halve_at` of the steps.
+        warmup: steps over which the rates grow linearly to their values.
+        bit_weight, bit_weight_growth: without a target FAB, the weight of the bit penalty summed over selectors and
+            patches, and what it grows by every `epoch_steps` steps (w_bit of the paper).
+        weight_at_features, weight_at_branches: factors of attention transfer from the teacher, on the features before
+            upsampling and summed over the blocks' branch outputs.
+        teacher: who that is where --teacher names none: "fp32" (the zoo's FP32 network of that backbone and scale),
+            "parent" (the network to start from) or "none", with which all terms of a teacher lapse.
+        average: decay of the exponential moving average of the weights, which is then what is measured and saved; 0
+            for none.
+        augment: whether patches are flipped and transposed at random.
+        batch_norm: "frozen" keeps the parent's running statistics, in which its ranges were calibrated; "trained" takes
+            those of each batch.
     """
 
     name: str
@@ -50,28 +68,106 @@ class Recipe:
     target_fab: float
     steer: float
     validate_every: int
+    scheme_options: dict[str, Any] = field(default_factory=dict)
+    range_rate_relative: bool = True
+    schedule: str = "cosine"
+    halve_at: float = 0.5
+    warmup: int = 20
+    bit_weight: float = 0.0
+    bit_weight_growth: float = 0.0
+    epoch_steps: int = 1000
+    weight_at_features: float = 0.0
+    weight_at_branches: float = 0.0
+    teacher: str = "fp32"
+    average: float = 0.0
+    augment: bool = True
+    batch_norm: str = "frozen"
 
     def with_changes(self, **changes: Any) -> Recipe:
         """A copy with the options of the command line that were given (None means not given)."""
-        return replace(self, **{key: value for key, value in changes.items() if value is not None})
+        given = {key: value for key, value in changes.items() if value is not None}
+        if given.get("scheme", self.scheme).partition(":")[0] != self.scheme.partition(":")[0]:
+            given.setdefault("scheme_options", {})
+        return replace(self, **given)
+
+    def with_settings(self, settings: Iterable[str]) -> Recipe:
+        """A copy with keys set as on a command line, each "key=value" with a value as in TOML."""
+        values: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, text = setting.partition("=")
+            try:
+                values[key] = tomllib.loads(f"value = {text}")["value"] if equals else None
+            except tomllib.TOMLDecodeError:
+                values[key] = text
+        return self.with_changes(**_checked(values, "--set", partial=True))
+
+    @property
+    def transfers_attention(self) -> bool:
+        return bool(self.weight_at_features or self.weight_at_branches)
+
+    def without_teacher(self) -> Recipe:
+        """A copy without the terms that need a teacher."""
+        return replace(self, weight_teacher=0.0, weight_at_features=0.0, weight_at_branches=0.0)
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, backbone: str | None = None) -> Recipe:
     """The recipe of that name, or of the TOML file at that path.
 
+    A file may take over the keys of another recipe (`base = "cadyq"`), and hold other values for single backbones in
+    tables `[backbone.NAME]`.
+
     Raises:
-        UserError: unknown name, missing or unknown key.
+        UserError: unknown name, missing or unknown key, a value of the wrong type.
     """
+    path = _path(name)
+    values = _read(path)
+    overrides = values.pop("backbone", {}).get(backbone, {})
+    options = values.get("scheme_options", {}) | overrides.get("scheme_options", {})
+    values |= overrides
+    if options:
+        values["scheme_options"] = options
+    return Recipe(name=path.stem, **_checked(values, str(path)))
+
+
+def _path(name: str) -> Path:
     known = sorted(file.stem for file in FOLDER.glob("*.toml"))
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.exists():
         raise UserError(f"no recipe {name!r}{closest(name, known)}: known are {', '.join(known)}, or give a .toml file")
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The keys of a file over those of its bases."""
     try:
         values = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not TOML ({error}); mend it") from error
-    expected = {field.name for field in fields(Recipe)} - {"name"}
-    wrong = sorted(set(values) ^ expected)
+    base = values.pop("base", None)
+    return values if base is None else _read(_path(base)) | values
+
+
+def _checked(values: Mapping[str, Any], source: str, partial: bool = False) -> dict[str, Any]:
+    """The values, with whole numbers made floats where a float is due."""
+    expected = {entry.name for entry in fields(Recipe)} - {"name"}
+    has_default = {e.name for e in fields(Recipe) if e.default is not MISSING or e.default_factory is not MISSING}
+    wrong = set(values) - expected if partial else (set(values) - expected) | (expected - has_default - set(values))
     if wrong:
-        raise UserError(f"{path}: key {wrong[0]!r} is missing or unknown: a recipe has {', '.join(sorted(expected))}")
-    return Recipe(name=path.stem, **values)
+        raise UserError(
+            f"{source}: key {min(wrong)!r} is missing or unknown: a recipe has {', '.join(sorted(expected))}"
+        )
+    return {key: _typed(key, value, source) for key, value in values.items()}
+
+
+def _typed(key: str, value: Any, source: str) -> Any:
+    hint = get_type_hints(Recipe)[key]
+    kind = hint if hint in (str, int, float, bool) else dict
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise UserError(f"{source}: {key} = {value!r} should be a value of type {kind.__name__}, as in the recipes")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UserError(f"{source}: {key} = {value!r} is unknown: choose one of {', '.join(CHOICES[key])}")
+    if isinstance(value, (int, float)) and (value < 0 or (value == 0 and key in POSITIVE)):
+        raise UserError(f"{source}: {key} = {value} is out of range: give a positive number")
+    return value

@@ -1,88 +1,48 @@
-"""The trainer: Adam with a learning rate for each kind of parameter, cosine schedule, checkpoints that resume."""
+"""The trainer: Adam by a recipe, on one process or several, with checkpoints from which it goes on bit for bit."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from cadyq.checkpoints.io import save_model
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.training.photographs import PatchBank
+from cadyq.quantizers.trace import Trace
+from cadyq.training.checkpoint import read_checkpoint, require_same, sync, write_checkpoint, write_text
+from cadyq.training.distributed import Processes
+from cadyq.training.logs import History, Progress, Row, TensorBoard
+from cadyq.training.losses import AttentionTransfer, reconstruction
+from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
+from cadyq.training.patches import Batch, PatchBank, Prefetcher
 from cadyq.training.recipes import Recipe
+from cadyq.training.steering import BitSteering, bit_loss, growing_weight
+from cadyq.training.validation import validate
 
 CHECKPOINT_SECONDS = 120.0
-WARMUP_STEPS = 20
-BATCH_DECAY = 0.9  # of the running mean of the batches' FAB
-PROPORTIONAL = 40.0  # the steering's answer to the present difference, in steps of its integral
+BOARD_EVERY = 20  # steps between points on TensorBoard
+IDENTITY = ("backbone", "scheme", "scale", "data", "parent", "teacher_sha256")
 
 
-def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]:
-    """Adam groups: weights, selectors, and each clipping bound in units of its own size."""
-    groups: list[dict[str, Any]] = []
-    selectors: list[nn.Parameter] = []
-    quantizer_parameters: set[nn.Parameter] = set()
-    for point in network.points.values():
-        for name, parameter in point.quantizer.named_parameters() if point.quantizer else ():
-            quantizer_parameters.add(parameter)
-            if point.quantizer is not None and point.quantizer.learning_role(name) == "selector":
-                selectors.append(parameter)
-            else:
-                size = float(parameter.detach().abs().mean())
-                groups.append({"params": [parameter], "base": recipe.rate_range * size})
-    for conv in network.conv_names:
-        for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
-            quantizer_parameters.add(parameter)
-            groups.append({"params": [parameter], "base": recipe.rate_range * float(parameter.detach().abs().mean())})
-    weights = [parameter for parameter in network.parameters() if parameter not in quantizer_parameters]
-    groups.append({"params": weights, "base": recipe.rate_weights})
-    if selectors:
-        groups.append({"params": selectors, "base": recipe.rate_selector})
-    return groups
+@dataclass(frozen=True)
+class Settings:
+    """How a run is carried out; none of it changes what is trained, but for the rounding of mixed precision.
 
-
-class BitSteering:
-    """Moves the bit penalty's weight until held-out photographs reach the target FAB (a PI controller).
-
-    Deviations are larger over a whole photograph than over a training patch, so the selector gives it more bits. The
-    difference is measured at every validation and added to what the batches show in between.
+    Attributes:
+        workers: threads that crop the coming batches.
+        mixed_precision: convolutions in half precision (CUDA), with a scaled loss.
+        checkpoint_seconds: a checkpoint is written this often, and after each validation.
     """
 
-    def __init__(self, target: float, speed: float) -> None:
-        self.target = target
-        self.speed = speed
-        self.integral = 0.0
-        self.offset = 0.0
-        self.batches = 0.0
-
-    def update(self, fab: float) -> float:
-        """The penalty's weight for a batch of that FAB; negative where more bits are wanted."""
-        if not self.target:
-            return 0.0
-        self.batches = fab if not self.batches else BATCH_DECAY * self.batches + (1 - BATCH_DECAY) * fab
-        excess = fab + self.offset - self.target
-        self.integral += self.speed * excess
-        return self.integral + PROPORTIONAL * self.speed * excess
-
-    def validated(self, fab: float) -> None:
-        """Take in the FAB of the held-out photographs."""
-        self.offset = fab - self.batches
-
-    def state(self) -> dict[str, float]:
-        return {"integral": self.integral, "offset": self.offset, "batches": self.batches}
-
-    def load(self, state: dict[str, float]) -> None:
-        self.integral, self.offset, self.batches = state["integral"], state["offset"], state["batches"]
+    workers: int = 0
+    mixed_precision: bool = False
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 class Trainer:
@@ -96,6 +56,9 @@ class Trainer:
         out: folder for checkpoint.pt, history.csv, model.safetensors and training.json. An unfinished run resumes.
         provenance: what else goes into training.json (parent, data, command).
         seed: of the batches.
+        teacher: the network that attention transfer compares with, for recipes that have it.
+        processes: who trains together.
+        settings: see `Settings`.
     """
 
     def __init__(
@@ -107,128 +70,200 @@ class Trainer:
         out: Path,
         provenance: dict[str, Any],
         seed: int,
+        teacher: SRNetwork | None = None,
+        processes: Processes | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        self.network = network.train()
+        self.network = network
         self.recipe, self.bank, self.held_out, self.out, self.seed = recipe, bank, held_out, out, seed
         self.provenance = provenance
+        self.processes, self.settings = processes or Processes(), settings or Settings()
+        self.device = next(network.parameters()).device
+        self._training_mode()
         self.optimizer = torch.optim.Adam(parameter_groups(network, recipe), lr=0.0)
         self.bases = [group["base"] for group in self.optimizer.param_groups]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.mixed_precision)
         self.steering = BitSteering(recipe.target_fab, recipe.steer)
+        self.average = WeightAverage(network, recipe.average) if recipe.average else None
+        self.attention = _attention(network, teacher, recipe)
+        self.batches = Prefetcher(self._batch, recipe.steps, self.settings.workers)
+        self.history = History(out / "history.csv")
         self.step = 0
         self.seconds = 0.0
-        self.history: list[dict[str, float]] = []
-        self.device = next(network.parameters()).device
+
+    @property
+    def measured(self) -> SRNetwork:
+        """The network that is measured and saved."""
+        return self.network if self.average is None else self.average.network
 
     def run(self) -> Path:
         """Train to the last step; return the path of the full-precision model."""
         self.out.mkdir(parents=True, exist_ok=True)
+        if self._finished():
+            return self.out / "model.safetensors"
         self._resume()
-        started = saved = time.monotonic()
-        bar = tqdm(total=self.recipe.steps, initial=self.step, disable=None, desc=self.out.name)
-        while self.step < self.recipe.steps:
-            row = self._train_step()
-            self.step += 1
-            bar.update()
-            now = time.monotonic()
-            if self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps:
-                self._report(row, self.seconds + now - started)
-            if now - saved > CHECKPOINT_SECONDS:
-                self._save(self.seconds + now - started)
-                saved = now
-        bar.close()
-        self.seconds += time.monotonic() - started
+        recipe, before = self.recipe, self.seconds
+        first = self.processes.first
+        progress = Progress(self.out.name, self.step, recipe.steps, recipe.batch, first)
+        board = TensorBoard(self.out / "tensorboard", self.step) if first else None
+        saved = time.monotonic()
+        try:
+            while self.step < recipe.steps:
+                row = self.train_step()
+                self.step += 1
+                self.seconds = before + progress.seconds()
+                progress.advance(self.step, row)
+                measuring = self.step % recipe.validate_every == 0 or self.step == recipe.steps
+                if measuring:
+                    self._measure(row)
+                    progress.measured(self.step, row)
+                if board and (measuring or self.step % BOARD_EVERY == 0):
+                    board.add(row)
+                if measuring or time.monotonic() - saved > self.settings.checkpoint_seconds:
+                    self._save(self.seconds)
+                    saved = time.monotonic()
+        finally:
+            self.batches.close()
+            progress.close()
+            if board:
+                board.close()
         return self._finish()
 
-    def _train_step(self) -> dict[str, float]:
+    def _batch(self, step: int) -> Batch:
+        recipe, share = self.recipe, self.processes.share(self.recipe.batch)
+        return self.bank.batch(self.seed, step, recipe.batch, recipe.lr_patch, share, recipe.augment)
+
+    def train_step(self) -> Row:
         recipe = self.recipe
-        batch = self.bank.batch(self.seed, self.step, recipe.batch, recipe.lr_patch)
-        lr, hr, teacher = (part.to(self.device) for part in (batch.lr, batch.hr, batch.teacher))
-        rate = min(1.0, (self.step + 1) / WARMUP_STEPS)
-        rate *= 0.5 * (1 + math.cos(math.pi * self.step / recipe.steps))
+        # whatever draws at random in a step draws the same after a resume; the processes draw apart
+        torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
+        batch = self.batches.get(self.step).to(self.device)
+        rate = rate_factor(recipe, self.step)
         for group, base in zip(self.optimizer.param_groups, self.bases, strict=True):
             group["lr"] = rate * base
-        sr, trace = trace_forward(self.network, lr.contiguous(memory_format=torch.channels_last))
-        loss = recipe.weight_teacher * (sr - teacher).abs().mean() + recipe.weight_hr * (sr - hr).abs().mean()
-        fab = float(trace.fab().mean())
-        weight_bits = self.steering.update(fab)
-        if weight_bits:
-            selectors = sum(record.bit_penalty is not None for record in trace.records.values())
-            loss = loss + weight_bits * trace.bit_penalty().mean() / selectors
-        if not bool(loss.isfinite()):
-            raise UserError(
-                f"{self.out}: the loss is {float(loss.detach())} at step {self.step} (seed {self.seed}); "
-                f"the last good state is {self.out / 'checkpoint.pt'}; lower the learning rates"
-            )
+        loss, trace = self._forward(batch)
+        fab = self.processes.mean([float(trace.fab().mean())])[0]
+        weight_bits = self.steering.update(fab) if recipe.target_fab else growing_weight(recipe, self.step)
+        loss = loss + bit_loss(trace, weight_bits, recipe)
+        value = self.processes.mean([float(loss.detach())])[0]
+        if not -float("inf") < value < float("inf"):
+            raise UserError(self._not_finite(value))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return {"step": self.step, "loss": float(loss.detach()), "fab": fab, "bit_weight": weight_bits}
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.processes.average_gradients(self.network)
+        self.processes.average_statistics(self.network)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.network, self.step)
+        return {"step": self.step, "loss": value, "fab": fab, "bit_weight": weight_bits}
 
-    def _report(self, row: dict[str, float], seconds: float) -> None:
-        psnr, fab = self._validate()
+    def _forward(self, batch: Batch) -> tuple[Tensor, Trace]:
+        """The loss without its share for bits, and the trace."""
+        lr = batch.lr.contiguous(memory_format=torch.channels_last)
+        if self.attention is None:
+            sr, trace = trace_forward(self.network, lr)
+            return reconstruction(self.recipe, sr, batch), trace
+        with self.attention.taps:
+            sr, trace = trace_forward(self.network, lr)
+        return reconstruction(self.recipe, sr, batch) + self.attention.loss(lr), trace
+
+    def _not_finite(self, loss: float) -> str:
+        checkpoint = self.out / "checkpoint.pt"
+        good = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
+        names = ", ".join(self.bank.names_of(self.seed, self.step, self.recipe.batch))
+        return (
+            f"{self.out}: the loss is {loss} at step {self.step} (seed {self.seed}), on a batch of {names}; {good}; "
+            "lower the learning rates or leave those photographs out"
+        )
+
+    def _measure(self, row: Row) -> None:
+        """Add to the row what held-out photographs say, and let the steering know."""
+        psnr, fab = validate(self.measured, self.held_out)
+        self._training_mode()
         self.steering.validated(fab)
-        row |= {"held_out_psnr_db": psnr, "held_out_fab": fab, "seconds": round(seconds, 1)}
-        self.history.append(row)
-        if not sys.stderr.isatty():
-            print(" ".join(f"{key}={value:.5g}" for key, value in row.items()), flush=True)
+        row |= {"held_out_psnr_db": psnr, "held_out_fab": fab, "seconds": round(self.seconds, 1)}
+        self.history.rows.append(row)
 
-    @torch.no_grad()
-    def _validate(self) -> tuple[float, float]:
-        """PSNR over RGB (border 4) and FAB on the held-out photographs, image-wise, mean over photographs."""
-        self.network.eval()
-        psnrs, fabs = [], []
-        for lr, hr, _ in self.held_out.images:
-            sr, trace = trace_forward(self.network, lr[None].float().to(self.device))
-            psnrs.append(_psnr_rgb(sr[0].cpu(), hr, self.held_out.scale))
-            fabs.append(float(trace.fab()))
+    def _training_mode(self) -> None:
         self.network.train()
-        return sum(psnrs) / len(psnrs), sum(fabs) / len(fabs)
+        if self.recipe.batch_norm == "frozen":
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def _identity(self) -> dict[str, Any]:
+        """What a run must share with a checkpoint to go on from it."""
+        facts = {key: self.provenance[key] for key in IDENTITY if key in self.provenance}
+        return dict(json.loads(json.dumps({"recipe": asdict(self.recipe), "seed": self.seed} | facts)))
 
     def _save(self, seconds: float) -> None:
+        if not self.processes.first:
+            return
         state = {
             "network": self.network.state_dict(),
+            "average": self.average.network.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "steering": self.steering.state(),
             "step": self.step,
             "seconds": seconds,
-            "history": self.history,
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
+            "history": self.history.rows,
+            "identity": self._identity(),
         }
-        temporary = self.out / ".checkpoint.part"
-        torch.save(state, temporary)
-        temporary.replace(self.out / "checkpoint.pt")
+        write_checkpoint(state, self.out / "checkpoint.pt")
+        self.history.write()
 
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != asdict(self.recipe) or state["seed"] != self.seed:
-            raise UserError(f"{path}: was made by another recipe or seed; give another --out or remove it")
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.steering.load(state["steering"])
-        self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
+        state = read_checkpoint(path, self.device) if path.exists() else None
+        self.processes.wait()  # before the first may write another one
+        if state is not None:
+            require_same(state.get("identity"), self._identity(), path)
+            self.network.load_state_dict(state["network"])
+            if self.average:
+                self.average.network.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.steering.load(state["steering"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        if self.processes.first:
+            self.history.restore(state["history"] if state is not None else [])
+
+    def _finished(self) -> bool:
+        """Whether the run ended before and only its checkpoint is gone, as it should be."""
+        facts_file = self.out / "training.json"
+        if (self.out / "checkpoint.pt").exists() or not facts_file.exists():
+            return False
+        facts = json.loads(facts_file.read_text())
+        own = self._identity()
+        require_same({key: facts[key] for key in own if key in facts}, own, facts_file)
+        return (self.out / "model.safetensors").exists()
 
     def _finish(self) -> Path:
         path = self.out / "model.safetensors"
-        save_model(self.network.eval(), path)
-        with (self.out / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.history[-1]))
-            writer.writeheader()
-            writer.writerows(self.history)
-        facts = self.provenance | {
-            "recipe": asdict(self.recipe),
-            "seed": self.seed,
-            "seconds": round(self.seconds),
-            "history": self.history,
-        }
-        (self.out / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
-        (self.out / "checkpoint.pt").unlink(missing_ok=True)
+        if self.processes.first:
+            self.steering.warn_if_missed(self.history.rows[-1]["held_out_fab"])
+            save_model(self.measured.eval(), path)
+            sync(path)
+            facts = self.provenance | {
+                "recipe": asdict(self.recipe),
+                "seed": self.seed,
+                "seconds": round(self.seconds),
+                "history": self.history.rows,
+            }
+            # the checkpoint goes last: until then the same command ends the run again
+            write_text(json.dumps(facts, indent=1, sort_keys=True), self.out / "training.json")
+            (self.out / "checkpoint.pt").unlink(missing_ok=True)
+            for leftover in (*self.out.glob(".*.part"), *self.out.glob(".model.safetensors.*")):
+                leftover.unlink()
+        self.processes.wait()
         return path
 
 
-def _psnr_rgb(sr: Tensor, hr: Tensor, border: int) -> float:
-    error = sr.clamp(0, 255).round() - hr.float()
-    return float(-10 * torch.log10((error[:, border:-border, border:-border] / 255).square().mean()))
+def _attention(network: SRNetwork, teacher: SRNetwork | None, recipe: Recipe) -> AttentionTransfer | None:
+    if not recipe.transfers_attention:
+        return None
+    if teacher is None:
+        raise UserError(f"recipe {recipe.name!r} transfers attention: pass --teacher, or set its weights to 0")
+    return AttentionTransfer(network, teacher.to(next(network.parameters()).device), recipe)

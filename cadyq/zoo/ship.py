@@ -16,9 +16,9 @@ from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
-from cadyq.train import CALIBRATION_SIDE, HELD_OUT, calibration_patches
 from cadyq.training.calibration import observe, save_statistics
-from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+from cadyq.training.photographs import find_photographs, load_bank
+from cadyq.training.start import CALIBRATION_SIDE, calibration_patches
 
 MANIFEST = ZOO / "manifest.json"
 
@@ -70,8 +70,8 @@ def ship_run(run_dir: Path, tag: str) -> Path:
 def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) -> Path:
     """Measure and ship what the points of the FP32 network see on training photographs."""
     network = load_model(f"zoo:{zoo_name(backbone, scale, 'fp32')}")
-    bank = load_bank(find_photographs(data_root), network, CALIBRATION_SIDE, cache)
-    patches = calibration_patches(PatchBank(bank.images[:-HELD_OUT], scale))
+    bank = load_bank(find_photographs(data_root), scale, CALIBRATION_SIDE, cache)
+    patches = calibration_patches(bank.split()[0])
     note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"
     path = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
     save_statistics(observe(network, patches), path, note)

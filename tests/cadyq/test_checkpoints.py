@@ -258,8 +258,8 @@ def test_the_registry_refuses_a_taken_name() -> None:
 
 def test_the_registry_names_the_nearest() -> None:
     registry: Registry[Any] = Registry("thing", "cadyq.tests.none")
-    registry.register("elephant")(_First)
-    registry.register("mouse")(_Second)
+    registry.register("elephant")(type("Elephant", (), {}))
+    registry.register("mouse")(type("Mouse", (), {}))
     with pytest.raises(
         UserError, match=r"unknown thing 'elefant' \(did you mean 'elephant'\?\): known are ele.*, mouse"
     ):

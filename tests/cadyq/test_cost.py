@@ -12,21 +12,15 @@ from torch import Tensor
 import cadyq
 from cadyq.cost import count_by_fvcore, count_macs
 from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.testing.subject import small_sizes
 
-SMALL: dict[str, dict[str, Any]] = {
-    "edsr": {"n_feats": 8, "n_resblocks": 2},
-    "carn": {"n_feats": 8},
-    "carn_m": {"n_feats": 16},
-    "idn": {"n_feats": 16, "n_resblocks": 1},
-    "srresnet": {"n_feats": 8, "n_resblocks": 2},
-}
 WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
 every_backbone = pytest.mark.parametrize("backbone", WITH_POINTS)
 
 
 @lru_cache(maxsize=32)
 def _network(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
-    network = cadyq.create_model(backbone, scheme, **(SMALL[backbone] | options)).eval()
+    network = cadyq.create_model(backbone, scheme, **(small_sizes(backbone) | options)).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -77,7 +71,7 @@ def test_proportionality_is_fvcores_count(backbone: str, scale: int, size: tuple
 
 
 def test_multiply_adds_by_hand() -> None:
-    macs = count_macs(_network("edsr"), 10, 6).by_conv
+    macs = count_macs(_network("edsr", n_feats=8), 10, 6).by_conv
     assert macs["head"] == 60 * 3 * 8 * 9
     assert macs["blocks.1.conv2"] == macs["body_end"] == 60 * 8 * 8 * 9
     assert macs["upsample.0"] == 60 * 8 * 32 * 9
@@ -174,7 +168,7 @@ def test_a_batch_costs_the_sum_of_its_samples(backbone: str, batch: int, seed: i
 
 
 def test_the_selector_by_hand() -> None:
-    network, height, width = _network("edsr", "cadyq"), 10, 6
+    network, height, width = _network("edsr", "cadyq", n_feats=8), 10, 6
     _, trace = cadyq.trace(network, _lr(1, height, width))
     # four selectors: sum and sum of squares of every value, a linear layer of 3 x (8 + 2); grayscale and Sobel once
     expected = 4 * (2 * 8 * height * width + 3 * 10) + (3 + 18) * height * width

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cadyq.data.bicubic import downscale
-from cadyq.data.datasets import available, benchmark, load, photographs
+from cadyq.data.datasets import available, benchmark, folder, load, photographs
 from cadyq.data.images import write_png
 from cadyq.errors import UserError
 
@@ -82,6 +82,16 @@ def test_missing_folder_and_no_images(root: Path) -> None:
     (root / "benchmark" / "Set5" / "HR").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no PNG images in .*Set5"):
         load("Set5", 4, root)
+
+
+def test_a_folder_of_photographs(root: Path, tmp_path: Path) -> None:
+    dataset = folder(root / "benchmark/Mine/HR", 4)
+    assert (dataset.name, dataset.names()) == ("HR", ["a", "b"])
+    assert torch.equal(dataset[0].lr, downscale(_image(23, 30, 2), 4))
+    with pytest.raises(UserError, match="no such folder"):
+        folder(tmp_path / "nowhere", 4)
+    with pytest.raises(UserError, match=r"holds no \.png"):
+        folder(root / "benchmark", 4)
 
 
 def test_unknown_names(root: Path) -> None:

@@ -13,26 +13,21 @@ from cadyq.data.datasets import load
 from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.trace import Trace
+from cadyq.testing.subject import small_sizes
 from cadyq.training.calibration import initialize, observe
 
-SMALL: dict[str, dict[str, Any]] = {
-    "edsr": {"n_feats": 8, "n_resblocks": 2},
-    "carn": {"n_feats": 8},
-    "carn_m": {"n_feats": 16},
-    "idn": {"n_feats": 16, "n_resblocks": 1},
-    "srresnet": {"n_feats": 8, "n_resblocks": 2},
-}
 BACKBONES_WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES_WITH_POINTS)
 
 
 def _small(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
     torch.manual_seed(0)
-    return cadyq.create_model(backbone, scheme, **(SMALL.get(backbone, {}) | options)).eval()
+    return cadyq.create_model(backbone, scheme, **(small_sizes(backbone) | options)).eval()
 
 
 def test_the_list_is_not_empty() -> None:
-    assert set(SMALL) <= set(BACKBONES_WITH_POINTS)
+    assert {"edsr", "carn", "carn_m", "idn", "srresnet"} <= set(BACKBONES_WITH_POINTS)
 
 
 @every_backbone
@@ -81,7 +76,9 @@ def test_each_convolution_reads_the_point_that_feeds_it(
         point.register_forward_hook(after_point)
     for conv in feeding:
         conv.register_forward_pre_hook(before_conv)
-    _, trace = cadyq.trace(network, patches)
+    # the figure alone: a scheme may run it several times to prepare a forward
+    trace = Trace(network, patches)
+    network.super_resolve(patches, trace)
     assert [point.name for point, _ in returned] == list(trace.bits)
     assert len(returned) == len(network.points), "a point ran twice or never"
     assert {(point.name, conv) for point, conv in reads} == {
@@ -281,4 +278,4 @@ def test_foreign_weights_must_be_finite(tmp_path: Path, value: float, suffix: st
 @pytest.mark.parametrize(("source", "target"), [("edsr", "carn_m"), ("carn_m", "edsr")])
 def test_weights_of_another_architecture_are_refused(source: str, target: str) -> None:
     with pytest.raises(UserError, match=f"state dict: not weights of {target}"):
-        cadyq.load_official(_small(source).state_dict(), target, **SMALL[target])
+        cadyq.load_official(_small(source).state_dict(), target, **small_sizes(target))

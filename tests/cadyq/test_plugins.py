@@ -11,6 +11,7 @@ import cadyq
 from cadyq.models.network import SCHEMES
 from cadyq.plugins import load_plugin, load_plugins
 from cadyq.train import build_parser, train
+from cadyq.training.distributed import Processes
 
 SCHEME = """
 from __future__ import annotations
@@ -139,7 +140,7 @@ def test_training_loads_plugins_first(tmp_path: Path) -> None:
     words = ["--recipe", "finetune", "--backbone", "edsr", "--init", "zoo:no_such_parent", "--plugin", str(path)]
     args = build_parser().parse_args([*words, "--data-root", str(tmp_path), "--out", str(tmp_path)])
     with pytest.raises(cadyq.UserError, match="no_such_parent"):
-        train(args)
+        train(args, Processes())
     assert "mine" in cadyq.list_schemes()
 
 

@@ -20,11 +20,13 @@ from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import image_gradient
 from cadyq.quantizers.interface import PointStatistics
-from cadyq.train import quantized_from
 from cadyq.training.calibration import initialize, load_statistics, observe, save_statistics
-from cadyq.training.photographs import PatchBank, find_photographs, load_bank
+from cadyq.training.patches import PatchBank
+from cadyq.training.photographs import find_photographs, load_bank, with_outputs
 from cadyq.training.recipes import FOLDER, Recipe, load_recipe
-from cadyq.training.trainer import BitSteering, Trainer
+from cadyq.training.start import quantized_from
+from cadyq.training.steering import BitSteering
+from cadyq.training.trainer import Trainer
 
 SIDE = 10
 
@@ -112,25 +114,28 @@ def test_photographs_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
     write_png(root / "small.png", torch.zeros(3, 30, 30, dtype=torch.uint8))
     (root / "broken.png").write_text("no image")
     paths = find_photographs(root)
-    assert [path.name for path in paths] == ["broken.png", "0.png", "1.png", "small.png"]
+    assert [Path(path.name).name for path in paths] == ["broken.png", "0.png", "1.png", "small.png"]
     teacher = _plain()
-    bank = load_bank(paths, teacher, SIDE, cache)
-    assert len(bank.images) == 2
+    bank = with_outputs(load_bank(paths, 4, SIDE, cache), teacher, cache)
+    assert [Path(name).name for name in bank.names] == ["0.png", "1.png"]
+    assert "broken.png" in caplog.text and "small.png: 7x7 LR pixels" in caplog.text
     assert "2 of 4 photographs left out" in caplog.text
     for lr, hr, sr in bank.images:
         assert lr.shape == (3, 24, 22) and hr.shape == sr.shape == (3, 96, 88)
         with torch.no_grad():
             assert torch.equal(sr, teacher(lr.float()[None])[0].half())
     before = [path.stat().st_mtime_ns for path in cache.iterdir()]
-    again = load_bank(paths, teacher, SIDE, cache)
+    caplog.clear()
+    again = with_outputs(load_bank(paths, 4, SIDE, cache), teacher, cache)
+    assert "2 of 4 photographs left out" in caplog.text
     assert [path.stat().st_mtime_ns for path in cache.iterdir()] == before
     assert all(
         torch.equal(a, b) for x, y in zip(bank.images, again.images, strict=True) for a, b in zip(x, y, strict=True)
     )
     with torch.no_grad():
         teacher.get_parameter("tail.bias").add_(1)
-    load_bank(paths, teacher, SIDE, cache)
-    assert len(list(cache.iterdir())) == 2
+    with_outputs(again, teacher, cache)
+    assert sorted(path.name.partition("_")[0] for path in cache.iterdir()) == ["patches", "teacher", "teacher"]
 
 
 def test_folders_without_photographs_are_refused(tmp_path: Path) -> None:
@@ -139,7 +144,7 @@ def test_folders_without_photographs_are_refused(tmp_path: Path) -> None:
         find_photographs(tmp_path)
     (tmp_path / "broken.png").write_text("no image")
     with pytest.raises(UserError, match="none of the 1 photographs"):
-        load_bank(find_photographs(tmp_path), _plain(), SIDE, tmp_path / "cache")
+        load_bank(find_photographs(tmp_path), 4, SIDE, tmp_path / "cache")
 
 
 # recipes
@@ -150,9 +155,10 @@ def test_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.steps % recipe.validate_every == 0
-    network = cadyq.create_model("edsr", recipe.scheme, n_feats=8, n_resblocks=1)
+    network = cadyq.create_model("edsr", recipe.scheme, n_feats=8, n_resblocks=1, **recipe.scheme_options)
     chooses = "search_space" in (network.scheme.options() if network.scheme else {})
-    assert (recipe.target_fab > 0) == chooses
+    assert (recipe.target_fab > 0 or recipe.bit_weight > 0) == chooses
+    assert not chooses or recipe.steer > 0  # so that --target-fab works
 
 
 def test_recipes_can_be_changed() -> None:
@@ -190,14 +196,18 @@ def test_unknown_recipes_are_refused(tmp_path: Path) -> None:
 # the trainer
 
 
+def _files(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir() if path.name != "tensorboard"}
+
+
 class _Interrupted(Trainer):
     """Writes its checkpoint and stops before step 3, as if the power had gone just after."""
 
-    def _train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, float]:
         if self.step == 3:
             self._save(1.0)
             raise KeyboardInterrupt
-        return super()._train_step()
+        return super().train_step()
 
 
 @pytest.mark.parametrize(
@@ -213,15 +223,15 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     out = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
         _Interrupted(copy.deepcopy(start), recipe, bank, bank, out, {}, seed=4).run()
-    assert {path.name for path in out.iterdir()} == {"checkpoint.pt"}
+    assert _files(out) == {"checkpoint.pt", "history.csv"}
     torch.manual_seed(1234)
     resumed = Trainer(copy.deepcopy(start), recipe, bank, bank, out, {}, seed=4)
     found = cadyq.load_model(resumed.run()).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], value) for key, value in expected.items())
     assert any(not torch.equal(value, start.state_dict()[key]) for key, value in expected.items())
-    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.history]
-    assert without_time == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.history]
+    without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.history.rows]
+    assert without_time == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.history.rows]
     assert resumed.steering.integral == whole.steering.integral
 
 
@@ -238,7 +248,7 @@ def test_another_seed_or_recipe_does_not_resume(bank: PatchBank, tmp_path: Path)
 def test_what_a_run_leaves(bank: PatchBank, tmp_path: Path) -> None:
     recipe = _recipe(scheme="pams:w4a4")
     path = Trainer(_network(bank, "pams:w4a4"), recipe, bank, bank, tmp_path, {"parent": "none"}, seed=2).run()
-    assert {file.name for file in tmp_path.iterdir()} == {"model.safetensors", "history.csv", "training.json"}
+    assert _files(tmp_path) == {"model.safetensors", "history.csv", "training.json"}
     assert path == tmp_path / "model.safetensors"
     facts = json.loads((tmp_path / "training.json").read_text())
     assert (facts["parent"], facts["seed"], facts["recipe"]["steps"]) == ("none", 2, 6)
@@ -252,7 +262,7 @@ def test_what_a_run_leaves(bank: PatchBank, tmp_path: Path) -> None:
 def _history(network: SRNetwork, recipe: Recipe, bank: PatchBank, out: Path) -> list[dict[str, float]]:
     trainer = Trainer(network, recipe, bank, PatchBank(bank.images[:1], 4), out, {}, seed=0)
     trainer.run()
-    return trainer.history
+    return trainer.history.rows
 
 
 def test_the_loss_goes_down(bank: PatchBank, tmp_path: Path) -> None:
@@ -276,10 +286,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchBank, tmp_path: Path
     broken = PatchBank([(lr, hr, torch.full_like(sr, math.nan)) for lr, hr, sr in bank.images], 4)
     network = _network(bank, "pams:w4a4")
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(UserError, match="loss is nan at step 0"):
+    with pytest.raises(UserError, match=r"loss is nan at step 0.* batch of photograph \d.*no checkpoint was written"):
         Trainer(network, _recipe(), broken, bank, tmp_path, {}, seed=0).run()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_missed_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    BitSteering(0.0, 0.0).warn_if_missed(8.0)
+    BitSteering(5.5, 0.01).warn_if_missed(5.69)
+    assert not caplog.text
+    BitSteering(5.5, 0.01).warn_if_missed(5.8)
+    assert "held-out FAB ended at 5.80, not 5.50" in caplog.text
 
 
 def test_steering_answers_in_the_right_direction() -> None:

@@ -16,6 +16,8 @@ from cadyq.data.images import sha256_file
 
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
 NETWORKS = MANIFEST["networks"]
+DERIVED = [row for row in NETWORKS if "derived_from" in row]
+TRAINED = [row for row in NETWORKS if row["scheme"] != "fp32" and row not in DERIVED]
 
 
 def test_manifest_and_files_agree() -> None:
@@ -26,7 +28,7 @@ def test_manifest_and_files_agree() -> None:
 
 
 def test_backbones_with_trained_quantized_networks_have_every_scheme() -> None:
-    networks = {(row["backbone"], row["scheme"]) for row in NETWORKS}
+    networks = {(row["backbone"], row["scheme"]) for row in NETWORKS if row not in DERIVED}
     schemes = {scheme for _, scheme in networks}
     trained = {backbone for backbone, scheme in networks if scheme != "fp32"}
     assert {(b, s) for b, s in networks if b in trained} == {(b, s) for b in trained for s in schemes}
@@ -43,7 +45,7 @@ def test_carn_keeps_the_notice_of_what_it_started_from() -> None:
     assert notices["carn_x4_fp32.safetensors"] == notices["carn_m_x4_fp32.safetensors"]
 
 
-@pytest.mark.parametrize("row", [row for row in NETWORKS if row["scheme"] != "fp32"], ids=lambda row: row["file"])
+@pytest.mark.parametrize("row", TRAINED, ids=lambda row: row["file"])
 def test_trained_networks_state_their_training(row: dict[str, Any]) -> None:
     assert row["recipe"]["steps"] > 0
     assert row["seconds"] > 0
@@ -51,12 +53,20 @@ def test_trained_networks_state_their_training(row: dict[str, Any]) -> None:
     assert "photographs" in row["data"]
 
 
+@pytest.mark.parametrize("row", DERIVED, ids=lambda row: row["file"])
+def test_derived_networks_name_the_parent_beside_them(row: dict[str, Any]) -> None:
+    parent = next(other for other in NETWORKS if other["file"] == f"{row['derived_from']['name']}.safetensors")
+    assert row["derived_from"]["sha256"] == parent["sha256"]
+    assert parent["backbone"] == row["backbone"]
+    assert row["bytes"] < 10_000, "it holds more than its choice of bits"
+    assert "photographs" in row["data"]
+
+
 def test_trained_schemes_had_the_same_budget() -> None:
     budgets: dict[str, set[int]] = {}
-    for row in NETWORKS:
-        if row["scheme"] != "fp32":
-            steps = row["recipe"]["steps"] + row["parent"]["training"]["recipe"]["steps"]
-            budgets.setdefault(row["backbone"], set()).add(steps)
+    for row in TRAINED:
+        steps = row["recipe"]["steps"] + row["parent"]["training"]["recipe"]["steps"]
+        budgets.setdefault(row["backbone"], set()).add(steps)
     assert {name: len(steps) for name, steps in budgets.items()} == dict.fromkeys(budgets, 1)
 
 

@@ -1,0 +1,189 @@
+"""The parts of a run: what each needs, what it measures, and whether it is there already."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.networks import PARENT, find, load
+from analysis.sensitivity import store
+from analysis.sensitivity.additivity import measure_additivity
+from analysis.sensitivity.capture import measure_capture
+from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
+from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
+from analysis.sensitivity.selector import measure_selector, selectors
+from cadyq.checkpoints.io import ZOO, load_model, resolve, zoo_name
+from cadyq.data.images import sha256_file
+from cadyq.errors import UserError
+from cadyq.models.network import SCHEMES, SRNetwork
+from cadyq.training.calibration import load_statistics
+
+Tables = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that the parts read, opened when first asked for. `options`: the command line."""
+
+    options: argparse.Namespace
+
+    @cached_property
+    def network(self) -> SRNetwork:
+        """The FP32 parent."""
+        return load(self._parent)
+
+    @cached_property
+    def _parent(self) -> Any:
+        source = find(self.options.backbone, PARENT, self.options.scale)
+        if source.reason or not source.files:
+            raise UserError(f"--backbone {self.options.backbone}: {source.reason or 'has no weights to quantize'}")
+        return source
+
+    @cached_property
+    def _calibration(self) -> Path:
+        path = ZOO / f"{self.options.backbone}_x{self.options.scale}_calibration.safetensors"
+        if not path.exists():
+            raise UserError(f"--backbone {self.options.backbone}: {path.name} is not in the zoo; make it with "
+                            "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR")  # fmt: skip
+        return path
+
+    @cached_property
+    def grid(self) -> Grid:
+        return Grid.calibrated(load_statistics(self._calibration))
+
+    @cached_property
+    def patches(self) -> PatchSet:
+        o = self.options
+        return draw_patches(open_dataset(o.dataset, o.scale, o.data_root), o.patches, o.side, o.seed)
+
+    @cached_property
+    def capture_patches(self) -> PatchSet:
+        o = self.options
+        dataset = open_dataset(o.dataset, o.scale, o.data_root)
+        return draw_patches(dataset, o.capture_patches, o.capture_side, o.seed + 1)
+
+    @cached_property
+    def training_patches(self) -> PatchSet:
+        o = self.options
+        dataset = open_dataset(o.train, o.scale, o.data_root)
+        return draw_patches(dataset, o.train_patches, o.capture_side, o.seed)
+
+    @cached_property
+    def selector_path(self) -> Path:
+        """Of the network that the controls are derived from."""
+        o = self.options
+        name = o.selector or f"zoo:{zoo_name(o.backbone, o.scale, SCHEMES.get(o.controls[0]).parent)}"
+        return resolve(name)
+
+    @cached_property
+    def selector(self) -> SRNetwork:
+        network = load_model(self.selector_path).eval()
+        if network.name != self.options.backbone:
+            raise UserError(f"--selector {self.selector_path.name}: is a network of {network.name}, "
+                            f"not of {self.options.backbone}; give one of the same backbone")  # fmt: skip
+        if not selectors(network):
+            raise UserError(f"--selector {self.selector_path.name}: has no bit selector; give a network with one")
+        return network
+
+    def hashes(self) -> dict[str, str]:
+        """Of the files of tensors that were read."""
+        opened = [self.__dict__[name] for name in ("_calibration", "selector_path") if name in self.__dict__]
+        files = [*self._parent.files, *opened]
+        return {file.name: sha256_file(file) for file in files}
+
+
+def _points_key(i: Inputs) -> list[Any]:
+    o = i.options
+    hashes = [sha256_file(file) for file in (*i._parent.files, i._calibration)]
+    return [hashes, i.patches.identity(), sorted(o.bits), o.points, o.second]
+
+
+def _points(i: Inputs, run_dir: Path) -> Tables:
+    names = chosen_points(i.network, i.options.points == "all")
+    arguments = (i.network, i.grid, i.patches, names, sorted(i.options.bits), i.options.second)
+    print(
+        f"points: {len(names)}; about {expected_seconds(*arguments) / 60:.1f} minutes at the present speed", flush=True
+    )
+    return measure_points(*arguments)
+
+
+def _additivity_key(i: Inputs) -> list[Any]:
+    return [_points_key(i), i.options.additivity_patches, i.options.seed]
+
+
+def _additivity(i: Inputs, run_dir: Path) -> Tables:
+    cells, points = store.read(run_dir, "cells"), store.read(run_dir, "points")
+    if cells is None or points is None:
+        raise UserError(f"{run_dir}: additivity is a sum of single points: measure them first, with --parts points")
+    few = i.patches.head(i.options.additivity_patches)
+    counted = points.loc[points["counted"], "point"]
+    single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]
+    return measure_additivity(i.network, i.grid, few, single, sorted(i.options.bits), i.options.seed)
+
+
+def _selector_key(i: Inputs) -> list[Any]:
+    return [sha256_file(i.selector_path), i.patches.identity(), i.options.seed]
+
+
+def _selector(i: Inputs, run_dir: Path) -> Tables:
+    return measure_selector(i.selector, i.patches, i.options.seed)
+
+
+def _capture_key(i: Inputs) -> list[Any]:
+    o = i.options
+    sets = [i.capture_patches.identity(), i.training_patches.identity()]
+    return [sha256_file(i.selector_path), sets, o.controls, o.searched]
+
+
+def _capture(i: Inputs, run_dir: Path) -> Tables:
+    o = i.options
+    tables = measure_capture(i.selector, i.training_patches, o.searched, i.capture_patches, o.controls)
+    return tables | {"capture_patches": i.capture_patches.table}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a run.
+
+    Attributes:
+        tables: names of what it stores.
+        key: what its numbers depend on, JSON-ready.
+        measure: to its tables.
+        optional: where no network with a selector is in the zoo it is left out, with the reason.
+    """
+
+    tables: list[str]
+    key: Callable[[Inputs], list[Any]]
+    measure: Callable[[Inputs, Path], Tables]
+    optional: bool = False
+
+
+PARTS: dict[str, Part] = {
+    "points": Part(["cells", "layers", "patches", "points"], _points_key, _points),
+    "additivity": Part(["additivity"], _additivity_key, _additivity),
+    "selector": Part(["chosen", "shuffled", "degraded"], _selector_key, _selector, optional=True),
+    "capture": Part(["capture", "capture_patches"], _capture_key, _capture, optional=True),
+}
+
+
+def run_part(name: str, inputs: Inputs, run_dir: Path) -> dict[str, Any]:
+    """Measure a part that is not stored yet; its status, seconds and, if it was left out, the reason."""
+    part = PARTS[name]
+    if part.optional and not inputs.options.selector:
+        try:
+            _ = inputs.selector_path
+        except UserError as error:
+            return {"status": "skipped", "reason": str(error), "seconds": 0.0}
+    key = store.key(name, *part.key(inputs))
+    if store.is_current(run_dir, part.tables, key):
+        return {"status": "cached", "reason": "", "seconds": 0.0}
+    started = time.perf_counter()
+    store.write(run_dir, part.measure(inputs, run_dir), key)
+    return {"status": "measured", "reason": "", "seconds": round(time.perf_counter() - started, 1)}

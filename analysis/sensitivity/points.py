@@ -1,0 +1,139 @@
+"""True sensitivity: what quantizing one point to b bits does to the error of one SR patch.
+
+Grid: PAMS's symmetric one, clipped at `RANGE_SHARE` of the largest magnitude that calibration on training photographs
+saw at the point. Calibrated and not trained, so that every bit-width from 2 to 8 has a range by the same rule and the
+network is the FP32 parent itself, its weights untouched.
+
+Two references: all other points FP32 (`background_bits` 32), or all others at 8 bits. Errors are means over pixels of
+squared differences, in squared grey levels, of SR as it is: neither clamped nor rounded, since one point at 8 bits
+moves pixels by less than a grey level. Two targets, each on luma and on RGB:
+
+- `rise_*`: squared error against HR, minus that of the reference. May be negative.
+- `error_*`: squared difference to the reference's own output. What the point alone adds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.sensitivity.features import of_kind
+from analysis.sensitivity.patches import PatchSet
+from analysis.sensitivity.replay import Act, Replay, identity
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.content import LUMA
+from cadyq.quantizers.functional import quantize_symmetric, signed_levels
+from cadyq.quantizers.interface import FULL_PRECISION, RANGE_SHARE, PointStatistics
+from cadyq.quantizers.points import QuantizationPoint
+
+BATCH = 16
+SECOND_REFERENCE = 8  # bits of all other points
+VALUES = ("rise_luma_sq", "rise_rgb_sq", "error_luma_sq", "error_rgb_sq")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The quantizers of all points at any bit-width; `largest`: point name -> largest calibrated magnitude."""
+
+    largest: dict[str, Tensor]
+
+    @classmethod
+    def calibrated(cls, statistics: dict[str, PointStatistics]) -> Grid:
+        return cls({name: point.max_abs for name, point in statistics.items()})
+
+    def __call__(self, point: QuantizationPoint, x: Tensor, bits: int) -> Tensor:
+        """`x` (B, C, H, W) at `bits`; 32 leaves it as it is."""
+        if bits == FULL_PRECISION:
+            return x
+        return quantize_symmetric(x, RANGE_SHARE[bits] * self.largest[point.name], signed_levels(bits))
+
+    def all_at(self, bits: int) -> Act:
+        """Every point at `bits`."""
+        return identity if bits == FULL_PRECISION else lambda point, x: self(point, x, bits)
+
+
+def squares(difference: Tensor) -> Tensor:
+    """Mean over pixels of the square of luma, and of RGB, of (B, 3, H, W): (2, B) in squared grey levels."""
+    luma = (difference * difference.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1)
+    return torch.stack([luma.square().mean((1, 2)), difference.square().mean((1, 2, 3))])
+
+
+def rise_and_error(sr: Tensor, reference: Tensor, hr: Tensor) -> Tensor:
+    """The four `VALUES` of each patch, (4, B)."""
+    return torch.cat([squares(sr - hr) - squares(reference - hr), squares(sr - reference)])
+
+
+def chosen_points(network: SRNetwork, everything: bool) -> list[str]:
+    """Names of the points that count for FAB, or of all, in network order."""
+    order = [stop.point.name for stop in Replay(network).stops(torch.zeros(1, 3, 8, 8))]
+    return [name for name in order if everything or network.points[name].dynamic]
+
+
+@torch.no_grad()
+def measure_points(
+    network: SRNetwork, grid: Grid, patches: PatchSet, points: Sequence[str], bits: Sequence[int], second: int
+) -> dict[str, pd.DataFrame]:
+    """Tables `cells` (patch, point, bits, background), `layers` (patch, point: features) and `patches`.
+
+    Args:
+        second: that many of the patches are measured with all other points at 8 bits as well.
+    """
+    replay, cells, layers, errors = Replay(network), [], [], []
+    for background in (FULL_PRECISION, SECOND_REFERENCE):
+        part = patches if background == FULL_PRECISION else patches.head(second)
+        act = grid.all_at(background)
+        for where, lr, hr in tqdm(list(part.batches(BATCH)), desc=f"others at {background} bits", disable=None):
+            reference = replay.run(lr, act)
+            numbers = np.arange(where.start, where.stop)
+            if background == FULL_PRECISION:
+                errors.append(squares(reference - hr))
+            for stop in replay.stops(lr, act):
+                name = stop.point.name
+                if name not in points:
+                    continue
+                if background == FULL_PRECISION:
+                    found = {entry.name: entry.function(stop.x).numpy() for entry in of_kind("layer")}
+                    layers.append(pd.DataFrame({"patch": numbers, "point": name, **found}))
+                for b in bits:
+                    values = rise_and_error(stop.finish(grid(stop.point, stop.x, b), act), reference, hr)
+                    row = {"patch": numbers, "point": name, "bits": b, "background_bits": background}
+                    cells.append(pd.DataFrame(row | dict(zip(VALUES, values.numpy(), strict=True))))
+    return {
+        "cells": pd.concat(cells, ignore_index=True),
+        "layers": pd.concat(layers, ignore_index=True),
+        "patches": _described(patches, torch.cat(errors, 1)),
+        "points": pd.DataFrame(
+            {"point": list(points), "counted": [network.points[name].dynamic for name in points]}
+        ).reset_index(names="order"),
+    }
+
+
+def _described(patches: PatchSet, errors: Tensor) -> pd.DataFrame:
+    """The table of the patches with their features and the FP32 network's error against HR."""
+    features = {entry.name: entry.function(patches.lr).numpy() for entry in of_kind("patch")}
+    return patches.table.assign(**features, fp32_luma_sq=errors[0].numpy(), fp32_rgb_sq=errors[1].numpy())
+
+
+@torch.no_grad()
+def expected_seconds(
+    network: SRNetwork, grid: Grid, patches: PatchSet, points: Sequence[str], bits: Sequence[int], second: int
+) -> float:
+    """How long `measure_points` will take, from one batch at one bit-width at every eighth point."""
+    replay = Replay(network)
+    _, lr, hr = next(patches.batches(BATCH))
+    tried = list(points[::8])
+    finish, passes = 0.0, 0
+    for stop in replay.stops(lr):
+        if stop.point.name in tried:
+            started = time.perf_counter()
+            rise_and_error(stop.finish(grid(stop.point, stop.x, bits[0])), hr, hr)
+            finish, passes = finish + time.perf_counter() - started, passes + 1
+    batches = (len(patches.lr) + second) / len(lr)
+    return finish / passes * len(points) * len(bits) * batches

@@ -1,0 +1,101 @@
+"""What a trained bit selector does: bits by layer and patch, with an input shuffled, and on degraded images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from analysis.sensitivity.degradations import DEGRADATIONS
+from analysis.sensitivity.patches import PatchSet
+from analysis.sensitivity.points import BATCH, squares
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.content import Content
+from cadyq.selector.bit_selector import BitSelector
+
+# which of a selector's two inputs comes from another patch
+INPUTS = ("none", "gradient", "deviation", "both")
+SHUFFLES = 3
+
+
+def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean squared error of luma of each patch (B,), SR clamped and rounded, in squared grey levels."""
+    return squares(sr.clamp(0, 255).round() - hr)[0]
+
+
+@contextmanager
+def shuffled(network: SRNetwork, which: str, order: Tensor) -> Iterator[None]:
+    """Inside, every selector sees an input of patch `order[i]` in the place of that of patch i.
+
+    Args:
+        which: of `INPUTS`.
+        order: permutation of the batch, int64 (B,).
+    """
+
+    def swap(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Content]:
+        x, content = inputs
+        if which in ("deviation", "both"):
+            x = x[order]
+        if which in ("gradient", "both"):
+            content = Content(content.lr[order])
+        return x, content
+
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, BitSelector):
+                hooks.callback(module.register_forward_pre_hook(swap).remove)
+        yield
+
+
+def selectors(network: SRNetwork) -> int:
+    """How many of its points have a trained selector."""
+    return sum(isinstance(module, BitSelector) for module in network.modules())
+
+
+@torch.no_grad()
+def measure_selector(network: SRNetwork, patches: PatchSet, seed: int) -> dict[str, pd.DataFrame]:
+    """Tables `chosen` (patch, point: bits), `shuffled` (patch, input, shuffle: FAB, error) and `degraded`.
+
+    Raises:
+        UserError: the network has no selectors.
+    """
+    if not selectors(network):
+        raise UserError(f"{network.name}: has no bit selector; give a network with one by --selector")
+    network.eval()
+    chosen, swapped = [], []
+    generator = torch.Generator().manual_seed(seed)
+    for where, lr, hr in tqdm(list(patches.batches(2 * BATCH)), desc="selector", disable=None):
+        index = np.arange(where.start, where.stop)
+        for which in INPUTS:
+            for turn in range(1 if which == "none" else SHUFFLES):
+                with shuffled(network, which, torch.randperm(len(lr), generator=generator)):
+                    sr, trace = trace_forward(network, lr)
+                row = {"patch": index, "input": which, "shuffle": turn, "fab_bits": trace.fab().numpy()}
+                swapped.append(pd.DataFrame(row | {"error_luma_sq": rounded_error(sr, hr).numpy()}))
+                if which == "none":
+                    counted = {n: r.bits.numpy() for n, r in trace.records.items() if r.point.dynamic}
+                    chosen += [pd.DataFrame({"patch": index, "point": n, "bits": b}) for n, b in counted.items()]
+    return {
+        "chosen": pd.concat(chosen, ignore_index=True),
+        "shuffled": pd.concat(swapped, ignore_index=True),
+        "degraded": _degraded(network, patches),
+    }
+
+
+def _degraded(network: SRNetwork, patches: PatchSet) -> pd.DataFrame:
+    rows = []
+    for name, (function, strengths) in tqdm(DEGRADATIONS.items(), desc="degradations", disable=None):
+        for strength in strengths:
+            for where, lr, _ in patches.batches(2 * BATCH):
+                fab = trace_forward(network, function(lr, strength))[1].fab().numpy()
+                index = np.arange(where.start, where.stop)
+                row = {"patch": index, "degradation": name, "strength": float(strength), "fab_bits": fab}
+                rows.append(pd.DataFrame(row))
+    return pd.concat(rows, ignore_index=True)

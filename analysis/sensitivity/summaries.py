@@ -1,0 +1,136 @@
+"""From records: additivity, a selector's bits, and the share of the oracle's gain that each contestant captures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.sensitivity.correlations import deciles
+from analysis.sensitivity.features import GRADIENT
+from analysis.sensitivity.statistics import Array, interval, resample_weights, spearman
+
+FLOORS = ("random", "static")  # controls that count as no gain
+
+
+def _ends(name: str, values: Array) -> dict[str, float]:
+    found = interval(values)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _weights(patches: pd.DataFrame, index: pd.Index[Any]) -> Array:
+    return resample_weights(list(patches.set_index("patch").loc[index, "image"]))
+
+
+def _mean(values: Array, weights: Array) -> Array:
+    """Mean of (P,) in each resample."""
+    return np.asarray(weights @ values / weights.sum(1))
+
+
+def additivity(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
+    """A row a (target, bits, size of subset): joint error over the sum of single ones, and their Spearman.
+
+    The ratio is one of means over patches and subsets; above 1, points lowered together cost more than alone.
+    """
+    rows = []
+    for target in ("error_luma_sq", "rise_luma_sq"):
+        for (bits, points), part in frame.groupby(["bits", "points"]):
+            joint = part.groupby("patch")[f"joint_{target}"].mean()
+            single = part.groupby("patch")[f"sum_{target}"].mean()
+            weights = _weights(patches, joint.index)
+            a, b = joint.to_numpy(np.float64), single.to_numpy(np.float64)
+            row = {"target": target, "bits": bits, "points": points, "subsets": part["subset"].nunique()}
+            row |= {"patches": len(a), "joint": float(a.mean()), "sum": float(b.mean())}
+            row |= _ends("joint_over_sum", _mean(a, weights) / _mean(b, weights))
+            rows.append(row | _ends("spearman", spearman(a, b, weights)))
+    return pd.DataFrame(rows)
+
+
+def bits_by_layer(chosen: pd.DataFrame) -> pd.DataFrame:
+    """A row a layer, in network order: mean bits, their spread over patches, and the share of each candidate."""
+    groups = chosen.groupby("point", sort=False)["bits"]
+    table = pd.DataFrame({"bits_mean": groups.mean(), "bits_std": groups.std(ddof=0)})
+    for bits in sorted(chosen["bits"].unique()):
+        table[f"share_{bits}_bits"] = (chosen["bits"] == bits).groupby(chosen["point"], sort=False).mean()
+    return table.reset_index()
+
+
+def bits_by_decile(chosen: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
+    """A row a tenth of the patches by gradient: mean bits over layers, with interval."""
+    fab = chosen.groupby("patch")["bits"].mean()
+    known = patches.set_index("patch").loc[fab.index]
+    tenth = deciles(known[GRADIENT])
+    rows = []
+    for value in range(1, 11):
+        inside = tenth == value
+        weights = resample_weights(list(known["image"][inside]))
+        row = {"gradient_decile": value, "gradient_mean": float(known[GRADIENT][inside].mean())}
+        rows.append(row | {"patches": int(inside.sum())} | _ends("bits", _mean(fab[inside].to_numpy(), weights)))
+    return pd.DataFrame(rows)
+
+
+def shuffles(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
+    """A row a shuffled input: FAB, and changes of FAB and PSNR (of the mean error over patches) by the shuffle."""
+    wide = frame.groupby(["input", "patch"], sort=False)[["fab_bits", "error_luma_sq"]].mean()
+    base = wide.loc["none"]
+    weights = _weights(patches, base.index)
+    rows = []
+    for name in frame["input"].unique():
+        fab, error = (wide.loc[name][column].to_numpy(np.float64) for column in ("fab_bits", "error_luma_sq"))
+        row = {"shuffled": name} | _ends("fab_bits", _mean(fab, weights))
+        row |= _ends("fab_change_bits", _mean(fab - base["fab_bits"].to_numpy(np.float64), weights))
+        ratio = _mean(base["error_luma_sq"].to_numpy(np.float64), weights) / _mean(error, weights)
+        rows.append(row | _ends("psnr_change_db", 10 * np.log10(ratio)))
+    return pd.DataFrame(rows)
+
+
+def degradations(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
+    """A row a (degradation, strength): FAB with interval."""
+    rows = []
+    for (name, strength), part in frame.groupby(["degradation", "strength"], sort=False):
+        fab = part.set_index("patch")["fab_bits"]
+        values = _mean(fab.to_numpy(np.float64), _weights(patches, fab.index))
+        rows.append({"degradation": name, "strength": strength} | _ends("fab_bits", values))
+    return pd.DataFrame(rows)
+
+
+def _mixture(part: pd.DataFrame, target: float) -> tuple[float, Array]:
+    """FAB and error (P,) at the target: of the setting next below and the one next above, the mixture that meets it.
+
+    To mix is to draw for each patch one of the two settings, which is a rule as well. Where no setting lies on the
+    other side, the nearest one stands alone.
+    """
+    fab = part.groupby("setting")["fab_bits"].mean()
+    errors = part.pivot_table(index="patch", columns="setting", values="error_luma_sq")
+    settings, means = fab.index.to_numpy(), fab.to_numpy(np.float64)
+    below, above = np.flatnonzero(means <= target), np.flatnonzero(means >= target)
+    if not len(below) or not len(above):
+        nearest = int(np.abs(means - target).argmin())
+        return float(means[nearest]), errors[settings[nearest]].to_numpy(np.float64)
+    i, j = below[means[below].argmax()], above[means[above].argmin()]
+    share = 0.0 if means[i] == means[j] else (target - means[i]) / (means[j] - means[i])
+    mixed = (1 - share) * errors[settings[i]] + share * errors[settings[j]]
+    return float((1 - share) * means[i] + share * means[j]), mixed.to_numpy(np.float64)
+
+
+def capture(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
+    """A row a contestant: FAB, mean error at the bits to hold, and the share of the oracle's gain over each floor."""
+    target = float(frame["target_bits"].iloc[0])
+    weights = resample_weights(list(patches.sort_values("patch")["image"]))
+    met = {name: _mixture(part, target) for name, part in frame.groupby("contestant", sort=False)}
+    errors = {name: _mean(error, weights) for name, (_, error) in met.items()}
+    kinds = frame.drop_duplicates("contestant").set_index("contestant")["kind"]
+    best = next((name for name in errors if kinds[name] == "oracle"), None)
+    rows = []
+    for name, error in errors.items():
+        row = {"contestant": name, "kind": kinds[name], "patches": weights.shape[1], "fab_bits": met[name][0]}
+        row |= _ends("error_luma_sq", error)
+        for floor in (f for f in FLOORS if f in errors):
+            row |= _ends(f"psnr_over_{floor}_db", 10 * np.log10(errors[floor] / error))
+            if best is not None:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    gain = (errors[floor] - error) / (errors[floor] - errors[best])
+                row |= _ends(f"share_of_gain_over_{floor}", gain)
+        rows.append(row)
+    return pd.DataFrame(rows)

@@ -1,0 +1,72 @@
+"""Files that are whole or not there, whenever the power goes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cadyq.errors import UserError
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished file over `path` in the same folder, durably."""
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a small file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
+    put_in_place(temporary, path)
+
+
+def write_checkpoint(state: dict[str, Any], path: Path) -> None:
+    """Write a state, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    torch.save(state, temporary)
+    put_in_place(temporary, path)
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
+    """The state that `write_checkpoint` wrote.
+
+    Raises:
+        UserError: damaged, or not a checkpoint of this program.
+    """
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged archive fails in many ways
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason}); remove it to start again") from error
+    if not isinstance(state, dict) or "step" not in state:
+        raise UserError(f"{path}: not a checkpoint of cadyq.train; remove it, or give another --out")
+    return state
+
+
+def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
+    """Refuse to go on from a file of another run.
+
+    Raises:
+        UserError: recipe, seed, data or networks differ; names which.
+    """
+    if found == own:
+        return
+    differing = [key for key in own if not isinstance(found, dict) or found.get(key) != own[key]]
+    raise UserError(
+        f"{path}: was made by another recipe or seed, or from other files (differing: "
+        f"{', '.join(differing) or 'more was given then'}); give another --out or remove it"
+    )

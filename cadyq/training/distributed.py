@@ -1,0 +1,128 @@
+"""Training on several processes that torchrun started; a run of one process is the same code."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from cadyq.errors import UserError
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who trains together. Every process holds the same network and takes its share of each batch.
+
+    Attributes:
+        rank: number of this process; process 0 writes the files.
+        count: how many there are.
+        device: where this process computes.
+    """
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = CPU
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, size: int) -> slice:
+        """The part of a batch of `size` patches that this process takes."""
+        if size % self.count:
+            raise UserError(f"batch={size} cannot be shared by {self.count} processes: give a multiple of {self.count}")
+        part = size // self.count
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def mean(self, values: Iterable[float]) -> list[float]:
+        """The mean of each value over the processes."""
+        own = list(values)
+        if self.count == 1:
+            return own
+        shared = torch.tensor(own, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(shared)
+        return [float(value) for value in shared / self.count]
+
+    def average_gradients(self, network: nn.Module) -> None:
+        """Give every process the mean of all gradients: the gradient of the mean loss over the whole batch."""
+        if self.count == 1:
+            return
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.count
+        for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def average_statistics(self, network: nn.Module) -> None:
+        """Average the running statistics of batch normalization, which each process takes from its own share."""
+        if self.count == 1:
+            return
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for statistic in (module.running_mean, module.running_var):
+                    if isinstance(statistic, Tensor):
+                        distributed.all_reduce(statistic)
+                        statistic /= self.count
+
+    def same_start(self, network: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers."""
+        if self.count > 1:
+            for tensor in (*network.parameters(), *network.buffers()):
+                distributed.broadcast(tensor.detach(), src=0)
+
+    def in_turn(self, action: Callable[[], T]) -> T:
+        """Run `action` in the first process, then in the others, which find the files that it left."""
+        if not self.first:
+            self.wait()
+        result = action()
+        if self.first:
+            self.wait()
+        return result
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            distributed.barrier()
+
+
+def choose_device(name: str) -> torch.device:
+    """The device "auto", "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
+
+    Raises:
+        UserError: no such device here.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such device; use auto, cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+        device = device if device.index is not None else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise UserError(f"--device {name}: not supported for training; use auto, cpu or cuda")
+    return device
+
+
+def join(device: torch.device) -> Processes:
+    """Meet the other processes that torchrun started, if it did."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(device=device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(distributed.get_rank(), distributed.get_world_size(), device)
+
+
+def leave(processes: Processes) -> None:
+    """Part from the other processes."""
+    if processes.count > 1:
+        distributed.destroy_process_group()

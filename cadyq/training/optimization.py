@@ -1,0 +1,71 @@
+"""Learning rates of each kind of parameter, their schedule, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.models.network import SRNetwork
+from cadyq.training.recipes import Recipe
+
+
+def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]:
+    """Adam groups: weights, selectors, and each clipping bound, by default in units of its own size."""
+    groups: list[dict[str, Any]] = []
+    selectors: list[nn.Parameter] = []
+    quantizer_parameters: set[nn.Parameter] = set()
+
+    def add_range(parameter: nn.Parameter) -> None:
+        size = float(parameter.detach().abs().mean()) if recipe.range_rate_relative else 1.0
+        groups.append({"params": [parameter], "base": recipe.rate_range * size})
+
+    for point in network.points.values():
+        for name, parameter in point.quantizer.named_parameters() if point.quantizer else ():
+            quantizer_parameters.add(parameter)
+            if point.quantizer is not None and point.quantizer.learning_role(name) == "selector":
+                selectors.append(parameter)
+            else:
+                add_range(parameter)
+    for conv in network.conv_names:
+        for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
+            quantizer_parameters.add(parameter)
+            add_range(parameter)
+    weights = [parameter for parameter in network.parameters() if parameter not in quantizer_parameters]
+    groups.append({"params": weights, "base": recipe.rate_weights})
+    if selectors:
+        groups.append({"params": selectors, "base": recipe.rate_selector})
+    return groups
+
+
+def rate_factor(recipe: Recipe, step: int) -> float:
+    """What all learning rates are multiplied by in a step."""
+    rate = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
+    if recipe.schedule == "halve":
+        return rate * (0.5 if step >= recipe.halve_at * recipe.steps else 1.0)
+    return rate * (0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+
+
+class WeightAverage:
+    """Exponential moving average of a network's parameters; the first steps count less, as they start from chance.
+
+    Attributes:
+        network: a network of its own that holds the averages.
+    """
+
+    def __init__(self, network: SRNetwork, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(network).eval()
+
+    @torch.no_grad()
+    def update(self, network: SRNetwork, step: int) -> None:
+        """Take in the weights after a step; buffers are copied."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averaged: list[Tensor] = list(self.network.parameters())
+        current: list[Tensor] = list(network.parameters())
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
+            own.copy_(other)

@@ -1,0 +1,136 @@
+"""What a run starts from: its parent, its teacher, and the quantized network made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cadyq.checkpoints.io import load_model, resolve, zoo_name
+from cadyq.data.images import sha256_file
+from cadyq.errors import UserError
+from cadyq.factory import backbone_option_names, create_model
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.interface import FULL_PRECISION
+from cadyq.registry import closest
+from cadyq.training.calibration import calibrated, observe
+from cadyq.training.patches import PatchBank
+from cadyq.training.recipes import Recipe
+
+CALIBRATION_PATCHES = 64
+CALIBRATION_SIDE = 48
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network, where it came from, and what training.json says of it."""
+
+    network: SRNetwork
+    name: str
+    facts: dict[str, Any]
+
+
+def load_parent(init: str, backbone: str, scale: int) -> Source:
+    """The trained network to start from.
+
+    Raises:
+        UserError: no such file, or of another backbone or scale.
+    """
+    network = load_model(init)
+    if (network.name, network.scale) != (backbone, scale):
+        raise UserError(
+            f"{init}: is {network.name} x{network.scale}, not {backbone} x{scale}; "
+            "name its --backbone and --scale, or another file"
+        )
+    return Source(network, init, _file_facts(init))
+
+
+def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Source:
+    """A network with random weights; sizes as on a command line, "n_feats=32"."""
+    options: dict[str, Any] = {}
+    for size in sizes:
+        key, _, value = size.partition("=")
+        known = backbone_option_names(backbone)
+        if key not in known or not value.isdigit():
+            raise UserError(f"--size {size!r}: not KEY=NUMBER{closest(key, known)}; {backbone} has {', '.join(known)}")
+        options[key] = int(value)
+    return Source(create_model(backbone, scale=scale, **options), "random weights", {"name": "random weights"})
+
+
+def load_teacher(source: str | None, recipe: Recipe, parent: Source) -> Source | None:
+    """The teacher that the command or the recipe names; None where there is none.
+
+    Raises:
+        UserError: its scale, or where attention is transferred its backbone, is not the parent's.
+    """
+    network = parent.network
+    if source is None and recipe.teacher == "none":
+        return None
+    if source is None and recipe.teacher == "parent":
+        if "sha256" not in parent.facts:
+            raise UserError(f"recipe {recipe.name!r} is taught by its parent: pass --init with a trained network")
+        return Source(load_model(parent.name), parent.name, parent.facts)
+    source = source or f"zoo:{zoo_name(network.name, network.scale, 'fp32')}"
+    teacher = load_model(source)
+    wanted = [teacher.scale == network.scale, teacher.name == network.name or not recipe.transfers_attention]
+    if not all(wanted):
+        raise UserError(
+            f"{source}: is {teacher.name} x{teacher.scale}, and cannot teach {network.name} x{network.scale} by "
+            f"recipe {recipe.name!r}; name another --teacher"
+        )
+    return Source(teacher, source, _file_facts(source))
+
+
+def _file_facts(source: str) -> dict[str, Any]:
+    """Name and hash of a network; if it was trained by this command, its own training facts as well."""
+    path = resolve(source)
+    facts: dict[str, Any] = {
+        "name": path.parent.name if path.stem == "model" else path.stem,
+        "sha256": sha256_file(path),
+    }
+    trained = path.with_name("training.json")
+    if trained.exists():
+        facts["training"] = json.loads(trained.read_text())
+        facts["training"].pop("history")
+    return facts
+
+
+def calibration_patches(bank: PatchBank) -> torch.Tensor:
+    """The LR patches that calibration sees, the same for every scheme."""
+    return bank.batch(seed=0, step=0, size=CALIBRATION_PATCHES, lr_patch=CALIBRATION_SIDE).lr
+
+
+def plain(network: SRNetwork) -> bool:
+    """Whether a network quantizes nothing."""
+    points = all(point.quantizer is None for point in network.points.values())
+    return points and all(conv.weight_bits == FULL_PRECISION for conv in network.conv_names)
+
+
+def calibration_network(parent: SRNetwork, teacher: SRNetwork | None) -> SRNetwork:
+    """The FP32 network that ranges are calibrated on: the teacher if it is of that form, or the parent's weights."""
+    if teacher is not None and plain(teacher) and (teacher.name, teacher.options) == (parent.name, parent.options):
+        return teacher
+    return calibrated(parent, "fp32", {})
+
+
+def quantized_from(
+    parent: SRNetwork, reference: SRNetwork, spec: str, patches: torch.Tensor, options: dict[str, Any] | None = None
+) -> SRNetwork:
+    """A network of `parent`'s backbone and weights under scheme `spec`, calibrated, ranges inherited.
+
+    Args:
+        parent: trained; its learned ranges are taken over where the scheme knows how.
+        reference: FP32 network of the same backbone, whose statistics the ranges start from.
+        spec: scheme as in a command.
+        patches: LR patches (N, 3, h, w) in 0..255 for calibration.
+        options: further options of the scheme.
+    """
+    network = calibrated(parent, spec, observe(reference, patches), options)
+    for key, point in network.points.items():
+        before = parent.points[key].quantizer
+        if point.quantizer is not None and before is not None:
+            point.quantizer.inherit(before)
+    return network

@@ -1,0 +1,255 @@
+"""`python -m analysis.sensitivity` end to end, on the photographs inside scikit-image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from analysis.sensitivity import store, summaries
+from analysis.sensitivity.__main__ import build_parser, main
+from analysis.sensitivity.additivity import subsets
+from analysis.sensitivity.capture import meet
+from analysis.sensitivity.parts import Inputs
+from analysis.sensitivity.patches import draw_patches, open_dataset
+from analysis.sensitivity.rules import Rules, thresholds
+from analysis.sensitivity.selector import shuffled
+from analysis.sensitivity.tables import markdown
+from cadyq.checkpoints.io import load_model
+from cadyq.data.images import write_png
+from cadyq.errors import UserError
+from cadyq.models.network import trace_forward
+from cadyq.quantizers.content import Content
+from cadyq.quantizers.interface import RANGE_SHARE, ActivationQuantizer, Quantized, fixed_bits
+
+BACKBONE = "carn_m"
+OPTIONS = ["--backbone", BACKBONE, "--dataset", "skimage", "--train", "skimage", "--bits", "3", "5", "--patches", "12"]
+OPTIONS += ["--side", "10", "--second", "3", "--additivity-patches", "3", "--capture-patches", "6", "--threads", "1"]
+OPTIONS += ["--capture-side", "8", "--train-patches", "8", "--searched", "2", "--controls", "random", "oracle"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("sensitivity")
+    assert main([*OPTIONS, "--out", str(out)]) == 0
+    return out
+
+
+class Plain(ActivationQuantizer):
+    """The grid as the README writes it."""
+
+    def __init__(self, largest: Tensor, bits: int) -> None:
+        super().__init__()
+        self.largest, self.bits = largest, bits
+
+    def forward(self, x: Tensor, content: Content) -> Quantized:
+        if self.bits == 32:
+            return Quantized(x, fixed_bits(x, 32))
+        bound, levels = RANGE_SHARE[self.bits] * self.largest, 2 ** (self.bits - 1) - 1
+        value = torch.round(x.clamp(-bound, bound) / bound * levels) / levels * bound
+        return Quantized(value, fixed_bits(x, self.bits))
+
+
+@torch.no_grad()
+def recomputed(inputs: Inputs, cell: pd.Series) -> list[float]:
+    """Rise and error of luma of one cell by two whole forwards of one patch."""
+    network, largest = inputs.network, inputs.grid.largest
+    lr, hr = inputs.patches.lr[[cell["patch"]]], inputs.patches.hr[[cell["patch"]]]
+    for name, point in network.points.items():
+        point.quantizer = Plain(largest[name], int(cell["background_bits"]))
+    reference = network(lr)
+    network.points[cell["point"]].quantizer = Plain(largest[cell["point"]], int(cell["bits"]))
+    sr = network(lr)
+    for point in network.points.values():
+        point.quantizer = None
+
+    def luma(image: Tensor) -> Tensor:
+        return 0.299 * image[:, 0] + 0.587 * image[:, 1] + 0.114 * image[:, 2]
+
+    rise = luma(sr - hr).square().mean() - luma(reference - hr).square().mean()
+    return [float(rise), float(luma(sr - reference).square().mean())]
+
+
+def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path) -> None:
+    inputs = Inputs(build_parser().parse_args([*OPTIONS, "--out", "x"]))
+    cells = store.read(finished, "cells")
+    assert cells is not None and len(cells) == 27 * 2 * (12 + 3)
+    for _, cell in cells.sample(10, random_state=0).iterrows():
+        found = [cell["rise_luma_sq"], cell["error_luma_sq"]]
+        assert found == pytest.approx(recomputed(inputs, cell), rel=1e-3, abs=1e-4)
+
+
+def test_writes_records_tables_and_plots(finished: Path) -> None:
+    tables = {path.name for path in (finished / "tables").iterdir()}
+    names = ["correlations", "additivity", "selector_layers", "selector_deciles", "selector_shuffles"]
+    names += ["selector_degradations", "capture"]
+    assert tables == {f"{name}.{kind}" for name in names for kind in ("csv", "md")}
+    assert len(list((finished / "plots").glob("*.png"))) == len(list((finished / "plots").glob("*.pdf"))) == 8
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert {part["status"] for part in manifest["parts"].values()} == {"measured"}
+    assert len(manifest["tensors_sha256"]) == 3
+    table = pd.read_csv(finished / "tables/correlations.csv")
+    assert set(table["background_bits"]) == {32, 8} and table["layer"].nunique() == 27 + 2
+    pooled = table[(table["layer"] == "pooled") & (table["feature"] == "gradient") & (table["background_bits"] == 32)]
+    assert (pooled["spearman_low"] <= pooled["spearman_high"]).all()
+
+
+def test_error_grows_as_bits_shrink_and_a_single_point_adds_up_to_itself(finished: Path) -> None:
+    cells, joint = store.read(finished, "cells"), store.read(finished, "additivity")
+    assert cells is not None and joint is not None
+    means = cells.groupby("bits")["error_luma_sq"].mean()
+    assert means[3] > 2 * means[5] > 0
+    assert (joint["joint_error_luma_sq"] > 0).all() and joint["points"].max() == 27
+
+
+def test_the_oracle_captures_all_of_its_gain_and_random_none(finished: Path) -> None:
+    table = pd.read_csv(finished / "tables/capture.csv").set_index("contestant")
+    share = table["share_of_gain_over_random"]
+    assert share["oracle"] == pytest.approx(1) and share["random"] == pytest.approx(0)
+    assert table.loc["oracle", "error_luma_sq"] < table.loc["random", "error_luma_sq"]
+    assert {"rule: gradient", "rule: deviation"} <= set(table.index)
+
+
+def test_second_run_measures_nothing_and_changes_nothing(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.glob("*/*") if path.suffix != ".json"}
+    assert main([*OPTIONS, "--out", str(finished)]) == 0
+    parts = json.loads((finished / "manifest.json").read_text())["parts"]
+    assert {part["status"] for part in parts.values()} == {"cached"}
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_backbone_without_a_selector_is_listed_with_its_reason(tmp_path: Path) -> None:
+    options = ["--backbone", "idn", "--dataset", "skimage", "--patches", "10", "--side", "8", "--parts", "selector"]
+    assert main([*options, "--out", str(tmp_path)]) == 0
+    part = json.loads((tmp_path / "manifest.json").read_text())["parts"]["selector"]
+    assert part["status"] == "skipped" and "idn_x4_cadyq" in part["reason"]
+
+
+def test_patches_are_spread_over_photographs() -> None:
+    dataset = open_dataset("skimage", 4, None)
+    patches = draw_patches(dataset, 8, 12, seed=0)
+    assert list(patches.table["image"][:6]) == dataset.names()
+    assert patches.lr.shape == (8, 3, 12, 12) and patches.hr.shape == (8, 3, 48, 48)
+    row, pair = patches.table.iloc[7], dataset[1]
+    top, left = row["top_px"], row["left_px"]
+    assert torch.equal(patches.lr[7], pair.lr[:, top : top + 12, left : left + 12].float())
+    assert torch.equal(patches.hr[7], pair.hr[:, 4 * top : 4 * top + 48, 4 * left : 4 * left + 48].float())
+    assert not torch.equal(draw_patches(dataset, 8, 12, seed=1).lr, patches.lr)
+
+
+def test_a_plain_folder_is_a_dataset(tmp_path: Path) -> None:
+    write_png(tmp_path / "photos" / "a.png", torch.zeros(3, 43, 61, dtype=torch.uint8))
+    for name, root in (("photos", tmp_path), (str(tmp_path / "photos"), None)):
+        dataset = open_dataset(name, 4, root)
+        assert dataset.names() == ["a"] and dataset[0].lr.shape == (3, 10, 15)
+
+
+def test_one_input_of_a_selector_can_come_from_another_patch() -> None:
+    network = load_model(f"zoo:{BACKBONE}_x4_cadyq").eval()
+    lr = draw_patches(open_dataset("skimage", 4, None), 4, 10, seed=0).lr
+    order = torch.tensor([1, 2, 3, 0])
+    with torch.no_grad():
+        plain = trace_forward(network, lr)[1].bits
+        first = next(iter(plain))
+        with shuffled(network, "both", order):
+            both = trace_forward(network, lr)[1].bits
+        with shuffled(network, "both", torch.arange(4)):
+            same = trace_forward(network, lr)[1].bits
+        assert all(torch.equal(same[name], bits) for name, bits in plain.items())
+        assert torch.equal(both[first], plain[first][order])  # before the first point nothing differs
+        after = trace_forward(network, lr)[1].bits
+    assert all(torch.equal(after[name], bits) for name, bits in plain.items())
+
+
+def test_subsets_end_with_all_points() -> None:
+    found = subsets([f"p{k}" for k in range(10)], seed=0)
+    assert [len(subset) for subset in found] == [2, 2, 2, 4, 4, 4, 8, 8, 8, 10]
+    assert all(len(set(subset)) == len(subset) for subset in found)
+
+
+def test_contestants_meet_the_mean_by_a_mixture() -> None:
+    """Error 2^-bits: 5 bits are met by half of the patches at 4 and half at 6."""
+
+    def contestant(setting: float) -> tuple[Tensor, Tensor]:
+        bits = 4.0 if setting < 5 else 6.0
+        return torch.full((3,), bits), torch.full((3,), 2.0**-bits)
+
+    found = meet(contestant, 5.0, 4.0, lambda mean: 6.0)
+    fab, error = summaries._mixture(found, 5.0)
+    assert fab == pytest.approx(5) and error == pytest.approx([(2**-4 + 2**-6) / 2] * 3)
+    fab, error = summaries._mixture(found[found["fab_bits"] == 4], 5.0)
+    assert fab == 4 and error == pytest.approx([2**-4] * 3)
+
+
+def test_settings_follow_lines_to_the_mean() -> None:
+    """Bits 8 - 2 setting: the second try misses, the line through both meets 5 at 1.5."""
+    found = meet(lambda s: (torch.full((2,), 8 - 2 * s), torch.ones(2)), 5.0, 0.0, lambda mean: 1.0)
+    assert found["setting"].unique().tolist() == [0, 1, 1.5]
+
+
+def test_a_rule_keeps_shares_and_direction() -> None:
+    """Layer 0: more of the feature, more bits; layer 1 the other way round."""
+    value = torch.arange(8.0)
+    choices = torch.stack([torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), torch.tensor([2, 2, 2, 1, 1, 0, 0, 0])], 1)
+    network, seen = load_model(f"zoo:{BACKBONE}_x4_cadyq"), {"x": value[:, None].expand(8, 2)}
+    rules = Rules(network, (4, 6, 8), ["a", "b"], seen, choices)
+    assert rules.direction("x").tolist() == [1, -1]
+    assert rules.shares(6.0) == pytest.approx(torch.tensor([[3.5, 2.5, 3.5]] * 2) / 9.5, abs=1e-6)
+    assert float((rules.shares(5.0) * torch.tensor([4, 6, 8])).sum(1).mean()) == pytest.approx(5)
+
+
+def test_a_share_of_nothing_stays_nothing_beyond_what_was_seen() -> None:
+    seen = torch.arange(11.0)
+    assert thresholds(seen, torch.tensor([0.5, 1.0])).tolist() == [5, float("inf")]
+    assert thresholds(seen, torch.tensor([0.01, 0.2])).tolist() == [-float("inf"), 2]
+
+
+def test_markdown_joins_a_value_and_its_ends() -> None:
+    frame = pd.DataFrame({"n": [3], "x": [0.5], "x_low": np.nan, "x_high": np.nan, "y": [1e-5]})
+    assert markdown(frame).splitlines()[-1] == "| 3 | 0.500 | 1e-05 |"
+    assert "0.500 [0.250, 0.750]" in markdown(frame.assign(x_low=0.25, x_high=0.75))
+
+
+def test_values_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="x holds a value that is not finite"):
+        store.write(tmp_path, {"cells": pd.DataFrame({"x": [1.0, np.nan]})}, "hash")
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records/cells.parquet").write_bytes((finished / "records/cells.parquet").read_bytes()[:300])
+    assert not store.is_current(tmp_path, ["cells"], "hash")
+    with pytest.raises(UserError, match=r"cells\.parquet: damaged record"):
+        store.read(tmp_path, "cells")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--backbone", "ersd"], ["ersd", "edsr"]),
+        (["--backbone", "bicubic"], ["bicubic", "no weights"]),
+        (["--dataset", "Set15"], ["Set15", "--data-root"]),
+        (["--bits", "9"], ["--bits 9", "2 to 8"]),
+        (["--patches", "3"], ["--patches 3"]),
+        (["--side", "500"], ["smaller than a patch of 500", "--side"]),
+        (["--selector", "zoo:edsr_x4_cadyq", "--parts", "selector"], ["edsr", BACKBONE]),
+        (["--selector", f"zoo:{BACKBONE}_x4_fp32", "--parts", "selector"], ["no bit selector"]),
+        (["--train", "nowhere", "--parts", "capture"], ["nowhere"]),
+        (["--controls", "pasm"], ["pasm"]),
+        (["--parts", "additivity"], ["measure them first"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    options: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*OPTIONS, "--out", str(tmp_path), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    for word in words:
+        assert word in error

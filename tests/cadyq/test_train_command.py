@@ -1,0 +1,210 @@
+"""The training command as a user runs it: killed, on several processes, from a bank file; and its errors."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import cadyq
+from cadyq.data.datasets import photographs
+from cadyq.data.images import sha256_file, write_png
+from cadyq.train import build_parser, main, train
+from cadyq.training.distributed import Processes
+
+STEPS = 24
+OPTIONS = {
+    "pams": ["--recipe", "finetune", "--scheme", "pams:w4a4"],
+    "cadyq": ["--recipe", "cadyq", "--target-fab", "5.0"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of 48 LR pixels and more, a damaged one, and a tiny trained parent."""
+    root = tmp_path_factory.mktemp("training")
+    for k, pair in enumerate(list(photographs(4))[:5]):
+        write_png(root / "photographs" / f"{k}.png", pair.hr[:, 40 : 240 + 4 * k, 20:216])
+    (root / "photographs" / "broken.jpg").write_text("no image")
+    torch.manual_seed(0)
+    cadyq.save_model(cadyq.create_model("edsr", n_feats=8, n_resblocks=1), root / "parent.safetensors")
+    return root
+
+
+def _arguments(folder: Path, out: str, *more: str) -> list[str]:
+    parent = str(folder / "parent.safetensors")
+    return [
+        *("--backbone", "edsr", "--init", parent, "--teacher", parent, "--threads", "1"),
+        *("--data-root", str(folder / "photographs"), "--cache", str(folder / "cache"), "--out", str(folder / out)),
+        *("--steps", str(STEPS), "--set", "batch=4", "lr_patch=12", "validate_every=8", *more),
+    ]
+
+
+def _run_here(arguments: list[str]) -> Path:
+    args = build_parser().parse_args(arguments)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the other processes, so that sums round alike
+    try:
+        return train(args, Processes())
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _start(arguments: list[str], torchrun: int = 0) -> subprocess.Popen[str]:
+    launcher = ["torch.distributed.run", "--nproc-per-node", str(torchrun), "-m"] if torchrun else []
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "cadyq.train", *arguments],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _rows(out: Path) -> list[dict[str, float]]:
+    with (out / "history.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def _kill_after_next_checkpoint(process: subprocess.Popen[str], checkpoint: Path, delay: float) -> bool:
+    """SIGKILL, `delay` seconds after a checkpoint appears that was not there; False if the run ended first."""
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    while process.poll() is None:
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -> None:
+    def arguments(out: str) -> list[str]:
+        # a checkpoint each step, so that many kills fall into the writing of one
+        return [*OPTIONS["cadyq"], *_arguments(folder, out), "--checkpoint-seconds", "0"]
+
+    whole = _run_here(arguments("whole"))
+    out, moments = folder / "killed", random.Random(0)
+    killed = 0
+    for _ in range(3):
+        process = _start(arguments("killed"))
+        killed += _kill_after_next_checkpoint(process, out / "checkpoint.pt", moments.uniform(0, 0.15))
+    assert killed >= 1  # one that ends before it is killed is a run like any other
+    last = _start(arguments("killed"))
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    assert (out / "model.safetensors").read_bytes() == whole.read_bytes()
+    assert _rows(out) == _rows(whole.parent) and len(_rows(out)) == 3
+    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {
+        "model.safetensors",
+        "history.csv",
+        "training.json",
+    }
+
+
+class _PowerCutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", ["save_model", "write_text", "Path.unlink"])
+def test_a_crash_at_the_end_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """Before the model, between the model and training.json, and before the checkpoint goes."""
+    from cadyq.training import trainer
+
+    def cut(*args: object, **kwargs: object) -> None:
+        raise _PowerCutError
+
+    out = f"cut_{moment}"
+    arguments = [*OPTIONS["pams"], *_arguments(folder, out), "--workers", "0"]
+    expected = _run_here([*OPTIONS["pams"], *_arguments(folder, f"uncut_{moment}"), "--workers", "3"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", cut) if "." in moment else patch.setattr(trainer, moment, cut)
+        if moment == "Path.unlink":  # also clears an old history.csv when a run begins
+            patch.setattr("cadyq.training.logs.History.restore", lambda *args: None)
+        with pytest.raises(_PowerCutError):
+            _run_here(arguments)
+    assert (folder / out / "checkpoint.pt").exists()
+    model = _run_here(arguments)
+    assert model.read_bytes() == expected.read_bytes()
+    assert _rows(model.parent) == _rows(expected.parent)
+
+
+def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
+    arguments = [*OPTIONS["pams"], *_arguments(folder, "finished")]
+    model = _run_here(arguments)
+    before = model.stat().st_mtime_ns
+    assert _run_here(arguments) == model
+    assert model.stat().st_mtime_ns == before
+    with pytest.raises(cadyq.errors.UserError, match=r"training\.json.*another recipe.*differing: seed"):
+        _run_here([*arguments, "--seed", "5"])
+
+
+def test_two_processes_train_like_one(folder: Path) -> None:
+    fast = ("validate_every=1", "rate_weights=5e-3", "rate_selector=0.3", "warmup=0")
+    one, two = ([*OPTIONS["cadyq"], *_arguments(folder, out, *fast), "--steps", "12"] for out in ("one", "two"))
+    _run_here(one)
+    process = _start(two, torchrun=2)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    expected, found = _rows(folder / "one"), _rows(folder / "two")
+    assert len(found) == 12
+    differences = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(found, expected, strict=True)]
+    assert max(differences) < 1e-5, differences
+    for own, other in zip(found, expected, strict=True):
+        assert own == pytest.approx(other, rel=1e-4, abs=1e-4)
+    assert abs(found[-1]["held_out_psnr_db"] - found[0]["held_out_psnr_db"]) > 0.1
+    assert len({row["fab"] for row in found}) > 3
+
+
+def test_a_batch_that_cannot_be_shared_is_refused() -> None:
+    with pytest.raises(cadyq.errors.UserError, match="batch=9 cannot be shared by 2 processes"):
+        Processes(0, 2).share(9)
+    assert [Processes(rank, 2).share(8) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
+
+
+def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
+    from cadyq.training.photographs import pack_photographs
+
+    assert pack_photographs(folder / "photographs", tmp_path / "bank.safetensors") == 6
+    from_folder = _run_here([*OPTIONS["pams"], *_arguments(folder, "from_folder")])
+    arguments = [*OPTIONS["pams"], *_arguments(folder, "from_bank"), "--bank", str(tmp_path / "bank.safetensors")]
+    place = arguments.index("--data-root")
+    del arguments[place : place + 2]
+    arguments[arguments.index("--cache") + 1] = str(tmp_path / "cache")
+    assert sha256_file(_run_here(arguments)) == sha256_file(from_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--recipe", "fp32", "--init", ""], "recipe 'fp32' has no start.*--from-scratch"),
+        (["--recipe", "fp32", "--from-scratch"], "--from-scratch and --init.*exclude"),
+        (["--recipe", "fp32", "--from-scratch", "--init", "", "--size", "n_feat=8"], "did you mean 'n_feats'"),
+        (["--recipe", "finetune", "--amp"], "--amp needs a CUDA device"),
+        (["--recipe", "finetune", "--device", "tpu"], "--device tpu: no such device"),
+        (["--recipe", "finetune", "--set", "batch=big"], "batch = 'big' should be.*int"),
+        (["--recipe", "finetune", "--set", "schedule=linear"], "schedule = 'linear' is unknown.*cosine, halve"),
+        (["--recipe", "finetune", "--set", "steps=0"], "steps = 0 is out of range"),
+        (["--recipe", "finetune", "--target-fab", "5.5"], "target_fab=5.5 cannot be steered"),
+        (["--recipe", "finetune", "--bank", "x.safetensors"], "either --data-root DIR or --bank FILE"),
+        (["--recipe", "finetune", "--backbone", "carn_m"], "is edsr x4, not carn_m x4"),
+    ],
+)
+def test_wrong_commands_end_with_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
+) -> None:
+    import re
+
+    arguments = [*_arguments(folder, "wrong"), *changes]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    assert main() == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and re.search(message, error), error

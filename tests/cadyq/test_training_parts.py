@@ -1,0 +1,340 @@
+"""Parts of the trainer: recipes and their inheritance, schedules, losses, moving average, prefetching, rates."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import cadyq
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.points import QuantConv2d
+from cadyq.selector.bit_selector import channel_std
+from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
+from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
+from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
+from cadyq.training.patches import Batch, PatchBank, Prefetcher
+from cadyq.training.recipes import load_recipe
+from cadyq.training.start import calibration_network, quantized_from
+from cadyq.training.steering import bit_loss, growing_weight
+from cadyq.training.trainer import Trainer
+
+SIDE = 12
+SIZES: dict[str, dict[str, int]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 8, "groups": 2}}
+BRANCHES = {"edsr": 2, "carn_m": 9}
+
+
+def _network(backbone: str = "edsr", scheme: str = "fp32", seed: int = 0, **options: Any) -> SRNetwork:
+    torch.manual_seed(seed)
+    return cadyq.create_model(backbone, scheme, **SIZES[backbone], **options)
+
+
+def _photographs(count: int = 4, teacher: bool = True) -> PatchBank:
+    generator = torch.Generator().manual_seed(0)
+    images: list[tuple[Tensor, ...]] = []
+    for k in range(count):
+        lr = torch.randint(256, (3, 14 + k, 16), generator=generator, dtype=torch.uint8)
+        hr = lr.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        images.append((lr, hr, hr.half() + 1) if teacher else (lr, hr))
+    return PatchBank(images, 4, [f"{k}.jpg" for k in range(count)])
+
+
+# recipes
+
+
+def test_a_recipe_takes_over_its_base_and_its_backbone(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'base = "paper"\nsteps = 7\n[scheme_options]\nsearch_space = [2, 8]\n'
+        "[backbone.edsr]\nsteps = 9\n[backbone.edsr.scheme_options]\ngradient_scale = 3.0\n"
+    )
+    plain, edsr = load_recipe(str(path)), load_recipe(str(path), "edsr")
+    assert (plain.steps, edsr.steps, edsr.batch) == (7, 9, load_recipe("paper").batch)
+    assert plain.scheme_options == {"search_space": [2, 8]}
+    assert edsr.scheme_options == {"search_space": [2, 8], "gradient_scale": 3.0}
+
+
+def test_cpu_is_cadyq_under_another_name() -> None:
+    assert load_recipe("cpu").with_changes(name="cadyq") == load_recipe("cadyq")
+
+
+def test_the_papers_settings() -> None:
+    edsr, carn = load_recipe("paper", "edsr"), load_recipe("paper", "carn")
+    for recipe in (edsr, carn):
+        assert (recipe.lr_patch, recipe.batch, recipe.rate_weights, recipe.rate_range) == (48, 16, 1e-4, 1e-2)
+        assert not recipe.range_rate_relative and recipe.schedule == "halve" and not recipe.warmup
+        assert (recipe.weight_at_features, recipe.weight_at_branches, recipe.weight_hr) == (1000, 100, 1)
+        assert recipe.teacher == "parent" and not recipe.weight_teacher
+        assert [growing_weight(recipe, step) for step in (0, 999, 1000, 299_999)] == pytest.approx(
+            [1e-4, 1e-4, 1.01e-4, 3.99e-4]
+        )
+    assert (edsr.steps, edsr.rate_selector, edsr.scheme_options["gradient_scale"]) == (300_000, 1e-4, 1000)
+    assert (carn.steps, carn.rate_selector, carn.scheme_options["gradient_scale"]) == (600_000, 1e-3, 1)
+    halved = [
+        [rate_factor(r, step) for step in (0, at - 1, at, r.steps - 1)] for r, at in ((edsr, 150_000), (carn, 400_000))
+    ]
+    assert halved == [[1, 1, 0.5, 0.5]] * 2
+
+
+def test_scheme_options_lapse_with_another_scheme() -> None:
+    paper = load_recipe("paper")
+    assert paper.with_changes(scheme="pams:w8a8").scheme_options == {}
+    assert paper.with_changes(scheme="cadyq:tag").scheme_options == paper.scheme_options
+
+
+def test_settings_of_a_command_line() -> None:
+    recipe = load_recipe("cadyq").with_settings(["batch=4", "rate_range=1", "schedule=halve", "augment=false"])
+    assert (recipe.batch, recipe.rate_range, recipe.schedule, recipe.augment) == (4, 1.0, "halve", False)
+    for wrong in ("batch", "batch=", "bach=4", "augment=1"):
+        with pytest.raises(UserError, match="--set"):
+            load_recipe("cadyq").with_settings([wrong])
+
+
+def test_candidates_start_at_the_parents_bound_as_in_the_paper() -> None:
+    patches = _photographs().batch(0, 0, 4, SIDE).lr
+    parent = quantized_from(_network(), _network(), "pams:w8a8", patches)
+    network = quantized_from(parent, _network(), "cadyq", patches, load_recipe("paper").scheme_options)
+    bound = parent.get_parameter("blocks.0.input.quantizer.bound")
+    assert network.get_parameter("blocks.0.input.quantizer.bounds").tolist() == bound.tolist() * 3
+    assert network.get_parameter("blocks.0.input.quantizer.selector.linear.weight").eq(1).all()
+    with pytest.raises(UserError, match=r"range_start='mine' is unknown.*share, parent"):
+        cadyq.create_model("edsr", "cadyq", range_start="mine")
+
+
+# losses
+
+
+@pytest.mark.parametrize("backbone", list(SIZES))
+def test_attention_looks_at_branches_and_features(backbone: str) -> None:
+    recipe = load_recipe("paper").with_changes(scheme="fp32")
+    network, teacher = _network(backbone), _network(backbone, seed=1)
+    lr = _photographs().batch(0, 0, 3, SIDE).lr
+    transfer = AttentionTransfer(network, teacher, recipe)
+    with transfer.taps as taps:
+        network(lr)
+    assert [len(taps.features), len(taps.branches)] == [1, BRANCHES[backbone]]
+    assert all(f.shape == (3, 8, SIDE, SIDE) and f.requires_grad for f in taps.features + taps.branches)
+    loss = transfer.loss(lr)
+    own, others = list(taps.branches), AttentionTaps(teacher, recipe)
+    with others:
+        teacher(lr)
+    expected = 1000 * attention_distance(taps.features[0], others.features[0])
+    expected = expected + 100 * sum(attention_distance(a, b) for a, b in zip(own, others.branches, strict=True))
+    torch.testing.assert_close(loss, expected)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    network(lr)
+    assert len(taps.branches) == BRANCHES[backbone]  # nothing is kept outside `with`
+
+
+def test_the_attention_of_a_map_as_written_in_the_papers() -> None:
+    x, y = torch.randn(2, 3, 4, 5), torch.randn(2, 6, 4, 5)
+    maps = []
+    for features in (x, y):
+        flat = features.double().pow(2).mean(1).reshape(2, -1)
+        maps.append(flat / flat.pow(2).sum(1, keepdim=True).sqrt())
+    torch.testing.assert_close(attention_distance(x, y), (maps[0] - maps[1]).pow(2).mean().float())
+    assert float(attention_distance(x, 3 * x)) == pytest.approx(0, abs=1e-12)
+
+
+def test_backbones_without_branches_say_so() -> None:
+    network = _network()
+    network.__class__ = type("Bare", (type(network),), {"branches": (), "upsampling": "gone"})
+    for key, message in (("weight_at_branches", "no branches"), ("weight_at_features", "no module before")):
+        recipe = load_recipe("finetune").with_changes(**{key: 1.0})
+        with pytest.raises(UserError, match=rf"edsr names {message}.*set {key} = 0"):
+            AttentionTaps(network, recipe)
+
+
+def test_reconstruction_with_and_without_a_teacher() -> None:
+    recipe = load_recipe("finetune")
+    with_teacher = Batch(torch.zeros(1), torch.full((2, 3), 4.0), torch.full((2, 3), 1.0))
+    sr = torch.full((2, 3), 2.0)
+    assert float(reconstruction(recipe, sr, with_teacher)) == 1 + 0.25 * 2
+    without = Batch(with_teacher.lr, with_teacher.hr)
+    assert float(reconstruction(recipe.without_teacher(), sr, without)) == 0.25 * 2
+    with pytest.raises(UserError, match="needs a teacher"):
+        reconstruction(recipe, sr, without)
+
+
+def test_the_bit_loss_counts_as_published_or_by_the_selector() -> None:
+    network = _network(scheme="cadyq", selector_inputs="paper")
+    _, trace = trace_forward(network.train(), _photographs().batch(0, 0, 5, SIDE).lr)
+    paper = load_recipe("paper").with_changes(batch=5)
+    total = trace.bit_penalty().sum()
+    assert torch.as_tensor(bit_loss(trace, 1e-4, paper)).item() == pytest.approx(1e-4 * float(total.detach()))
+    steered = paper.with_changes(target_fab=5.0)
+    assert torch.as_tensor(bit_loss(trace, 1e-4, steered)).item() == pytest.approx(1e-4 * float(total.detach()) / 5 / 4)
+    _, plain = trace_forward(_network(scheme="pams"), _photographs().batch(0, 0, 5, SIDE).lr)
+    assert bit_loss(plain, 1e-4, paper) == 0
+    with pytest.raises(UserError, match="chooses no bits"):
+        bit_loss(plain, 1e-4, steered)
+
+
+# rates and averages
+
+
+def test_rates_of_bounds_are_relative_or_absolute() -> None:
+    network = _network(scheme="pams")
+    for relative, expected in ((True, 0.1 * 10), (False, 0.1)):
+        recipe = load_recipe("finetune").with_changes(rate_range=0.1, range_rate_relative=relative)
+        groups = parameter_groups(network, recipe)
+        bases = [group["base"] for group in groups if group["params"][0].shape == (1,)]
+        assert bases == pytest.approx([expected] * 6)
+        counted = [parameter for group in groups for parameter in group["params"]]
+        assert len(counted) == len(set(counted)) == len(list(network.parameters()))
+
+
+def test_a_moving_average_follows_the_weights() -> None:
+    network = _network()
+    average = WeightAverage(network, 0.5)
+    start = copy.deepcopy(network.state_dict())
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    average.update(network, step=0)  # 1/10 of the old weights
+    for key, value in average.network.named_parameters():
+        torch.testing.assert_close(value, start[key] + 0.9, msg=key)
+    average.update(network, step=100)
+    for key, value in average.network.named_parameters():
+        torch.testing.assert_close(value, start[key] + 0.95, msg=key)
+
+
+def test_the_average_is_measured_saved_and_resumed(tmp_path: Path) -> None:
+    bank = _photographs()
+    recipe = load_recipe("fp32").with_changes(steps=6, batch=2, lr_patch=SIDE, validate_every=2, average=0.9)
+
+    def trainer(out: str) -> Trainer:
+        return Trainer(_network(), recipe, bank, bank, tmp_path / out, {}, seed=0)
+
+    whole = trainer("whole")
+    model = cadyq.load_model(whole.run())
+    assert whole.average is not None
+    averaged, last = whole.average.network.state_dict(), whole.network.state_dict()
+    assert torch.equal(model.state_dict()["tail.weight"], averaged["tail.weight"])
+    assert not torch.equal(averaged["tail.weight"], last["tail.weight"])
+    first = trainer("parts")
+    first.out.mkdir()
+    for _ in range(3):
+        first.train_step()
+        first.step += 1
+    first._save(1.0)
+    resumed = cadyq.load_model(trainer("parts").run())
+    assert all(torch.equal(value, resumed.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_paper_training_runs_from_its_teacher(tmp_path: Path) -> None:
+    bank = _photographs(teacher=False)
+    parent = quantized_from(_network(), _network(), "pams:w8a8", bank.batch(0, 0, 4, SIDE).lr)
+    recipe = load_recipe("paper", "edsr").with_changes(steps=4, batch=2, lr_patch=SIDE, validate_every=2)
+    network = quantized_from(parent, _network(), "cadyq", bank.batch(0, 0, 4, SIDE).lr, recipe.scheme_options)
+    trainer = Trainer(network, recipe, bank, bank, tmp_path, {}, 0, teacher=parent)
+    trainer.run()
+    assert [row["bit_weight"] for row in trainer.history.rows] == [1e-4, 1e-4]
+    with pytest.raises(UserError, match="transfers attention: pass --teacher"):
+        Trainer(network, recipe, bank, bank, tmp_path, {}, 0)
+
+
+# batches
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_do_not_depend_on_the_workers(workers: int) -> None:
+    bank = _photographs()
+    prefetcher = Prefetcher(lambda step: bank.batch(1, step, 4, SIDE), 8, workers)
+    try:
+        for step in range(3, 8):
+            assert torch.equal(prefetcher.get(step).hr, bank.batch(1, step, 4, SIDE).hr)
+    finally:
+        prefetcher.close()
+
+
+def test_an_error_in_a_worker_reaches_the_trainer() -> None:
+    def make(step: int) -> Batch:
+        raise UserError("broken")
+
+    prefetcher = Prefetcher(make, 4, 2)
+    with pytest.raises(UserError, match="broken"):
+        prefetcher.get(0)
+    prefetcher.close()
+
+
+def test_shares_make_up_the_batch_and_photographs_are_named() -> None:
+    bank = _photographs()
+    whole = bank.batch(3, 5, 6, SIDE)
+    parts = [bank.batch(3, 5, 6, SIDE, share) for share in (slice(0, 3), slice(3, 6))]
+    assert torch.equal(torch.cat([part.lr for part in parts]), whole.lr)
+    only = PatchBank(bank.images[2:3], 4, ["x.jpg"])
+    assert only.names_of(3, 5, 6) == ["x.jpg"]
+    named = bank.names_of(3, 5, 6)
+    assert set(named) <= set(bank.names) and len(named) == len(set(named)) > 1
+
+
+def test_without_augmentation_patches_are_upright() -> None:
+    lr = torch.arange(13 * 13, dtype=torch.uint8).view(1, 13, 13).expand(3, -1, -1)
+    bank = PatchBank([(lr, lr.repeat_interleave(4, 1).repeat_interleave(4, 2))], 4)
+    upright = bank.batch(0, 0, 30, SIDE, augment=False)
+    assert bool((upright.lr[:, 0, 0, 1] - upright.lr[:, 0, 0, 0] == 1).all())
+    assert upright.teacher is None
+
+
+def test_few_photographs_are_split_and_too_few_refused() -> None:
+    training, held_out = _photographs(9).split()
+    assert (len(training.images), held_out.names) == (7, ["7.jpg", "8.jpg"])
+    with pytest.raises(UserError, match="3 photographs are too few"):
+        _photographs(3).split()
+
+
+# the rest
+
+
+def test_calibration_prefers_a_teacher_of_the_same_form() -> None:
+    parent = quantized_from(_network(), _network(), "pams:w8a8", _photographs().batch(0, 0, 4, SIDE).lr)
+    teacher = _network(seed=1)
+    assert calibration_network(parent, teacher) is teacher
+    for other in (None, parent, _network("carn_m")):
+        plain = calibration_network(parent, other)
+        assert all(point.quantizer is None for point in plain.points.values())
+        assert torch.equal(plain.get_parameter("tail.weight"), parent.get_parameter("tail.weight"))
+
+
+def test_half_precision_is_only_in_the_multiplications() -> None:
+    network = _network(scheme="pams")
+    lr = _photographs().batch(0, 0, 2, SIDE).lr
+    exact = network(lr)
+    seen: list[torch.dtype] = []
+    for module in network.modules():
+        if isinstance(module, QuantConv2d):
+            module.arithmetic = torch.bfloat16
+    for point in network.points.values():
+        point.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    rounded = network(lr)
+    assert set(seen) == {torch.float32} and rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).abs().max()) < 0.1 * float(exact.abs().max())
+    rounded.sum().backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in network.parameters())
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    write_checkpoint({"step": 3}, path)
+    assert read_checkpoint(path, torch.device("cpu")) == {"step": 3}
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a readable checkpoint"):
+        read_checkpoint(path, torch.device("cpu"))
+    write_checkpoint({"other": 1}, path)
+    with pytest.raises(UserError, match="not a checkpoint of cadyq"):
+        read_checkpoint(path, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (1000.0, 1e-2), (-1e4, 1.0), (3.0, 0.0)])
+def test_deviations_do_not_cancel(mean: float, spread: float, order: torch.memory_format) -> None:
+    x = (torch.randn(2, 8, 48, 48) * spread + mean).contiguous(memory_format=order)
+    torch.testing.assert_close(
+        channel_std(x), x.double().std((2, 3)).float(), rtol=1e-6, atol=1e-6 * abs(mean) * (not spread)
+    )
