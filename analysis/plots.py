@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from analysis import style
 from analysis.crops import textured
@@ -29,6 +30,9 @@ _COST = {
 }
 _FRAME = "#FF2D95"  # a colour that photographs rarely hold
 _DASHES = ((0, (4.0, 2.0)), (0, (1.0, 1.5)), (0, (6.0, 2.0, 1.0, 2.0)))
+_SAME_COST = 0.005  # relative difference
+_MARK, _ROW = 5.0, 40.0  # points: between marks of one cost, and at most for all of them
+_COLUMNS = 5  # axes side by side, more would be too small to read in the report
 _Look = dict[str, tuple[str, str]]
 
 
@@ -55,8 +59,8 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
                 made = _quality_figure(part, column, label, looks, intervals)
                 written += style.save(made, folder / f"psnr_{name}_x{scale}_{mode}") if made else []
         for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
-            made = _gradient_figure(_varying(rows))
-            written += style.save(made, folder / f"fab_gradient_x{scale}_{mode}") if made else []
+            for part, suffix in _by_columns(_varying(rows)):
+                written += style.save(_gradient_figure(part), folder / f"fab_gradient_x{scale}_{mode}{suffix}")
         for path in sorted((Path(run_dir) / "exhibits").glob("*.npz")):
             written += style.save(_bit_map_figure(read_exhibit(path)), folder / f"bits_{path.stem}")
     return written
@@ -79,30 +83,51 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
         here = networks[(networks["dataset"] == dataset) & (networks["backbone"] == backbone)]
         axis = axes[i, j]
         axis.set_title(f"{short(dataset)} · {short(backbone)}")
-        _points(axis, here, column, looks, intervals)
+        _points(made, axis, here, column, looks, intervals)
         _reference_lines(axis, here, lines[lines["dataset"] == dataset])
         axis.yaxis.set_major_locator(MaxNLocator(5))
         if here.empty:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
     for j in range(len(backbones)):
         _cost_axis(axes[-1, j], networks[networks["backbone"] == backbones[j]][column])
-    made.supxlabel(label, fontsize=8)
+    made.supxlabel(f"{label}; schemes of one cost stand side by side", fontsize=8)
     made.supylabel("PSNR (dB, mean over images)", fontsize=8)
     made.legend(handles=handles, loc="outside upper center", ncols=across)
     return made
 
 
-def _points(axis: Axes, here: pd.DataFrame, column: str, looks: _Look, intervals: bool) -> None:
-    for row in here.to_dict("records"):
+def _points(made: Figure, axis: Axes, here: pd.DataFrame, column: str, looks: _Look, intervals: bool) -> None:
+    """A mark a scheme. Schemes of the same cost (all fixed ones of some bits) stand side by side, not on each other."""
+    for (_, row), shift in zip(here.iterrows(), _shifts(here[column].tolist()), strict=True):
         colour, marker = looks[row["scheme"]]
-        bars = None
+        bars, span = None, [0.0, 0.0]
         if intervals and not math.isnan(row["delta_low_db"]):
             ends = (row["delta_db"] - row["delta_low_db"], row["delta_high_db"] - row["delta_db"])
-            bars = [[max(0.0, end)] for end in ends]
+            span = [max(0.0, end) for end in ends]
+            bars = [[end] for end in span]
+        # what is moved is not seen by autoscaling
+        axis.update_datalim([(row[column], row["psnr_db"] - span[0]), (row[column], row["psnr_db"] + span[1])])
+        moved = axis.transData + ScaledTranslation(shift / 72, 0, made.dpi_scale_trans)
         axis.errorbar(
-            row[column], row["psnr_db"], yerr=bars, color=colour, marker=marker, markersize=5,
+            row[column], row["psnr_db"], yerr=bars, color=colour, marker=marker, markersize=5, transform=moved,
             linestyle="none", elinewidth=0.8, capsize=2, markeredgecolor="white", markeredgewidth=0.5,
         )  # fmt: skip
+
+
+def _shifts(costs: Sequence[float]) -> list[float]:
+    """Points (1/72 in) to move each mark sideways by, so that marks of one cost form a row around it."""
+    order = sorted(range(len(costs)), key=lambda i: costs[i])  # stable: schemes keep their order within a row
+    rows: list[list[int]] = []
+    for i in order:
+        if rows and costs[i] <= costs[rows[-1][0]] * (1 + _SAME_COST):
+            rows[-1].append(i)
+        else:
+            rows.append([i])
+    shifts = [0.0] * len(costs)
+    for row in rows:
+        for place, i in enumerate(row):
+            shifts[i] = (place - (len(row) - 1) / 2) * min(_MARK, _ROW / len(row))
+    return shifts
 
 
 def _reference_lines(axis: Axes, here: pd.DataFrame, lines: pd.DataFrame) -> None:
@@ -127,7 +152,9 @@ def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
     """A log2 axis around the values, with plain numbers at powers of two."""
     axis.set_xscale("log", base=2)
     middle = math.log2(values.min() * values.max()) / 2
-    reach = max(1.1, math.log2(values.max() / values.min()) * 0.62)  # two ticks at least
+    reach = max(
+        1.1, math.log2(values.max() / values.min()) * 0.5 + 0.7
+    )  # two ticks at least, and room for a row of marks
     axis.set_xlim(2 ** (middle - reach), 2 ** (middle + reach))
     axis.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -140,10 +167,15 @@ def _varying(df: pd.DataFrame) -> pd.DataFrame:
     return df[(spread > 1e-6) & (df["macs_g"] > 0)]
 
 
-def _gradient_figure(df: pd.DataFrame) -> Figure | None:
+def _by_columns(df: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
+    """The rows of as many schemes as one figure has columns for, and the suffix of its name; none without rows."""
+    schemes = list(df["scheme"].unique())
+    groups = [schemes[start : start + _COLUMNS] for start in range(0, len(schemes), _COLUMNS)]
+    return [(df[df["scheme"].isin(names)], f"_{i}" if i > 1 else "") for i, names in enumerate(groups, 1)]
+
+
+def _gradient_figure(df: pd.DataFrame) -> Figure:
     """FAB of each image against its gradient; a row of axes a backbone, a column a scheme; hue dataset."""
-    if df.empty:
-        return None
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))

@@ -7,7 +7,7 @@ if (data.views.length) (() => {
   const slider = by("slider");
   const SVG = stage.querySelector("svg").namespaceURI;
 
-  const png = text => `data:image/png;base64,${text}`;
+  const png = text => ["data:image/png;base64", text].join();
   const label = network => `${network.backbone} \u00b7 ${network.scheme}`;
   const image = () => data.views[Number(by("image").value)];
   const chosen = name => image().networks[Number(by(name).value)];
@@ -100,7 +100,9 @@ if (data.views.length) (() => {
   function facts() {
     const table = make("table", undefined, {id: "view-facts"});
     const head = table.createTHead().insertRow();
-    for (const name of ["", "Network", "PSNR (dB)", "FAB (bits)", "BitOPs (G)"]) head.append(make("th", name, {scope: "col"}));
+    for (const name of ["", "Network", "PSNR (dB)", "FAB (bits)", "BitOPs (G)"]) {
+      head.append(make("th", name, {scope: "col", class: name.endsWith(")") ? "number" : ""}));
+    }
     const body = table.createTBody();
     for (const name of ["a", "b"]) {
       const network = chosen(name);

@@ -122,7 +122,32 @@ def write_exhibit(run_dir: Path, stem: str, **changes: Any) -> None:
     np.savez(folder / f"{stem}.npz", **arrays)
 
 
+def write_view(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", **changes: Any) -> None:
+    """A crop for the viewer, of noise, with three points over 6 x 6 tiles."""
+    random = np.random.default_rng(zlib.crc32(f"{backbone}{scheme}{image}".encode()))
+    hr = random.integers(0, 256, (288, 288, 3)).astype(np.uint8)
+    bits = np.full((3, 6, 6), 8, np.uint8) if ":" in scheme else random.choice([4, 6, 8], (3, 6, 6)).astype(np.uint8)
+    arrays: dict[str, Any] = {
+        "lr": hr[::4, ::4],
+        "sr": hr // 2 * 2,
+        "hr": hr,
+        "bits": bits,
+        "points": np.array(["first", "<b>second", "third"]),
+        "counted": np.array([True, True, False]),
+        "tile": 12,
+        "backbone": backbone,
+        "scheme": scheme,
+        "dataset": "Set5",
+        "image": image,
+        "mode": "image",
+    } | changes
+    folder = run_dir / "exhibits" / "views"
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = zlib.crc32("|".join((backbone, scheme, arrays["dataset"], image)).encode())
+    np.savez(folder / f"{stem:08x}.npz", **arrays)
+
+
 @pytest.fixture
 def helpers() -> dict[str, Callable[..., Any]]:
     """The functions above; a test file cannot import its conftest under ``--import-mode=importlib``."""
-    return {"row": make_row, "exhibit": write_exhibit}
+    return {"row": make_row, "exhibit": write_exhibit, "view": write_view}

@@ -1,0 +1,90 @@
+"""Bits of every point in a region, and the crops that the report's viewer shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cadyq
+from analysis import exhibits
+from analysis.crops import textured
+from analysis.exhibits import CONTEXT, TILE, Region, point_bits, read_view, write_view
+from cadyq.data.datasets import ImagePair, photographs
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> SRNetwork:
+    return cadyq.load_model("zoo:carn_m_x4_cadyq")
+
+
+@pytest.fixture(scope="module")
+def pair() -> ImagePair:
+    return photographs(4)[0]
+
+
+def cropped(pair: ImagePair, height: int, width: int) -> ImagePair:
+    return replace(pair, lr=pair.lr[:, :height, :width], hr=pair.hr[:, : 4 * height, : 4 * width])
+
+
+def test_bits_are_those_of_the_tile_and_its_surroundings(network: SRNetwork, pair: ImagePair) -> None:
+    bits = point_bits(network, pair, Region(24, 36, 30, 24), CPU)
+    assert bits.shape == (len(network.points), 3, 2)
+    top, left = 24 + TILE - CONTEXT, 36 + TILE - CONTEXT
+    seen = pair.lr[None, :, top : top + TILE + 2 * CONTEXT, left : left + TILE + 2 * CONTEXT].float()
+    with torch.no_grad():
+        expected = cadyq.trace(network, seen)[1].bits
+    assert bits[:, 1, 1].tolist() == [int(value) for value in expected.values()]
+
+
+def test_a_region_of_the_image_is_part_of_the_whole(network: SRNetwork, pair: ImagePair) -> None:
+    small = cropped(pair, 48, 60)
+    whole = point_bits(network, small, Region(0, 0, 48, 60), CPU)
+    part = point_bits(network, small, Region(24, 24, 24, 36), CPU)
+    assert torch.equal(whole[:, 2:4, 2:5], part)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 40), (13, 11)])
+def test_images_smaller_than_a_tile(
+    network: SRNetwork, pair: ImagePair, height: int, width: int, tmp_path: Path
+) -> None:
+    small = cropped(pair, height, width)
+    view = read_view(write_view(tmp_path, network, small.hr, small, "cadyq", "image", CPU))
+    side = min(height, width)
+    assert view["hr"].shape == (4 * min(side, TILE), 4 * min(side, TILE), 3)
+
+
+def test_view_holds_one_place_in_every_picture(network: SRNetwork, pair: ImagePair, tmp_path: Path) -> None:
+    view = read_view(write_view(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU))
+    assert np.array_equal(view["sr"], view["hr"]) and view["hr"].shape == (288, 288, 3)
+    assert view["lr"].shape == (72, 72, 3) and view["bits"].shape[1:] == (6, 6)
+    top, left, _ = textured(pair.hr.permute(1, 2, 0).numpy(), TILE * 4, exhibits.VIEW_SIDE, share=1)
+    assert np.array_equal(view["lr"], pair.lr[:, top // 4 :, left // 4 :][:, :72, :72].permute(1, 2, 0).numpy())
+    assert list(view["points"]) == list(network.points) and view["mode"] == "image"
+
+
+def test_interpolation_has_no_points(pair: ImagePair, tmp_path: Path) -> None:
+    network = cadyq.create_model("bicubic").eval()
+    view = read_view(write_view(tmp_path, network, pair.hr, pair, "fp32", "image", CPU))
+    assert view["bits"].shape == (0, 6, 6)
+
+
+def test_damaged_view_is_named(network: SRNetwork, pair: ImagePair, tmp_path: Path) -> None:
+    path = write_view(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU)
+    arrays = dict(np.load(path))
+    np.savez(path, **(arrays | {"lr": arrays["lr"][:5]}))
+    with pytest.raises(UserError, match="do not fit"):
+        read_view(path)
+    np.savez(path, **{name: value for name, value in arrays.items() if name != "points"})
+    with pytest.raises(UserError, match="lacks points"):
+        read_view(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="damaged"):
+        read_view(path)
