@@ -90,7 +90,7 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
     for j in range(len(backbones)):
         _cost_axis(axes[-1, j], networks[networks["backbone"] == backbones[j]][column])
-    made.supxlabel(f"{label}; schemes of one cost stand side by side", fontsize=8)
+    made.supxlabel(f"{label}\nschemes of one cost stand side by side", fontsize=8)
     made.supylabel("PSNR (dB, mean over images)", fontsize=8)
     made.legend(handles=handles, loc="outside upper center", ncols=across)
     return made

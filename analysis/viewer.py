@@ -110,7 +110,7 @@ def views(df: pd.DataFrame, folder: Path) -> tuple[list[dict[str, Any]], int]:
             part = _cut(group[rank], side)
             if key not in shown:
                 image = shown[key] = _image_entry(part)
-                spent += len(image["hr"] + image["lr"] + image["bicubic"]) * 3 // 4
+                spent += len(image["hr"] + image["lr"] + image["smooth"]) * 3 // 4
             network = _network_entry(part, rows[_identity(part)])
             shown[key]["networks"].append(network)
             spent += len(network["sr"] + network["bits"]) * 3 // 4
@@ -146,7 +146,7 @@ def _image_entry(view: dict[str, Any]) -> dict[str, Any]:
         "side": len(hr),
         "tile": view["tile"] * scale,
         "lr": _png(lr),
-        "bicubic": _png(large),
+        "smooth": _png(large),
         "hr": _png(hr),
         "networks": [],
     }

@@ -63,8 +63,8 @@ if (data.views.length) (() => {
   }
 
   function draw() {
-    const {lr, bicubic, hr} = image();
-    const first = by("lr").value === "lr" ? lr : bicubic;
+    const {lr, smooth, hr} = image();
+    const first = by("lr").value === "lr" ? lr : smooth;
     stage.replaceChildren(picture(first), picture(chosen("a").sr), picture(chosen("b").sr), picture(hr), bitMap(),
       make("span", undefined, {class: "edge"}));
     const [low, high] = range(ofBits());
@@ -126,7 +126,7 @@ if (data.views.length) (() => {
 
   function fillLayers() {
     const layers = ofBits().points.map((name, i) => [i, ofBits().counted[i] ? name : `${name} (not counted)`]);
-    fill(by("layer"), [["", "mean over the points that count"], ...layers], by("layer").value);
+    fill(by("layer"), [["", "mean over counted points"], ...layers], by("layer").value);
   }
 
   function fillNetworks() {

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -123,3 +124,31 @@ def test_damaged_exhibit_is_named(make_run: Runner) -> None:
     df = load(run_dir)
     with pytest.raises(UserError, match=r"broken\.npz"):
         write_plots(df[df["macs_g"] == 0], run_dir)
+
+
+def test_schemes_of_one_cost_stand_side_by_side() -> None:
+    assert plots._shifts([32.0, 8.0, 4.0, 8.0, 8.001]) == [0, -5, 0, 0, 5]
+    many = plots._shifts([8.0] * 20)
+    assert len(set(many)) == 20 and max(many) - min(many) <= plots._ROW and sum(many) == pytest.approx(0)
+
+
+def test_moved_marks_stay_inside_the_axes(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    made = plots._quality_figure(summary(df), "fab", "FAB", style.look(list(df["scheme"].unique())), True)
+    assert made is not None
+    made.draw_without_rendering()
+    for axis in made.axes:
+        marks = [line for line in axis.lines if line.get_marker() in style.MARKERS]
+        assert len(marks) >= 4
+        for line in marks:
+            (place,) = line.get_transform().transform(line.get_xydata())
+            assert axis.bbox.contains(*place)
+
+
+def test_many_dynamic_schemes_get_several_figures(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "PNG_DPI", 50)
+    run_dir = _small_run(make_run)
+    rows = load(run_dir).query("scheme == 'cadyq'")
+    df = pd.concat([rows.assign(scheme=f"scheme{i}") for i in range(7)])
+    names = {path.name for path in write_plots(df, run_dir) if path.name.startswith("fab_gradient")}
+    assert {"fab_gradient_x4_image.png", "fab_gradient_x4_image_2.png"} <= names and len(names) == 4
