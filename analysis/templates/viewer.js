@@ -53,7 +53,7 @@ if (data.views.length) (() => {
       const [x, y] = [t % network.columns * tile, Math.floor(t / network.columns) * tile];
       const fill = colour((bits - low) / (high - low));
       add("rect", {x, y, width: tile, height: tile, fill, "fill-opacity": .55, class: "tile"});
-      add("text", {x: x + tile / 2, y: y + tile / 2, "font-size": tile / 3.6}, Number(bits.toFixed(1)));
+      add("text", {x: x + tile / 2, y: y + tile / 2, "font-size": tile / 5}, Number(bits.toFixed(1)));
     });
     return svg;
   }
