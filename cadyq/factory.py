@@ -57,21 +57,28 @@ def backbone_option_names(name: str) -> list[str]:
 def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
     """A scheme as written in a command to (name, options, tag).
 
-    "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5").
+    "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5");
+    "pams:w8a5:seed1" has both.
 
     Raises:
-        UserError: unknown scheme, bits out of range.
+        UserError: unknown scheme, bits out of range, a tag that is no part of a file name.
     """
     name, _, variant = spec.partition(":")
     scheme = SCHEMES.get(name)
-    bits = _parse_bits(variant)
+    first, _, rest = variant.partition(":")
+    bits = _parse_bits(first)
+    tag = variant if bits is None else rest
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise UserError(
+            f"scheme {spec!r}: the tag {tag!r} is out of range; write NAME, NAME:wXaY, NAME:TAG, NAME:wXaY:TAG"
+        )
     if bits is None:
-        return name, {}, variant
+        return name, {}, tag
     unknown = sorted(set(bits) - set(scheme.option_names()))
     if unknown:
         raise UserError(f"scheme {spec!r}: {name} has no option {unknown[0]}; write {name!r} alone, or {name}:TAG")
     scheme(**bits)  # a bit-width out of range is refused here, before any work
-    return name, bits, ""
+    return name, bits, tag
 
 
 def scheme_of(spec: str) -> Scheme:

@@ -317,6 +317,13 @@ def test_scheme_specifications() -> None:
     assert parse_scheme("pams:w4a8") == ("pams", {"weight_bits": 4, "act_bits": 8}, "")
     assert parse_scheme("cadyq:fab5") == ("cadyq", {}, "fab5")
     assert parse_scheme("fp32") == ("fp32", {}, "")
+    assert parse_scheme("pams:w8a5:seed1") == ("pams", {"weight_bits": 8, "act_bits": 5}, "seed1")
+
+
+@pytest.mark.parametrize("spec", ["pams:seed1:w8a5", "cadyq:a/b", "pams:w8a5:../x"])
+def test_tag_that_is_no_part_of_a_file_name_is_refused(spec: str) -> None:
+    with pytest.raises(UserError, match="tag"):
+        parse_scheme(spec)
 
 
 def test_options_override_the_specification() -> None:
