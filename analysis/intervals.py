@@ -60,6 +60,32 @@ def paired_bootstrap(
         return Interval(float(difference.mean()), float(low), float(high))
 
 
+def ratio_bootstrap(
+    a: NDArray[np.floating],
+    b: NDArray[np.floating],
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = SEED,
+) -> Interval:
+    """Percentile bootstrap of mean(a) / mean(b), where ``a[i]`` and ``b[i]`` belong to the same image.
+
+    Args:
+        a, b: one finite value an image, shape (n,), n >= 1.
+        resamples, level, seed: as in `paired_bootstrap`.
+
+    Raises:
+        ValueError: shapes differ, are empty or not one-dimensional, or a value is not finite.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or a.size == 0 or not np.isfinite([a, b]).all():
+        raise ValueError(f"need two finite vectors of one length >= 1, got shapes {a.shape} and {b.shape}")
+    picks = np.random.default_rng(seed).integers(0, a.size, (resamples, a.size), dtype=np.int32)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratios = a[picks].mean(axis=1) / b[picks].mean(axis=1)
+        low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
+        return Interval(float(a.mean() / b.mean()), float(low), float(high))
+
+
 def paired_drop(
     rows: pd.DataFrame,
     base: pd.DataFrame | None,

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.claims import write_claims
 from analysis.plots import write_plots
+from analysis.published_values import write_published
 from analysis.records import load, read_manifest
 from analysis.report import write_report
 from analysis.tables import write_tables
@@ -22,7 +24,8 @@ def build(run_dir: Path | str) -> list[Path]:
     """
     run_dir = Path(run_dir)
     df, manifest = load(run_dir), read_manifest(run_dir)
-    shown = write_tables(df, manifest, run_dir) + write_plots(df, run_dir)
+    tables = write_tables(df, manifest, run_dir) + write_claims(df, run_dir) + write_published(df, run_dir)
+    shown = tables + write_plots(df, run_dir)
     return [*shown, write_report(df, manifest, run_dir)]
 
 

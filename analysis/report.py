@@ -14,7 +14,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 
+from analysis.claims import CLAIMS_NOTE, by_claim, claims
 from analysis.intervals import LEVEL
+from analysis.published_values import PUBLISHED_NOTE, published_table
 from analysis.records import CELL_COLUMNS, Cell, skipped_cells
 from analysis.tables import MISSING, REFERENCE, caption, drop_text, summary
 from analysis.viewer import cell_rows, views
@@ -71,6 +73,7 @@ def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -
     and ``git_commit`` make the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
+    published, footnotes = published_table(df)
     shown, views_left_out = views(df, Path(run_dir) / "exhibits" / "views")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -84,6 +87,11 @@ def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -
         counts=_counts(df),
         statuses=_statuses(manifest),
         tables=_tables(df),
+        claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims(df))],
+        claims_note=CLAIMS_NOTE,
+        published=_texts(published) if len(published) else None,
+        published_note=PUBLISHED_NOTE,
+        footnotes=footnotes,
         pictures=[picture for picture in pictures if not picture.is_bit_map],
         bit_maps=[picture for picture in pictures if picture.is_bit_map],
         left_out=left_out,
@@ -123,6 +131,12 @@ def _tables(df: pd.DataFrame) -> list[dict[str, Any]]:
         heads = [*(name.capitalize() for name in names), *(column[0] for column in _COLUMNS)]
         tables.append({"mode": mode, "heads": heads, "names": len(names), "rows": rows, "caption": caption(df, mode)})
     return tables
+
+
+def _texts(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame of texts, with its index, for the page."""
+    rows = [[*map(str, key), *texts] for key, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+    return {"heads": [*frame.index.names, *frame.columns], "names": frame.index.nlevels, "rows": rows}
 
 
 def _key(row: Mapping[Any, Any]) -> str:

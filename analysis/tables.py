@@ -234,10 +234,14 @@ def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text
         for line, flags in zip(shown.to_numpy().tolist(), bold.to_numpy().tolist(), strict=True)
     ]
     parts = [_md_table(shown, [": ".join(pair) for pair in shown.columns], cells), _md(text)]
-    texts = [[_md(v) for v in line] for line in drops.to_numpy().tolist()]
-    parts += ["PSNR drop against the reference, dB:", _md_table(drops, list(drops.columns), texts)]
+    parts += ["PSNR drop against the reference, dB:", markdown_table(drops)]
     parts += ["Not run:\n\n" + "\n".join(f"- {_md(note)}" for note in notes)] if notes else []
     return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(texts: pd.DataFrame) -> str:
+    """A frame of texts, with its index, as a Markdown table."""
+    return _md_table(texts, [str(name) for name in texts.columns], [[_md(v) for v in row] for row in texts.to_numpy()])
 
 
 def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) -> str:

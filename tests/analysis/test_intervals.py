@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.intervals import Interval, paired_bootstrap, paired_drop
+from analysis.intervals import Interval, paired_bootstrap, paired_drop, ratio_bootstrap
 
 
 def test_mean_and_order() -> None:
@@ -81,3 +81,12 @@ def test_drop_without_base_or_spread() -> None:
     assert all(math.isnan(value) for value in paired_drop(rows, rows.assign(image="b")))
     one = paired_drop(rows, rows)
     assert one.mean == 0 and math.isnan(one.low) and math.isnan(one.high)
+
+
+def test_ratio_of_means() -> None:
+    a, b = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
+    assert ratio_bootstrap(a, b) == pytest.approx((0.5, 0.5, 0.5))
+    wide = ratio_bootstrap(np.array([0.0, 1.0, 5.0, 2.0]), np.array([1.0, 2.0, 1.0, 4.0]))
+    assert wide.mean == pytest.approx(1.0) and wide.low < 1.0 < wide.high
+    with pytest.raises(ValueError, match="finite"):
+        ratio_bootstrap(a, np.array([1.0, np.nan, 2.0]))

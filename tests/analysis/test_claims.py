@@ -1,0 +1,135 @@
+"""The claim lines, on rows whose answer is known beforehand. No number here stands for a measurement."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.claims import (
+    CAPTURED,
+    EQUAL_BITOPS,
+    EQUAL_BITOPS_PAPER,
+    EQUAL_FAB,
+    FULL_PRECISION,
+    by_claim,
+    claims,
+    is_control,
+    write_claims,
+)
+
+# scheme: (PSNR in dB below FP32, FAB, BitOPs of the convolutions, BitOPs of the selector), the same on every image
+FIXED = {
+    "fp32": (0.0, 32.0, 1000.0, 0.0),
+    "pams:w8a8": (0.01, 8.0, 80.0, 0.0),
+    "pams:w8a6": (0.05, 6.0, 60.0, 0.0),
+    "pams:w8a5": (0.15, 5.0, 50.0, 0.0),
+    "pams:w8a4": (0.55, 4.0, 40.0, 0.0),
+}
+CADYQ = {"cadyq": (0.08, 5.5, 55.0, 2.0)}
+
+
+def _frame(schemes: dict[str, tuple[float, float, float, float]], images: int = 6) -> pd.DataFrame:
+    rows = [
+        {
+            "scale": 4,
+            "mode": "patch",
+            "backbone": "edsr",
+            "scheme": scheme,
+            "dataset": dataset,
+            "image": f"{number}.png",
+            "psnr_db": 30.0 + number - drop,
+            "fab": fab,
+            "bitops_g": cost + selector,
+            "bitops_selector_g": selector,
+            "macs_g": 1.0,
+        }
+        for scheme, (drop, fab, cost, selector) in schemes.items()
+        for dataset in ("Set5", "Urban100")
+        for number in range(images)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _line(table: pd.DataFrame, claim: str, against: str, dataset: str = "Set5") -> pd.Series:
+    found = table[(table["claim"] == claim) & (table["against"] == against) & (table["dataset"] == dataset)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_what_cadyq_loses_and_saves_against_full_precision() -> None:
+    line = _line(claims(_frame(FIXED | CADYQ)), FULL_PRECISION, "fp32")
+    assert (line["mean"], line["low"], line["high"]) == pytest.approx((-0.08, -0.08, -0.08))
+    assert line["saved_percent"] == pytest.approx(100 * (1 - 57 / 1000))
+    assert (line["verdict"], line["images"]) == ("behind", 6)
+
+
+def test_fixed_bits_of_equal_cost_are_interpolated_and_the_selector_counts_or_not() -> None:
+    table = claims(_frame(FIXED | CADYQ))
+    free = _line(table, EQUAL_BITOPS_PAPER, "pams:w8a*")
+    assert free["fab_against"] == pytest.approx(5.5)  # 55 lies halfway between 50 and 60
+    assert free["mean"] == pytest.approx((0.05 + 0.15) / 2 - 0.08)
+    counted = _line(table, EQUAL_BITOPS, "pams:w8a*")
+    assert counted["fab_against"] == pytest.approx(5.7)  # 57
+    assert counted["mean"] == pytest.approx(0.3 * 0.15 + 0.7 * 0.05 - 0.08)
+    assert counted["saved_percent"] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_control_of_another_fab_is_compared_by_its_lead_over_fixed_bits() -> None:
+    # random: 0.02 dB behind fixed bits of its own FAB (4.5); CADyQ is 0.02 ahead of those of its own (5.5)
+    line = _line(claims(_frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})), EQUAL_FAB, "random")
+    assert line["mean"] == pytest.approx(0.04)
+    assert line["fab_against"] == 4.5
+
+
+def test_share_of_the_oracle() -> None:
+    ends = {"random": (0.12, 5.5, 55.0, 0.0), "oracle": (0.04, 5.5, 55.0, 0.0)}
+    line = _line(claims(_frame(FIXED | CADYQ | ends)), CAPTURED, "oracle")
+    assert line["mean"] == pytest.approx(0.5)
+
+
+def test_all_images_is_a_line_of_its_own() -> None:
+    line = _line(claims(_frame(FIXED | CADYQ)), FULL_PRECISION, "fp32", "all images")
+    assert line["images"] == 12
+
+
+def test_no_comparison_where_the_curve_does_not_reach_or_images_are_missing() -> None:
+    beyond = claims(_frame({k: v for k, v in FIXED.items() if k not in ("pams:w8a6", "pams:w8a8")} | CADYQ))
+    assert set(beyond["claim"]) == {FULL_PRECISION}
+    frame = _frame(FIXED | CADYQ)
+    lacking = frame[~((frame["scheme"] == "fp32") & (frame["image"] == "0.png") & (frame["dataset"] == "Set5"))]
+    assert list(claims(lacking).query("claim == @FULL_PRECISION")["dataset"]) == ["Urban100"]
+
+
+def test_one_image_has_no_interval() -> None:
+    line = _line(claims(_frame(FIXED | CADYQ, images=1)), FULL_PRECISION, "fp32")
+    assert math.isnan(line["low"]) and line["verdict"] == "not clear"
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamic", "expected"),
+    [
+        ("random", "cadyq", True),
+        ("static:fab5", "cadyq", False),  # on the weights of another CADyQ
+        ("static:fab5", "cadyq:fab5", True),
+        ("dynamic_range:w8a5", "cadyq:fab5", True),
+        ("dynamic_range:w4a4", "cadyq", False),
+        ("pams:w8a5", "cadyq", False),
+        ("a_plugin_not_loaded", "cadyq", False),
+    ],
+)
+def test_which_schemes_are_controls(name: str, dynamic: str, expected: bool) -> None:
+    assert is_control(name, dynamic) is expected
+
+
+def test_files_and_their_absence(tmp_path: Path) -> None:
+    assert write_claims(_frame(FIXED), tmp_path) == []  # no CADyQ, no claim
+    frame = _frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})
+    paths = write_claims(frame, tmp_path)
+    assert [path.name for path in paths] == ["claims.csv", "claims.md"]
+    assert len(pd.read_csv(paths[0])) == len(claims(frame))
+    text = paths[1].read_text()
+    assert "| edsr | cadyq | random |" in text and "+0.040 [+0.040, +0.040]" in text
+    assert [heading for heading, _ in by_claim(claims(frame))] == [h for h in text.split("\n\n") if h[:4] == "Mode"]
