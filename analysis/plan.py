@@ -102,4 +102,4 @@ def make_plan(
     wrong = next((name for name in sets if not re.fullmatch(r"[\w.-]+", name)), None)
     if wrong is not None:
         raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
-    return Plan(tuple(names), tuple(dict.fromkeys(specs)), sets, scale, tuple(modes or MODES))
+    return Plan(tuple(names), tuple(dict.fromkeys(specs)), sets, scale, tuple(modes or chosen.get("modes") or MODES))
