@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from analysis.claims import write_claims
 from analysis.plots import write_plots
 from analysis.published_values import write_published
@@ -24,9 +26,14 @@ def build(run_dir: Path | str) -> list[Path]:
     """
     run_dir = Path(run_dir)
     df, manifest = load(run_dir), read_manifest(run_dir)
-    tables = write_tables(df, manifest, run_dir) + write_claims(df, run_dir) + write_published(df, run_dir)
-    shown = tables + write_plots(df, run_dir)
+    shown = write_tables_of(df, run_dir, run_dir) + write_plots(df, run_dir)
     return [*shown, write_report(df, manifest, run_dir)]
+
+
+def write_tables_of(df: pd.DataFrame, run_dir: Path, out_dir: Path) -> list[Path]:
+    """Write all tables of the run in `run_dir` to ``out_dir/tables``; the same records give the same bytes."""
+    written = write_tables(df, read_manifest(run_dir), out_dir)
+    return written + write_claims(df, out_dir) + write_published(df, out_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
