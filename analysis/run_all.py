@@ -9,8 +9,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from analysis import make_report, records
-from analysis.exhibits import write_exhibit, write_view
-from analysis.measure import MEASUREMENT_VERSION, MODES, measure_image
-from analysis.networks import Source, load
+from analysis import executors, make_report, records
+from analysis.executors import Work
+from analysis.exhibits import write_exhibit
+from analysis.jobs import EXHIBITS, Job, measure_job
+from analysis.measure import MEASUREMENT_VERSION, MODES
+from analysis.networks import load
 from analysis.plan import Plan, make_plan, presets
 from analysis.tables import REFERENCE, summary, to_text
 from cadyq.cli import check_writable, exit_status, pick_device
@@ -31,21 +33,8 @@ from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.data.tiles import whole_image
 from cadyq.errors import UserError
-from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.tiled import run_tiles
-
-EXHIBITS = 2  # images of a dataset that are shown with a map of their bits
-
-
-@dataclass(frozen=True)
-class Job:
-    """One network on one dataset, with the cells that still have to be measured and the key of its inputs."""
-
-    source: Source
-    dataset: Dataset
-    cells: tuple[records.Cell, ...]
-    inputs_hash: str
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -59,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes side by side; by default one a core")
+    parser.add_argument("--executor", choices=("local", "dask"), default="local")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
     add_plugin_option(parser)
     return parser
 
@@ -74,7 +66,8 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
     weights = {source: source.sha256() for source in sources if not source.reason}
     loaded, missing = load_datasets(plan, data_root, named)
     for name in plan.datasets:
-        images = [pair.sha256 for pair in loaded[name]] if name in loaded else []
+        pairs = [(pair.sha256, pair.hr.shape[-2:].numel()) for pair in loaded[name]] if name in loaded else []
+        images = [sha256 for sha256, _ in pairs]
         for source in sources:
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
@@ -86,7 +79,7 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
             for cell in cells:
                 statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
             if todo:
-                jobs.append(Job(source, loaded[name], todo, key))
+                jobs.append(Job(source, loaded[name], todo, key, sum(pixels for _, pixels in pairs)))
     return jobs, statuses
 
 
@@ -115,51 +108,31 @@ class Progress:
         self.total, self.done, self.started = total, 0, time.monotonic()
         self.bar = tqdm(total=total, unit="image", disable=None)
 
-    def image(self) -> None:
-        self.done += 1
-        self.bar.update()
+    def images(self, count: int = 1) -> None:
+        self.done += count
+        self.bar.update(count)
 
     def job(self, job: Job) -> None:
         if not self.bar.disable:
             return
         elapsed = time.monotonic() - self.started
         left = elapsed / max(self.done, 1) * (self.total - self.done)
-        name = f"{job.source.backbone} {job.source.scheme} on {job.dataset.name}"
-        print(f"measured {name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
+        print(f"measured {job.name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
 
 
-def measure(jobs: Sequence[Job], out: Path, device: torch.device) -> None:
-    """Measure the cells of all jobs; each is stored when it is finished."""
+def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> None:
+    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where."""
     progress = Progress(sum(len(job.dataset) for job in jobs))
-    for job in jobs:
-        network = load(job.source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        identity = {
-            "backbone": job.source.backbone,
-            "scheme": job.source.scheme,
-            "scale": job.source.scale,
-            "dataset": job.dataset.name,
-            "weights_sha256": job.source.sha256(),
-        }
-        rows: dict[str, list[dict[str, Any]]] = {cell.mode: [] for cell in job.cells}
-        for index, pair in enumerate(job.dataset):
-            show = viewed(out, job, network, index, next(iter(rows)), device)
-            for mode, row in measure_image(network, pair, list(rows), identity, device, show).items():
-                rows[mode].append(row)
-            progress.image()
-        for cell in job.cells:
-            records.write_cell(out, cell, rows[cell.mode], job.inputs_hash)
-        progress.job(job)
+    done = executors.run(jobs, work, processes, scheduler)
+    if done is None:
+        for job in jobs:
+            measure_job(job, work.out, torch.device(work.device), progress.images)
+            progress.job(job)
+    else:
+        for job in done:
+            progress.images(len(job.dataset))
+            progress.job(job)
     progress.bar.close()
-
-
-def viewed(
-    out: Path, job: Job, network: SRNetwork, index: int, mode: str, device: torch.device
-) -> Callable[[torch.Tensor], object] | None:
-    """What stores the crop of an image that the report's viewer shows; None beyond the first `EXHIBITS`."""
-    if index >= EXHIBITS:
-        return None
-    pair, scheme = job.dataset[index], job.source.scheme
-    return lambda sr: write_view(out / "exhibits" / "views", network, sr, pair, scheme, mode, device)
 
 
 def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) -> None:
@@ -226,13 +199,14 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     plugins = load_plugins(args.plugin)
     plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
     device = pick_device(args.device)
+    executors.check_options(args.jobs, args.executor, args.scheduler)
     out = args.out or Path("results") / args.preset
     check_writable(out)
     jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
     if all(cell["status"] == "skipped" for cell in statuses):
         raise UserError(f"nothing to measure: {statuses[0]['reason']}")
     records.write_manifest(out, manifest(plan, statuses, out, device, argv))
-    measure(jobs, out, device)
+    measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
     show_bits(jobs, plan, out, device)
     report = make_report.build(out)[-1]
     print(to_text(summary(records.load(out)), records.read_manifest(out)))

@@ -97,7 +97,7 @@ def test_a_changed_image_is_measured_again(finished: Path, photo_root: Path, tmp
 def test_an_interrupted_run_keeps_finished_cells(
     photo_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import analysis.run_all as program
+    import analysis.jobs as program
 
     real, calls = program.measure_image, iter(range(100))
 

@@ -1,0 +1,84 @@
+"""What a run measures at a time: one network on one dataset. A job can run anywhere; it writes its own records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from analysis import records
+from analysis.exhibits import write_view
+from analysis.measure import measure_image
+from analysis.networks import Source, load
+from cadyq.data.datasets import Dataset
+from cadyq.models.network import SRNetwork
+
+EXHIBITS = 2  # images of a dataset that are shown with a map of their bits, and in the report's viewer
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network on one dataset.
+
+    Attributes:
+        cells: those that still have to be measured.
+        inputs_hash: of weights, images and measurement, stored with each cell.
+        pixels: of all HR images, to start large jobs first.
+    """
+
+    source: Source
+    dataset: Dataset
+    cells: tuple[records.Cell, ...]
+    inputs_hash: str
+    pixels: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.backbone} {self.source.scheme} on {self.dataset.name}"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Convolve on one CPU thread: the number of threads decides the order of sums, and so how ties are rounded."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
+def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[], object] = lambda: None) -> None:
+    """Measure the cells of a job and store them in the run folder `out`; `on_image` is called after each image."""
+    network = load(job.source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    identity = {
+        "backbone": job.source.backbone,
+        "scheme": job.source.scheme,
+        "scale": job.source.scale,
+        "dataset": job.dataset.name,
+        "weights_sha256": job.source.sha256(),
+    }
+    rows: dict[str, list[dict[str, Any]]] = {cell.mode: [] for cell in job.cells}
+    for index, pair in enumerate(job.dataset):
+        show = _viewed(job, out, network, index, next(iter(rows)), device)
+        for mode, row in measure_image(network, pair, list(rows), identity, device, show).items():
+            rows[mode].append(row)
+        on_image()
+    for cell in job.cells:
+        records.write_cell(out, cell, rows[cell.mode], job.inputs_hash)
+
+
+def _viewed(
+    job: Job, out: Path, network: SRNetwork, index: int, mode: str, device: torch.device
+) -> Callable[[Tensor], object] | None:
+    """What stores the crop of an image that the report's viewer shows; None beyond the first `EXHIBITS`."""
+    if index >= EXHIBITS:
+        return None
+    pair, scheme = job.dataset[index], job.source.scheme
+    return lambda sr: write_view(out / "exhibits" / "views", network, sr, pair, scheme, mode, device)
