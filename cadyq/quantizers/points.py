@@ -54,9 +54,10 @@ class QuantConv2d(nn.Conv2d):
         """
         if self.weight_quantizer is None:
             return self.weight
-        if self.training or torch.is_grad_enabled():
-            return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
         sources = [self.weight, *self.weight_quantizer.parameters(), *self.weight_quantizer.buffers()]
+        untracked = any(tensor.is_inference() for tensor in sources)  # made in inference mode: no version to see
+        if self.training or torch.is_grad_enabled() or untracked:
+            return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
         # the quantizer itself, not its id: one that was freed may leave its id to the next
         key = (self.weight_quantizer, [(t.data_ptr(), t._version) for t in sources])
         if self._cache is None or self._cache[0] != key:

@@ -279,3 +279,16 @@ def test_foreign_weights_must_be_finite(tmp_path: Path, value: float, suffix: st
 def test_weights_of_another_architecture_are_refused(source: str, target: str) -> None:
     with pytest.raises(UserError, match=f"state dict: not weights of {target}"):
         cadyq.load_official(_small(source).state_dict(), target, **small_sizes(target))
+
+
+@pytest.mark.parametrize("scheme", ["pams:w8a8", "cadyq", "lsq:w4a4"])
+def test_a_network_made_in_inference_mode_runs(scheme: str) -> None:
+    lr = torch.rand(1, 3, 12, 12) * 255
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        inside = cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1).eval()
+        result = inside(lr)
+    torch.manual_seed(0)
+    outside = cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1).eval()
+    with torch.no_grad():
+        assert torch.equal(result, outside(lr))

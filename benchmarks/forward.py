@@ -1,0 +1,100 @@
+"""What quantization costs in simulation: a forward of a quantized network against FP32, and FP32 against plain torch.
+
+`python benchmarks/forward.py [--threads N]`: one 96x96 LR patch, eval mode; beside it what the published code takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from timing import Seconds, machine, table, take_turns
+from torch import Tensor, nn
+
+import cadyq
+from cadyq.models.network import SRNetwork
+from cadyq.training.start import quantized_from
+
+PUBLISHED = {
+    ("edsr", "cadyq"): 1.74,
+    ("srresnet", "cadyq"): 1.52,
+    ("idn", "cadyq"): 2.1,
+    ("edsr", "pams:w8a8"): 1.29,
+}
+AIMS = {("edsr", "cadyq"): 1.15, ("srresnet", "cadyq"): 1.15, ("idn", "cadyq"): 1.3, ("edsr", "pams:w8a8"): 1.10}
+PLAIN_AIM = 0.65
+SIDE = 96
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, n_feats: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_feats, n_feats, 3, padding=1)
+        self.conv2 = nn.Conv2d(n_feats, n_feats, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.conv1(x)))
+
+
+class PlainEDSR(nn.Module):
+    """EDSR as one would write it down: channels first, no quantization points."""
+
+    def __init__(self, reference: SRNetwork) -> None:
+        super().__init__()
+        self.shift = reference.mean_shift
+        self.head = nn.Conv2d(3, 64, 3, padding=1)
+        self.blocks = nn.Sequential(*(PlainBlock(64) for _ in range(16)))
+        self.body_end = nn.Conv2d(64, 64, 3, padding=1)
+        up = (layer for _ in range(2) for layer in (nn.Conv2d(64, 256, 3, padding=1), nn.PixelShuffle(2)))
+        self.upsample = nn.Sequential(*up)
+        self.tail = nn.Conv2d(64, 3, 3, padding=1)
+        self.load_state_dict(reference.state_dict(), strict=True)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        shallow = self.head(self.shift.subtract(lr))
+        return self.shift.add(self.tail(self.upsample(self.body_end(self.blocks(shallow)) + shallow)))
+
+
+def network_of(backbone: str, scheme: str, patches: Tensor) -> SRNetwork:
+    """Random weights, calibrated on `patches`; the same for every scheme."""
+    torch.manual_seed(0)
+    parent = cadyq.create_model(backbone)
+    network = quantized_from(parent, parent, scheme, patches).eval()
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def row(what: str, ours: Seconds, base: Seconds, published: float | None, aim: float | None) -> list[str]:
+    shown = ["-" if value is None else f"{value:.2f}" for value in (published, aim)]
+    ratios = [f"{ours.clock / base.clock:.2f}", f"{ours.processor / base.processor:.2f}"]
+    return [what, f"{1000 * ours.clock:.0f}", *ratios, *shown]
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    patches = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
+    lr = (torch.rand(1, 3, SIDE, SIDE) * 255).contiguous(memory_format=torch.channels_last)
+    rows = []
+    for backbone in ("edsr", "srresnet", "idn", "carn_m"):
+        networks = {scheme: network_of(backbone, scheme, patches) for scheme in ("fp32", "pams:w8a8", "cadyq")}
+        runs = {scheme: lambda n=network: n(lr) for scheme, network in networks.items()}
+        if backbone == "edsr":
+            plain, channels_first = PlainEDSR(networks["fp32"]).eval(), lr.contiguous()
+            runs["plain"] = lambda p=plain, x=channels_first: p(x)
+        seconds = take_turns(runs, args.repetitions)
+        if "plain" in seconds:
+            rows.append(row("edsr fp32 / plain torch, channels first", seconds["fp32"], seconds["plain"], 1, PLAIN_AIM))
+        for scheme in ("pams:w8a8", "cadyq"):
+            key = (backbone, scheme)
+            what = f"{backbone} {scheme} / fp32"
+            rows.append(row(what, seconds[scheme], seconds["fp32"], PUBLISHED.get(key), AIMS.get(key)))
+    print(f"{machine()}; LR {SIDE}x{SIDE}, {args.repetitions} repetitions\n")
+    print(table(["forward", "ms", "ratio, clock", "ratio, processor", "published code", "aim"], rows))
+
+
+if __name__ == "__main__":
+    main()
