@@ -1,0 +1,1 @@
+"""Bits that are real: quantized networks as ONNX files that integer arithmetic runs."""

@@ -1,0 +1,47 @@
+"""A dynamic choice of bits made once and for all, so that a network can be written as one graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from cadyq.data.tiles import split, tile_grid
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
+
+
+def is_dynamic(network: SRNetwork) -> bool:
+    """Whether a point of the network chooses among candidates."""
+    return any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values())
+
+
+@torch.no_grad()
+def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
+    """A copy whose points always use the bits that they chose most often for the tiles of `photographs`.
+
+    Args:
+        network: in eval mode, of CADyQ or a scheme with its candidates.
+        photographs: LR images, uint8 (3, h, w).
+
+    Returns:
+        The network with fixed bits, of no scheme any more: to run and to export, not to save. Of two candidates chosen
+        equally often the wider one is taken.
+    """
+    counts = {name: torch.zeros(33, dtype=torch.int64) for name in network.points}
+    for lr in photographs:
+        for tile in split(lr, tile_grid(*lr.shape[-2:])):
+            _, trace = trace_forward(network, tile[None].float())
+            for name, bits in trace.bits.items():
+                counts[name][int(bits)] += 1
+    frozen = copy.deepcopy(network)
+    frozen.scheme = None
+    for name, point in frozen.points.items():
+        if isinstance(point.quantizer, CandidateActivation):
+            most = int(32 - counts[name].flip(0).argmax())
+            fixed = LearnedBoundActivation(most)
+            fixed.set_largest(point.quantizer.bounds[(point.quantizer.candidates == most).nonzero()[0]].detach())
+            point.quantizer = fixed
+    return frozen.eval()

@@ -1,0 +1,73 @@
+"""Running an exported network, and how far it is from the simulation it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of the exported network with the simulated one, on one image.
+
+    Attributes:
+        within_one: share of values that are at most one 8-bit grey level apart.
+        psnr_db: PSNR of the exported minus that of the simulated one against HR, over RGB.
+    """
+
+    within_one: float
+    psnr_db: float
+
+
+def open_session(path: Path, threads: int = 0) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        path: of the .onnx file.
+        threads: CPU threads, 0 for the runtime's choice.
+
+    Raises:
+        UserError: onnxruntime is not installed, or cannot read the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError("running an exported network needs onnxruntime: pip install 'cadyq[deploy]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # on CPUs without VNNI products of int8 pairs may overflow 16 bits; this takes the exact kernels there
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors share no base class
+        raise UserError(f"{path}: onnxruntime cannot read it ({error}); export it again") from error
+
+
+def run(session: Any, lr: Tensor) -> Tensor:
+    """SR (B, 3, H scale, W scale) of LR (B, 3, H, W), float32 RGB in 0..255."""
+    return torch.from_numpy(session.run(["sr"], {"lr": lr.float().numpy()})[0])
+
+
+@torch.no_grad()
+def agreement(session: Any, network: SRNetwork, lr: Tensor, hr: Tensor) -> Agreement:
+    """Compare on an image, both in 8-bit grey levels.
+
+    Args:
+        session: of the exported network.
+        network: that it was made of, in eval mode.
+        lr: uint8 (3, h, w).
+        hr: uint8 (3, h scale, w scale).
+    """
+    batch = lr[None].float()
+    exported, simulated = (sr.clamp(0, 255).round() for sr in (run(session, batch), network(batch)))
+    within_one = float(((exported - simulated).abs() <= 1).double().mean())
+    errors = [(sr - hr).double().square().mean() for sr in (exported, simulated)]
+    return Agreement(within_one, float(10 * torch.log10(errors[1] / errors[0])))

@@ -1,0 +1,163 @@
+"""Exported networks: their grids are the quantizers', and onnxruntime gives what the simulation gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import cadyq
+from cadyq import export
+from cadyq.data.datasets import photographs
+from cadyq.deploy.frozen import freeze, is_dynamic
+from cadyq.deploy.grid import grid_of, weight_codes
+from cadyq.deploy.onnx_export import Exportable, export_onnx, on_grid
+from cadyq.deploy.runtime import agreement, open_session, run
+from cadyq.errors import UserError
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.content import Content
+from cadyq.training.start import quantized_from
+
+onnx = pytest.importorskip("onnx", reason="the extra `deploy` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `deploy` is not installed")
+
+FIXED = ["minmax:w8a8", "percentile:w8a6", "mse:w4a4", "pams:w8a8", "pams:w8a5", "pams:w4a4"]
+FIXED += ["pact:w4a4", "lsq:w4a4", "ddtb:w4a4", "dorefa:w4a4"]
+
+
+def _network(spec: str, backbone: str = "edsr") -> SRNetwork:
+    torch.manual_seed(0)
+    sizes = {"n_feats": 16, "n_resblocks": 2} if backbone == "edsr" else {}
+    parent = cadyq.create_model(backbone, **sizes)
+    patches = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 255
+    return quantized_from(parent, parent, spec, patches).eval()
+
+
+@pytest.mark.parametrize("spec", FIXED)
+def test_the_grid_gives_what_the_quantizer_gives(spec: str) -> None:
+    network = _network(spec)
+    for name, point in network.points.items():
+        assert point.quantizer is not None
+        grid = grid_of(point.quantizer, point.channels, name)
+        width = grid.step * (grid.high - grid.low + 1)
+        # away from the middle of two levels, where rounding errors decide
+        steps = torch.arange(-0.3 * width, 1.3 * width, grid.step / 7) + 0.013 * grid.step
+        x = (grid.step * (grid.low - grid.zero) + grid.offset + steps).expand(1, point.channels, 1, -1)
+        mine = on_grid(x - grid.offset, grid.step, grid.zero, grid.low, grid.high) + grid.offset
+        theirs = point.quantizer(x, Content(torch.zeros(1, 3, 8, 8))).value
+        assert torch.allclose(mine, theirs, atol=1e-4 * grid.step)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("dynamic_range:w8a8", r"point blocks\.0\.input: the grid moves"),
+        ("daq:w4a4", r"point blocks\.0\.input: "),
+        ("cadyq", r"point blocks\.0\.input: bits are chosen by content; freeze"),
+        ("adabm", r"point blocks\.0\.input: the grid depends on the photograph"),
+        ("static", "'static' chooses bits before each forward"),
+    ],
+)
+def test_bits_or_grids_that_move_are_refused_by_name(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Exportable(_network(spec))
+
+
+@given(st.integers(2, 8), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_weights_come_back_from_their_codes(bits: int, seed: int) -> None:
+    weight = torch.randn(5, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    weight[2] = 0
+    levels = 2 ** (bits - 1) - 1
+    quantized = (weight / weight.abs().max() * levels).round() * (weight.abs().max() / levels)
+    coded = weight_codes(quantized)
+    assert coded is not None
+    codes, steps = coded
+    assert codes.dtype == torch.int8 and codes.abs().max() <= 127
+    assert torch.allclose(codes * steps.view(-1, 1, 1, 1), quantized, atol=1e-6)
+
+
+def test_weights_without_a_grid_have_no_codes() -> None:
+    assert weight_codes(torch.randn(4, 8, 3, 3, generator=torch.Generator().manual_seed(0))) is None
+
+
+@pytest.mark.parametrize("spec", ["fp32", "minmax:w8a8", "pams:w8a8", "lsq:w4a4", "dorefa:w4a4"])
+def test_an_exported_network_runs_at_any_size(spec: str, tmp_path: Path) -> None:
+    network = _network(spec)
+    made = export_onnx(network, tmp_path / "m.onnx")
+    assert (made.convolutions > 0) == (spec != "fp32")
+    session = open_session(made.path, threads=1)
+    for batch, height, width in ((1, 24, 31), (3, 17, 9)):
+        lr = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(2)) * 255
+        with torch.no_grad():
+            simulated = network(lr)
+        apart = (run(session, lr) - simulated).abs()
+        assert apart.shape == simulated.shape
+        assert (apart <= 1).double().mean() >= 0.99
+
+
+def test_convolutions_read_integers(tmp_path: Path) -> None:
+    """A ReLU before a quantizer is gone, and every quantized convolution lies between integers."""
+    model = onnx.load(export_onnx(_network("pams:w8a8"), tmp_path / "m.onnx").path)
+    assert "Relu" not in {node.op_type for node in model.graph.node}
+    made_by = {node.output[0]: node.op_type for node in model.graph.node}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    integer = [node for node in convs if made_by.get(node.input[1]) == "DequantizeLinear"]
+    assert len(integer) == 4 and all(made_by[node.input[0]] == "DequantizeLinear" for node in integer)
+
+
+@pytest.mark.parametrize("name", ["edsr_x4_pams_w8a8", "carn_m_x4_pams_w8a8"])
+def test_trained_networks_keep_their_pixels(name: str, tmp_path: Path) -> None:
+    network = cadyq.load_model(f"zoo:{name}")
+    pair = photographs(4)[2]
+    lr, hr = pair.lr[:, 20:84, 30:110], pair.hr[:, 80:336, 120:440]
+    found = agreement(open_session(export_onnx(network, tmp_path / "m.onnx").path), network, lr, hr)
+    assert found.within_one >= 0.99 and abs(found.psnr_db) <= 0.02
+
+
+def test_frozen_bits_are_those_chosen_most_often() -> None:
+    network = cadyq.load_model("zoo:carn_m_x4_cadyq")
+    lr = photographs(4)[0].lr[:, :40, :40]
+    frozen = freeze(network, [lr])
+    assert is_dynamic(network) and not is_dynamic(frozen)
+    dynamic, fixed = (trace_forward(n, lr[None].float()) for n in (network, frozen))
+    assert torch.allclose(dynamic[0], fixed[0], atol=1e-3)  # one tile: the choice is that tile's
+    assert {k: int(v) for k, v in dynamic[1].bits.items()} == {k: int(v) for k, v in fixed[1].bits.items()}
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(photographs(4)[1].hr[:, :160, :160].permute(1, 2, 0).numpy().astype(np.uint8)).save(
+        folder / "a.png"
+    )
+    out = tmp_path / "m.onnx"
+    assert export.main(["--model", "zoo:carn_m_x4_cadyq", "--out", str(out), "--photographs", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert out.exists() and "bits frozen by 1 photographs" in text and "27 quantized feature maps" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model", "zoo:edsr_x4_pams_w8a8", "--out", "m.pb"], "m.pb"),
+        (["--model", "zoo:nothing", "--out", "m.onnx"], "nothing"),
+        (["--model", "zoo:edsr_x4_pams_w8a8", "--out", "m.onnx", "--photographs", "."], "fixed bits"),
+        (["--model", "zoo:carn_m_x4_cadyq", "--out", "m.onnx", "--photographs", "none"], "none"),
+    ],
+)
+def test_bad_input(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"m\.onnx: onnxruntime cannot read it"):
+        open_session(tmp_path / "m.onnx")
