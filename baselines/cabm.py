@@ -16,24 +16,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from baselines.assigned import AssignedScheme, assigned, middle
 from cadyq.derive import BATCH
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import LUMA, Content
+from cadyq.quantizers.content import LAPLACIAN, Content, filtered, luma
 
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 EDGE_MACS_PER_PIXEL = 3 + 9
 BINS = 16
 
 
 def edge_score(lr: Tensor) -> Tensor:
     """Mean |Laplacian| of the grayscale patch (B,), pixels of 0..255, replicated border."""
-    gray = (lr * lr.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    kernel = lr.new_tensor(LAPLACIAN).view(1, 1, 3, 3)
-    return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernel).abs().mean((1, 2, 3))
+    return filtered(luma(lr), lr.new_tensor([LAPLACIAN])).abs().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)

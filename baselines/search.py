@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import LUMA, Content
+from cadyq.quantizers.content import Content, luma
 from cadyq.quantizers.trace import Trace
 
 SEARCH_PATCHES, SEARCH_SIDE = 16, 24
@@ -38,8 +38,7 @@ def luma_error(network: SRNetwork, content: Content) -> Tensor:
     trace = Trace(network, content.lr)
     trace.content = content
     sr = network.super_resolve(content.lr, trace).clamp(0, 255).round()
-    luma = sr.new_tensor(LUMA).view(1, 3, 1, 1)
-    return ((sr - content.hr) * luma).sum(1).square().mean((1, 2))
+    return luma(sr - content.hr).square().mean((1, 2, 3))
 
 
 def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, sweeps: int) -> Tensor:
