@@ -15,7 +15,7 @@ from cadyq.checkpoints.io import load_model, resolve, save_model
 from cadyq.cli import exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, build
+from cadyq.factory import with_scheme
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.interface import PackedWeight, Scheme
 from cadyq.training.photographs import find_photographs, load_bank
@@ -25,13 +25,8 @@ BATCH = 16
 
 def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
     """A network of the parent's backbone under `scheme`, with its weights and ranges, in eval mode."""
-    network = build(ModelConfig(parent.name, scheme.name, parent.scale, parent.options, scheme.options()))
-    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
-    network.load_state_dict(weights, strict=False)
-    for key, point in network.points.items():
-        source = parent.points[key].quantizer
-        if point.quantizer is not None and source is not None:
-            point.quantizer.inherit(source)
+    network = with_scheme(parent, scheme.name, scheme.options())
+    network.inherit_ranges(parent)
     for conv, source_conv in zip(network.conv_names, parent.conv_names, strict=True):
         if isinstance(source_conv.weight_quantizer, PackedWeight):
             conv.weight_quantizer = source_conv.weight_quantizer

@@ -129,8 +129,5 @@ def quantized_from(
         options: further options of the scheme.
     """
     network = calibrated(parent, spec, observe(reference, patches), options)
-    for key, point in network.points.items():
-        before = parent.points[key].quantizer
-        if point.quantizer is not None and before is not None:
-            point.quantizer.inherit(before)
+    network.inherit_ranges(parent)
     return network
