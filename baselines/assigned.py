@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +47,16 @@ def assign(network: SRNetwork, choices: Tensor) -> None:
         quantizer.choice = column
 
 
+def rows_of(choices: Tensor) -> tuple[str, ...]:
+    """Choices (N, P) as a scheme's options hold them: a row each, of a digit for each point."""
+    return tuple("".join(map(str, row)) for row in choices.tolist())
+
+
+def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
+    """The choices, int64 (N, P), that `rows_of` wrote."""
+    return torch.tensor([[int(digit) for digit in row] for row in rows], device=device)
+
+
 @dataclass(frozen=True)
 class AssignedScheme(CandidateScheme):
     """A scheme that decides for all points at once, before the forward, on weights and ranges of a trained CADyQ."""
@@ -57,6 +68,11 @@ class AssignedScheme(CandidateScheme):
 
     def before_forward(self, network: SRNetwork, content: Content) -> None:
         assign(network, self.choices(network, content))
+
+    def everywhere(self, network: SRNetwork, content: Content, candidate: int | None = None) -> Tensor:
+        """One candidate at every point, int64 (1, P); the middle one unless another index is given."""
+        candidate = middle(self.search_space) if candidate is None else candidate
+        return torch.full((1, len(assigned(network))), candidate, device=content.lr.device)
 
     @abstractmethod
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
