@@ -35,9 +35,7 @@ def luma_error(network: SRNetwork, content: Content) -> Tensor:
     """
     if content.hr is None:
         raise UserError(f"{network.name}: the true error needs HR patches; pass them to trace_forward")
-    trace = Trace(network, content.lr)
-    trace.content = content
-    sr = network.super_resolve(content.lr, trace).clamp(0, 255).round()
+    sr = network.super_resolve(content.lr, Trace(network, content.lr)).clamp(0, 255).round()
     return luma(sr - content.hr).square().mean((1, 2, 3))
 
 
