@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from baselines.search import bisect
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.ranges import CandidateActivation
@@ -79,16 +81,16 @@ class AssignedScheme(CandidateScheme):
         """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
 
 
+@lru_cache  # a scheme that draws asks in every forward
 def mean_probabilities(candidates: tuple[int, ...], mean_bits: float) -> Tensor:
     """Probabilities (K,) of the candidates with that mean and otherwise the largest entropy: p_k ~ exp(t b_k).
 
-    A mean outside the candidates is moved to the nearest end.
+    A mean outside the candidates is moved to the nearest end. The tensor is kept for the next call: leave it as it is.
     """
     bits = torch.tensor(candidates, dtype=torch.float64)
     mean = min(max(mean_bits, candidates[0] + 1e-6), candidates[-1] - 1e-6)
-    low, high = -50.0, 50.0
-    for _ in range(100):
-        tilt = (low + high) / 2
-        probabilities = (tilt * (bits - mean)).softmax(0)
-        low, high = (tilt, high) if float((probabilities * bits).sum()) < mean else (low, tilt)
-    return probabilities
+
+    def tilted(tilt: float) -> Tensor:
+        return (tilt * (bits - mean)).softmax(0)
+
+    return tilted(bisect(lambda tilt: float((tilted(tilt) * bits).sum()), mean, -50, 50, steps=100))

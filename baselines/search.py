@@ -69,6 +69,15 @@ def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, 
     return choices
 
 
+def bisect(rising: Callable[[float], float], wanted: float, low: float, high: float, steps: int) -> float:
+    """Where between `low` and `high` a rising function comes to the wanted value, after that many halvings."""
+    middle = low
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < wanted else (low, middle)
+    return middle
+
+
 def price_for(mean_bits: float, solve: Callable[[float], float], low: float, high: float, steps: int = 8) -> float:
     """The price of a bit at which the mean of the bits chosen is the wanted one, by bisection of its logarithm.
 
