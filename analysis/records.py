@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cadyq.errors import UserError
-from cadyq.files import write_atomic as write_atomic
+from cadyq.files import write_atomic, write_text
 
 SCHEMA_VERSION = 1
 
@@ -146,7 +146,7 @@ def load(run_dir: Path | str) -> pd.DataFrame:
 def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
     """Write ``run_dir/manifest.json`` (sorted keys, atomically). Values must be JSON, without NaN."""
     text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
-    return write_atomic(Path(run_dir) / "manifest.json", (text + "\n").encode())
+    return write_text(Path(run_dir) / "manifest.json", text + "\n")
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:

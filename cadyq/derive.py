@@ -16,6 +16,7 @@ from cadyq.cli import exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import with_scheme
+from cadyq.files import write_text
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.interface import PackedWeight, Scheme
 from cadyq.training.photographs import find_photographs, load_bank
@@ -119,7 +120,7 @@ def run(args: argparse.Namespace) -> Path:
         "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
-    (args.out / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
     return path
 
 

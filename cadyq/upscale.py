@@ -19,7 +19,7 @@ from cadyq.cli import check_writable, exit_status, pick_device
 from cadyq.data.images import IMAGE_SUFFIXES, read_rgb, write_png
 from cadyq.data.tiles import Tile, tile_grid, whole_image
 from cadyq.errors import UserError
-from cadyq.files import write_atomic
+from cadyq.files import write_text
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.tiled import EIGHT, TiledForward, run_tiles
@@ -150,7 +150,7 @@ def upscale(network: SRNetwork, job: Job, tiling: Tiling, device: torch.device) 
     if job.bit_map is not None:
         title = f"{job.name}: {ran.fab:.2f} bits on average"
         write_bit_map(job.bit_map, lr, tiles, ran.tile_fab, _limits(network, ran), title)
-    write_atomic(job.facts, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(job.facts, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return ran, facts
 
 

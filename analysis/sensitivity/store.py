@@ -16,8 +16,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.records import write_atomic
 from cadyq.errors import UserError
+from cadyq.files import write_atomic
 
 SCHEMA_VERSION = 1  # raise it when a change alters what is measured
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -125,14 +124,7 @@ def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, fi
             "see the lines above"
         )
     left_out = len(photographs) - len(names)
-    _store(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})
-
-
-def _store(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(file)
+    write_tensors(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})
 
 
 def with_outputs(bank: PatchBank, teacher: SRNetwork, cache: Path, device: torch.device | None = None) -> PatchBank:
@@ -157,7 +149,7 @@ def _super_resolve_all(bank: PatchBank, teacher: SRNetwork, file: Path) -> None:
         str(k): teacher(lr.float()[None].to(device))[0].half().contiguous().cpu()
         for k, (lr, *_) in enumerate(tqdm(bank.images, desc="teacher", disable=None))
     }
-    _store(outputs, file, {})
+    write_tensors(outputs, file, {})
 
 
 def _short_hash(data: bytes) -> str:
