@@ -16,7 +16,7 @@ from tqdm import tqdm
 from cadyq.bit_map import write_bit_map
 from cadyq.checkpoints.io import load_model
 from cadyq.cli import check_writable, exit_status, pick_device
-from cadyq.data.images import IMAGE_SUFFIXES, read_rgb, write_png
+from cadyq.data.images import IMAGE_SUFFIXES, images_among, read_rgb, write_png
 from cadyq.data.tiles import Tile, tile_grid, whole_image
 from cadyq.errors import UserError
 from cadyq.files import write_text
@@ -79,8 +79,8 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
         elif not path.is_dir():
             yield path
         else:
-            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-            yield from sorted(found)
+            found = images_among(path.iterdir())
+            yield from found
             if not found:
                 yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
 

@@ -24,12 +24,11 @@ from tqdm import tqdm
 from cadyq.checkpoints.io import read_tensors, write_tensors
 from cadyq.cli import exit_status
 from cadyq.data.bicubic import crop_to_multiple, downscale
-from cadyq.data.images import decode_rgb, read_rgb
+from cadyq.data.images import decode_rgb, images_among, read_rgb
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.training.patches import PatchBank
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 CACHE_VERSION = 2
 log = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def find_photographs(root: Path) -> list[Photograph]:
     Raises:
         UserError: there are none.
     """
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = images_among(root.rglob("*"))
     if not paths:
         raise UserError(f"{root}: no .png or .jpg below this folder; pass --data-root with training photographs")
     return [Photograph(str(path), path.stat().st_size, partial(read_rgb, path)) for path in paths]
