@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cadyq.checkpoints.io import load_model, resolve, save_model
-from cadyq.cli import exit_status
+from cadyq.cli import exit_status, parse_options
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import with_scheme
@@ -80,20 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--threads", type=int, help="CPU threads")
     return parser
-
-
-def parse_options(words: list[str]) -> dict[str, Any]:
-    """["objective=db", "sweeps=1"] to a dictionary; values are read as JSON where they are JSON."""
-    options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--option {word!r}: write NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def run(args: argparse.Namespace) -> Path:
