@@ -162,7 +162,7 @@ def _limits(network: SRNetwork, ran: TiledForward) -> tuple[float, float]:
 
 
 def _facts(network: SRNetwork, job: Job, ran: TiledForward, size: tuple[int, int], tiling: Tiling) -> dict[str, Any]:
-    height, width = size
+    (height, width), eight_bit = size, ran.eight_bit
     return {
         "image": job.name,
         "result": job.sr.name,
@@ -177,8 +177,8 @@ def _facts(network: SRNetwork, job: Job, ran: TiledForward, size: tuple[int, int
         "fab": ran.fab,
         "bitops_g": ran.bitops / 1e9,
         "bitops_fp32_g": ran.fp32 / 1e9,
-        "bitops_8_bit_g": ran.eight_bit / 1e9,
-        "saved_percent": 100 * (1 - ran.bitops / ran.eight_bit) if ran.eight_bit else None,
+        "bitops_8_bit_g": eight_bit / 1e9,
+        "saved_percent": 100 * (1 - ran.bitops / eight_bit) if eight_bit else None,
         "seconds": ran.seconds,
         "tile_fab": [round(bits, 4) for bits in ran.tile_fab.tolist()],
     }
