@@ -34,6 +34,23 @@ def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
     return network.eval()
 
 
+def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
+    """The scheme of that name with the options that it shares with the parent's, and others; nothing is fitted yet.
+
+    Raises:
+        UserError: the scheme is not derived from the parent's; an unknown option.
+    """
+    kind = SCHEMES.get(name)
+    if parent.scheme is None or kind.parent != parent.scheme.name:
+        has = "fp32" if parent.scheme is None else parent.scheme.name
+        raise UserError(f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}")
+    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
+    unknown = sorted(options.keys() - set(kind.option_names()))
+    if unknown:
+        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+    return kind(**(shared | options))
+
+
 @torch.no_grad()
 def mean_fab(network: SRNetwork, lr: Tensor) -> float:
     """FAB of `network` on patches (N, 3, h, w), mean over them."""
@@ -52,18 +69,11 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
         **options: of the scheme, beside those it shares with the parent's.
 
     Raises:
-        UserError: the scheme is not derived from the parent's; an unknown option.
+        UserError: see `derived_scheme`.
     """
-    kind = SCHEMES.get(name)
-    if parent.scheme is None or kind.parent != parent.scheme.name:
-        has = "fp32" if parent.scheme is None else parent.scheme.name
-        raise UserError(f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}")
-    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
-    unknown = sorted(options.keys() - set(kind.option_names()))
-    if unknown:
-        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+    scheme = derived_scheme(parent, name, **options)
     target = mean_fab(parent, lr) if mean_bits is None else mean_bits
-    return transplant(parent, kind(**(shared | options)).fit(parent, lr, hr, target))
+    return transplant(parent, scheme.fit(parent, lr, hr, target))
 
 
 def build_parser() -> argparse.ArgumentParser:
