@@ -27,16 +27,20 @@ def search_patches(lr: Tensor, hr: Tensor) -> Content:
     return Content(lr[few, :, :side, :side], hr[few, :, : side * scale, : side * scale])
 
 
+def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean squared error of luma of each patch (B,), SR clamped and rounded to 0..255, in squared grey levels."""
+    return luma(sr.clamp(0, 255).round() - hr).square().mean((1, 2, 3))
+
+
 @torch.no_grad()
 def luma_error(network: SRNetwork, content: Content) -> Tensor:
-    """Mean squared error of luma of each patch (B,), SR clamped and rounded to 0..255, against `content.hr`.
+    """`rounded_error` of each patch (B,) against `content.hr`.
 
     Runs the network's figure with the bits that are set, without `Scheme.before_forward`.
     """
     if content.hr is None:
         raise UserError(f"{network.name}: the true error needs HR patches; pass them to trace_forward")
-    sr = network.super_resolve(content.lr, Trace(network, content.lr)).clamp(0, 255).round()
-    return luma(sr - content.hr).square().mean((1, 2, 3))
+    return rounded_error(network.super_resolve(content.lr, Trace(network, content.lr)), content.hr)
 
 
 def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, sweeps: int) -> Tensor:

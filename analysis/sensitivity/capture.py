@@ -26,7 +26,7 @@ from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.rules import Contestant, Rules, observe
-from analysis.sensitivity.selector import rounded_error
+from baselines.search import rounded_error
 from cadyq.derive import derive, derived_scheme, transplant
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.ranges import CandidateActivation

@@ -12,8 +12,7 @@ from analysis.sensitivity.features import FEATURES, Feature, of_kind
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.replay import Act, Replay
-from analysis.sensitivity.selector import rounded_error
-from baselines.search import bisect
+from baselines.search import bisect, rounded_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.points import QuantizationPoint
