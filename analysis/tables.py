@@ -7,7 +7,7 @@ reference with its interval. ``summary.csv`` holds every cell in long form.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,12 @@ def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) 
     rule = ["---"] * frame.index.nlevels + ["---:"] * len(headings)
     labels = [[_md(label) for label in key] for key in frame.index]
     lines = [key + line for key, line in zip(labels, cells, strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+    return markdown_lines([head, rule, *lines])
+
+
+def markdown_lines(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells, the heading and its rule the first two, as a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _md(text: str) -> str:

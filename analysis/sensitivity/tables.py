@@ -14,7 +14,7 @@ from analysis.sensitivity import store, summaries
 from analysis.sensitivity.correlations import LAYER_MEAN, POOLED, correlations
 from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.statistics import RESAMPLES
-from analysis.tables import MISSING
+from analysis.tables import MISSING, markdown_lines
 from cadyq.files import write_text
 
 _INTERVAL = f"[{LEVEL:.0%} interval: bootstrap over photographs, {RESAMPLES} resamples, seed {SEED}]"
@@ -90,7 +90,7 @@ def markdown(frame: pd.DataFrame) -> str:
     lines = [names, ["---"] * len(names)]
     for row in frame.to_dict("records"):
         lines.append([_cell(row[n], row.get(f"{n}_low"), row.get(f"{n}_high")) for n in names])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_lines(lines)
 
 
 def _cell(value: object, low: float | None, high: float | None) -> str:
