@@ -8,6 +8,7 @@ from typing import Any
 
 import cadyq
 from analysis.cost import parameter_count
+from analysis.tables import markdown_lines
 from cadyq.cost import count_macs
 from cadyq.models.network import SRNetwork
 
@@ -61,8 +62,7 @@ def row(entry: dict[str, Any]) -> list[str]:
 def table() -> str:
     """The table in Markdown."""
     rows = [row(entry) for entry in tomllib.loads(NETWORKS.read_text())["network"]]
-    lines = [list(COLUMNS), ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return markdown_lines([COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *rows])
 
 
 if __name__ == "__main__":

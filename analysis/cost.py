@@ -12,7 +12,6 @@ from torch import nn
 
 from cadyq.checkpoints.io import load_model
 from cadyq.cli import exit_status
-from cadyq.cost import count_macs
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.interface import FULL_PRECISION
 from cadyq.quantizers.trace import Trace
@@ -51,9 +50,7 @@ def storage_mb(network: SRNetwork) -> float:
 
 def layer_table(trace: Trace) -> pd.DataFrame:
     """One row a use of a convolution: name, point, macs_g, weight_bits, act_bits (mean over samples), bitops_g."""
-    network = trace.network
-    height, width = trace.content.lr.shape[-2:]
-    macs = count_macs(network, height, width)
+    network, macs = trace.network, trace.macs
     rows, quantized = [], set()
     for record in trace.records.values():
         for conv, bits in record.uses():
@@ -90,7 +87,7 @@ def print_layers(model: str, output_height: int, output_width: int) -> None:
     print(f"\nMACs {table['macs_g'].sum():.2f} G for a {width * network.scale}x{height * network.scale} output")
     parts = ", ".join(f"{name} {float(value) / 1e9:.1f}" for name, value in split._asdict().items())
     print(f"BitOPs {float(split.total) / 1e9:.1f} G ({parts})")
-    print(f"not counted: {count_macs(network, height, width).not_counted}")
+    print(f"not counted: {trace.macs.not_counted}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from analysis import parquet
 from cadyq.errors import UserError
-from cadyq.files import write_atomic as write_atomic
+from cadyq.files import write_text
 
 SCHEMA_VERSION = 1
 
@@ -101,10 +101,7 @@ def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], inp
     _check_rows(cell, rows)
     metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": inputs_hash, "cell": cell._json()}
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
-    sink = pa.BufferOutputStream()
-    # Page checksums let read_inputs_hash notice a damaged file whose footer is still whole.
-    pq.write_table(table, sink, write_page_checksum=True)
-    return write_atomic(_path(run_dir, cell), sink.getvalue().to_pybytes())
+    return parquet.write(_path(run_dir, cell), table)
 
 
 def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
@@ -116,8 +113,8 @@ def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
     if not path.is_file():
         return None
     try:
-        metadata = _metadata(_read(path))
-    except (pa.ArrowException, OSError) as error:
+        metadata = parquet.header(parquet.read(path))
+    except parquet.DAMAGED as error:
         _log.warning("%s is damaged (%s); the cell will be measured again", path, error)
         return None
     if metadata.get("schema_version") != str(SCHEMA_VERSION) or metadata.get("cell") != cell._json():
@@ -140,13 +137,13 @@ def load(run_dir: Path | str) -> pd.DataFrame:
         raise UserError(f"{run_dir}: holds no records/*.parquet; measure first: python -m analysis.run_all")
     rank = {key: position for position, key in reversed(list(enumerate(_manifest_keys(run_dir))))}
     paths.sort(key=lambda path: (rank.get(path.stem, len(rank)), path.name))
-    return pd.concat([_load_one(path) for path in paths], ignore_index=True)
+    return pd.concat([parquet.load(path, SCHEMA_VERSION) for path in paths], ignore_index=True)
 
 
 def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
     """Write ``run_dir/manifest.json`` (sorted keys, atomically). Values must be JSON, without NaN."""
     text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
-    return write_atomic(Path(run_dir) / "manifest.json", (text + "\n").encode())
+    return write_text(Path(run_dir) / "manifest.json", text + "\n")
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -193,31 +190,6 @@ def _check_rows(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
                 raise UserError(f"{where}; check or retrain the weights, the network gives no finite output")
     if len({row["image"] for row in rows}) != len(rows):
         raise ValueError(f"{cell}: an image is named twice")
-
-
-def _read(path: Path) -> pa.Table:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read()
-
-
-def _metadata(table: pa.Table) -> dict[str, str]:
-    raw = table.schema.metadata or {}
-    return {key.decode(): value.decode() for key, value in raw.items()}
-
-
-def _load_one(path: Path) -> pd.DataFrame:
-    try:
-        table = _read(path)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        remedy = "delete it and run the same command again"
-        raise UserError(f"{path}: damaged record ({reason}); {remedy}") from error
-    version = _metadata(table).get("schema_version", "none")
-    if version != str(SCHEMA_VERSION):
-        remedy = f"this code reads {SCHEMA_VERSION}: delete it and measure again, or use the matching version"
-        raise UserError(f"{path}: record has schema version {version}; {remedy}")
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
 
 
 def _manifest_keys(run_dir: Path) -> list[str]:

@@ -20,7 +20,7 @@ from analysis.published_values import PUBLISHED_NOTE, published_table
 from analysis.records import CELL_COLUMNS, Cell, skipped_cells
 from analysis.tables import MISSING, REFERENCE, caption, drop_text, summary
 from analysis.viewer import cell_rows, views
-from cadyq.files import write_atomic
+from cadyq.files import write_text
 
 _WIDTH = 1200  # pixels of an embedded plot; the full one lies in plots/
 _WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
@@ -102,7 +102,7 @@ def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -
         has_views=bool(shown),
         views_left_out=views_left_out,
     )
-    return write_atomic(Path(run_dir) / "report.html", page.encode())
+    return write_text(Path(run_dir) / "report.html", page)
 
 
 def _counts(df: pd.DataFrame) -> str:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from analysis.jobs import EXHIBITS, Job, measure_job
 from analysis.measure import MEASUREMENT_VERSION, MODES
 from analysis.networks import load
 from analysis.plan import Plan, make_plan, presets
+from analysis.provenance import provenance
 from analysis.tables import REFERENCE, summary, to_text
 from cadyq.cli import check_writable, exit_status, pick_device
 from cadyq.data import datasets
@@ -157,19 +154,12 @@ def manifest(
     plan: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
 ) -> dict[str, Any]:
     """What is needed to repeat the run. Of paths only the last part is kept."""
-    names = ("torch", "numpy", "pandas", "scikit-image", "fvcore", "pyarrow")
     shown = [Path(word).name if "/" in word else word for word in argv]
-    return {
-        "command": " ".join(["python -m analysis.run_all", *shown]),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads, {device.type}",
+    return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
         "measurement_version": MEASUREMENT_VERSION,
         "plan": asdict(plan),
         "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
-        "python": platform.python_version(),
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
-        "versions": {name: version(name) for name in names},
         "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
         "cells": statuses + earlier_cells(out, statuses),
     }
@@ -183,15 +173,6 @@ def earlier_cells(out: Path, statuses: list[dict[str, Any]]) -> list[dict[str, A
         for cell in records.read_manifest(out).get("cells", [])
         if cell["status"] != "skipped" and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
     ]
-
-
-def git_commit() -> str:
-    """The commit of the checkout this file lies in, or "not a git checkout"."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "not a git checkout"
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:

@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.records import write_atomic
+from cadyq.files import write_atomic
 
 COLUMN_IN = 3.5  # width of one column of a two-column paper
 PAGE_IN = 7.16

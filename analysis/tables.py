@@ -7,7 +7,7 @@ reference with its interval. ``summary.csv`` holds every cell in long form.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
-from analysis.records import skipped_cells, write_atomic
+from analysis.records import skipped_cells
+from cadyq.files import write_text
 
 REFERENCE = "fp32"
 GROUP = ["scale", "dataset", "mode", "backbone", "scheme"]
@@ -134,7 +135,7 @@ def write_tables(df: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -
     """
     folder = Path(out_dir) / "tables"
     table = summary(df)
-    written = [write_atomic(folder / "summary.csv", table.to_csv(index=False, lineterminator="\n").encode())]
+    written = [write_text(folder / "summary.csv", table.to_csv(index=False, lineterminator="\n"))]
     modes = list(df["mode"].unique())
     absent = {cell["mode"] for cell in skipped_cells(manifest)} - set(modes)
     for mode in modes:
@@ -149,7 +150,7 @@ def write_tables(df: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -
             "tex": _latex(shown, bold, drops, text, notes),
         }
         for kind, text in texts.items():
-            written.append(write_atomic(folder / f"summary_{mode}.{kind}", text.encode()))
+            written.append(write_text(folder / f"summary_{mode}.{kind}", text))
     return written
 
 
@@ -249,7 +250,12 @@ def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) 
     rule = ["---"] * frame.index.nlevels + ["---:"] * len(headings)
     labels = [[_md(label) for label in key] for key in frame.index]
     lines = [key + line for key, line in zip(labels, cells, strict=True)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+    return markdown_lines([head, rule, *lines])
+
+
+def markdown_lines(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells, the heading and its rule the first two, as a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _md(text: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from baselines.search import bisect
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.ranges import CandidateActivation
@@ -46,6 +49,16 @@ def assign(network: SRNetwork, choices: Tensor) -> None:
         quantizer.choice = column
 
 
+def rows_of(choices: Tensor) -> tuple[str, ...]:
+    """Choices (N, P) as a scheme's options hold them: a row each, of a digit for each point."""
+    return tuple("".join(map(str, row)) for row in choices.tolist())
+
+
+def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
+    """The choices, int64 (N, P), that `rows_of` wrote."""
+    return torch.tensor([[int(digit) for digit in row] for row in rows], device=device)
+
+
 @dataclass(frozen=True)
 class AssignedScheme(CandidateScheme):
     """A scheme that decides for all points at once, before the forward, on weights and ranges of a trained CADyQ."""
@@ -58,21 +71,26 @@ class AssignedScheme(CandidateScheme):
     def before_forward(self, network: SRNetwork, content: Content) -> None:
         assign(network, self.choices(network, content))
 
+    def everywhere(self, network: SRNetwork, content: Content, candidate: int | None = None) -> Tensor:
+        """One candidate at every point, int64 (1, P); the middle one unless another index is given."""
+        candidate = middle(self.search_space) if candidate is None else candidate
+        return torch.full((1, len(assigned(network))), candidate, device=content.lr.device)
+
     @abstractmethod
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
         """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
 
 
+@lru_cache  # a scheme that draws asks in every forward
 def mean_probabilities(candidates: tuple[int, ...], mean_bits: float) -> Tensor:
     """Probabilities (K,) of the candidates with that mean and otherwise the largest entropy: p_k ~ exp(t b_k).
 
-    A mean outside the candidates is moved to the nearest end.
+    A mean outside the candidates is moved to the nearest end. The tensor is kept for the next call: leave it as it is.
     """
     bits = torch.tensor(candidates, dtype=torch.float64)
     mean = min(max(mean_bits, candidates[0] + 1e-6), candidates[-1] - 1e-6)
-    low, high = -50.0, 50.0
-    for _ in range(100):
-        tilt = (low + high) / 2
-        probabilities = (tilt * (bits - mean)).softmax(0)
-        low, high = (tilt, high) if float((probabilities * bits).sum()) < mean else (low, tilt)
-    return probabilities
+
+    def tilted(tilt: float) -> Tensor:
+        return (tilt * (bits - mean)).softmax(0)
+
+    return tilted(bisect(lambda tilt: float((tilted(tilt) * bits).sum()), mean, -50, 50, steps=100))

@@ -16,24 +16,20 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from baselines.assigned import AssignedScheme, assigned, middle
+from baselines.assigned import AssignedScheme, assigned, choices_of, rows_of
 from cadyq.derive import BATCH
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import LUMA, Content
+from cadyq.quantizers.content import LAPLACIAN, Content, filtered, luma
 
-LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 EDGE_MACS_PER_PIXEL = 3 + 9
 BINS = 16
 
 
 def edge_score(lr: Tensor) -> Tensor:
     """Mean |Laplacian| of the grayscale patch (B,), pixels of 0..255, replicated border."""
-    gray = (lr * lr.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    kernel = lr.new_tensor(LAPLACIAN).view(1, 1, 3, 3)
-    return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernel).abs().mean((1, 2, 3))
+    return filtered(luma(lr), lr.new_tensor([LAPLACIAN])).abs().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -67,17 +63,17 @@ class CABM(AssignedScheme):
         score = edge_score(lr)
         order, bins = score.argsort(), min(BINS, len(lr))
         votes = (bits[order][..., None] == torch.tensor(self.search_space)).long()
-        rows = [part.sum(0).argmax(1) for part in votes.tensor_split(bins)]
+        rows = torch.stack([part.sum(0).argmax(1) for part in votes.tensor_split(bins)])
         starts = [int(part[0]) for part in torch.arange(len(lr)).tensor_split(bins)[1:]]
         edges = tuple(float(score[order[start]]) for start in starts)
-        return replace(self, edges=edges, table=tuple("".join(map(str, row.tolist())) for row in rows))
+        return replace(self, edges=edges, table=rows_of(rows))
 
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
-        points, device = len(assigned(network)), content.lr.device
         if not self.table:
-            return torch.full((1, points), middle(self.search_space), device=device)
+            return self.everywhere(network, content)
+        points = len(assigned(network))
         if len(self.table[0]) != points:
             raise UserError(f"cabm: the table has {len(self.table[0])} points, the network {points}; derive it anew")
         score = content.feature(edge_score, EDGE_MACS_PER_PIXEL)
         row = torch.bucketize(score, score.new_tensor(self.edges), right=True)
-        return torch.tensor([[int(digit) for digit in line] for line in self.table], device=device)[row]
+        return choices_of(self.table, content.lr.device)[row]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.assigned import AssignedScheme, assign, assigned, middle
+from baselines.assigned import AssignedScheme, assign, assigned
 from baselines.search import luma_error
 from cadyq.derive import BATCH, transplant
 from cadyq.errors import UserError
@@ -44,7 +44,7 @@ class Gradient(AssignedScheme):
         return replace(self, thresholds=tuple(float(padded[cut]) for cut in cuts))
 
     def _error(self, network: SRNetwork, lr: Tensor, hr: Tensor, candidate: int) -> Tensor:
-        assign(network, torch.full((1, len(assigned(network))), candidate, device=lr.device))
+        assign(network, self.everywhere(network, Content(lr), candidate))
         batches = zip(torch.split(lr, BATCH), torch.split(hr, BATCH), strict=True)
         return torch.cat([luma_error(network, Content(*batch)) for batch in batches])
 
@@ -58,12 +58,11 @@ class Gradient(AssignedScheme):
             )
 
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
-        points = len(assigned(network))
         if not self.thresholds:
-            return torch.full((1, points), middle(self.search_space), device=content.lr.device)
+            return self.everywhere(network, content)
         strength = content.gradient.mean(1)
         choice = torch.bucketize(strength, strength.new_tensor(self.thresholds), right=True)
-        return choice[:, None].expand(-1, points)
+        return choice[:, None].expand(-1, len(assigned(network)))
 
 
 def best_cuts(errors: Tensor, candidates: tuple[int, ...], mean_bits: float) -> list[int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assigned import AssignedScheme, assign, assigned, middle
+from baselines.assigned import AssignedScheme, assign
 from baselines.search import descend, luma_error, price_for, search_patches
 from cadyq.derive import transplant
 from cadyq.errors import UserError
@@ -63,10 +63,10 @@ class Oracle(AssignedScheme):
 
     @torch.no_grad()
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
-        lr, points = content.lr, len(assigned(network))
-        start = torch.full((len(lr), points), middle(self.search_space), device=lr.device)
+        lr = content.lr
+        start = self.everywhere(network, content).expand(len(lr), -1)
         if content.hr is None:
-            assign(network, torch.full_like(start, len(self.search_space) - 1))
+            assign(network, self.everywhere(network, content, len(self.search_space) - 1))
             content = Content(lr, network.super_resolve(lr, Trace(network, lr)).clamp(0, 255).round())
         bits = torch.tensor(self.search_space, dtype=torch.float64, device=lr.device)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import LUMA, Content
+from cadyq.quantizers.content import Content, luma
 from cadyq.quantizers.trace import Trace
 
 SEARCH_PATCHES, SEARCH_SIDE = 16, 24
@@ -27,19 +27,20 @@ def search_patches(lr: Tensor, hr: Tensor) -> Content:
     return Content(lr[few, :, :side, :side], hr[few, :, : side * scale, : side * scale])
 
 
+def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean squared error of luma of each patch (B,), SR clamped and rounded to 0..255, in squared grey levels."""
+    return luma(sr.clamp(0, 255).round() - hr).square().mean((1, 2, 3))
+
+
 @torch.no_grad()
 def luma_error(network: SRNetwork, content: Content) -> Tensor:
-    """Mean squared error of luma of each patch (B,), SR clamped and rounded to 0..255, against `content.hr`.
+    """`rounded_error` of each patch (B,) against `content.hr`.
 
     Runs the network's figure with the bits that are set, without `Scheme.before_forward`.
     """
     if content.hr is None:
         raise UserError(f"{network.name}: the true error needs HR patches; pass them to trace_forward")
-    trace = Trace(network, content.lr)
-    trace.content = content
-    sr = network.super_resolve(content.lr, trace).clamp(0, 255).round()
-    luma = sr.new_tensor(LUMA).view(1, 3, 1, 1)
-    return ((sr - content.hr) * luma).sum(1).square().mean((1, 2))
+    return rounded_error(network.super_resolve(content.lr, Trace(network, content.lr)), content.hr)
 
 
 def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, sweeps: int) -> Tensor:
@@ -70,6 +71,15 @@ def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, 
         if torch.equal(before, choices):
             break
     return choices
+
+
+def bisect(rising: Callable[[float], float], wanted: float, low: float, high: float, steps: int) -> float:
+    """Where between `low` and `high` a rising function comes to the wanted value, after that many halvings."""
+    middle = low
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < wanted else (low, middle)
+    return middle
 
 
 def price_for(mean_bits: float, solve: Callable[[float], float], low: float, high: float, steps: int = 8) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assigned import AssignedScheme, assign, assigned, middle
+from baselines.assigned import AssignedScheme, assign, assigned, choices_of, rows_of
 from baselines.search import descend, luma_error, price_for, search_patches, settle
 from cadyq.derive import transplant
 from cadyq.errors import UserError
@@ -36,7 +36,7 @@ class Static(AssignedScheme):
         network, content = transplant(parent, self), search_patches(lr, hr)
         bits = torch.tensor(self.search_space, dtype=torch.float64)
         found: dict[float, Tensor] = {}
-        start = torch.full((1, len(assigned(network))), middle(self.search_space))
+        start = self.everywhere(network, content)
 
         def error(choices: Tensor) -> Tensor:
             assign(network, choices)
@@ -51,12 +51,12 @@ class Static(AssignedScheme):
 
         best = found[price_for(mean_bits, solve, low=1e-4, high=1e2)]
         best = settle(error, best, bits, mean_bits)
-        return replace(self, by_point="".join(str(int(k)) for k in best[0]))
+        return replace(self, by_point=rows_of(best)[0])
 
     def choices(self, network: SRNetwork, content: Content) -> Tensor:
-        points = len(assigned(network))
         if not self.by_point:
-            return torch.full((1, points), middle(self.search_space), device=content.lr.device)
+            return self.everywhere(network, content)
+        points = len(assigned(network))
         if len(self.by_point) != points:
             raise UserError(f"static: by_point has {len(self.by_point)} digits for {points} points; derive it anew")
-        return torch.tensor([[int(digit) for digit in self.by_point]], device=content.lr.device)
+        return choices_of([self.by_point], content.lr.device)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cadyq.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 
 def exit_status(action: Callable[[], object]) -> int:
@@ -29,9 +35,32 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name.partition(":")[0], False):
-        raise UserError(f"--device {name} is not available: use one of {', '.join(k for k, v in there.items() if v)}")
-    return torch.device(name)
+    usable = [kind for kind, is_there in there.items() if is_there]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such device; use one of {', '.join(usable)}") from error
+    if device.type not in usable:
+        raise UserError(f"--device {name} is not available: use one of {', '.join(usable)}")
+    return device
+
+
+def parse_options(words: Iterable[str], option: str = "--option") -> dict[str, Any]:
+    """["objective=db", "sweeps=1"] to a dictionary; values are read as TOML where they are TOML, else as text.
+
+    Raises:
+        UserError: a word without "="; names the option of the command line that it was given to.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise UserError(f"{option} {word!r}: write NAME=VALUE")
+        try:
+            values[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[name] = text
+    return values
 
 
 def check_writable(folder: Path) -> None:

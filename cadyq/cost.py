@@ -1,4 +1,4 @@
-"""Multiply-adds of each convolution, counted by fvcore on the plain FP32 network."""
+"""Multiply-adds of each convolution, counted by fvcore on the plain FP32 network, and what they cost at given bits."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.quantizers.interface import FULL_PRECISION
 
 COUNTED_SIDE = 8
 COUNTED = (nn.Conv2d, nn.ConvTranspose2d)
@@ -51,6 +52,18 @@ def count_macs(network: SRNetwork, height: int, width: int) -> Macs:
         per_use={name: use * pixels / COUNTED_SIDE**2 for name, use in small.per_use.items()},
         not_counted=small.not_counted,
     )
+
+
+def bitops_at(network: SRNetwork, height: int, width: int, weight_bits: int, act_bits: int) -> float:
+    """BitOPs on an LR input of that size with these bits at every point, whatever scheme it carries; no selector."""
+    macs = count_macs(network, height, width)
+    fp32_macs, quantized = float(macs.total), 0.0
+    for point in network.points.values():
+        for conv in point.convolutions:
+            use = macs.per_use[network.conv_names[conv]]
+            fp32_macs -= use
+            quantized += use * weight_bits * (act_bits if conv in point.feeds else FULL_PRECISION)
+    return quantized + fp32_macs * FULL_PRECISION**2
 
 
 @lru_cache(maxsize=256)

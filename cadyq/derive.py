@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from cadyq.checkpoints.io import load_model, resolve, save_model
-from cadyq.cli import exit_status
+from cadyq.cli import exit_status, parse_options
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, build
+from cadyq.factory import with_scheme
+from cadyq.files import write_text
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.interface import PackedWeight, Scheme
 from cadyq.training.photographs import find_photographs, load_bank
@@ -25,17 +26,29 @@ BATCH = 16
 
 def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
     """A network of the parent's backbone under `scheme`, with its weights and ranges, in eval mode."""
-    network = build(ModelConfig(parent.name, scheme.name, parent.scale, parent.options, scheme.options()))
-    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
-    network.load_state_dict(weights, strict=False)
-    for key, point in network.points.items():
-        source = parent.points[key].quantizer
-        if point.quantizer is not None and source is not None:
-            point.quantizer.inherit(source)
+    network = with_scheme(parent, scheme.name, scheme.options())
+    network.inherit_ranges(parent)
     for conv, source_conv in zip(network.conv_names, parent.conv_names, strict=True):
         if isinstance(source_conv.weight_quantizer, PackedWeight):
             conv.weight_quantizer = source_conv.weight_quantizer
     return network.eval()
+
+
+def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
+    """The scheme of that name with the options that it shares with the parent's, and others; nothing is fitted yet.
+
+    Raises:
+        UserError: the scheme is not derived from the parent's; an unknown option.
+    """
+    kind = SCHEMES.get(name)
+    if parent.scheme is None or kind.parent != parent.scheme.name:
+        has = "fp32" if parent.scheme is None else parent.scheme.name
+        raise UserError(f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}")
+    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
+    unknown = sorted(options.keys() - set(kind.option_names()))
+    if unknown:
+        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+    return kind(**(shared | options))
 
 
 @torch.no_grad()
@@ -56,18 +69,11 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
         **options: of the scheme, beside those it shares with the parent's.
 
     Raises:
-        UserError: the scheme is not derived from the parent's; an unknown option.
+        UserError: see `derived_scheme`.
     """
-    kind = SCHEMES.get(name)
-    if parent.scheme is None or kind.parent != parent.scheme.name:
-        has = "fp32" if parent.scheme is None else parent.scheme.name
-        raise UserError(f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}")
-    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
-    unknown = sorted(options.keys() - set(kind.option_names()))
-    if unknown:
-        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+    scheme = derived_scheme(parent, name, **options)
     target = mean_fab(parent, lr) if mean_bits is None else mean_bits
-    return transplant(parent, kind(**(shared | options)).fit(parent, lr, hr, target))
+    return transplant(parent, scheme.fit(parent, lr, hr, target))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -84,20 +90,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--threads", type=int, help="CPU threads")
     return parser
-
-
-def parse_options(words: list[str]) -> dict[str, Any]:
-    """["objective=db", "sweeps=1"] to a dictionary; values are read as JSON where they are JSON."""
-    options: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"--option {word!r}: write NAME=VALUE")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def run(args: argparse.Namespace) -> Path:
@@ -124,7 +116,7 @@ def run(args: argparse.Namespace) -> Path:
         "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
-    (args.out / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+    write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
     return path
 
 

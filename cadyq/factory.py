@@ -110,6 +110,20 @@ def build(config: ModelConfig) -> SRNetwork:
     return network
 
 
+def with_scheme(parent: SRNetwork, scheme: str, options: dict[str, Any]) -> SRNetwork:
+    """A network of the parent's backbone and weights under another scheme, whose quantizers are not initialized yet.
+
+    Args:
+        parent: any network.
+        scheme: its name.
+        options: of the scheme.
+    """
+    network = build(ModelConfig(parent.name, scheme, parent.scale, parent.options, options))
+    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
+    network.load_state_dict(weights, strict=False)
+    return network
+
+
 def config_of(network: SRNetwork) -> ModelConfig:
     """The configuration that `build` turns into this network."""
     scheme = network.scheme

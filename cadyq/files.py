@@ -1,21 +1,50 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, whenever the power goes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomic(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all: into a temporary file beside it, then renamed over it."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: what the block writes to the path it is given takes the place of `path`.
+
+    It lies beside `path`, since a rename is atomic only within one file system, and is on the disk before the rename.
+    Missing folders are made. After an error `path` is as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> Path:
+    """Write bytes as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
     return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text in UTF-8 as `replacing` does."""
+    return write_atomic(path, text.encode())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from cadyq.cost import count_macs
+from cadyq.cost import bitops_at
 from cadyq.data.tiles import Tile, group_by_size, image_size, overlap_share, place, split
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.trace import Trace
@@ -26,10 +26,9 @@ class TiledForward:
         sr: uint8 (3, H, W).
         tile_fab: mean activation bits over the points that count, float (T,), one a tile in the order given.
         quantized, fp32, selector: BitOPs, sums over the tiles.
-        eight_bit: BitOPs of the same tiles with `EIGHT` bits wherever a scheme may quantize, and no selector.
         macs: multiply-adds, sum over the tiles.
-        overlap: how much more pixels the tiles hold than the image, as a share.
         seconds: wall-clock.
+        network, tiles: what was run, and on what.
     """
 
     sr: Tensor
@@ -37,10 +36,10 @@ class TiledForward:
     quantized: float
     fp32: float
     selector: float
-    eight_bit: float
     macs: float
-    overlap: float
     seconds: float
+    network: SRNetwork = field(repr=False)
+    tiles: Sequence[Tile] = field(repr=False)
 
     @property
     def patches(self) -> int:
@@ -53,6 +52,17 @@ class TiledForward:
     @property
     def bitops(self) -> float:
         return self.quantized + self.fp32 + self.selector
+
+    @property
+    def eight_bit(self) -> float:
+        """BitOPs of the same tiles with `EIGHT` bits wherever a scheme may quantize, and no selector."""
+        sizes = [(len(group), self.tiles[group[0]]) for group in group_by_size(self.tiles)]
+        return sum(n * bitops_at(self.network, tile.height, tile.width, EIGHT, EIGHT) for n, tile in sizes)
+
+    @property
+    def overlap(self) -> float:
+        """How much more pixels the tiles hold than the image, as a share."""
+        return overlap_share(self.tiles)
 
 
 @torch.no_grad()
@@ -80,7 +90,7 @@ def run_tiles(
     height, width = image_size(tiles)
     out = torch.empty(3, height * network.scale, width * network.scale, dtype=torch.uint8)
     tile_fab = torch.zeros(len(tiles))
-    costs = torch.zeros(5, dtype=torch.float64)
+    costs = torch.zeros(4, dtype=torch.float64)
     parts, answers = split(lr, tiles), _hr_tiles(network, hr, tiles)
     for indices in _batches(tiles):
         answer = torch.stack([answers[i] for i in indices]).float().to(device) if answers else None
@@ -93,17 +103,14 @@ def run_tiles(
         if on_tiles is not None:
             on_tiles(len(indices))
     seconds = time.perf_counter() - started
-    quantized, fp32, selector, eight_bit, macs = costs.tolist()
-    return TiledForward(
-        out, tile_fab, quantized, fp32, selector, eight_bit, macs, overlap=overlap_share(tiles), seconds=seconds
-    )
+    quantized, fp32, selector, macs = costs.tolist()
+    return TiledForward(out, tile_fab, quantized, fp32, selector, macs, seconds, network, tiles)
 
 
 def _costs(trace: Trace) -> Tensor:
-    """Quantized, FP32, selector and eight-bit BitOPs and MACs of a batch, float64 (5,)."""
-    height, width = trace.content.lr.shape[-2:]
-    sums = [part.sum() for part in (*trace.bitops_split(), trace.bitops_at(EIGHT, EIGHT))]
-    macs = len(trace.content.lr) * count_macs(trace.network, height, width).total
+    """Quantized, FP32 and selector BitOPs and MACs of a batch, float64 (4,)."""
+    sums = [part.sum() for part in trace.bitops_split()]
+    macs = len(trace.content.lr) * trace.macs.total
     return torch.stack([*sums, torch.tensor(float(macs), dtype=torch.float64)])
 
 

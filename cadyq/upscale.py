@@ -16,10 +16,10 @@ from tqdm import tqdm
 from cadyq.bit_map import write_bit_map
 from cadyq.checkpoints.io import load_model
 from cadyq.cli import check_writable, exit_status, pick_device
-from cadyq.data.images import IMAGE_SUFFIXES, read_rgb, write_png
+from cadyq.data.images import IMAGE_SUFFIXES, images_among, read_rgb, write_png
 from cadyq.data.tiles import Tile, tile_grid, whole_image
 from cadyq.errors import UserError
-from cadyq.files import write_atomic
+from cadyq.files import write_text
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.tiled import EIGHT, TiledForward, run_tiles
@@ -79,8 +79,8 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
         elif not path.is_dir():
             yield path
         else:
-            found = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-            yield from sorted(found)
+            found = images_among(path.iterdir())
+            yield from found
             if not found:
                 yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
 
@@ -150,7 +150,7 @@ def upscale(network: SRNetwork, job: Job, tiling: Tiling, device: torch.device) 
     if job.bit_map is not None:
         title = f"{job.name}: {ran.fab:.2f} bits on average"
         write_bit_map(job.bit_map, lr, tiles, ran.tile_fab, _limits(network, ran), title)
-    write_atomic(job.facts, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(job.facts, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return ran, facts
 
 
@@ -162,7 +162,7 @@ def _limits(network: SRNetwork, ran: TiledForward) -> tuple[float, float]:
 
 
 def _facts(network: SRNetwork, job: Job, ran: TiledForward, size: tuple[int, int], tiling: Tiling) -> dict[str, Any]:
-    height, width = size
+    (height, width), eight_bit = size, ran.eight_bit
     return {
         "image": job.name,
         "result": job.sr.name,
@@ -177,8 +177,8 @@ def _facts(network: SRNetwork, job: Job, ran: TiledForward, size: tuple[int, int
         "fab": ran.fab,
         "bitops_g": ran.bitops / 1e9,
         "bitops_fp32_g": ran.fp32 / 1e9,
-        "bitops_8_bit_g": ran.eight_bit / 1e9,
-        "saved_percent": 100 * (1 - ran.bitops / ran.eight_bit) if ran.eight_bit else None,
+        "bitops_8_bit_g": eight_bit / 1e9,
+        "saved_percent": 100 * (1 - ran.bitops / eight_bit) if eight_bit else None,
         "seconds": ran.seconds,
         "tile_fab": [round(bits, 4) for bits in ran.tile_fab.tolist()],
     }

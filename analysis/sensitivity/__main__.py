@@ -6,18 +6,15 @@ A second run of the same command measures only what is missing; tables and plots
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 from collections.abc import Sequence
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from analysis import records
-from analysis.run_all import git_commit
+from analysis.provenance import provenance
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
@@ -76,20 +73,14 @@ def check(args: argparse.Namespace) -> None:
 
 def manifest(inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """What is needed to repeat the run. Of paths only the last part is kept."""
-    names = ("torch", "numpy", "pandas", "pyarrow", "scikit-image")
+    # a set of photographs such as BSDS500/train is no path
     shown = [Path(word).name if word.startswith("/") else word for word in argv]
     kept = {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(inputs.options).items() if k != "plugin"}
-    return {
-        "command": " ".join(["python -m analysis.sensitivity", *shown]),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "git_commit": git_commit(),
-        "machine": f"{platform.machine()}, {platform.system()}, {torch.get_num_threads()} threads, cpu",
+    return provenance("analysis.sensitivity", shown, torch.device("cpu")) | {
         "options": kept,
         "parts": parts,
-        "python": platform.python_version(),
         "seed": inputs.options.seed,
         "tensors_sha256": inputs.hashes(),
-        "versions": {name: version(name) for name in names},
     }
 
 

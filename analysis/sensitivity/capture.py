@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -27,9 +26,8 @@ from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.rules import Contestant, Rules, observe
-from analysis.sensitivity.selector import rounded_error
-from baselines.assigned import AssignedScheme
-from cadyq.derive import derive, transplant
+from baselines.search import rounded_error
+from cadyq.derive import derive, derived_scheme, transplant
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.ranges import CandidateActivation
 
@@ -142,12 +140,7 @@ def _nearest(found: pd.DataFrame, target: float) -> float:
 
 def _with_price(parent: SRNetwork, name: str, price: float) -> SRNetwork:
     """The control that reads HR, at a price of a bit, without the search for it that `derive` would make."""
-    kind = SCHEMES.get(name)
-    assert parent.scheme is not None
-    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
-    scheme = kind(**shared)
-    assert isinstance(scheme, AssignedScheme)
-    return transplant(parent, replace(scheme, price=price))  # type: ignore[call-arg]
+    return transplant(parent, derived_scheme(parent, name, price=price))
 
 
 def _second_price(target: float) -> Callable[[float], float]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cadyq.quantizers.content import LUMA, image_gradient
+from cadyq.quantizers.content import LAPLACIAN, filtered, image_gradient, luma
 from cadyq.selector.bit_selector import channel_std
 
 Kind = Literal["patch", "layer"]
@@ -56,9 +56,9 @@ def of_kind(kind: Kind) -> list[Feature]:
     return [entry for entry in FEATURES.values() if entry.kind == kind]
 
 
-def luma(lr: Tensor) -> Tensor:
-    """(B, 3, H, W) in 0..255 to (B, H, W) in 0..1."""
-    return (lr * lr.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1) / 255
+def _gray(lr: Tensor) -> Tensor:
+    """Luma (B, H, W) in 0..1 of patches (B, 3, H, W) in 0..255."""
+    return luma(lr)[:, 0] / 255
 
 
 def _kurtosis(values: Tensor) -> Tensor:
@@ -75,19 +75,17 @@ def gradient(lr: Tensor) -> Tensor:
 
 @feature("variance", "patch", "variance of luma")
 def variance(lr: Tensor) -> Tensor:
-    return luma(lr).flatten(1).var(1, correction=0)
+    return _gray(lr).flatten(1).var(1, correction=0)
 
 
 @feature("laplacian", "patch", "mean square of the 4-neighbour Laplacian of luma")
 def laplacian(lr: Tensor) -> Tensor:
-    padded = F.pad(luma(lr)[:, None], (1, 1, 1, 1), mode="replicate")
-    kernel = lr.new_tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])
-    return F.conv2d(padded, kernel[None, None]).square().mean((1, 2, 3))
+    return filtered(luma(lr) / 255, lr.new_tensor([LAPLACIAN])).square().mean((1, 2, 3))
 
 
 @feature("edge_density", "patch", f"share of pixels whose gradient exceeds {EDGE}")
 def edge_density(lr: Tensor) -> Tensor:
-    gray = F.pad(luma(lr)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    gray = F.pad(_gray(lr)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
     smooth_y = gray[:, :-2] + 2 * gray[:, 1:-1] + gray[:, 2:]
     smooth_x = gray[..., :-2] + 2 * gray[..., 1:-1] + gray[..., 2:]
     across, down = smooth_y[..., 2:] - smooth_y[..., :-2], smooth_x[:, 2:] - smooth_x[:, :-2]
@@ -96,7 +94,7 @@ def edge_density(lr: Tensor) -> Tensor:
 
 @feature("high_frequency", "patch", "share of the spectrum's energy, mean left out, above half of Nyquist")
 def high_frequency(lr: Tensor) -> Tensor:
-    gray = luma(lr)
+    gray = _gray(lr)
     energy = torch.fft.fft2(gray - gray.mean((1, 2), keepdim=True)).abs().square()
     down, across = (torch.fft.fftfreq(n, device=lr.device).abs() for n in gray.shape[-2:])
     high = torch.maximum(down[:, None], across[None, :]) > 0.25
@@ -106,18 +104,18 @@ def high_frequency(lr: Tensor) -> Tensor:
 
 @feature("kurtosis", "patch", "kurtosis of luma")
 def kurtosis(lr: Tensor) -> Tensor:
-    return _kurtosis(luma(lr).flatten(1))
+    return _kurtosis(_gray(lr).flatten(1))
 
 
 @feature("dynamic_range", "patch", "largest minus smallest luma")
 def dynamic_range(lr: Tensor) -> Tensor:
-    gray = luma(lr)
+    gray = _gray(lr)
     return gray.amax((1, 2)) - gray.amin((1, 2))
 
 
 @feature("mean", "patch", "mean of luma")
 def mean(lr: Tensor) -> Tensor:
-    return luma(lr).mean((1, 2))
+    return _gray(lr).mean((1, 2))
 
 
 @feature(DEVIATION, "layer", "standard deviation of the layer's input, mean over channels (CADyQ's input)")

@@ -28,7 +28,7 @@ from analysis.sensitivity.features import of_kind
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.replay import Act, Replay, identity
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import LUMA
+from cadyq.quantizers.content import luma
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels
 from cadyq.quantizers.interface import FULL_PRECISION, RANGE_SHARE, PointStatistics
 from cadyq.quantizers.points import QuantizationPoint
@@ -61,8 +61,7 @@ class Grid:
 
 def squares(difference: Tensor) -> Tensor:
     """Mean over pixels of the square of luma, and of RGB, of (B, 3, H, W): (2, B) in squared grey levels."""
-    luma = (difference * difference.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1)
-    return torch.stack([luma.square().mean((1, 2)), difference.square().mean((1, 2, 3))])
+    return torch.stack([part.square().mean((1, 2, 3)) for part in (luma(difference), difference)])
 
 
 def rise_and_error(sr: Tensor, reference: Tensor, hr: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from analysis.sensitivity.features import FEATURES, Feature, of_kind
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.replay import Act, Replay
-from analysis.sensitivity.selector import rounded_error
+from baselines.search import bisect, rounded_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.points import QuantizationPoint
@@ -41,12 +41,11 @@ class Rules:
         """Share of each candidate at each point (P, K): the oracle's, tilted alike everywhere to the wanted mean."""
         bits = torch.tensor(self.candidates, dtype=torch.float64)
         counts = torch.stack([(self.choices == k).sum(0) for k in range(len(bits))], 1).double() + 0.5
-        low, high = -20.0, 20.0
-        for _ in range(60):
-            tilt = (low + high) / 2
-            shares = (counts.log() + tilt * bits).softmax(1)
-            low, high = (tilt, high) if float((shares * bits).sum(1).mean()) < mean_bits else (low, tilt)
-        return shares
+
+        def tilted(tilt: float) -> Tensor:
+            return (counts.log() + tilt * bits).softmax(1)
+
+        return tilted(bisect(lambda tilt: float((tilted(tilt) * bits).sum(1).mean()), mean_bits, -20, 20, steps=60))
 
     def direction(self, name: str) -> Tensor:
         """1 where more of the feature means more bits, else -1, (P,)."""

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from analysis.sensitivity.degradations import DEGRADATIONS
 from analysis.sensitivity.patches import PatchSet
-from analysis.sensitivity.points import BATCH, squares
+from analysis.sensitivity.points import BATCH
+from baselines.search import rounded_error
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.content import Content
@@ -23,11 +24,6 @@ from cadyq.selector.bit_selector import BitSelector
 # which of a selector's two inputs comes from another patch
 INPUTS = ("none", "gradient", "deviation", "both")
 SHUFFLES = 3
-
-
-def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean squared error of luma of each patch (B,), SR clamped and rounded, in squared grey levels."""
-    return squares(sr.clamp(0, 255).round() - hr)[0]
 
 
 @contextmanager

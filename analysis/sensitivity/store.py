@@ -14,9 +14,8 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from analysis.records import write_atomic
+from analysis import parquet
 from cadyq.errors import UserError
 
 SCHEMA_VERSION = 1  # raise it when a change alters what is measured
@@ -39,19 +38,17 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str) -
                 raise UserError(f"{name}: {column} holds a value that is not finite; check or retrain the weights")
         table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({"inputs_hash": inputs_hash, "schema_version": str(SCHEMA_VERSION)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        write_atomic(_path(run_dir, name), sink.getvalue().to_pybytes())
+        parquet.write(_path(run_dir, name), table, compression="zstd")
 
 
 def is_current(run_dir: Path, names: list[str], inputs_hash: str) -> bool:
     """Whether these tables are there, whole, and made of the same inputs."""
     for name in names:
         try:
-            found = _read(_path(run_dir, name)).schema.metadata or {}
-        except (pa.ArrowException, OSError):
+            found = parquet.header(parquet.read(_path(run_dir, name)))
+        except parquet.DAMAGED:
             return False
-        if found.get(b"inputs_hash") != inputs_hash.encode():
+        if found.get("inputs_hash") != inputs_hash:
             return False
     return True
 
@@ -63,24 +60,8 @@ def read(run_dir: Path, name: str) -> pd.DataFrame | None:
         UserError: the file is damaged or of another version.
     """
     path = _path(run_dir, name)
-    if not path.is_file():
-        return None
-    remedy = "delete it and run the same command again"
-    try:
-        table = _read(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged record ({str(error).splitlines()[0]}); {remedy}") from error
-    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
-        raise UserError(f"{path}: record has schema version {version}, not {SCHEMA_VERSION}; {remedy}")
-    frame: pd.DataFrame = table.to_pandas()
-    return frame
+    return parquet.load(path, SCHEMA_VERSION) if path.is_file() else None
 
 
 def _path(run_dir: Path, name: str) -> Path:
     return Path(run_dir) / "records" / f"{name}.parquet"
-
-
-def _read(path: Path) -> pa.Table:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read()

@@ -9,12 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.intervals import LEVEL, SEED
-from analysis.records import read_manifest, write_atomic
+from analysis.records import read_manifest
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.correlations import LAYER_MEAN, POOLED, correlations
 from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.statistics import RESAMPLES
-from analysis.tables import MISSING
+from analysis.tables import MISSING, markdown_lines
+from cadyq.files import write_text
 
 _INTERVAL = f"[{LEVEL:.0%} interval: bootstrap over photographs, {RESAMPLES} resamples, seed {SEED}]"
 _CORRELATION = (
@@ -69,13 +70,11 @@ def write_tables(run_dir: Path) -> dict[str, pd.DataFrame]:
     made = {}
     for name, frame, caption in tables(run_dir):
         made[name] = frame
-        write_atomic(
-            folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g").encode()
-        )
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
         shown = _shown(frame) if name == "correlations" else frame
         notes = [feature_notes()] if name == "correlations" else []
         body = "\n\n".join([markdown(shown), f"{caption} {_INTERVAL}", *notes, *reasons]) + "\n"
-        write_atomic(folder / f"{name}.md", body.encode())
+        write_text(folder / f"{name}.md", body)
     return made
 
 
@@ -91,7 +90,7 @@ def markdown(frame: pd.DataFrame) -> str:
     lines = [names, ["---"] * len(names)]
     for row in frame.to_dict("records"):
         lines.append([_cell(row[n], row.get(f"{n}_low"), row.get(f"{n}_high")) for n in names])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_lines(lines)
 
 
 def _cell(value: object, low: float | None, high: float | None) -> str:

@@ -6,7 +6,6 @@ on another (`base`), of which it holds only what differs: networks that differ i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from cadyq.checkpoints.packing import pack_weight, unpack_weight
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of
+from cadyq.files import replacing
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.interface import PackedWeight
 from cadyq.registry import closest
@@ -56,12 +56,10 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """safetensors by way of a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.chmod(0o644)  # safetensors makes files that only their owner can read
-    temporary.replace(path)
+    """A safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from torch import Tensor
 
 from cadyq.data.bicubic import crop_to_multiple, downscale
-from cadyq.data.images import read_rgb
+from cadyq.data.images import images_among, read_rgb
 from cadyq.errors import UserError
 from cadyq.registry import closest
 
 EMBEDDED = "skimage"
-SUFFIXES = (".png", ".jpg", ".jpeg")
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
 
 # The colour photographs that lie inside the wheel, so no download is needed. Left out: the right half of the
@@ -123,7 +122,7 @@ def _pngs(folder: Path) -> list[Path]:
     """PNG files of a folder, by name; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith("."))
+    return [path for path in images_among(folder.iterdir()) if path.suffix.lower() == ".png"]
 
 
 def _benchmark_names(data_root: Path) -> list[str]:
@@ -164,16 +163,16 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
 
 
 def folder(path: Path, scale: int, name: str = "") -> Dataset:
-    """Open a plain folder of photographs (.png, .jpg, .jpeg) as HR; LR is made by MATLAB's bicubic.
+    """Open a plain folder of photographs as HR; LR is made by MATLAB's bicubic.
 
     Raises:
         UserError: no such folder, or no image in it.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one that holds photographs")
-    files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = images_among(path.iterdir())
     if not files:
-        raise UserError(f"{path}: holds no {', '.join(SUFFIXES)}; give a folder of photographs")
+        raise UserError(f"{path}: holds no .png, .jpg or other image; give a folder of photographs")
     return Dataset(name or path.name, scale, [_Source(file, None) for file in files])
 
 

@@ -1,11 +1,10 @@
 """Read and write 8-bit RGB images, and hash files."""
 
-import contextlib
 import hashlib
 import io
 import struct
-import uuid
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cadyq.errors import UserError
+from cadyq.files import replacing
 
 # What a folder of photographs is searched for; `read_rgb` also reads other files that Pillow knows.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
@@ -29,6 +29,11 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+def images_among(paths: Iterable[Path]) -> list[Path]:
+    """The image files among these paths, by their names; sorted, without hidden ones."""
+    return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def read_rgb(path: Path) -> Tensor:
@@ -83,23 +88,12 @@ def write_png(path: Path, image: Tensor) -> None:
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"write_png takes uint8 (3, H, W), not {image.dtype} {tuple(image.shape)}")
-    # Beside the target, since a rename is atomic only within one file system.
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image.detach().permute(1, 2, 0).contiguous().cpu().numpy()).save(part, format="PNG")
-        part.replace(path)
+        with replacing(path) as part:
+            Image.fromarray(image.detach().permute(1, 2, 0).contiguous().cpu().numpy()).save(part, format="PNG")
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"{path}: cannot be written ({reason}); choose another output") from error
-    finally:
-        _unlink_quietly(part)
-
-
-def _unlink_quietly(path: Path) -> None:
-    """Remove a leftover; a folder that cannot be reached holds none."""
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

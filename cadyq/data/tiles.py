@@ -110,25 +110,10 @@ def image_size(tiles: Sequence[Tile]) -> tuple[int, int]:
     return max(t.top + t.height for t in tiles), max(t.left + t.width for t in tiles)
 
 
-def merge(sr_tiles: Sequence[Tensor], tiles: Sequence[Tile], scale: int) -> Tensor:
-    """Put SR tiles (3, h * scale, w * scale) together to (3, H * scale, W * scale), of their type and device.
-
-    Nothing is clamped or rounded. Each pixel is copied from the one tile that keeps it.
-
-    Raises:
-        ValueError: the number of tiles or the size of one does not fit ``tiles`` and ``scale``.
-    """
-    height, width = image_size(tiles)
-    if len(sr_tiles) != len(tiles):
-        raise ValueError(f"{len(sr_tiles)} SR tiles for a grid of {len(tiles)}")
-    out = sr_tiles[0].new_empty((*sr_tiles[0].shape[:-2], height * scale, width * scale))
-    for sr, tile in zip(sr_tiles, tiles, strict=True):
-        place(out, sr, tile, scale)
-    return out
-
-
 def place(out: Tensor, sr: Tensor, tile: Tile, scale: int) -> None:
     """Copy what ``tile`` keeps of its SR (3, h * scale, w * scale) into the image ``out`` (3, H * scale, W * scale).
+
+    Nothing is clamped or rounded. The tiles of a grid fill the image, each pixel once.
 
     Raises:
         ValueError: the size of ``sr`` does not fit ``tile`` and ``scale``.

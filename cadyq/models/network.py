@@ -55,6 +55,13 @@ class SRNetwork(nn.Module, ABC):
         for conv in self.conv_names:
             conv.weight_quantizer = scheme.weight_quantizer()
 
+    def inherit_ranges(self, parent: SRNetwork) -> None:
+        """Take over what the quantizer of each point can use of the parent's, a network of the same backbone."""
+        for name, point in self.points.items():
+            source = parent.points[name].quantizer
+            if point.quantizer is not None and source is not None:
+                point.quantizer.inherit(source)
+
     def forward(self, lr: Tensor, trace: Trace | None = None) -> Tensor:
         """Super-resolve RGB patches (B, 3, H, W) in 0..255 to (B, 3, H scale, W scale), not clamped.
 

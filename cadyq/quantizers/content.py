@@ -8,10 +8,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# ITU-R BT.601 without offset. PSNR and SSIM are reported on other lumas, each as its published code has it: see
+# `analysis/metrics.py`.
 LUMA = (0.299, 0.587, 0.114)
+LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 # grayscale 3, two 3x3 filters 18: multiply-adds a pixel
 GRADIENT_MACS_PER_PIXEL = 21
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """Grayscale (B, 1, H, W) of RGB (B, 3, H, W), in the same unit."""
+    return (rgb * rgb.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def filtered(gray: Tensor, kernels: Tensor) -> Tensor:
+    """(B, 1, H, W) under each of K 3x3 kernels (K, 3, 3), with a replicated border: (B, K, H, W)."""
+    return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernels.unsqueeze(1))
 
 
 def image_gradient(lr: Tensor) -> Tensor:
@@ -23,10 +36,8 @@ def image_gradient(lr: Tensor) -> Tensor:
     Returns:
         (B, 2), on grayscale pixels in 0..1; Sobel normalized by 1/8, replicated border.
     """
-    gray = (lr * lr.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True) / 255
     kernel = lr.new_tensor(SOBEL) / 8
-    kernels = torch.stack([kernel, kernel.T]).unsqueeze(1)
-    return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernels).abs().mean((2, 3))
+    return filtered(luma(lr) / 255, torch.stack([kernel, kernel.T])).abs().mean((2, 3))
 
 
 class Content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from cadyq.quantizers.content import Content
 from cadyq.quantizers.interface import FULL_PRECISION, Quantized
 
 if TYPE_CHECKING:
+    from cadyq.cost import Macs
     from cadyq.models.network import SRNetwork
     from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
 
@@ -80,19 +82,22 @@ class Trace:
         penalties = [record.bit_penalty for record in self.records.values() if record.bit_penalty is not None]
         return torch.stack(penalties).sum(0) if penalties else self.content.lr.new_zeros(len(self.content.lr))
 
-    def bitops_split(self) -> BitOps:
-        """BitOPs of each sample: MACs x weight bits x activation bits, what is not quantized at 32 x 32."""
+    @cached_property
+    def macs(self) -> Macs:
+        """Multiply-adds of one sample."""
         from cadyq.cost import count_macs
 
-        height, width = self.content.lr.shape[-2:]
-        macs = count_macs(self.network, height, width)
+        return count_macs(self.network, *self.content.lr.shape[-2:])
+
+    def bitops_split(self) -> BitOps:
+        """BitOPs of each sample: MACs x weight bits x activation bits, what is not quantized at 32 x 32."""
         quantized = torch.zeros(len(self.content.lr), dtype=torch.float64)
-        fp32_macs = float(sum(macs.by_conv.values()))
+        fp32_macs = float(self.macs.total)
         selector_macs = float(self.content.macs())
         for record in self.records.values():
             for conv, bits in record.uses():
                 if record.point.quantizer is not None or conv.weight_quantizer is not None:
-                    use = macs.per_use[self.network.conv_names[conv]]
+                    use = self.macs.per_use[self.network.conv_names[conv]]
                     fp32_macs -= use
                     quantized += use * conv.weight_bits * bits.double().cpu()
             if record.point.quantizer is not None:
@@ -103,23 +108,6 @@ class Trace:
             torch.full_like(quantized, fp32_macs * whole),
             torch.full_like(quantized, selector_macs * whole),
         )
-
-    def bitops_at(self, weight_bits: int, act_bits: int) -> Tensor:
-        """BitOPs (B,) of the same network on the same input with these bits at every point, and nothing to select.
-
-        Reads only which convolutions ran at which points, so no second forward is needed; float64.
-        """
-        from cadyq.cost import count_macs
-
-        macs = count_macs(self.network, *self.content.lr.shape[-2:])
-        fp32_macs, quantized = float(sum(macs.by_conv.values())), 0.0
-        for record in self.records.values():
-            uses = [macs.per_use[self.network.conv_names[conv]] for conv in record.point.convolutions]
-            fp32_macs -= sum(uses)
-            fed = len(record.point.feeds)
-            quantized += weight_bits * (act_bits * sum(uses[:fed]) + FULL_PRECISION * sum(uses[fed:]))
-        total = quantized + fp32_macs * FULL_PRECISION**2
-        return torch.full((len(self.content.lr),), total, dtype=torch.float64)
 
     def bitops(self) -> Tensor:
         """BitOPs of each sample (B,), float64."""

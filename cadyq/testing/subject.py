@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme
+from cadyq.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme, with_scheme
 from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
 from cadyq.quantizers.interface import ActivationQuantizer, PointStatistics, Quantized, Scheme
 from cadyq.quantizers.points import QuantizationPoint
@@ -189,8 +189,7 @@ class Subject:
     def _build(self) -> SRNetwork:
         cls = BACKBONES.get(self.backbone)
         parent = _plain(cls, self.backbone)
-        network = build(ModelConfig(self.backbone, self.case.scheme, SCALE, parent.options, self.case.options))
-        network.load_state_dict(parent.state_dict(), strict=False)
+        network = with_scheme(parent, self.case.scheme, self.case.options)
         initialize(network, _statistics(cls, self.backbone))
         generator = torch.Generator().manual_seed(5)
         for point in network.points.values():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cadyq.checkpoints.io import read_tensors, write_tensors
 from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, build, parse_scheme
+from cadyq.factory import parse_scheme, with_scheme
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.content import Content, image_gradient
 from cadyq.quantizers.interface import FULL_PRECISION, ActivationQuantizer, PointStatistics, Quantized, fixed_bits
@@ -120,9 +120,7 @@ def calibrated(
     `options` are further options of the scheme.
     """
     name, bits, _ = parse_scheme(scheme)
-    network = build(ModelConfig(parent.name, name, parent.scale, parent.options, bits | (options or {})))
-    weights = {key: value for key, value in parent.state_dict().items() if "quantizer" not in key}
-    network.load_state_dict(weights, strict=False)
+    network = with_scheme(parent, name, bits | (options or {}))
     initialize(network, statistics)
     return network
 

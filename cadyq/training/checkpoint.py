@@ -1,44 +1,20 @@
-"""Files that are whole or not there, whenever the power goes."""
+"""The state of a run, from which it goes on."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cadyq.errors import UserError
-
-
-def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def put_in_place(temporary: Path, path: Path) -> None:
-    """Rename a finished file over `path` in the same folder, durably."""
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a small file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
-    put_in_place(temporary, path)
+from cadyq.files import replacing
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a state, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    torch.save(state, temporary)
-    put_in_place(temporary, path)
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from cadyq.cli import pick_device
 from cadyq.errors import UserError
 
 T = TypeVar("T")
@@ -94,19 +95,13 @@ class Processes:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device "auto", "cpu", "cuda" or "cuda:N"; of several processes each takes the GPU of its local rank.
+    """As `pick_device`, but for those that cannot train; of several processes each takes the GPU of its local rank.
 
     Raises:
-        UserError: no such device here.
+        UserError: no such device here, or none to train on.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name}: no such device; use auto, cpu or cuda") from error
+    device = pick_device(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
         device = device if device.index is not None else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     elif device.type != "cpu":

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cadyq.training.checkpoint import write_text
+from cadyq.files import write_text
 
 Row = dict[str, float]
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class History:
         """Go on from a checkpoint's rows: those that were written after it come again."""
         self.rows, self._written = rows, len(rows)
         if rows:
-            write_text(_csv(rows, header=True), self.path)
+            write_text(self.path, _csv(rows, header=True))
         else:
             self.path.unlink(missing_ok=True)
 

@@ -18,19 +18,17 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from cadyq.checkpoints.io import read_tensors, write_tensors
 from cadyq.cli import exit_status
 from cadyq.data.bicubic import crop_to_multiple, downscale
-from cadyq.data.images import decode_rgb, read_rgb
+from cadyq.data.images import decode_rgb, images_among, read_rgb
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.training.patches import PatchBank
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 CACHE_VERSION = 2
 log = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ def find_photographs(root: Path) -> list[Photograph]:
     Raises:
         UserError: there are none.
     """
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = images_among(root.rglob("*"))
     if not paths:
         raise UserError(f"{root}: no .png or .jpg below this folder; pass --data-root with training photographs")
     return [Photograph(str(path), path.stat().st_size, partial(read_rgb, path)) for path in paths]
@@ -125,14 +123,7 @@ def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, fi
             "see the lines above"
         )
     left_out = len(photographs) - len(names)
-    _store(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})
-
-
-def _store(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    save_file(tensors, temporary, metadata=metadata)
-    temporary.replace(file)
+    write_tensors(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})
 
 
 def with_outputs(bank: PatchBank, teacher: SRNetwork, cache: Path, device: torch.device | None = None) -> PatchBank:
@@ -157,7 +148,7 @@ def _super_resolve_all(bank: PatchBank, teacher: SRNetwork, file: Path) -> None:
         str(k): teacher(lr.float()[None].to(device))[0].half().contiguous().cpu()
         for k, (lr, *_) in enumerate(tqdm(bank.images, desc="teacher", disable=None))
     }
-    _store(outputs, file, {})
+    write_tensors(outputs, file, {})
 
 
 def _short_hash(data: bytes) -> str:

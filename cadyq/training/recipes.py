@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cadyq.cli import parse_options
 from cadyq.errors import UserError
 from cadyq.registry import closest
 
@@ -92,14 +93,7 @@ class Recipe:
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:
         """A copy with keys set as on a command line, each "key=value" with a value as in TOML."""
-        values: dict[str, Any] = {}
-        for setting in settings:
-            key, equals, text = setting.partition("=")
-            try:
-                values[key] = tomllib.loads(f"value = {text}")["value"] if equals else None
-            except tomllib.TOMLDecodeError:
-                values[key] = text
-        return self.with_changes(**_checked(values, "--set", partial=True))
+        return self.with_changes(**_checked(parse_options(settings, "--set"), "--set", partial=True))
 
     @property
     def transfers_attention(self) -> bool:

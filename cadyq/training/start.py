@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cadyq.checkpoints.io import load_model, resolve, zoo_name
+from cadyq.cli import parse_options
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import backbone_option_names, create_model
@@ -50,13 +51,11 @@ def load_parent(init: str, backbone: str, scale: int) -> Source:
 
 def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Source:
     """A network with random weights; sizes as on a command line, "n_feats=32"."""
-    options: dict[str, Any] = {}
-    for size in sizes:
-        key, _, value = size.partition("=")
-        known = backbone_option_names(backbone)
-        if key not in known or not value.isdigit():
-            raise UserError(f"--size {size!r}: not KEY=NUMBER{closest(key, known)}; {backbone} has {', '.join(known)}")
-        options[key] = int(value)
+    options, known = parse_options(sizes, "--size"), backbone_option_names(backbone)
+    for key, value in options.items():
+        if key not in known or type(value) is not int:
+            named = f"{closest(key, known)}; {backbone} has {', '.join(known)}"
+            raise UserError(f"--size {key}={value}: not NAME=NUMBER{named}")
     return Source(create_model(backbone, scale=scale, **options), "random weights", {"name": "random weights"})
 
 
@@ -129,8 +128,5 @@ def quantized_from(
         options: further options of the scheme.
     """
     network = calibrated(parent, spec, observe(reference, patches), options)
-    for key, point in network.points.items():
-        before = parent.points[key].quantizer
-        if point.quantizer is not None and before is not None:
-            point.quantizer.inherit(before)
+    network.inherit_ranges(parent)
     return network

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from cadyq.checkpoints.io import save_model
 from cadyq.errors import UserError
+from cadyq.files import write_text
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.trace import Trace
-from cadyq.training.checkpoint import read_checkpoint, require_same, sync, write_checkpoint, write_text
+from cadyq.training.checkpoint import read_checkpoint, require_same, write_checkpoint
 from cadyq.training.distributed import Processes
 from cadyq.training.logs import History, Progress, Row, TensorBoard
 from cadyq.training.losses import AttentionTransfer, reconstruction
@@ -245,7 +246,6 @@ class Trainer:
         if self.processes.first:
             self.steering.warn_if_missed(self.history.rows[-1]["held_out_fab"])
             save_model(self.measured.eval(), path)
-            sync(path)
             facts = self.provenance | {
                 "recipe": asdict(self.recipe),
                 "seed": self.seed,
@@ -253,9 +253,9 @@ class Trainer:
                 "history": self.history.rows,
             }
             # the checkpoint goes last: until then the same command ends the run again
-            write_text(json.dumps(facts, indent=1, sort_keys=True), self.out / "training.json")
+            write_text(self.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
             (self.out / "checkpoint.pt").unlink(missing_ok=True)
-            for leftover in (*self.out.glob(".*.part"), *self.out.glob(".model.safetensors.*")):
+            for leftover in self.out.glob(".*.part"):
                 leftover.unlink()
         self.processes.wait()
         return path

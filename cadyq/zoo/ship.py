@@ -14,6 +14,7 @@ from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
 from cadyq.cli import exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
+from cadyq.files import write_text
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.training.calibration import observe, save_statistics
@@ -36,7 +37,7 @@ def _put(section: str, row: dict[str, Any]) -> None:
     rows = manifest[section]
     place = next((i for i, old in enumerate(rows) if old["file"] == row["file"]), len(rows))
     rows[place : place + 1] = [row]
-    MANIFEST.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:

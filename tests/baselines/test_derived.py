@@ -22,8 +22,9 @@ from baselines.random import Random, fingerprint, uniform
 from baselines.search import descend, luma_error, price_for
 from baselines.static import Static
 from cadyq.checkpoints.io import save_model
+from cadyq.cli import parse_options
 from cadyq.data.datasets import photographs
-from cadyq.derive import derive, mean_fab, parse_options, transplant
+from cadyq.derive import derive, mean_fab, transplant
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.content import Content, image_gradient
