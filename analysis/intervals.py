@@ -28,6 +28,10 @@ class Interval(NamedTuple):
             return format(self.mean, form)
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
+    def __neg__(self) -> Interval:
+        """Of the difference the other way round."""
+        return Interval(*(0.0 - end for end in (self.mean, self.high, self.low)))  # not "-0.0"
+
     @property
     def side(self) -> int:
         """1 where the whole interval lies above zero, -1 below, 0 where it holds zero or has no ends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -40,14 +40,14 @@ _CAPTURE = (
 )
 
 
-def tables(run_dir: Path) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Name, content and caption of each table that the records allow."""
+def tables(run_dir: Path, skip: Collection[str] = ()) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Name, content and caption of each table that the records allow, but those to skip ("correlations" is slow)."""
 
     def read(*names: str) -> list[pd.DataFrame] | None:
         found = [store.read(run_dir, name) for name in names]
         return None if any(frame is None for frame in found) else [frame for frame in found if frame is not None]
 
-    if measured := read("cells", "layers", "patches", "points"):
+    if "correlations" not in skip and (measured := read("cells", "layers", "patches", "points")):
         yield "correlations", correlations(*measured), _CORRELATION
     makers: list[tuple[str, tuple[str, ...], Callable[..., pd.DataFrame], str]] = [
         ("layer_errors", ("cells", "patches", "points"), summaries.errors_by_layer, _ERRORS),
@@ -59,7 +59,7 @@ def tables(run_dir: Path) -> Iterator[tuple[str, pd.DataFrame, str]]:
         ("capture", ("capture", "capture_patches"), summaries.capture, _CAPTURE),
     ]
     for name, needed, make, caption in makers:
-        if found := read(*needed):
+        if name not in skip and (found := read(*needed)):
             yield name, make(*found), caption
 
 

@@ -91,6 +91,10 @@ def test_an_interval_writes_itself_and_knows_its_side() -> None:
     ]  # fmt: skip
 
 
+def test_the_difference_the_other_way_round() -> None:
+    assert -Interval(1, -2, 3) == Interval(-1, -3, 2)
+
+
 def test_an_interval_is_read_from_a_row_of_either_kind_of_table() -> None:
     row = {"share": 1, "share_low": 0, "share_high": 2, "delta_db": -1.0, "delta_low_db": -2.0, "delta_high_db": 0.5}
     assert Interval.of(row, "share") == Interval(1, 0, 2)

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.intervals import Interval
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.__main__ import build_parser, main
 from analysis.sensitivity.additivity import subsets
 from analysis.sensitivity.capture import meet
+from analysis.sensitivity.correlations import correlations, within_layers
 from analysis.sensitivity.parts import Inputs
 from analysis.sensitivity.patches import draw_patches, open_dataset
 from analysis.sensitivity.rules import Rules, thresholds
@@ -185,6 +187,21 @@ def test_errors_of_layers_and_whether_bits_follow_them() -> None:
     assert summaries.bits_follow_errors(cells, chosen, patches, points, 4).mean == 1
     chosen["bits"] = 12 - chosen["bits"]
     assert summaries.bits_follow_errors(cells, chosen[chosen["patch"] < 2], patches, points, 4).mean == -1
+
+
+def test_correlations_within_layers_are_those_of_the_table(finished: Path) -> None:
+    cells, *others = (store.read(finished, name) for name in ("cells", "layers", "patches", "points"))
+    few = cells[(cells["bits"] == 3) & (cells["background_bits"] == 32)]  # type: ignore[index]
+    found = within_layers(few, *others, "error_luma_sq")  # type: ignore[arg-type]
+    table = pd.read_csv(finished / "tables" / "correlations.csv")
+    rows = table.query(
+        "bits == 3 and background_bits == 32 and target == 'error_luma_sq' and layer == 'mean of layers'"
+    )
+    for row in rows.to_dict("records"):
+        assert found[row["feature"]] == pytest.approx(Interval.of(row, "spearman"), abs=1e-5, nan_ok=True)
+    fast = correlations(few, *others, resamples=0).query("target == 'error_luma_sq' and layer == 'mean of layers'")  # type: ignore[arg-type]
+    assert fast["spearman"].tolist() == pytest.approx(rows["spearman"].tolist(), abs=1e-5, nan_ok=True)
+    assert fast["spearman_low"].isna().all()
 
 
 def test_subsets_end_with_all_points() -> None:
