@@ -12,6 +12,7 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from analysis.records import write_atomic
 from cadyq.errors import UserError
@@ -89,8 +90,13 @@ class Picture:
         return "Picture"
 
 
-def picture(draw: Callable[..., Figure | None], *args: Any, dpi: int = SCREEN_DPI, **kwargs: Any) -> Picture:
+def picture(
+    draw: Callable[..., Figure | None], *args: Any, dpi: int = SCREEN_DPI, colours: int | None = 256, **kwargs: Any
+) -> Picture:
     """What one of the plot functions of `analysis` draws of the arguments, in this style.
+
+    Args:
+        colours: at most so many, which halves the size of a chart; None keeps all, for photographs.
 
     Raises:
         UserError: it draws nothing of them.
@@ -101,6 +107,9 @@ def picture(draw: Callable[..., Figure | None], *args: Any, dpi: int = SCREEN_DP
             raise UserError(f"{draw.__name__} has nothing to draw: the records lack what it shows")
         buffer = io.BytesIO()
         made.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    image = Image.open(buffer).convert("RGB")
+    buffer = io.BytesIO()
+    (image.quantize(colours, dither=Image.Dither.NONE) if colours else image).save(buffer, "PNG", optimize=True)
     return Picture(buffer.getvalue())
 
 
