@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint format results clean
+.PHONY: run test lint format results notebooks clean
 
 run: $(STAMP)
 	$(PY) -m analysis.run_all
@@ -23,6 +23,10 @@ format: $(STAMP)
 # needs DATA, the folder that holds benchmark/
 results: $(STAMP)
 	$(PY) -m analysis.run_all --preset standard --data-root $(DATA)
+
+# executes all of notebooks/ in place, from the records in results/
+notebooks: $(STAMP)
+	$(PY) notebooks/execute.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv $(VENV)

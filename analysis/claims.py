@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from analysis.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
 from analysis.tables import MISSING, OVERALL, REFERENCE, markdown_table
 from cadyq.factory import list_schemes, parse_scheme, scheme_of
-from cadyq.files import write_atomic
+from cadyq.files import write_text
 
 DYNAMIC = "cadyq"
 FIXED = "pams"  # whose 8-bit network CADyQ starts from
@@ -251,8 +251,8 @@ def write_claims(df: pd.DataFrame, out_dir: Path) -> list[Path]:
     folder = Path(out_dir) / "tables"
     text = "\n\n".join([CLAIMS_NOTE, *(f"{heading}\n\n{markdown_table(shown)}" for heading, shown in by_claim(table))])
     return [
-        write_atomic(folder / "claims.csv", table.to_csv(index=False, lineterminator="\n").encode()),
-        write_atomic(folder / "claims.md", f"{text}\n".encode()),
+        write_text(folder / "claims.csv", table.to_csv(index=False, lineterminator="\n")),
+        write_text(folder / "claims.md", f"{text}\n"),
     ]
 
 

@@ -15,7 +15,7 @@ from analysis.intervals import LEVEL, RESAMPLES, SEED, paired_drop
 from analysis.records import CELL_COLUMNS, load
 from analysis.tables import MISSING, markdown_table
 from cadyq.cli import exit_status
-from cadyq.files import write_atomic
+from cadyq.files import write_text
 
 SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
 # Wall-clock time says nothing about the result.
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = compare(load(args.run_a), load(args.run_b))
         print(to_markdown(table))
         if args.out:
-            write_atomic(args.out, table.to_csv(index=False, lineterminator="\n").encode())
+            write_text(args.out, table.to_csv(index=False, lineterminator="\n"))
 
     return exit_status(act)
 

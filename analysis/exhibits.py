@@ -89,10 +89,16 @@ def counted(network: SRNetwork) -> list[bool]:
 def write_exhibit(
     folder: Path, network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
 ) -> Path:
-    """Write the exhibit of one image.
+    """Write the exhibit of one image to a folder; the other arguments are those of `exhibit`."""
+    return _write(folder, exhibit(network, reference, sr, pair, scheme, device))
+
+
+def exhibit(
+    network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
+) -> dict[str, Any]:
+    """One image with its bit map: what `read_exhibit` gives back of a stored one, and `bit_map_figure` draws.
 
     Args:
-        folder: where to.
         network: the dynamic network.
         reference, sr: SR of the FP32 network and of `network`, uint8 (3, H, W).
         pair: the image.
@@ -101,7 +107,7 @@ def write_exhibit(
     """
     chosen = point_bits(network, pair, Region(0, 0, *pair.lr.shape[-2:]), device)
     bits = chosen[torch.tensor(counted(network))].float().mean(0)
-    values: dict[str, Any] = {
+    return _identity(network, scheme, pair) | {
         "lr": _image(pair.lr),
         "sr": _image(sr),
         "hr": _image(pair.hr),
@@ -114,7 +120,6 @@ def write_exhibit(
         "reference_psnr_db": np.float64(psnr(reference[None], pair.hr[None], network.scale)),
         "fab": np.float64(bits.mean()),
     }
-    return _write(folder, network, scheme, pair, values)
 
 
 def write_view(
@@ -145,19 +150,19 @@ def write_view(
         "tile": np.int64(TILE),
         "mode": np.str_(mode),
     }
-    return _write(folder, network, scheme, pair, values)
+    return _write(folder, values | _identity(network, scheme, pair))
 
 
-def _write(folder: Path, network: SRNetwork, scheme: str, pair: ImagePair, values: dict[str, Any]) -> Path:
-    values |= {
-        "backbone": np.str_(network.name),
-        "scheme": np.str_(scheme),
-        "dataset": np.str_(pair.dataset),
-        "image": np.str_(pair.name),
-    }
+def _identity(network: SRNetwork, scheme: str, pair: ImagePair) -> dict[str, Any]:
+    names = {"backbone": network.name, "scheme": scheme, "dataset": pair.dataset, "image": pair.name}
+    return {key: np.str_(name) for key, name in names.items()}
+
+
+def _write(folder: Path, values: dict[str, Any]) -> Path:
     sink = io.BytesIO()
     np.savez_compressed(sink, **values)
-    stem = "__".join((network.name, scheme.replace(":", "-"), pair.dataset, pair.name))
+    names = [str(values[key]) for key in ("backbone", "scheme", "dataset", "image")]
+    stem = "__".join((names[0], names[1].replace(":", "-"), *names[2:]))
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
     suffix = hashlib.sha256(stem.encode()).hexdigest()[:6] if safe != stem else ""
     return write_atomic(folder / f"{safe}{suffix}.npz", sink.getvalue())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,26 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def __format__(self, form: str) -> str:
+        """``f"{interval:+.3f}"`` is ``+0.012 [-0.005, +0.035]``; without ends where they are NaN."""
+        if math.isnan(self.low) or math.isnan(self.high):
+            return format(self.mean, form)
+        return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
+
+    def __neg__(self) -> Interval:
+        """Of the difference the other way round."""
+        return Interval(*(0.0 - end for end in (self.mean, self.high, self.low)))  # not "-0.0"
+
+    @property
+    def side(self) -> int:
+        """1 where the whole interval lies above zero, -1 below, 0 where it holds zero or has no ends."""
+        return int(self.low > 0) - int(self.high < 0)
+
+    @classmethod
+    def of(cls, row: Mapping[Any, Any], name: str, unit: str = "") -> Interval:
+        """From a row of a table with the columns ``name + unit``, ``name_low + unit`` and ``name_high + unit``."""
+        return cls(*(float(row[f"{name}{end}{unit}"]) for end in ("", "_low", "_high")))
 
 
 def paired_bootstrap(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
 from cadyq.checkpoints.io import ZOO, load_model, zoo_name
 from cadyq.data.images import sha256_file
+from cadyq.errors import UserError
 from cadyq.factory import parse_scheme, scheme_of
 from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
 from cadyq.training.calibration import calibrated, load_statistics
@@ -65,12 +66,27 @@ def foreign_code(backbone: str, scheme: str) -> tuple[Path, ...]:
     """The files that define the two, of those that are not the project's own (which `MEASUREMENT_VERSION` covers)."""
     classes = (BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0]))
     foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in OWN_PACKAGES]
-    return tuple(dict.fromkeys(Path(inspect.getfile(cls)) for cls in foreign))
+    try:
+        return tuple(dict.fromkeys(Path(inspect.getfile(cls)) for cls in foreign))
+    except (TypeError, OSError) as error:
+        raise UserError(
+            f"{backbone} {scheme}: one of the two was typed into a session, so no edit of it could be noticed later; "
+            "put it into a file and pass that as --plugin, or measure it without records: analysis.quick"
+        ) from error
 
 
 def find(backbone: str, scheme: str, scale: int) -> Source:
-    """The source of a network: trained weights of the zoo, or FP32 weights and calibration statistics."""
-    source = partial(Source, backbone, scheme, scale, code=foreign_code(backbone, scheme))
+    """The source of a network: trained weights of the zoo, or FP32 weights and calibration statistics.
+
+    Raises:
+        UserError: unknown name, or a scheme or backbone that lies in no file.
+    """
+    return replace(locate(backbone, scheme, scale), code=foreign_code(backbone, scheme))
+
+
+def locate(backbone: str, scheme: str, scale: int) -> Source:
+    """`find` without `code`: enough to load the network, not to tell whether a stored measurement is of it."""
+    source = partial(Source, backbone, scheme, scale)
     if not has_weights(backbone):
         return source()
     trained = ZOO / f"{zoo_name(backbone, scale, scheme)}.safetensors"

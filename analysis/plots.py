@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,28 +52,39 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
         for old in [*folder.glob(f"{prefix}_*.png"), *folder.glob(f"{prefix}_*.pdf")]:
             old.unlink()
     written: list[Path] = []
-    table = summary(df)
-    looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
     with style.context():
-        for (scale, mode), part in table.groupby(["scale", "mode"], sort=False):
-            for name, (column, label) in _COST.items():
-                made = _quality_figure(part, column, label, looks, intervals)
-                written += style.save(made, folder / f"psnr_{name}_x{scale}_{mode}") if made else []
-        for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
-            for part, suffix in _by_columns(_varying(rows)):
-                written += style.save(_gradient_figure(part), folder / f"fab_gradient_x{scale}_{mode}{suffix}")
+        for name, draw in figures(df, intervals).items():
+            written += style.save(draw(), folder / name)
         for path in sorted((Path(run_dir) / "exhibits").glob("*.npz")):
-            written += style.save(_bit_map_figure(read_exhibit(path)), folder / f"bits_{path.stem}")
+            written += style.save(bit_map_figure(read_exhibit(path)), folder / f"bits_{path.stem}")
     return written
 
 
-def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool) -> Figure | None:
+def figures(df: pd.DataFrame, intervals: bool = True) -> dict[str, Callable[[], Figure]]:
+    """Every figure that records hold, by the name of its file; each is drawn when it is called.
+
+    In a notebook: ``style.picture(figures(df)["psnr_fab_x4_image"])``.
+    """
+    found: dict[str, Callable[[], Figure]] = {}
+    table = summary(df)
+    table = table[(table["macs_g"] <= 0) | np.isfinite(table["psnr_db"])]
+    looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
+    for (scale, mode), part in table.groupby(["scale", "mode"], sort=False):
+        for name, (column, label) in _COST.items():
+            if (part["macs_g"] > 0).any():
+                draw = partial(_quality_figure, part, column, label, looks, intervals)
+                found[f"psnr_{name}_x{scale}_{mode}"] = draw
+    for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
+        for part, suffix in _by_columns(_varying(rows)):
+            found[f"fab_gradient_x{scale}_{mode}{suffix}"] = partial(gradient_figure, part)
+    return found
+
+
+def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool) -> Figure:
     """Mean PSNR against a cost; a row of axes a dataset, a column a backbone."""
-    networks = table[(table["macs_g"] > 0) & np.isfinite(table["psnr_db"])]
+    networks = table[table["macs_g"] > 0]
     lines = table[table["macs_g"] <= 0]
     datasets, backbones = list(networks["dataset"].unique()), list(networks["backbone"].unique())
-    if not datasets:
-        return None
     schemes = [name for name in looks if (networks["scheme"] == name).any()]
     handles = _handles(schemes, looks, list(lines["backbone"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(backbones))
@@ -161,6 +173,39 @@ def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
+def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure | None:
+    """PSNR of each scheme minus that of one of them, with its interval; axes a dataset and backbone.
+
+    Args:
+        table: ``summary(df, reference)``, one scale and mode; FAB stands beside the names.
+    """
+    known = table[table["delta_low_db"].notna() & (table["scheme"] != reference)]
+    if known.empty:
+        return None
+    panels = list(known.groupby(["dataset", "backbone"], sort=False))
+    columns = known["backbone"].nunique()
+    rows = -(-len(panels) // columns)
+    most = max(len(part) for _, part in panels)
+    made = style.figure(max(style.COLUMN_IN, 3.0 * columns), 0.5 + rows * (0.4 + 0.19 * most))
+    axes = made.subplots(rows, columns, squeeze=False, sharex="col").ravel()
+    for axis, ((dataset, backbone), part) in zip(axes, panels, strict=False):
+        place = np.arange(len(part))[::-1]
+        values = part["delta_db"].to_numpy(np.float64)
+        ends = np.abs(part[["delta_low_db", "delta_high_db"]].to_numpy(np.float64).T - values)
+        axis.errorbar(values, place, xerr=ends, color=style.COLOURS[0], marker="o", markersize=4, linestyle="none",
+                      elinewidth=0.8, capsize=2)  # fmt: skip
+        axis.axvline(0, color="0.4", linewidth=0.8, linestyle="--", zorder=1)
+        axis.set_yticks(place, [f"{short(s)} ({f:.1f})" for s, f in zip(part["scheme"], part["fab"], strict=True)])
+        axis.set_ylim(-0.6, len(part) - 0.4)
+        axis.set_title(f"{short(str(dataset))} · {short(str(backbone))}")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    made.supxlabel(f"PSNR minus that of {short(reference)} (dB)", fontsize=8)
+    made.supylabel("Scheme (FAB)", fontsize=8)
+    return made
+
+
 def _varying(df: pd.DataFrame) -> pd.DataFrame:
     """Rows of cells whose FAB differs between images: this is how a dynamic scheme is known."""
     spread = df.groupby(["backbone", "scheme", "dataset"], sort=False)["fab"].transform(np.ptp)
@@ -174,8 +219,12 @@ def _by_columns(df: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
     return [(df[df["scheme"].isin(names)], f"_{i}" if i > 1 else "") for i, names in enumerate(groups, 1)]
 
 
-def _gradient_figure(df: pd.DataFrame) -> Figure:
-    """FAB of each image against its gradient; a row of axes a backbone, a column a scheme; hue dataset."""
+def gradient_figure(df: pd.DataFrame) -> Figure:
+    """FAB of each image against its gradient; a row of axes a backbone, a column a scheme; hue dataset.
+
+    Args:
+        df: with the columns backbone, scheme, dataset, gradient and fab of records; a row an image (or patch).
+    """
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
@@ -228,8 +277,8 @@ def _legend_columns(handles: Sequence[Line2D], width: float) -> int:
     return max(1, min(len(handles), int(width / (0.45 + 0.065 * longest))))
 
 
-def _bit_map_figure(show: dict[str, Any]) -> Figure:
-    """HR, HR under its bit map, and one textured region as LR, reference SR, SR and HR."""
+def bit_map_figure(show: Mapping[str, Any]) -> Figure:
+    """HR, HR under its bit map, and one textured region as LR, reference SR, SR and HR; of an exhibit."""
     hr, lr = show["hr"], show["lr"]
     height, width, scale = hr.shape[0], hr.shape[1], hr.shape[0] // lr.shape[0]
     photo_height = min(3.6, 3.2 * height / width)

@@ -9,7 +9,7 @@ from string import ascii_lowercase
 import pandas as pd
 
 from analysis.tables import MISSING, markdown_table
-from cadyq.files import write_atomic
+from cadyq.files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -65,6 +65,6 @@ def write_published(df: pd.DataFrame, out_dir: Path) -> list[Path]:
     text = "\n\n".join([markdown_table(table), PUBLISHED_NOTE, *footnotes])
     rows = published(df).to_csv(index=False, lineterminator="\n")
     return [
-        write_atomic(folder / "published.csv", rows.encode()),
-        write_atomic(folder / "published.md", f"{text}\n".encode()),
+        write_text(folder / "published.csv", rows),
+        write_text(folder / "published.md", f"{text}\n"),
     ]

@@ -25,6 +25,7 @@ from cadyq.errors import UserError
 from cadyq.files import write_text
 
 SCHEMA_VERSION = 1
+RESULTS = Path(__file__).parent.parent / "results"
 
 # Unit of a column is its suffix: _db decibel, _g 1e9 operations, _mb 1e6 bytes; seconds are wall-clock.
 _COLUMNS: dict[str, pa.DataType] = {
@@ -138,6 +139,18 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     rank = {key: position for position, key in reversed(list(enumerate(_manifest_keys(run_dir))))}
     paths.sort(key=lambda path: (rank.get(path.stem, len(rank)), path.name))
     return pd.concat([parquet.load(path, SCHEMA_VERSION) for path in paths], ignore_index=True)
+
+
+def shipped(*names: str) -> Path:
+    """The first of these runs that comes with the project, `results/<name>`, whatever the working directory is.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    found = next((RESULTS / name for name in names if (RESULTS / name / "records").is_dir()), None)
+    if found is None:
+        raise UserError(f"results: holds no records of {' or '.join(names)}; run this from a checkout of the project")
+    return found
 
 
 def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> Path:

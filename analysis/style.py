@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ import matplotlib as mpl
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+from cadyq.errors import UserError
 from cadyq.files import write_atomic
 
 COLUMN_IN = 3.5  # width of one column of a two-column paper
 PAGE_IN = 7.16
 PNG_DPI = 200
+SCREEN_DPI = 110
 
 # Okabe and Ito's colours without yellow (too pale on white), and markers told apart in black and white. The
 # lists have coprime lengths, so 63 schemes get different pairs.
@@ -72,6 +75,42 @@ def save(made: Figure, stem: Path) -> list[Path]:
         made.set_layout_engine("none")  # the first file's layout holds for the second; finding it is slow
         paths.append(write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
     return paths
+
+
+class Picture:
+    """A drawn figure, which a notebook shows where it is the value of a cell."""
+
+    def __init__(self, png: bytes) -> None:
+        self.png = png
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def __repr__(self) -> str:  # without an address: a notebook stores it, and runs are compared
+        return "Picture"
+
+
+def picture(
+    draw: Callable[..., Figure | None], *args: Any, dpi: int = SCREEN_DPI, colours: int | None = 256, **kwargs: Any
+) -> Picture:
+    """What one of the plot functions of `analysis` draws of the arguments, in this style.
+
+    Args:
+        colours: at most so many, which halves the size of a chart; None keeps all, for photographs.
+
+    Raises:
+        UserError: it draws nothing of them.
+    """
+    with context():
+        made = draw(*args, **kwargs)
+        if made is None:
+            raise UserError(f"{draw.__name__} has nothing to draw: the records lack what it shows")
+        buffer = io.BytesIO()
+        made.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    image = Image.open(buffer).convert("RGB")
+    buffer = io.BytesIO()
+    (image.quantize(colours, dither=Image.Dither.NONE) if colours else image).save(buffer, "PNG", optimize=True)
+    return Picture(buffer.getvalue())
 
 
 def short(text: str, limit: int = 22) -> str:

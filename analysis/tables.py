@@ -128,14 +128,19 @@ def caption(df: pd.DataFrame, mode: str) -> str:
 
 
 def write_tables(df: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write ``tables/summary.csv`` (long form) and ``tables/summary_<mode>.{csv,md,tex}``; returns the paths.
+    """Write each of `table_files` into ``tables/``; returns the paths."""
+    folder = Path(out_dir) / "tables"
+    return [write_text(folder / name, text) for name, text in table_files(df, manifest).items()]
 
-    The same records and manifest give the same bytes. The CSV files hold full precision; cells that did not
+
+def table_files(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """``summary.csv`` (long form) and ``summary_<mode>.{csv,md,tex}``: text by name of file.
+
+    The same records and manifest give the same text. The CSV files hold full precision; cells that did not
     run stand under the Markdown and LaTeX tables.
     """
-    folder = Path(out_dir) / "tables"
     table = summary(df)
-    written = [write_text(folder / "summary.csv", table.to_csv(index=False, lineterminator="\n"))]
+    files = {"summary.csv": table.to_csv(index=False, lineterminator="\n")}
     modes = list(df["mode"].unique())
     absent = {cell["mode"] for cell in skipped_cells(manifest)} - set(modes)
     for mode in modes:
@@ -144,14 +149,10 @@ def write_tables(df: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -
         shown, bold, drops = _texts(paper), _best(paper), _drops(table[table["mode"] == mode], paper)
         flat = paper.set_axis([" ".join(pair) for pair in paper.columns], axis="columns")
         text = f"{caption(df, mode)} {_BOLD}"
-        texts = {
-            "csv": flat.to_csv(lineterminator="\n"),
-            "md": _markdown(shown, bold, drops, text, notes),
-            "tex": _latex(shown, bold, drops, text, notes),
-        }
-        for kind, text in texts.items():
-            written.append(write_text(folder / f"summary_{mode}.{kind}", text))
-    return written
+        files[f"summary_{mode}.csv"] = flat.to_csv(lineterminator="\n")
+        files[f"summary_{mode}.md"] = _markdown(shown, bold, drops, text, notes)
+        files[f"summary_{mode}.tex"] = _latex(shown, bold, drops, text, notes)
+    return files
 
 
 def _paper(df: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

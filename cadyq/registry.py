@@ -33,12 +33,13 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Refuses a name that is taken."""
+        """Class decorator. Refuses a name that is taken; a class of a session may be typed in again."""
 
         def add(cls: type[T]) -> type[T]:
             own = f"{cls.__module__}:{cls.__qualname__}"
-            taken = self._classes.get(name, cls) is not cls or self._installed().get(name, own) != own
-            if taken:
+            before = self._classes.get(name, cls)
+            again = cls.__module__ == "__main__" and own == f"{before.__module__}:{before.__qualname__}"
+            if (before is not cls and not again) or self._installed().get(name, own) != own:
                 raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
             self._classes[name] = self._named(name, cls)
             return cls

@@ -8,8 +8,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.intervals import Interval
 from analysis.sensitivity.features import DEVIATION, FEATURES, GRADIENT
-from analysis.sensitivity.statistics import Array, interval, kendall, partial, resample_weights, spearman_matrix
+from analysis.sensitivity.statistics import (
+    RESAMPLES,
+    Array,
+    interval,
+    kendall,
+    partial,
+    resample_weights,
+    spearman,
+    spearman_matrix,
+)
 
 TARGETS = ("error_luma_sq", "rise_luma_sq")
 POOLED, LAYER_MEAN = "pooled", "mean of layers"
@@ -26,7 +36,14 @@ class Block:
     weights: Array
 
 
-def block(cells: pd.DataFrame, layers: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame, column: str) -> Block:
+def block(
+    cells: pd.DataFrame,
+    layers: pd.DataFrame,
+    patches: pd.DataFrame,
+    points: pd.DataFrame,
+    column: str,
+    resamples: int = RESAMPLES,
+) -> Block:
     """Arrange cells of one background and bit-width; `patches` beyond those measured are left out."""
     order = list(points["point"])
     wide = cells.pivot(index="patch", columns="point", values=column)[order]
@@ -39,7 +56,7 @@ def block(cells: pd.DataFrame, layers: pd.DataFrame, patches: pd.DataFrame, poin
             frame = layers.pivot(index="patch", columns="point", values=entry.name)
             values = frame.loc[wide.index, order].to_numpy(np.float64)
         seen[entry.name] = values
-    return Block(wide.to_numpy(np.float64), seen, order, resample_weights(list(known["image"])))
+    return Block(wide.to_numpy(np.float64), seen, order, resample_weights(list(known["image"]), resamples))
 
 
 def _ends(name: str, values: Array) -> dict[str, float]:
@@ -101,15 +118,23 @@ def _mean(scopes: list[Scope]) -> Scope:
 
 
 def correlations(
-    cells: pd.DataFrame, layers: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame
+    cells: pd.DataFrame,
+    layers: pd.DataFrame,
+    patches: pd.DataFrame,
+    points: pd.DataFrame,
+    *,
+    resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
-    """A row a (target, background, bits, feature, layer); "layer" is also `POOLED` and `LAYER_MEAN`."""
+    """A row a (target, background, bits, feature, layer); "layer" is also `POOLED` and `LAYER_MEAN`.
+
+    With no `resamples` there are no intervals, and it takes a second instead of half a minute.
+    """
     rows: list[dict[str, Any]] = []
     for (background, bits), part in cells.groupby(["background_bits", "bits"]):
         for column in TARGETS:
             if part[column].nunique() < 2:
                 continue  # 8 bits among 8 bits
-            here = block(part, layers, patches, points, column)
+            here = block(part, layers, patches, points, column, resamples)
             identity = {"target": column, "background_bits": background, "bits": bits, "patches": len(here.target)}
             scopes = []
             for k, point in enumerate(here.points):
@@ -119,6 +144,24 @@ def correlations(
             rows += _rows(_mean(scopes), identity | {"layer": LAYER_MEAN, "order": len(points)})
             rows += _rows(scope(here.target, here.features, here.weights), identity | {"layer": POOLED, "order": -1})
     return pd.DataFrame(rows)
+
+
+def within_layers(
+    cells: pd.DataFrame, layers: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame, column: str
+) -> dict[str, Interval]:
+    """Feature name -> Spearman with `column` over the patches of a layer, mean of layers, with its interval.
+
+    The same as the rows `LAYER_MEAN` of `correlations`, which also takes Kendall's tau and so half a minute.
+
+    Args:
+        cells: of one background and bit-width.
+    """
+    here = block(cells, layers, patches, points, column)
+    found = {}
+    for name, values in here.features.items():
+        pairs = zip(values.T, here.target.T, strict=True)
+        found[name] = interval(_nanmean(np.stack([spearman(x, y, here.weights) for x, y in pairs])))
+    return found
 
 
 def deciles(values: pd.Series[float]) -> Array:

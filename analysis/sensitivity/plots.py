@@ -108,6 +108,22 @@ def decile_curves(frame: pd.DataFrame) -> Figure:
     return made
 
 
+def layer_errors(table: pd.DataFrame) -> Figure:
+    """Mean error with one layer alone at few bits, a line a bit-width; bands: interval."""
+    looks = style.look([str(bits) for bits in sorted(table["bits"].unique())])
+    made = style.figure(style.COLUMN_IN, 2.4)
+    axis = made.subplots()
+    for bits, part in table.groupby("bits"):
+        colour, marker = looks[str(bits)]
+        x, (low, high) = part["order"] + 1, part[[f"{TARGET}_low", f"{TARGET}_high"]].to_numpy().T
+        axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axis.plot(x, part[TARGET], color=colour, marker=marker, markersize=3, linewidth=0.8, label=f"{bits} bits")
+    _log(axis, "y")
+    axis.set(xlabel="Layer, in network order", ylabel=ERROR)
+    made.legend(loc="outside upper center", ncols=min(4, len(looks)))
+    return made
+
+
 def additivity(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """Joint error against the sum of single ones, patch by patch; and the ratio of the means by size of subset."""
     bits = shown_bits(frame)
@@ -156,6 +172,8 @@ def write_plots(run_dir: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]
         made["sensitivity_scatter"] = lambda: scatter(frame, points)
         made["sensitivity_deciles"] = lambda: decile_curves(frame)
         made["sensitivity_layers"] = lambda: heat_map(tables["correlations"], shown_bits(frame))
+    if "layer_errors" in tables:
+        made["layer_errors"] = lambda: layer_errors(tables["layer_errors"])
     if "additivity" in tables:
         made["additivity"] = lambda: additivity(_read(run_dir, "additivity"), tables["additivity"])
     if "selector_layers" in tables and "selector_deciles" in tables:

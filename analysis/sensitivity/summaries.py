@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.intervals import Interval
 from analysis.sensitivity.correlations import deciles
 from analysis.sensitivity.features import GRADIENT
 from analysis.sensitivity.statistics import Array, interval, resample_weights, spearman
+from cadyq.quantizers.interface import FULL_PRECISION
 
 FLOORS = ("random", "static")  # controls that count as no gain
 
@@ -45,6 +47,40 @@ def additivity(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
             row |= _ends("joint_over_sum", _mean(a, weights) / _mean(b, weights))
             rows.append(row | _ends("spearman", spearman(a, b, weights)))
     return pd.DataFrame(rows)
+
+
+def errors_by_layer(cells: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """A row a (bits, layer), all other points FP32: mean error over patches, and its share of all layers' sum."""
+    rows: list[dict[str, Any]] = []
+    for bits, part in cells[cells["background_bits"] == FULL_PRECISION].groupby("bits"):
+        means = _layer_means(part, patches, points, "error_luma_sq")
+        shares = means / means.sum(1, keepdims=True)
+        for k, point in enumerate(points["point"]):
+            row = {"bits": bits, "layer": point, "order": k} | _ends("error_luma_sq", means[:, k])
+            rows.append(row | _ends("share", shares[:, k]))
+    return pd.DataFrame(rows)
+
+
+def bits_follow_errors(
+    cells: pd.DataFrame, chosen: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame, bits: int
+) -> Interval:
+    """Spearman over layers: mean error with the layer alone at `bits`, and the mean bits that a selector gave it."""
+    part = cells[(cells["background_bits"] == FULL_PRECISION) & (cells["bits"] == bits)]
+    both = set(part["patch"]) & set(chosen["patch"])
+    means = (
+        _layer_means(frame[frame["patch"].isin(both)], patches, points, column)
+        for frame, column in ((part, "error_luma_sq"), (chosen, "bits"))
+    )
+    a, b = (pd.DataFrame(values).rank(axis=1).sub((len(points) + 1) / 2).to_numpy(np.float64) for values in means)
+    with np.errstate(invalid="ignore"):
+        return interval((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1)))
+
+
+def _layer_means(frame: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame, column: str) -> Array:
+    """Mean over patches of a value a (patch, point), in each resample: (R, layers)."""
+    wide = frame.pivot(index="patch", columns="point", values=column)[list(points["point"])]
+    weights = _weights(patches, wide.index)
+    return np.asarray(weights @ wide.to_numpy(np.float64) / weights.sum(1, keepdims=True))
 
 
 def bits_by_layer(chosen: pd.DataFrame) -> pd.DataFrame:

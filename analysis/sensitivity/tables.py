@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,10 @@ _CORRELATION = (
     "reference's own output (error) or to the error against HR (rise). Background: bits of all other points, 32 is "
     "FP32. Partial: Spearman's of one of the selector's two inputs, given the other."
 )
+_ERRORS = (
+    "Mean over patches of what one layer alone at that many bits changes in the output, squared grey levels of luma, "
+    "and its share of the sum over layers. All other points FP32."
+)
 _ADDITIVITY = (
     "Joint: several points lowered together, all others FP32. Sum: of the same points' single errors. Squared grey "
     "levels of luma, means over patches and random subsets of that many points."
@@ -37,16 +41,17 @@ _CAPTURE = (
 )
 
 
-def tables(run_dir: Path) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Name, content and caption of each table that the records allow."""
+def tables(run_dir: Path, skip: Collection[str] = ()) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Name, content and caption of each table that the records allow, but those to skip ("correlations" is slow)."""
 
     def read(*names: str) -> list[pd.DataFrame] | None:
         found = [store.read(run_dir, name) for name in names]
         return None if any(frame is None for frame in found) else [frame for frame in found if frame is not None]
 
-    if measured := read("cells", "layers", "patches", "points"):
+    if "correlations" not in skip and (measured := read("cells", "layers", "patches", "points")):
         yield "correlations", correlations(*measured), _CORRELATION
     makers: list[tuple[str, tuple[str, ...], Callable[..., pd.DataFrame], str]] = [
+        ("layer_errors", ("cells", "patches", "points"), summaries.errors_by_layer, _ERRORS),
         ("additivity", ("additivity", "patches"), summaries.additivity, _ADDITIVITY),
         ("selector_layers", ("chosen",), summaries.bits_by_layer, "Bits that the selector chose, by layer."),
         ("selector_deciles", ("chosen", "patches"), summaries.bits_by_decile, "Bits by tenths of image gradient."),
@@ -55,7 +60,7 @@ def tables(run_dir: Path) -> Iterator[tuple[str, pd.DataFrame, str]]:
         ("capture", ("capture", "capture_patches"), summaries.capture, _CAPTURE),
     ]
     for name, needed, make, caption in makers:
-        if found := read(*needed):
+        if name not in skip and (found := read(*needed)):
             yield name, make(*found), caption
 
 
@@ -70,12 +75,17 @@ def write_tables(run_dir: Path) -> dict[str, pd.DataFrame]:
     made = {}
     for name, frame, caption in tables(run_dir):
         made[name] = frame
-        write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
+        write_text(folder / f"{name}.csv", csv(frame))
         shown = _shown(frame) if name == "correlations" else frame
         notes = [feature_notes()] if name == "correlations" else []
         body = "\n\n".join([markdown(shown), f"{caption} {_INTERVAL}", *notes, *reasons]) + "\n"
         write_text(folder / f"{name}.md", body)
     return made
+
+
+def csv(frame: pd.DataFrame) -> str:
+    """A table as it is stored: six digits."""
+    return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:

@@ -90,3 +90,21 @@ def test_ratio_of_means() -> None:
     assert wide.mean == pytest.approx(1.0) and wide.low < 1.0 < wide.high
     with pytest.raises(ValueError, match="finite"):
         ratio_bootstrap(a, np.array([1.0, np.nan, 2.0]))
+
+
+def test_an_interval_writes_itself_and_knows_its_side() -> None:
+    assert f"{Interval(0.0121, -0.005, 0.0349):+.3f}" == "+0.012 [-0.005, +0.035]"
+    assert f"{Interval(0.5, math.nan, math.nan):.2f}" == "0.50"
+    assert [Interval(0, *ends).side for ends in ((1, 2), (-2, -1), (-1, 1), (0, 1), (math.nan, math.nan))] == [
+        1, -1, 0, 0, 0,
+    ]  # fmt: skip
+
+
+def test_the_difference_the_other_way_round() -> None:
+    assert -Interval(1, -2, 3) == Interval(-1, -3, 2)
+
+
+def test_an_interval_is_read_from_a_row_of_either_kind_of_table() -> None:
+    row = {"share": 1, "share_low": 0, "share_high": 2, "delta_db": -1.0, "delta_low_db": -2.0, "delta_high_db": 0.5}
+    assert Interval.of(row, "share") == Interval(1, 0, 2)
+    assert Interval.of(row, "delta", "_db") == Interval(-1, -2, 0.5)

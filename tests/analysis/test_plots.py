@@ -74,7 +74,6 @@ def test_interpolation_is_a_line_and_networks_are_points(make_run: Runner) -> No
     df = load(_small_run(make_run))
     looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
     made = plots._quality_figure(summary(df), "fab", "FAB", looks, True)
-    assert made is not None
     for axis in made.axes:
         level = [line for line in axis.lines if len(set(np.atleast_1d(line.get_ydata()).tolist())) == 1]
         assert any(line.get_linestyle() == "--" for line in level)
@@ -86,7 +85,6 @@ def test_a_line_far_below_becomes_a_note(make_run: Runner) -> None:
     df = load(_small_run(make_run))
     df.loc[df["macs_g"] == 0, "psnr_db"] = 5.0
     made = plots._quality_figure(summary(df), "fab", "FAB", style.look(list(df["scheme"].unique())), False)
-    assert made is not None
     assert all("5.00 dB, below" in axis.texts[0].get_text() for axis in made.axes)
     assert all(axis.get_ylim()[0] > 20 for axis in made.axes)
 
@@ -152,3 +150,31 @@ def test_many_dynamic_schemes_get_several_figures(make_run: Runner, monkeypatch:
     df = pd.concat([rows.assign(scheme=f"scheme{i}") for i in range(7)])
     names = {path.name for path in write_plots(df, run_dir) if path.name.startswith("fab_gradient")}
     assert {"fab_gradient_x4_image.png", "fab_gradient_x4_image_2.png"} <= names and len(names) == 4
+
+
+def test_figures_are_named_as_their_files_and_drawn_when_called(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    df.loc[df["scheme"] == "pams:w8a8", "psnr_db"] = float("inf")  # no mean to draw
+    found = plots.figures(df)
+    assert list(found) == ["psnr_bitops_x4_image", "psnr_fab_x4_image", "fab_gradient_x4_image"]
+    labels = [text.get_text() for text in found["psnr_fab_x4_image"]().legends[0].get_texts()]
+    assert "pams:w8a8" not in labels and "pams:w4a4" in labels
+
+
+def test_differences_are_drawn_for_all_but_the_reference(make_run: Runner) -> None:
+    df = load(make_run())
+    made = plots.difference_figure(summary(df, "cadyq"), "cadyq")
+    assert made is not None
+    labels = [label.get_text() for label in made.axes[0].get_yticklabels()]
+    assert labels == ["fp32 (32.0)", "pams:w8a8 (8.0)", "pams:w4a4 (4.0)", "dorefa:w4a4 (4.0)"]
+    assert plots.difference_figure(summary(df[df["image"] == "a.png"])) is None  # one image has no interval
+
+
+def test_a_picture_is_the_same_every_time_and_says_so(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    pictures = [style.picture(plots.difference_figure, summary(df), dpi=50) for _ in range(2)]
+    assert pictures[0]._repr_png_() == pictures[1]._repr_png_()
+    assert pictures[0]._repr_png_().startswith(b"\x89PNG")
+    assert repr(pictures[0]) == "Picture"
+    with pytest.raises(UserError, match="difference_figure has nothing to draw"):
+        style.picture(plots.difference_figure, summary(df[df["scheme"] == "fp32"]))

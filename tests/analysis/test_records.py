@@ -165,3 +165,11 @@ def test_bad_exhibits(tmp_path: Path, helpers: Helpers) -> None:
     path.write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(UserError, match=r"one\.npz: damaged exhibit"):
         read_exhibit(path)
+
+
+def test_runs_that_ship_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert records.shipped("none", "standard") == records.shipped("standard")
+    assert len(load(records.shipped("standard"))) > 1000
+    with pytest.raises(UserError, match="no records of none or nothing"):
+        records.shipped("none", "nothing")

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.intervals import Interval
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.__main__ import build_parser, main
 from analysis.sensitivity.additivity import subsets
 from analysis.sensitivity.capture import meet
+from analysis.sensitivity.correlations import correlations, within_layers
 from analysis.sensitivity.parts import Inputs
 from analysis.sensitivity.patches import draw_patches, open_dataset
 from analysis.sensitivity.rules import Rules, thresholds
@@ -86,10 +88,10 @@ def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path) -> No
 
 def test_writes_records_tables_and_plots(finished: Path) -> None:
     tables = {path.name for path in (finished / "tables").iterdir()}
-    names = ["correlations", "additivity", "selector_layers", "selector_deciles", "selector_shuffles"]
+    names = ["correlations", "layer_errors", "additivity", "selector_layers", "selector_deciles", "selector_shuffles"]
     names += ["selector_degradations", "capture"]
     assert tables == {f"{name}.{kind}" for name in names for kind in ("csv", "md")}
-    assert len(list((finished / "plots").glob("*.png"))) == len(list((finished / "plots").glob("*.pdf"))) == 8
+    assert len(list((finished / "plots").glob("*.png"))) == len(list((finished / "plots").glob("*.pdf"))) == 9
     manifest = json.loads((finished / "manifest.json").read_text())
     assert {part["status"] for part in manifest["parts"].values()} == {"measured"}
     assert len(manifest["tensors_sha256"]) == 3
@@ -164,6 +166,42 @@ def test_one_input_of_a_selector_can_come_from_another_patch() -> None:
         assert torch.equal(both[first], plain[first][order])  # before the first point nothing differs
         after = trace_forward(network, lr)[1].bits
     assert all(torch.equal(after[name], bits) for name, bits in plain.items())
+
+
+def test_errors_of_layers_and_whether_bits_follow_them() -> None:
+    cells = pd.DataFrame(
+        [(32, 4, patch, point, patch + size) for patch in range(3) for point, size in (("a", 1.0), ("b", 9.0))]
+        + [(8, 4, 0, "a", 99.0)],
+        columns=["background_bits", "bits", "patch", "point", "error_luma_sq"],
+    )
+    patches = pd.DataFrame({"patch": [0, 1, 2], "image": ["x", "y", "z"]})
+    points = pd.DataFrame({"order": [0, 1], "point": ["a", "b"]})
+    table = summaries.errors_by_layer(cells, patches, points)
+    assert table["layer"].tolist() == ["a", "b"]
+    assert table["error_luma_sq"].tolist() == [2, 10]
+    assert table["share"].tolist() == pytest.approx([1 / 6, 5 / 6])
+    assert (table["share_low"] < table["share"]).all() and (table["share"] < table["share_high"]).all()
+    chosen = pd.DataFrame(
+        [(p, n, b) for p in range(3) for n, b in (("a", 4), ("b", 8))], columns=["patch", "point", "bits"]
+    )
+    assert summaries.bits_follow_errors(cells, chosen, patches, points, 4).mean == 1
+    chosen["bits"] = 12 - chosen["bits"]
+    assert summaries.bits_follow_errors(cells, chosen[chosen["patch"] < 2], patches, points, 4).mean == -1
+
+
+def test_correlations_within_layers_are_those_of_the_table(finished: Path) -> None:
+    cells, *others = (store.read(finished, name) for name in ("cells", "layers", "patches", "points"))
+    few = cells[(cells["bits"] == 3) & (cells["background_bits"] == 32)]  # type: ignore[index]
+    found = within_layers(few, *others, "error_luma_sq")  # type: ignore[arg-type]
+    table = pd.read_csv(finished / "tables" / "correlations.csv")
+    rows = table.query(
+        "bits == 3 and background_bits == 32 and target == 'error_luma_sq' and layer == 'mean of layers'"
+    )
+    for row in rows.to_dict("records"):
+        assert found[row["feature"]] == pytest.approx(Interval.of(row, "spearman"), abs=1e-5, nan_ok=True)
+    fast = correlations(few, *others, resamples=0).query("target == 'error_luma_sq' and layer == 'mean of layers'")  # type: ignore[arg-type]
+    assert fast["spearman"].tolist() == pytest.approx(rows["spearman"].tolist(), abs=1e-5, nan_ok=True)
+    assert fast["spearman_low"].isna().all()
 
 
 def test_subsets_end_with_all_points() -> None:

@@ -256,6 +256,16 @@ def test_the_registry_refuses_a_taken_name() -> None:
     assert registry.names() == ["one"]
 
 
+def test_a_class_of_a_session_may_be_typed_in_again() -> None:
+    registry: Registry[Any] = Registry("thing", "cadyq.tests.none")
+    first, second, other = (type(name, (), {"__module__": "__main__"}) for name in ("Mine", "Mine", "Other"))
+    registry.register("one")(first)
+    registry.register("one")(second)
+    assert registry.get("one") is second
+    with pytest.raises(UserError, match="thing 'one' is already registered"):
+        registry.register("one")(other)
+
+
 def test_the_registry_names_the_nearest() -> None:
     registry: Registry[Any] = Registry("thing", "cadyq.tests.none")
     registry.register("elephant")(type("Elephant", (), {}))

@@ -1,0 +1,62 @@
+"""Measuring a few images in memory."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import cadyq
+from analysis import networks, quick, records
+from analysis.run_all import main as run_all
+from cadyq.data.bicubic import downscale
+from cadyq.data.datasets import photographs
+from cadyq.errors import UserError
+from cadyq.quantizers.interface import FixedBitScheme
+from cadyq.quantizers.ranges import LearnedBoundActivation
+
+
+def test_crops_are_textured_squares_of_both_images() -> None:
+    pair = quick.crops(photographs(4), 64)[1]
+    assert pair.hr.shape == (3, 64, 64)
+    assert torch.equal(pair.lr, downscale(pair.hr, 4))
+    assert quick.crops([photographs(4)[1]], 10_000)[0].hr.shape == (3, 300, 300)  # what fits
+
+
+def test_rows_are_those_of_a_run(tmp_path: Path) -> None:
+    names = ["--backbones", "carn_m", "--schemes", "minmax:w8a4", "--datasets", "skimage", "--modes", "patch"]
+    pair = photographs(4)[1]
+    rows = quick.measure("carn_m", ["minmax:w8a4"], [pair], "patch").set_index("image")
+    assert run_all([*names, "--out", str(tmp_path)]) == 0
+    stored = records.load(tmp_path).set_index("image").loc[[pair.name]]
+    free = ["seconds", "weights_sha256"]
+    assert rows.drop(columns=free).to_dict("records") == stored[rows.columns].drop(columns=free).to_dict("records")
+    assert set(rows.columns) == set(stored.columns)
+
+
+def test_what_has_no_weights_or_name_is_refused() -> None:
+    with pytest.raises(UserError, match=r"carn pams:w8a8: no trained weights"):
+        quick.measure("carn", ["pams:w8a8"], [])
+    with pytest.raises(UserError, match="mode 'tile' is unknown"):
+        quick.measure("carn_m", ["fp32"], [], "tile")
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_scheme_of_a_session_can_be_measured_but_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))  # that of a session has no file
+
+    class Typed(FixedBitScheme):
+        trained = False
+
+        def activation_quantizer(self, channels: int, dynamic: bool) -> LearnedBoundActivation:
+            return LearnedBoundActivation(self.act_bits)
+
+    Typed.__module__ = "__main__"
+    cadyq.register_scheme("typed")(Typed)
+    rows = quick.measure("carn_m", ["typed:w8a4"], quick.crops([photographs(4)[1]], 32))
+    assert rows.loc[0, "scheme"] == "typed:w8a4" and rows.loc[0, "fab"] == 4
+    with pytest.raises(UserError, match=r"carn_m typed: .* --plugin"):
+        networks.find("carn_m", "typed", 4)
