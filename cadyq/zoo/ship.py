@@ -32,11 +32,13 @@ def read_manifest() -> dict[str, Any]:
 
 
 def _put(section: str, row: dict[str, Any]) -> None:
-    """Replace the row of that file, or add it at the end."""
+    """Replace the row of that file, or add it behind those of its backbone."""
     manifest = read_manifest()
     rows = manifest[section]
-    place = next((i for i, old in enumerate(rows) if old["file"] == row["file"]), len(rows))
-    rows[place : place + 1] = [row]
+    same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
+    behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
+    start, stop = (same[0], same[0] + 1) if same else (behind, behind)
+    rows[start:stop] = [row]
     write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
