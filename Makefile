@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: run test lint format results notebooks clean
+.PHONY: bench run test lint format results notebooks clean
 
 run: $(STAMP)
 	$(PY) -m analysis.run_all
@@ -33,6 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
+
+# one table after another; nothing else should run meanwhile
+bench: $(STAMP)
+	@for part in forward train_step harness scale deploy; do echo "## $$part"; $(PY) benchmarks/$$part.py || exit 1; echo; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

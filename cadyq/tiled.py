@@ -92,7 +92,7 @@ def run_tiles(
     tile_fab = torch.zeros(len(tiles))
     costs = torch.zeros(4, dtype=torch.float64)
     parts, answers = split(lr, tiles), _hr_tiles(network, hr, tiles)
-    for indices in _batches(tiles):
+    for indices in batches(tiles):
         answer = torch.stack([answers[i] for i in indices]).float().to(device) if answers else None
         batch = torch.stack([parts[i] for i in indices]).float().to(device, memory_format=torch.channels_last)
         sr, trace = trace_forward(network, batch, answer)
@@ -121,7 +121,7 @@ def _hr_tiles(network: SRNetwork, hr: Tensor | None, tiles: Sequence[Tile]) -> l
     return split(hr, [tile.scaled(network.scale) for tile in tiles])
 
 
-def _batches(tiles: Sequence[Tile]) -> Iterator[list[int]]:
+def batches(tiles: Sequence[Tile]) -> Iterator[list[int]]:
     """Indices of tiles of one size, at most `BATCH_PIXELS` (or one tile) at a time."""
     for indices in group_by_size(tiles):
         tile = tiles[indices[0]]
