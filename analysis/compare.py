@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.intervals import LEVEL, RESAMPLES, SEED, paired_drop
 from analysis.records import CELL_COLUMNS, load
 from analysis.tables import MISSING, markdown_table
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.files import write_text
 
 SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
     parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")
+    add_debug_option(parser)
     args = parser.parse_args(argv)
 
     def act() -> None:
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out:
             write_text(args.out, table.to_csv(index=False, lineterminator="\n"))
 
-    return exit_status(act)
+    return exit_status(act, args.debug)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from cadyq.checkpoints.io import load_model
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.interface import FULL_PRECISION
 from cadyq.quantizers.trace import Trace
@@ -71,8 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--height", type=int, default=720, help="of the output")
     parser.add_argument("--width", type=int, default=1280, help="of the output")
+    add_debug_option(parser)
     args = parser.parse_args(argv)
-    return exit_status(lambda: print_layers(args.model, args.height, args.width))
+    return exit_status(lambda: print_layers(args.model, args.height, args.width), args.debug)
 
 
 def print_layers(model: str, output_height: int, output_width: int) -> None:

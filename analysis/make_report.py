@@ -15,7 +15,7 @@ from analysis.published_values import write_published
 from analysis.records import load, read_manifest
 from analysis.report import write_report
 from analysis.tables import write_tables
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 
 
 def build(run_dir: Path | str) -> list[Path]:
@@ -40,8 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
     parser = argparse.ArgumentParser(prog="python -m analysis.make_report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
-    run_dir = parser.parse_args(argv).run_dir
-    return exit_status(lambda: print(f"open {build(run_dir)[-1]}"))
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
+    return exit_status(lambda: print(f"open {build(args.run_dir)[-1]}"), args.debug)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,10 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         kind = type(manifest).__name__
         raise UserError(f"{path}: holds a {kind}, not an object; delete it and measure again")
+    for cell in manifest.get("cells", []):
+        lacking = [name for name in (*CELL_COLUMNS, "status") if not isinstance(cell, dict) or name not in cell]
+        if lacking:
+            raise UserError(f"{path}: an entry of cells has no {lacking[0]!r}; delete the file and measure again")
     return manifest
 
 

@@ -24,7 +24,7 @@ from analysis.networks import load
 from analysis.plan import Plan, make_plan, presets
 from analysis.provenance import provenance
 from analysis.tables import REFERENCE, summary, to_text
-from cadyq.cli import check_writable, exit_status, pick_device
+from cadyq.cli import add_debug_option, check_writable, exit_status, pick_device
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
     add_plugin_option(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -199,7 +200,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(args, words))
+    return exit_status(lambda: run(args, words), args.debug)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 
 from analysis import make_report, networks, records
 from analysis.measure import measure_image
-from cadyq.cli import exit_status, pick_device
+from cadyq.cli import add_debug_option, exit_status, pick_device
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.errors import UserError
@@ -157,6 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, default=5, help="how many images are measured again")
     parser.add_argument("--seed", type=int, default=0, help="of their choice")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    add_debug_option(parser)
     return parser
 
 
@@ -174,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         counts = {status: sum(f.status == status for f in findings) for status in (OK, WRONG, UNKNOWN)}
         print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
 
-    return exit_status(act) or int(any(finding.status == WRONG for finding in findings))
+    return exit_status(act, args.debug) or int(any(finding.status == WRONG for finding in findings))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,21 @@ else:
     import tomli as tomllib
 
 
-def exit_status(action: Callable[[], object]) -> int:
-    """Run `action`; 0 when it returns, 2 with one line on stderr for a UserError, 130 when interrupted."""
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--debug`; hand its value to `exit_status`."""
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
+
+
+def exit_status(action: Callable[[], object], debug: bool = False) -> int:
+    """Run `action`; 0 when it returns, 2 with one line on stderr for a UserError, 130 when interrupted.
+
+    With `debug`, the traceback of a UserError goes before its line.
+    """
     try:
         action()
     except UserError as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cadyq.checkpoints.io import load_model, resolve, save_model
-from cadyq.cli import exit_status, parse_options
+from cadyq.cli import add_debug_option, exit_status, parse_options
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import with_scheme
@@ -43,7 +43,9 @@ def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
     kind = SCHEMES.get(name)
     if parent.scheme is None or kind.parent != parent.scheme.name:
         has = "fp32" if parent.scheme is None else parent.scheme.name
-        raise UserError(f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}")
+        raise UserError(
+            f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}: name one as --parent"
+        )
     shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
     unknown = sorted(options.keys() - set(kind.option_names()))
     if unknown:
@@ -89,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of patches")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--threads", type=int, help="CPU threads")
+    add_debug_option(parser)
     return parser
 
 
@@ -122,7 +125,7 @@ def run(args: argparse.Namespace) -> Path:
 
 def main() -> int:
     args = build_parser().parse_args()
-    return exit_status(lambda: print(run(args)))
+    return exit_status(lambda: print(run(args)), args.debug)
 
 
 if __name__ == "__main__":

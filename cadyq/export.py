@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cadyq.checkpoints.io import load_model
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
@@ -26,6 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
     parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")
     add_plugin_option(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return exit_status(lambda: run(args))
+    return exit_status(lambda: run(args), args.debug)
 
 
 if __name__ == "__main__":

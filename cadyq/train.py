@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
     how.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS)
     add_plugin_option(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -175,7 +176,7 @@ def main() -> int:
         if processes.first:
             print(path)
 
-    return exit_status(act)
+    return exit_status(act, args.debug)
 
 
 if __name__ == "__main__":

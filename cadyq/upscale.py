@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from cadyq.bit_map import write_bit_map
 from cadyq.checkpoints.io import load_model
-from cadyq.cli import check_writable, exit_status, pick_device
+from cadyq.cli import add_debug_option, check_writable, exit_status, pick_device
 from cadyq.data.images import IMAGE_SUFFIXES, images_among, read_rgb, write_png
 from cadyq.data.tiles import Tile, tile_grid, whole_image
 from cadyq.errors import UserError
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     parser.add_argument("--threads", type=int, help="CPU threads")
     add_plugin_option(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -91,12 +93,12 @@ def plan(
     """What to make of each photograph, and why not for the others; nothing is read or written yet."""
     found = list(image_files(inputs))
     errors = [entry for entry in found if isinstance(entry, UserError)]
-    sources = list({path.resolve(): path for path in found if isinstance(path, Path)}.values())
-    named = {path.resolve() for path in inputs}
-    made = {path.resolve() for source in sources for path in _job(source, out, scale, True).outputs}
+    sources = list({_real(path): path for path in found if isinstance(path, Path)}.values())
+    named = {_real(path) for path in inputs}
+    made = {_real(path) for source in sources for path in _job(source, out, scale, True).outputs}
     # where --out is the folder of the photographs, results of an earlier run are no photographs
-    sources = [path for path in sources if path.resolve() in named or path.resolve() not in made]
-    originals = {path.resolve() for path in sources}
+    sources = [path for path in sources if _real(path) in named or _real(path) not in made]
+    originals = {_real(path) for path in sources}
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
     for source in sources:
@@ -111,15 +113,20 @@ def plan(
     return jobs, errors
 
 
+def _real(path: Path) -> str:
+    """Where a path leads; unlike `Path.resolve`, links that lead in a circle are no error yet."""
+    return os.path.realpath(path)
+
+
 def _job(source: Path, out: Path, scale: int, bit_map: bool) -> Job:
     stem = f"{source.stem}_x{scale}"
     return Job(source, out / f"{stem}.png", out / f"{stem}.json", out / f"{stem}_bits.png" if bit_map else None)
 
 
-def _check(job: Job, originals: set[Path], taken: dict[str, Path], overwrite: bool) -> None:
+def _check(job: Job, originals: set[str], taken: dict[str, Path], overwrite: bool) -> None:
     """Raise UserError where an output of `job` is an input, belongs to another photograph, or is there already."""
     for path in job.outputs:
-        if path.resolve() in originals:
+        if _real(path) in originals:
             raise UserError(f"{job.source}: its result {path} is itself an input; choose another --out")
         if path.name.casefold() in taken:
             other = taken[path.name.casefold()]
@@ -237,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal status
         status = run(args)
 
-    return exit_status(action) or status
+    return exit_status(action, args.debug) or status
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from analysis.provenance import provenance
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
-from cadyq.cli import check_writable, exit_status
+from cadyq.cli import add_debug_option, check_writable, exit_status
 from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES, SCHEMES
 from cadyq.plugins import add_plugin_option, load_plugins
@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the choice of patches, subsets and shuffles")
     parser.add_argument("--threads", type=int, help="CPU threads")
     add_plugin_option(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(args, words))
+    return exit_status(lambda: run(args, words), args.debug)
 
 
 if __name__ == "__main__":

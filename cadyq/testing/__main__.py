@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.errors import UserError
 from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
 from cadyq.testing.subject import BITS_TO_TRY
@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbones", nargs="+", help="names; by default all that have quantization points")
     parser.add_argument("--bits", type=int, nargs="+", default=BITS_TO_TRY, help="for weight_bits and act_bits; 2 4 8")
     add_plugin_option(parser)
+    add_debug_option(parser)
     return parser
 
 
@@ -55,7 +56,7 @@ def check(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     failed: list[int] = []
-    status = exit_status(lambda: failed.append(check(args)))
+    status = exit_status(lambda: failed.append(check(args)), args.debug)
     return status or int(any(failed))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cadyq.checkpoints.io import read_tensors, write_tensors
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import decode_rgb, images_among, read_rgb
 from cadyq.errors import UserError
@@ -159,13 +159,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cadyq.training.photographs", description=pack_photographs.__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="the bank file, for --bank of cadyq.train")
+    add_debug_option(parser)
     args = parser.parse_args()
 
     def act() -> None:
         count = pack_photographs(args.data_root, args.out)
         print(f"{args.out}: {count} photographs, {args.out.stat().st_size / 2**20:.1f} MiB")
 
-    return exit_status(act)
+    return exit_status(act, args.debug)
 
 
 if __name__ == "__main__":

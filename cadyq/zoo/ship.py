@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
-from cadyq.cli import exit_status
+from cadyq.cli import add_debug_option, exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.files import write_text
@@ -96,6 +96,7 @@ def main() -> int:
     calibration.add_argument("--cache", type=Path, default=Path(".cache"))
     for command in (run, calibration):
         add_plugin_option(command)
+        add_debug_option(command)
     args = parser.parse_args()
 
     def act() -> None:
@@ -106,7 +107,7 @@ def main() -> int:
         else:
             print(ship_calibration(args.backbone, args.scale, args.data_root, args.cache))
 
-    return exit_status(act)
+    return exit_status(act, args.debug)
 
 
 if __name__ == "__main__":
