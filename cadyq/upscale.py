@@ -33,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for <name>_x4.png and <name>_x4.json")
     parser.add_argument("--bit-map", action="store_true", help="also <name>_x4_bits.png: mean bits of each tile")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there; never an input")
+    parser.add_argument("--resume", action="store_true", help="leave out what an earlier, stopped command has finished")
     parser.add_argument("--patch", type=int, default=96, help="side of a tile, LR pixels")
     parser.add_argument("--step", type=int, help="from one tile to the next, LR pixels; default PATCH - 6")
     parser.add_argument("--whole", action="store_true", help="the image as one tile: much memory, bits once an image")
@@ -59,6 +60,11 @@ class Job:
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its results are there; they are written whole, the facts last."""
+        return all(path.exists() for path in self.outputs)
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,9 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--model {args.model}: its scheme reads the HR image, which a photograph has not; use another")
     check_writable(args.out)
     network = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    jobs, errors = plan(args.inputs, args.out, network.scale, args.bit_map, args.overwrite)
+    jobs, errors = plan(args.inputs, args.out, network.scale, args.bit_map, args.overwrite or args.resume)
+    if args.resume:
+        jobs = [job for job in jobs if not job.finished]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     for number, job in enumerate(jobs, 1):

@@ -1,0 +1,164 @@
+"""What survives SIGKILL: `python benchmarks/faults.py [--kills 20] [--seed 0]`.
+
+run_all, train and upscale, each killed at random moments of its life until it was killed that often, then run to its
+end. Counted is what was finished before a kill and gone after it (must be 0), what was done twice (must be 0), and
+whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from skimage import data
+from timing import table
+
+SCHEMES = ["fp32", "minmax:w8a8", "minmax:w4a4", "mse:w6a6", "pams:w8a8", "pams:w8a5", "cadyq", "dynamic_range:w8a5"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A command, what of its output folder counts as finished, and what must be equal at the end.
+
+    Attributes:
+        command: given the folder to write to.
+        units: the finished parts in that folder, name to content.
+        result: what must be equal, name to hash.
+    """
+
+    name: str
+    command: Callable[[Path], list[str]]
+    units: Callable[[Path], dict[str, str]]
+    result: Callable[[Path], dict[str, str]]
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def photographs(folder: Path, count: int, side: int) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        crop = np.ascontiguousarray(data.astronaut()[20 * number :, 10 * number :][:side, :side])
+        Image.fromarray(crop).save(folder / f"{number}.png")
+
+
+def rows(path: Path) -> str:
+    """A record without its wall-clock times."""
+    return sha256(pq.read_table(path).drop(["seconds"]).to_pandas().to_csv().encode())
+
+
+def records(out: Path) -> dict[str, str]:
+    return {path.name: rows(path) for path in sorted(out.glob("records/*.parquet"))}
+
+
+def times(out: Path) -> dict[str, str]:
+    """Of records: one that was measured again has other ones."""
+    return {path.name: sha256(path.read_bytes()) for path in sorted(out.glob("records/*.parquet"))}
+
+
+def shown(out: Path) -> dict[str, str]:
+    texts = sorted(out.glob("tables/*.md")) + sorted(out.glob("tables/*.tex"))
+    return records(out) | {path.name: sha256(path.read_bytes()) for path in texts}
+
+
+def trained(out: Path) -> dict[str, str]:
+    model = out / "model.safetensors"
+    return {model.name: sha256(model.read_bytes())} if model.exists() else {}
+
+
+def upscaled(out: Path) -> dict[str, str]:
+    """Photographs that are finished: their facts are written last."""
+    done = [path for path in sorted(out.glob("*.json")) if path.with_suffix(".png").exists()]
+    return {path.stem: sha256(path.with_suffix(".png").read_bytes()) for path in done}
+
+
+def subjects(root: Path) -> list[Subject]:
+    photographs(root / "data" / "benchmark" / "A" / "HR", 3, 96)
+    photographs(root / "train", 4, 200)
+    photographs(root / "small", 12, 80)
+    measure = ["analysis.run_all", "--backbones", "carn_m", "--schemes", *SCHEMES, "--datasets", "A"]
+    measure += ["--data-root", str(root / "data"), "--modes", "patch", "--jobs", "1"]
+    train = ["cadyq.train", "--backbone", "edsr", "--from-scratch", "--size", "n_feats=8", "n_resblocks=2"]
+    train += ["--recipe", "fp32", "--steps", "400", "--batch", "4", "--threads", "1", "--checkpoint-seconds", "0.2"]
+    train += ["--data-root", str(root / "train"), "--cache", str(root / "cache")]
+    upscale = ["cadyq.upscale", str(root / "small"), "--model", "zoo:carn_m_x4_cadyq", "--resume"]
+    return [
+        Subject("run_all", _into(measure), times, shown),
+        Subject("train", _into(train), lambda out: {}, trained),
+        Subject("upscale", _into(upscale), upscaled, upscaled),
+    ]
+
+
+def _into(words: list[str]) -> Callable[[Path], list[str]]:
+    return lambda out: [sys.executable, "-m", *words, "--out", str(out)]
+
+
+def run(command: list[str], seconds: float | None) -> tuple[bool, float]:
+    """Whether the command was killed after `seconds`, and how long it ran."""
+    started = time.monotonic()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        _, error = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return True, time.monotonic() - started
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)} failed: {error.decode()[-2000:]}")
+    return False, time.monotonic() - started
+
+
+def kill_often(subject: Subject, root: Path, kills: int, moments: random.Random) -> list[str]:
+    reference, out = root / f"{subject.name}_whole", root / f"{subject.name}_killed"
+    _, whole = run(subject.command(reference), None)
+    expected = subject.result(reference)
+    killed = lost = changed = starts = rounds = 0
+    equal = True
+    while killed < kills:
+        finished = subject.units(out)
+        was_killed, _ = run(subject.command(out), moments.uniform(0.1, 1.05) * whole)
+        starts += 1
+        now = subject.units(out)
+        lost += sum(name not in now for name in finished)
+        changed += sum(name in now and now[name] != content for name, content in finished.items())
+        killed += was_killed
+        if not was_killed or killed == kills:
+            run(subject.command(out), None)
+            equal = equal and subject.result(out) == expected
+            rounds += 1
+            out = out.with_name(f"{subject.name}_killed{rounds}")
+    return [subject.name, str(killed), str(rounds), str(lost), str(changed), "yes" if equal else "NO", f"{whole:.0f}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20, help="of each command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="one of the commands")
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        found = [s for s in subjects(Path(folder)) if args.only in (None, s.name)]
+        lines = [kill_often(subject, Path(folder), args.kills, moments) for subject in found]
+    print(json.dumps({"seed": args.seed}) + "\n")
+    heads = ["command", "kills", "runs to the end", "finished work lost", "done twice", "same bytes", "s uninterrupted"]
+    print(table(heads, lines))
+
+
+if __name__ == "__main__":
+    main()
