@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +23,71 @@ else:
     import tomli as tomllib
 
 
+# what to do about a file system that takes no more
+UNWRITABLE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that may be written",
+    errno.EFBIG: "raise the limit of file sizes",
+}
+
+
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """The option `--debug`; hand its value to `exit_status`."""
     parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
 
 
-def exit_status(action: Callable[[], object], debug: bool = False) -> int:
-    """Run `action`; 0 when it returns, 2 with one line on stderr for a UserError, 130 when interrupted.
+class Stopped(KeyboardInterrupt):
+    """SIGTERM, as from a batch system whose time is up."""
 
-    With `debug`, the traceback of a UserError goes before its line.
+
+def exit_status(action: Callable[[], object], debug: bool = False) -> int:
+    """Run `action` and turn how it ends into an exit status.
+
+    Returns:
+        0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
+        interrupted, 143 when terminated. With `debug`, the traceback of an error goes before its line.
     """
     try:
-        action()
+        with _sigterm_stops():
+            action()
     except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: finished work is kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return _failed(str(error), debug)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(f"{where}{error.strerror}; {UNWRITABLE[error.errno]}, then run the same command again", debug)
+    except KeyboardInterrupt as error:
+        word, status = ("terminated", 143) if isinstance(error, Stopped) else ("interrupted", 130)
+        print(f"{word}: finished work is kept, the same command goes on from there", file=sys.stderr)
+        return status
     return 0
+
+
+def _failed(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files are taken away."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise Stopped
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def pick_device(name: str) -> torch.device:

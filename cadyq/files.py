@@ -14,6 +14,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It lies beside `path`, since a rename is atomic only within one file system, and is on the disk before the rename.
     Missing folders are made. After an error `path` is as it was.
+
+    Raises:
+        OSError: it cannot be written there; names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -22,8 +25,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
         raise
     _sync_names(path.parent)
 

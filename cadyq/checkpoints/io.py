@@ -6,6 +6,8 @@ on another (`base`), of which it holds only what differs: networks that differ i
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,7 +60,11 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """A safetensors file, whole or not at all."""
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # hides what the system said in its text
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) if found else error from error
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 

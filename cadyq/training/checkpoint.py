@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cadyq.errors import UserError
-from cadyq.files import replacing
+from cadyq.files import write_atomic
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a state, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+    # by way of memory: torch does not say that a disk is full
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
