@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import subprocess
@@ -154,10 +153,18 @@ def main() -> None:
     moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         found = [s for s in subjects(Path(folder)) if args.only in (None, s.name)]
-        lines = [kill_often(subject, Path(folder), args.kills, moments) for subject in found]
-    print(json.dumps({"seed": args.seed}) + "\n")
-    heads = ["command", "kills", "runs to the end", "finished work lost", "done twice", "same bytes", "s uninterrupted"]
-    print(table(heads, lines))
+        heads = [
+            "command",
+            "kills",
+            "runs to the end",
+            "finished work lost",
+            "done twice",
+            "same bytes",
+            "s uninterrupted",
+        ]
+        print(f"seed {args.seed}\n\n{table(heads, [])}")
+        for subject in found:
+            print(f"| {' | '.join(kill_often(subject, Path(folder), args.kills, moments))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,7 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGTERM, as from a batch system whose time is up."""
+STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
 
 
 def exit_status(action: Callable[[], object], debug: bool = False) -> int:
@@ -49,20 +48,22 @@ def exit_status(action: Callable[[], object], debug: bool = False) -> int:
         0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
         interrupted, 143 when terminated. With `debug`, the traceback of an error goes before its line.
     """
-    try:
-        with _sigterm_stops():
+    with _stopping() as signals:
+        try:
             action()
-    except UserError as error:
-        return _failed(str(error), debug)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+        except (Exception, KeyboardInterrupt) as error:
+            # libraries turn an interrupt within their C code into errors of other names
+            if signals or isinstance(error, KeyboardInterrupt):
+                word, status = STOPPED[signals[0] if signals else signal.SIGINT]
+                print(f"{word}: finished work is kept, the same command goes on from there", file=sys.stderr)
+                return status
+            if isinstance(error, UserError):
+                return _failed(str(error), debug)
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                where = f"{error.filename}: " if error.filename else ""
+                remedy = f"{UNWRITABLE[error.errno]}, then run the same command again"
+                return _failed(f"{where}{error.strerror}; {remedy}", debug)
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _failed(f"{where}{error.strerror}; {UNWRITABLE[error.errno]}, then run the same command again", debug)
-    except KeyboardInterrupt as error:
-        word, status = ("terminated", 143) if isinstance(error, Stopped) else ("interrupted", 130)
-        print(f"{word}: finished work is kept, the same command goes on from there", file=sys.stderr)
-        return status
     return 0
 
 
@@ -74,20 +75,23 @@ def _failed(message: str, debug: bool) -> int:
 
 
 @contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files are taken away."""
+def _stopping() -> Iterator[list[signal.Signals]]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files are taken away; yields what came."""
+    came: list[signal.Signals] = []
 
-    def stop(signum: int, frame: object) -> None:
-        raise Stopped
+    def stop(number: int, frame: object) -> None:
+        came.append(signal.Signals(number))
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
+        yield came  # only the main thread may handle signals
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in STOPPED}
     try:
-        yield
+        yield came
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def pick_device(name: str) -> torch.device:
