@@ -78,6 +78,13 @@ def test_palette(tmp_path: Path, options: dict[str, Any]) -> None:
     assert torch.equal(read_rgb(_save(image, tmp_path / "a.png", **options)), _as_read(expected))
 
 
+@pytest.mark.parametrize("suffix", ["tif", "jpg"])
+def test_cmyk(tmp_path: Path, suffix: str) -> None:
+    flat = np.full((16, 16, 3), (200, 40, 90), dtype=np.uint8)  # flat, so that JPEG loses nothing but a level
+    found = read_rgb(_save(Image.fromarray(flat).convert("CMYK"), tmp_path / f"a.{suffix}"))
+    assert (found.int() - _as_read(flat).int()).abs().max() <= 2
+
+
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise
