@@ -95,6 +95,9 @@ def _groups(df: pd.DataFrame) -> Iterator[_Group]:
         for dataset, part in [*datasets, (OVERALL, rows)][: len(datasets) + (len(datasets) > 1)]:
             indexed = part.set_index(["dataset", "image"])
             networks = {str(scheme): own for scheme, own in indexed.groupby("scheme", sort=False)}
+            if dataset == OVERALL:  # a line over fewer images than the others is not comparable
+                most = max(len(own) for own in networks.values())
+                networks = {scheme: own for scheme, own in networks.items() if len(own) == most}
             yield _Group(int(first["scale"]), first["mode"], first["backbone"], str(dataset), networks)
 
 

@@ -95,6 +95,14 @@ def test_all_images_is_a_line_of_its_own() -> None:
     assert line["images"] == 12
 
 
+def test_all_images_leaves_out_what_was_not_measured_on_all() -> None:
+    frame = _frame(FIXED | CADYQ | {"cadyq:fab5": (0.1, 5.0, 50.0, 2.0)})
+    partly = frame[~((frame["scheme"] == "cadyq:fab5") & (frame["dataset"] == "Urban100"))]
+    table = claims(partly)
+    assert set(table[table["dataset"] == "all images"]["scheme"]) == {"cadyq"}
+    assert set(table[table["scheme"] == "cadyq:fab5"]["dataset"]) == {"Set5"}
+
+
 def test_no_comparison_where_the_curve_does_not_reach_or_images_are_missing() -> None:
     beyond = claims(_frame({k: v for k, v in FIXED.items() if k not in ("pams:w8a6", "pams:w8a8")} | CADYQ))
     assert set(beyond["claim"]) == {FULL_PRECISION}
