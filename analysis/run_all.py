@@ -152,9 +152,9 @@ def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) 
 
 
 def manifest(
-    plan: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
+    plan: Plan, preset: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
 ) -> dict[str, Any]:
-    """What is needed to repeat the run. Of paths only the last part is kept."""
+    """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
     shown = [Path(word).name if "/" in word else word for word in argv]
     return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
         "measurement_version": MEASUREMENT_VERSION,
@@ -162,8 +162,21 @@ def manifest(
         "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
         "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
-        "cells": statuses + earlier_cells(out, statuses),
+        "cells": with_earlier(statuses, earlier_cells(out, statuses), preset),
     }
+
+
+def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
+    """The cells of several commands on one folder in the order of its preset; those of a single one as they are."""
+    if not earlier:
+        return cells
+    names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
+    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in names.items()}
+
+    def place(cell: dict[str, Any]) -> list[int]:
+        return [rank.get(cell[column], len(rank)) for column, rank in ranks.items()]
+
+    return sorted(cells + earlier, key=place)
 
 
 def earlier_cells(out: Path, statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -187,7 +200,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
     if all(cell["status"] == "skipped" for cell in statuses):
         raise UserError(f"nothing to measure: {statuses[0]['reason']}")
-    records.write_manifest(out, manifest(plan, statuses, out, device, argv))
+    preset = make_plan(args.preset, args.scale, plugins=plugins)
+    records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
     measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
     show_bits(jobs, plan, out, device)
     report = make_report.build(out)[-1]

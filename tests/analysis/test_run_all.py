@@ -205,3 +205,14 @@ def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
     save_model(network, tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match="NaN"):
         load_model(tmp_path / "nan.safetensors")
+
+
+def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
+    from analysis.plan import Plan
+    from analysis.run_all import with_earlier
+
+    preset = Plan(("bicubic", "edsr"), ("fp32", "cadyq"), ("Set5", "B100"), 4, ("patch",))
+    names = [("B100", "edsr", "cadyq"), ("Set5", "edsr", "mine"), ("Set5", "edsr", "fp32"), ("Set5", "bicubic", "fp32")]
+    cells = [{"dataset": d, "backbone": b, "scheme": s, "mode": "patch"} for d, b, s in names]
+    assert with_earlier(cells, [], preset) == cells
+    assert with_earlier(cells[:2], cells[2:], preset) == [cells[3], cells[2], cells[1], cells[0]]
