@@ -8,6 +8,7 @@ point can be had: by running one of the two on some images and the other on the 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -23,11 +24,14 @@ from analysis.tables import MISSING, OVERALL, REFERENCE, markdown_table
 from cadyq.factory import list_schemes, parse_scheme, scheme_of
 from cadyq.files import write_text
 
-DYNAMIC = "cadyq"
-FIXED = "pams"  # whose 8-bit network CADyQ starts from
-FIXED_WEIGHT_BITS = 8
-BY_RANGE = "dynamic_range"  # the control that adapts each sample's range, at fixed bits
-FLOOR, ORACLE = "random", "oracle"  # the ends of the scale that the others are measured on
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_PARTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
+DYNAMIC, FIXED, FIXED_WEIGHT_BITS = _PARTS["dynamic"], _PARTS["fixed"], _PARTS["fixed_weight_bits"]
+BY_RANGE, FLOOR, ORACLE = _PARTS["by_range"], _PARTS["floor"], _PARTS["oracle"]
 
 FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"

@@ -17,7 +17,6 @@ else:
     import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "published"
-BACKBONES = {"EDSR-baseline": "edsr", "CARN": "carn", "CARN-M": "carn_m", "IDN": "idn", "SRResNet": "srresnet"}
 _NETWORK = ["backbone", "scheme", "weight_bits", "act_bits", "paper", "source"]
 _HEADS = ["Backbone", "Scheme as printed", "W/A bits", "FAB", "Text", "Source"]
 PUBLISHED_NOTE = (
@@ -29,7 +28,6 @@ PUBLISHED_NOTE = (
 def published(df: pd.DataFrame) -> pd.DataFrame:
     """Rows of ``results.csv`` for backbones, datasets and scales of the records `df`, in their order; all text."""
     rows = pd.read_csv(FOLDER / "results.csv", dtype=str, keep_default_na=False)
-    rows["backbone"] = rows["backbone"].map(BACKBONES)
     ranks = {name: {value: i for i, value in enumerate(df[name].unique())} for name in ("backbone", "dataset")}
     places = pd.DataFrame({name: rows[name].map(rank) for name, rank in ranks.items()})
     found = places.notna().all(axis=1) & rows["scale"].isin(df["scale"].astype(str))

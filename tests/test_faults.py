@@ -35,7 +35,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def photographs(tmp_path: Path) -> Path:
     folder = tmp_path / "benchmark" / "Mine" / "HR"
     folder.mkdir(parents=True)
-    for number in range(3):
+    for number in range(4):
         crop = np.ascontiguousarray(data.astronaut()[30 * number :][:200, :200])
         Image.fromarray(crop).save(folder / f"{number}.png")
     return folder
@@ -115,4 +115,4 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on(
     assert 1 <= finished < 3 and not list(out.rglob(".*.part"))
     assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
     statuses = [cell["status"] for cell in read_manifest(out)["cells"]]
-    assert statuses.count("cached") == finished and len(load(out)) == 3 * 3
+    assert statuses.count("cached") == finished and len(load(out)) == 3 * 4
