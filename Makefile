@@ -22,7 +22,7 @@ format: $(STAMP)
 
 # needs DATA, the folder that holds benchmark/
 results: $(STAMP)
-	$(PY) -m analysis.run_all --preset standard --data-root $(DATA)
+	$(PY) -m analysis.run_all --preset paper --data-root $(DATA)
 
 # executes all of notebooks/ in place, from the records in results/
 notebooks: $(STAMP)

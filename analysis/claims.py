@@ -271,8 +271,10 @@ def by_claim(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         lines = lines.assign(text=[_text(line) for line in lines.to_dict("records")])
         keys = ["scale", "backbone", "scheme", "against"]
         wide = lines.pivot(index=keys, columns="dataset", values="text")
-        wide = wide.reindex(columns=lines["dataset"].unique()).fillna(MISSING)
-        last = lines.groupby(keys).last()  # all images, where there are several datasets
+        datasets = [name for name in lines["dataset"].unique() if name != OVERALL]
+        datasets += [OVERALL] if OVERALL in wide.columns else []
+        wide = wide.reindex(columns=datasets).fillna(MISSING)
+        last = lines.groupby(keys).last()  # all images, where it was measured on all
         wide["FAB"] = last["fab"].map("{:.2f}".format) + " / " + last["fab_against"].map("{:.2f}".format)
         wide["BitOPs saved"] = last["saved_percent"].map("{:.1f} %".format)
         wide.columns.name = None
@@ -295,5 +297,6 @@ CLAIMS_NOTE = (
     f"{SEED}). An interval that holds 0 means that the images do not tell the two apart. FAB: of the network / of what "
     f"it is compared with. Fixed bits: {FIXED} with weights at {FIXED_WEIGHT_BITS} bits, its PSNR interpolated between "
     "the two nearest activation bit-widths. Equal FAB: by how much more the network leads fixed bits of its own FAB "
-    "than the other leads those of its own. BitOPs saved: on all images, the selector counted."
+    "than the other leads those of its own. FAB and BitOPs saved (the selector counted): on all images; on the last "
+    "dataset with a value where a network was not measured on all."
 )
