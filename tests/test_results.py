@@ -6,6 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis import records
@@ -36,3 +37,24 @@ def test_committed_tables_are_those_of_their_records(run: Path) -> None:
         pytest.skip("this run is not committed")
     wrong = [finding for finding in check_tables(run, records.load(run)) if finding.status == WRONG]
     assert not wrong, wrong
+
+
+def test_the_readme_shows_the_numbers_of_results_paper() -> None:
+    table = pd.read_csv(ROOT / "results/paper/tables/summary.csv").set_index(["backbone", "scheme", "dataset"])
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| Network | Scheme |"))
+    sets = [cell.strip().removesuffix(" dB") for cell in lines[start].split("|")[3:7]]
+    shown = 0
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        backbone, scheme, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        for dataset, cell in zip(sets, cells[:4], strict=True):
+            measured = (backbone, scheme, dataset) in table.index
+            assert cell == (f"{table.loc[(backbone, scheme, dataset), 'psnr_db']:.2f}" if measured else "\u2013"), line
+            shown += measured
+        if backbone != "bicubic":
+            row = table.loc[(backbone, scheme, "B100")]
+            drop = "\u2013" if scheme == "fp32" else f"{row['delta_db']:+.3f}"
+            assert cells[4:] == [drop, f"{row['fab']:.2f}", f"{row['bitops_720p_g']:,.0f}"], line
+    assert shown > 50
