@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 
 from analysis.crops import textured
+from analysis.jobs import one_thread
 from analysis.measure import MODES, measure_image
 from analysis.networks import canonical, load, locate
 from cadyq.data.bicubic import downscale
@@ -23,6 +24,7 @@ from cadyq.errors import UserError
 DEVICE = torch.device("cpu")
 
 
+@one_thread()
 def measure(
     backbone: str, schemes: Sequence[str], pairs: Iterable[ImagePair], mode: str = MODES[0], scale: int = 4
 ) -> pd.DataFrame:

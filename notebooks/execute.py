@@ -6,6 +6,7 @@ Outputs are those of a fresh kernel; timestamps, process ids and versions of the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ def executed(path: Path, folder: Path = FOLDER) -> NotebookNode:
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
+    os.environ["OMP_NUM_THREADS"] = "1"  # the kernel's: the number of threads decides how ties are rounded
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as sockets:
         client = NotebookClient(

@@ -169,7 +169,7 @@ def test_bad_exhibits(tmp_path: Path, helpers: Helpers) -> None:
 
 def test_runs_that_ship_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert records.shipped("none", "standard") == records.shipped("standard")
-    assert len(load(records.shipped("standard"))) > 1000
+    assert records.shipped("none", "paper") == records.shipped("paper")
+    assert len(load(records.shipped("paper"))) > 1000
     with pytest.raises(UserError, match="no records of none or nothing"):
         records.shipped("none", "nothing")
