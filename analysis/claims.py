@@ -76,7 +76,8 @@ class Line:
     @property
     def verdict(self) -> str:
         """On which side of zero the whole interval lies."""
-        return "ahead" if self.low > 0 else "behind" if self.high < 0 else "not clear"
+        side = Interval(self.mean, self.low, self.high).side
+        return {1: "ahead", -1: "behind", 0: "not clear"}[side]
 
 
 def claims(df: pd.DataFrame) -> pd.DataFrame:
@@ -286,10 +287,9 @@ def by_claim(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def _text(line: dict[Hashable, Any]) -> str:
-    form = ".2f" if line["claim"] == CAPTURED else "+.3f"
-    if math.isnan(line["low"]):
-        return f"{line['mean']:{form}} (one image)"
-    return f"{line['mean']:{form}} [{line['low']:{form}}, {line['high']:{form}}]"
+    interval = Interval(line["mean"], line["low"], line["high"])
+    text = format(interval, ".2f" if line["claim"] == CAPTURED else "+.3f")
+    return f"{text} (one image)" if math.isnan(interval.low) else text
 
 
 CLAIMS_NOTE = (

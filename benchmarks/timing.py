@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from analysis.tables import markdown_lines
+
 
 class Seconds(NamedTuple):
     """Medians over the repetitions."""
@@ -47,4 +49,4 @@ def machine() -> str:
 def table(heads: list[str], rows: list[list[str]]) -> str:
     """Markdown; all but the first column to the right."""
     rule = ["---", *["---:"] * (len(heads) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, rule, *rows])
+    return markdown_lines([heads, rule, *rows])
