@@ -169,12 +169,11 @@ class _Group:
     def _against_controls(self, scheme: str) -> Iterator[Line]:
         """The two may differ in FAB: what is compared is how far each leads fixed bits of its own FAB."""
         rows = self.networks[scheme]
-        for name in self.networks:
-            other = self._aligned(name, rows)
-            if other is None or not is_control(name, scheme):
-                continue
-            lead, other_lead = self._lead(rows), self._lead(other)
-            if lead is not None and other_lead is not None:
+        lead = self._lead(rows)
+        controls = [(name, self._aligned(name, rows)) for name in self.networks if is_control(name, scheme)]
+        for name, other in controls:
+            other_lead = None if other is None else self._lead(other)
+            if lead is not None and other is not None and other_lead is not None:
                 interval = paired_bootstrap(lead, other_lead)
                 yield self._line(EQUAL_FAB, scheme, name, (fab(other), bitops(other)), interval)
 
