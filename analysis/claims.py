@@ -250,9 +250,8 @@ def is_control(name: str, dynamic: str) -> bool:
     return scheme_of(scheme).parent == DYNAMIC and tag == parse_scheme(dynamic)[2]
 
 
-def write_claims(df: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write ``tables/claims.csv`` (long form) and ``tables/claims.md``; nothing where records answer no claim."""
-    table = claims(df)
+def write_claims(table: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """Write what `claims` found: ``tables/claims.csv`` (long form) and ``tables/claims.md``; nothing of no claim."""
     if table.empty:
         return []
     folder = Path(out_dir) / "tables"
