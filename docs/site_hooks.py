@@ -1,8 +1,8 @@
 """What the documentation site needs beside mkdocs.yml: pages that lie outside docs/, and links between all of them.
 
-Every page is written for a code host, with links that are relative to its own file. On the site a link to a file that has
-a page leads to that page; a link to any other file of the repository becomes its bare text, since it has no address there
-(or, where `repo_url` is set, the address at the host).
+Every page is written for a code host, with links that are relative to its own file. On the site a link to a file that
+has a page leads to that page; a link to any other file of the repository becomes its bare text, since it has no address
+there (or, where `repo_url` is set, the address at the host).
 """
 
 from __future__ import annotations
