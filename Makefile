@@ -3,7 +3,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: bench run test lint docs format results notebooks clean
+.PHONY: setup bench run test lint docs format results notebooks clean
+
+setup: $(STAMP)
 
 run: $(STAMP)
 	$(PY) -m analysis.run_all
