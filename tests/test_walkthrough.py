@@ -145,6 +145,7 @@ class Understood(Exception):  # noqa: N818 -- it ends well
     """The program took its arguments."""
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize(("page", "command"), commands(), ids=lambda value: value[:60])
 def test_its_program_understands_it(page: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     parse = argparse.ArgumentParser.parse_args
