@@ -12,10 +12,12 @@ import pandas as pd
 from analysis.claims import write_claims
 from analysis.plots import write_plots
 from analysis.published_values import write_published
-from analysis.records import load, read_manifest
+from analysis.records import load, read_manifest, require_records
 from analysis.report import write_report
 from analysis.tables import write_tables
 from cadyq.cli import add_debug_option, exit_status
+from cadyq.files import remove_leftovers
+from cadyq.locks import alone_in
 
 
 def build(run_dir: Path | str) -> list[Path]:
@@ -25,9 +27,12 @@ def build(run_dir: Path | str) -> list[Path]:
         UserError: no records, or a damaged record, manifest or exhibit.
     """
     run_dir = Path(run_dir)
-    df, manifest = load(run_dir), read_manifest(run_dir)
-    shown = write_tables_of(df, run_dir, run_dir) + write_plots(df, run_dir)
-    return [*shown, write_report(df, manifest, run_dir)]
+    require_records(run_dir)
+    with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
+        remove_leftovers(run_dir / "tables", run_dir / "plots")
+        df, manifest = load(run_dir), read_manifest(run_dir)
+        shown = write_tables_of(df, run_dir, run_dir) + write_plots(df, run_dir)
+        return [*shown, write_report(df, manifest, run_dir)]
 
 
 def write_tables_of(df: pd.DataFrame, run_dir: Path, out_dir: Path) -> list[Path]:

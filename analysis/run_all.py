@@ -30,6 +30,8 @@ from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.data.tiles import whole_image
 from cadyq.errors import UserError
+from cadyq.files import remove_leftovers
+from cadyq.locks import alone_in
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.tiled import run_tiles
 
@@ -190,21 +192,26 @@ def earlier_cells(out: Path, statuses: list[dict[str, Any]]) -> list[dict[str, A
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Measure what is missing, write everything that is shown; return the report's path."""
+    """Measure what is missing, write everything that is shown; return the report's path.
+
+    Waits while another command measures into the same folder, and then finds measured what that one did.
+    """
     plugins = load_plugins(args.plugin)
     plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
     device = pick_device(args.device)
     executors.check_options(args.jobs, args.executor, args.scheduler)
     out = args.out or Path("results") / args.preset
     check_writable(out)
-    jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
-    if all(cell["status"] == "skipped" for cell in statuses):
-        raise UserError(f"nothing to measure: {statuses[0]['reason']}")
     preset = make_plan(args.preset, args.scale, plugins=plugins)
-    records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
-    measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
-    show_bits(jobs, plan, out, device)
-    report = make_report.build(out)[-1]
+    with alone_in(out):
+        remove_leftovers(out / "records", out / "exhibits")
+        jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
+        if all(cell["status"] == "skipped" for cell in statuses):
+            raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+        records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
+        measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
+        show_bits(jobs, plan, out, device)
+        report = make_report.build(out)[-1]
     print(to_text(summary(records.load(out)), records.read_manifest(out)))
     measured = sum(cell["status"] == "measured" for cell in statuses)
     print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")

@@ -17,6 +17,7 @@ from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import with_scheme
 from cadyq.files import write_text
+from cadyq.locks import alone_in
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
 from cadyq.quantizers.interface import PackedWeight, Scheme
 from cadyq.training.photographs import find_photographs, load_bank
@@ -105,7 +106,6 @@ def run(args: argparse.Namespace) -> Path:
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
     network = derive(parent, args.scheme, batch.lr, batch.hr, args.mean_bits, **parse_options(args.option))
     path: Path = args.out / "model.safetensors"
-    save_model(network, path)
     parent_path = resolve(args.parent)
     facts = {
         "backbone": parent.name,
@@ -119,7 +119,9 @@ def run(args: argparse.Namespace) -> Path:
         "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
-    write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
+    with alone_in(args.out):  # the two files belong together
+        save_model(network, path)
+        write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
     return path
 
 

@@ -157,8 +157,10 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     if args.bank_on_device:
         training = on_device(training, device)
     settings = Settings(args.workers, args.amp, args.checkpoint_seconds)
-    trainer = Trainer(network, recipe, training, held_out, args.out, provenance, args.seed, guide, processes, settings)
-    return trainer.run()
+    with processes.alone_in(args.out):
+        return Trainer(
+            network, recipe, training, held_out, args.out, provenance, args.seed, guide, processes, settings
+        ).run()
 
 
 def main() -> int:

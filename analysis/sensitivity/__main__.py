@@ -20,6 +20,7 @@ from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
 from cadyq.cli import add_debug_option, check_writable, exit_status
 from cadyq.errors import UserError
+from cadyq.locks import alone_in
 from cadyq.models.network import BACKBONES, SCHEMES
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.quantizers.interface import MAX_BITS, MIN_BITS
@@ -100,6 +101,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
+    with alone_in(args.out):
+        measure_and_show(args, argv)
+    print(f"tables and plots: {args.out}")
+    out: Path = args.out
+    return out
+
+
+def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Measure each part that is missing into the run's folder, then make its tables and plots."""
     inputs, done = Inputs(args), dict[str, Any]()
     for name in args.parts:
         done[name] = run_part(name, inputs, args.out)
@@ -107,9 +117,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
         print(f"{name}: {done[name]['status']} ({note})", flush=True)
         records.write_manifest(args.out, manifest(inputs, merge(args.out, dict(done)), argv))
     write_plots(args.out, write_tables(args.out))
-    print(f"tables and plots: {args.out}")
-    out: Path = args.out
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

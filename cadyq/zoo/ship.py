@@ -15,6 +15,7 @@ from cadyq.cli import add_debug_option, exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.files import write_text
+from cadyq.locks import alone_in
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.training.calibration import observe, save_statistics
@@ -33,13 +34,14 @@ def read_manifest() -> dict[str, Any]:
 
 def _put(section: str, row: dict[str, Any]) -> None:
     """Replace the row of that file, or add it behind those of its backbone."""
-    manifest = read_manifest()
-    rows = manifest[section]
-    same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
-    behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
-    start, stop = (same[0], same[0] + 1) if same else (behind, behind)
-    rows[start:stop] = [row]
-    write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    with alone_in(MANIFEST.parent):  # several trainings that end together ship together
+        manifest = read_manifest()
+        rows = manifest[section]
+        same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
+        behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
+        start, stop = (same[0], same[0] + 1) if same else (behind, behind)
+        rows[start:stop] = [row]
+        write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
