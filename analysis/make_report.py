@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from analysis.published_values import write_published
 from analysis.records import load, read_manifest, require_records
 from analysis.report import write_report
 from analysis.tables import write_tables
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Parser, add_debug_option, exit_status
 from cadyq.files import remove_leftovers
 from cadyq.locks import alone_in
 
@@ -43,7 +42,7 @@ def write_tables_of(df: pd.DataFrame, run_dir: Path, out_dir: Path) -> list[Path
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.make_report", description=__doc__)
+    parser = Parser(prog="python -m analysis.make_report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
     add_debug_option(parser)
     args = parser.parse_args(argv)

@@ -24,7 +24,7 @@ from analysis.networks import load
 from analysis.plan import Plan, make_plan, presets
 from analysis.provenance import provenance
 from analysis.tables import REFERENCE, summary, to_text
-from cadyq.cli import add_debug_option, check_writable, exit_status, pick_device
+from cadyq.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status, pick_device
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
@@ -37,17 +37,19 @@ from cadyq.tiled import run_tiles
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis.run_all", description=__doc__)
+    parser = Parser(prog="python -m analysis.run_all", description=__doc__)
     parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
     parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
     parser.add_argument("--datasets", nargs="+")
     parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
-    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
     parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes side by side; by default one a core")
+    parser.add_argument(
+        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
+    )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
     add_plugin_option(parser)

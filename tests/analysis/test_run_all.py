@@ -157,7 +157,6 @@ def empty_set(root: Path) -> None:
         (["--schemes", "pams:w9a4"], None, ["weight_bits", "9", "2 to 8"]),
         (["--schemes", "dorefa:w4a1"], None, ["act_bits", "1", "2 to 8"]),
         (["--modes", "tile"], None, ["tile", "patch"]),
-        (["--scale", "5"], None, ["5", "2, 3 or 4"]),
         (["--device", "tpu"], None, ["tpu", "cpu"]),
         ([], broken_png, [".png"]),
         ([], other_size, ["11", "9", "x4.png"]),
