@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import cadyq
 from analysis.cost import parameter_count
 from analysis.tables import markdown_lines
+from cadyq import toml
 from cadyq.cost import count_macs
 from cadyq.models.network import SRNetwork
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 NETWORKS = Path(__file__).with_suffix(".toml")
 LR_SIZE = (180, 320)  # of a 1280x720 output at x4
@@ -61,7 +56,7 @@ def row(entry: dict[str, Any]) -> list[str]:
 
 def table() -> str:
     """The table in Markdown."""
-    rows = [row(entry) for entry in tomllib.loads(NETWORKS.read_text())["network"]]
+    rows = [row(entry) for entry in toml.loads(NETWORKS.read_text())["network"]]
     return markdown_lines([COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *rows])
 
 

@@ -8,7 +8,6 @@ point can be had: by running one of the two on some images and the other on the 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,15 +20,11 @@ from numpy.typing import NDArray
 
 from analysis.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
 from analysis.tables import MISSING, OVERALL, REFERENCE, markdown_table
+from cadyq import toml
 from cadyq.factory import list_schemes, parse_scheme, scheme_of
 from cadyq.files import write_text
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_PARTS = tomllib.loads((Path(__file__).parent / "claims.toml").read_text())
+_PARTS = toml.loads((Path(__file__).parent / "claims.toml").read_text())
 DYNAMIC, FIXED, FIXED_WEIGHT_BITS = _PARTS["dynamic"], _PARTS["fixed"], _PARTS["fixed_weight_bits"]
 BY_RANGE, FLOOR, ORACLE = _PARTS["by_range"], _PARTS["floor"], _PARTS["oracle"]
 
@@ -250,9 +245,8 @@ def is_control(name: str, dynamic: str) -> bool:
     return scheme_of(scheme).parent == DYNAMIC and tag == parse_scheme(dynamic)[2]
 
 
-def write_claims(df: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write ``tables/claims.csv`` (long form) and ``tables/claims.md``; nothing where records answer no claim."""
-    table = claims(df)
+def write_claims(table: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """Write what `claims` found: ``tables/claims.csv`` (long form) and ``tables/claims.md``; nothing of no claim."""
     if table.empty:
         return []
     folder = Path(out_dir) / "tables"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,12 @@ from pathlib import Path
 from analysis.measure import MODES
 from analysis.networks import Source, canonical, find, has_weights
 from analysis.records import Cell
+from cadyq import toml
 from cadyq.errors import UserError
 from cadyq.factory import scheme_of
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
 from cadyq.zoo.ship import read_manifest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PRESETS = Path(__file__).parent / "presets.toml"
 ALL_OF_THE_ZOO = "zoo"
@@ -55,7 +50,7 @@ def _quantizes(scheme: str) -> bool:
 
 
 def presets() -> dict[str, dict[str, list[str]]]:
-    return tomllib.loads(PRESETS.read_text())
+    return toml.loads(PRESETS.read_text())
 
 
 def _zoo() -> tuple[list[str], list[str]]:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from string import ascii_lowercase
 
 import pandas as pd
 
 from analysis.tables import MISSING, markdown_table
+from cadyq import toml
 from cadyq.files import write_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "published"
 _NETWORK = ["backbone", "scheme", "weight_bits", "act_bits", "paper", "source"]
@@ -37,7 +32,7 @@ def published(df: pd.DataFrame) -> pd.DataFrame:
 def published_table(df: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """A table of texts, a row a network of a text, a column "PSNR / SSIM" a dataset; and its footnotes, lettered."""
     rows = published(df)
-    known = tomllib.loads((FOLDER / "footnotes.toml").read_text())
+    known = toml.loads((FOLDER / "footnotes.toml").read_text())
     letters = dict(zip(dict.fromkeys(" ".join(rows["notes"]).split()), ascii_lowercase, strict=False))
     marks = rows["notes"].map(lambda notes: "".join(f" ({letters[name]})" for name in notes.split()))
     rows = rows.assign(text=rows["psnr_db"] + " / " + rows["ssim"].replace("", MISSING) + marks)

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 
-from analysis.claims import CLAIMS_NOTE, by_claim, claims
+from analysis.claims import CLAIMS_NOTE, by_claim
 from analysis.intervals import LEVEL
 from analysis.published_values import PUBLISHED_NOTE, published_table
 from analysis.records import CELL_COLUMNS, Cell, skipped_cells
@@ -65,8 +65,8 @@ class Picture(NamedTuple):
         return self.width > _WIDE * self.height
 
 
-def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from records, manifest and the plots that lie in ``run_dir/plots``.
+def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
+    """Write ``run_dir/report.html`` from records, claims, manifest and the plots that lie in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
     below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
@@ -87,7 +87,7 @@ def write_report(df: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -
         counts=_counts(df),
         statuses=_statuses(manifest),
         tables=_tables(df),
-        claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims(df))],
+        claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims)],
         claims_note=CLAIMS_NOTE,
         published=_texts(published) if len(published) else None,
         published_note=PUBLISHED_NOTE,

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 from analysis import make_report, networks, records
+from analysis.claims import claims
 from analysis.measure import measure_image
 from cadyq.cli import MOST_SEED, Numbers, Parser, add_debug_option, exit_status, pick_device
 from cadyq.data import datasets
@@ -45,7 +46,7 @@ def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
     """Every file under ``tables`` against the one that the records give."""
     shown = {path.name: path for path in sorted((run_dir / "tables").glob("*"))}
     with TemporaryDirectory() as folder:
-        fresh = {path.name: path for path in make_report.write_tables_of(df, run_dir, Path(folder))}
+        fresh = {path.name: path for path in _tables_of(df, run_dir, Path(folder))}
         for name in sorted(shown.keys() | fresh.keys()):
             what = f"tables/{name}"
             if name not in shown:
@@ -54,6 +55,10 @@ def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
                 yield Finding(what, UNKNOWN, "was not made from these records")
             else:
                 yield _same_text(what, shown[name].read_bytes(), fresh[name].read_bytes())
+
+
+def _tables_of(df: pd.DataFrame, run_dir: Path, folder: Path) -> list[Path]:
+    return make_report.write_all_tables(df, claims(df), records.read_manifest(run_dir), folder)
 
 
 def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:

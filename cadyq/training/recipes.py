@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cadyq import toml
 from cadyq.cli import parse_options
 from cadyq.errors import UserError
 from cadyq.registry import closest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "recipes"
 POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps")
@@ -136,8 +131,8 @@ def _path(name: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     """The keys of a file over those of its bases."""
     try:
-        values = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        values = toml.loads(path.read_text())
+    except toml.TOMLDecodeError as error:
         raise UserError(f"{path}: not TOML ({error}); mend it") from error
     base = values.pop("base", None)
     return values if base is None else _read(_path(base)) | values

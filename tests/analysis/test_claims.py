@@ -133,9 +133,9 @@ def test_which_schemes_are_controls(name: str, dynamic: str, expected: bool) -> 
 
 
 def test_files_and_their_absence(tmp_path: Path) -> None:
-    assert write_claims(_frame(FIXED), tmp_path) == []  # no CADyQ, no claim
+    assert write_claims(claims(_frame(FIXED)), tmp_path) == []  # no CADyQ, no claim
     frame = _frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})
-    paths = write_claims(frame, tmp_path)
+    paths = write_claims(claims(frame), tmp_path)
     assert [path.name for path in paths] == ["claims.csv", "claims.md"]
     assert len(pd.read_csv(paths[0])) == len(claims(frame))
     text = paths[1].read_text()

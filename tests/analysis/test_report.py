@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from analysis import report, style
+from analysis.claims import claims
 from analysis.make_report import build, main
 from analysis.records import Cell, load, read_manifest, write_cell, write_manifest
 from analysis.report import write_report
@@ -23,7 +24,8 @@ EVIL = '<script>alert("x")</script>&\'.png'
 
 
 def _page(run_dir: Path) -> str:
-    return write_report(load(run_dir), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
+    df = load(run_dir)
+    return write_report(df, claims(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
 
 
 def test_build_remakes_everything_from_records(

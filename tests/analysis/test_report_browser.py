@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from analysis.claims import claims
 from analysis.records import load, read_manifest
 from analysis.report import write_report
 
@@ -49,7 +50,8 @@ def open_page(browser: Any, run_dir: Path) -> Iterator[Callable[..., Any]]:
     context = browser.new_context()
 
     def build(viewport: dict[str, int] | None = None, fragment: str = "") -> Any:
-        path = write_report(load(run_dir), read_manifest(run_dir), run_dir)
+        df = load(run_dir)
+        path = write_report(df, claims(df), read_manifest(run_dir), run_dir)
         page = context.new_page()
         if viewport:
             page.set_viewport_size(viewport)
