@@ -17,10 +17,8 @@ from tqdm import tqdm
 
 from analysis import executors, make_report, records
 from analysis.executors import Work
-from analysis.exhibits import write_exhibit
-from analysis.jobs import EXHIBITS, Job, measure_job
+from analysis.jobs import Job, measure_job
 from analysis.measure import MEASUREMENT_VERSION, MODES
-from analysis.networks import load
 from analysis.plan import Plan, make_plan, presets
 from analysis.provenance import provenance
 from analysis.tables import REFERENCE, summary, to_text
@@ -28,12 +26,10 @@ from cadyq.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_wri
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
-from cadyq.data.tiles import whole_image
 from cadyq.errors import UserError
 from cadyq.files import remove_leftovers
 from cadyq.locks import alone_in
 from cadyq.plugins import add_plugin_option, load_plugins
-from cadyq.tiled import run_tiles
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,6 +62,7 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
     statuses: list[dict[str, Any]] = []
     sources = plan.sources()
     weights = {source: source.sha256() for source in sources if not source.reason}
+    shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
     for name in plan.datasets:
         pairs = [(pair.sha256, pair.hr.shape[-2:].numel()) for pair in loaded[name]] if name in loaded else []
@@ -81,7 +78,9 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
             for cell in cells:
                 statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
             if todo:
-                jobs.append(Job(source, loaded[name], todo, key, sum(pixels for _, pixels in pairs)))
+                reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
+                pixels = sum(pixels for _, pixels in pairs)
+                jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
 
 
@@ -135,24 +134,6 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
             progress.images(len(job.dataset))
             progress.job(job)
     progress.bar.close()
-
-
-def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) -> None:
-    """Write exhibits of the networks whose FAB differs between the images just measured."""
-    df = records.load(out)
-    for job in jobs:
-        same = (df["backbone"] == job.source.backbone) & (df["scheme"] == job.source.scheme)
-        if df.loc[same & (df["dataset"] == job.dataset.name), "fab"].nunique() < 2:
-            continue
-        references = [s for s in plan.sources() if s.backbone == job.source.backbone and s.scheme == REFERENCE]
-        if not references:
-            continue
-        network, reference = load(job.source).to(device), load(references[0]).to(device)
-        for index in range(min(EXHIBITS, len(job.dataset))):
-            pair = job.dataset[index]
-            whole = whole_image(*pair.lr.shape[-2:])
-            sr, sr_reference = (run_tiles(net, pair.lr, whole, device, pair.hr).sr for net in (network, reference))
-            write_exhibit(out / "exhibits", network, sr_reference, sr, pair, job.source.scheme, device)
 
 
 def manifest(
@@ -212,7 +193,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
         records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
         measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
-        show_bits(jobs, plan, out, device)
         report = make_report.build(out)[-1]
     print(to_text(summary(records.load(out)), records.read_manifest(out)))
     measured = sum(cell["status"] == "measured" for cell in statuses)
