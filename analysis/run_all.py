@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from analysis import executors, make_report, records
 from analysis.executors import Work
 from analysis.jobs import Job, measure_job
 from analysis.measure import MEASUREMENT_VERSION, MODES
+from analysis.metrics import smallest_side
 from analysis.plan import Plan, make_plan, presets
 from analysis.provenance import provenance
 from analysis.tables import REFERENCE, summary, to_text
@@ -65,8 +67,7 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
     shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
     for name in plan.datasets:
-        pairs = [(pair.sha256, pair.hr.shape[-2:].numel()) for pair in loaded[name]] if name in loaded else []
-        images = [sha256 for sha256, _ in pairs]
+        images, pixels = look_through(loaded[name]) if name in loaded else ([], 0)
         for source in sources:
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
@@ -79,9 +80,28 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
                 statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
             if todo:
                 reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
-                pixels = sum(pixels for _, pixels in pairs)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
+
+
+def look_through(dataset: Dataset) -> tuple[list[str], int]:
+    """The hash of every image of a dataset, and their HR pixels in all.
+
+    Raises:
+        UserError: an image cannot be read or is too small to be measured, or two have one name.
+    """
+    twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
+    if twice:
+        raise UserError(f"dataset '{dataset.name}': two images are named {twice[0]!r}; rename one")
+    need, hashes, pixels = smallest_side(dataset.scale), [], 0
+    for pair in dataset:
+        height, width = pair.hr.shape[-2:]
+        if min(height, width) < need:
+            size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
+            raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
+        hashes.append(pair.sha256)
+        pixels += height * width
+    return hashes, pixels
 
 
 def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:

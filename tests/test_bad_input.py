@@ -119,6 +119,20 @@ def a_few_pixels(tmp: Path) -> tuple[Callable[..., int], Words]:
     return measure(tmp)
 
 
+@case("a.png", "16x16", "too small", "need 19x19")
+def too_small_for_ssim(tmp: Path) -> tuple[Callable[..., int], Words]:
+    photograph(hr(tmp, "b.png"))
+    photograph(hr(tmp), side=17)
+    return measure(tmp)
+
+
+@case("Mine", "two images are named 'a'", "rename")
+def two_images_of_one_name(tmp: Path) -> tuple[Callable[..., int], Words]:
+    photograph(hr(tmp))
+    photograph(hr(tmp, "a.PNG"), side=64)
+    return measure(tmp)
+
+
 @case("Größe 1, Übersicht.png", "cannot be read", "whole")
 def damaged_file_with_spaces_and_umlauts(tmp: Path) -> tuple[Callable[..., int], Words]:
     truncated(photograph(hr(tmp, "Größe 1, Übersicht.png")))
