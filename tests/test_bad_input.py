@@ -306,7 +306,7 @@ def parquet_cut_in_half(tmp: Path) -> tuple[Callable[..., int], Words]:
     return make_report.main, [str(run)]
 
 
-@case(".parquet", "schema version 0")
+@case(".parquet", "schema version 0", "reads 1", "measure again")
 def records_of_an_older_version(tmp: Path) -> tuple[Callable[..., int], Words]:
     run = finished_run(tmp)
     path = next(run.glob("records/*.parquet"))

@@ -15,7 +15,7 @@ from analysis import records, run_all
 from cadyq import upscale
 from cadyq.training.photographs import find_photographs
 
-NAMES = ["Große Bücher", "two  spaces", "emoji \N{CAMERA}", "-dash", "100 %", "a#b?c", "写真", "quote'\"quote"]
+NAMES = ["Große Bücher", "two  spaces", "emoji \N{CAMERA}", "-dash", "100 %", "$x_{$", "a#b?c", "写真", "quote'\"quote"]
 NAMES.append(unicodedata.normalize("NFD", "zerlegt ü"))
 
 
@@ -66,7 +66,7 @@ def test_names_with_spaces_umlauts_and_worse(tmp_path: Path) -> None:
     assert set(df["image"]) == set(NAMES) and set(df["dataset"]) == {"Meine Fotos"}
     assert "Große Bücher" in (out / "report.html").read_text(encoding="utf-8")
     enlarged = tmp_path / "vergrößert"
-    assert upscale.main([str(folder), "--model", "zoo:carn_m_x4_cadyq", "--out", str(enlarged), "--bit-map"]) == 0
+    assert upscale.main([str(folder), "--model", "zoo:carn_m_x4_cadyq", "--out", str(enlarged)]) == 0
     assert {path.name for path in enlarged.glob("*_x4.png")} == {f"{name}_x4.png" for name in NAMES}
 
 
