@@ -1,6 +1,7 @@
 """What quantization costs in simulation: a forward of a quantized network against FP32, and FP32 against plain torch.
 
-`python benchmarks/forward.py [--threads N]`: one 96x96 LR patch, eval mode; beside it what the published code takes.
+`python benchmarks/forward.py [--backbones edsr ...] [--threads N]`: one 96x96 LR patch, eval mode;
+beside it what the published code takes.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ def row(what: str, ours: Seconds, base: Seconds, published: float | None, aim: f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=15)
+    parser.add_argument("--backbones", nargs="+", default=["edsr", "srresnet", "idn", "carn_m"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     patches = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
     lr = (torch.rand(1, 3, SIDE, SIDE) * 255).contiguous(memory_format=torch.channels_last)
     rows = []
-    for backbone in ("edsr", "srresnet", "idn", "carn_m"):
+    for backbone in args.backbones:
         networks = {scheme: network_of(backbone, scheme, patches) for scheme in ("fp32", "pams:w8a8", "cadyq")}
         runs = {scheme: lambda n=network: n(lr) for scheme, network in networks.items()}
         if backbone == "edsr":

@@ -93,8 +93,8 @@ def run_tiles(
     costs = torch.zeros(4, dtype=torch.float64)
     parts, answers = split(lr, tiles), _hr_tiles(network, hr, tiles)
     for indices in batches(tiles):
-        answer = torch.stack([answers[i] for i in indices]).float().to(device) if answers else None
-        batch = torch.stack([parts[i] for i in indices]).float().to(device, memory_format=torch.channels_last)
+        answer = _batch([answers[i] for i in indices], device) if answers else None
+        batch = _batch([parts[i] for i in indices], device).contiguous(memory_format=torch.channels_last)
         sr, trace = trace_forward(network, batch, answer)
         for i, image in zip(indices, sr.clamp(0, 255).round().to("cpu", torch.uint8), strict=True):
             place(out, image, tiles[i], network.scale)
@@ -105,6 +105,14 @@ def run_tiles(
     seconds = time.perf_counter() - started
     quantized, fp32, selector, macs = costs.tolist()
     return TiledForward(out, tile_fab, quantized, fp32, selector, macs, seconds, network, tiles)
+
+
+def _batch(images: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Images of one size as float32 (B, 3, h, w) on the device. They travel as bytes, to a GPU from pinned memory."""
+    batch = torch.stack(list(images))
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True).float()
 
 
 def _costs(trace: Trace) -> Tensor:

@@ -1,0 +1,124 @@
+"""Device neutrality. What needs a GPU runs only where one is; that no tensor stays behind on the CPU shows anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import cadyq
+from analysis import records, run_all
+from analysis.verify import TOLERANCE
+from cadyq.data.datasets import photographs
+from cadyq.data.images import write_png
+from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.trace import Trace
+from cadyq.testing.subject import backbones_to_check, small_sizes
+from cadyq.train import build_parser, train
+from cadyq.training.distributed import choose_device, join
+from cadyq.training.start import quantized_from
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+# A meta tensor has a shape and a device, but no values: what meets it has to lie on its device, and what reads a value
+# fails. These schemes read none; those left out read a flag or a step as a number.
+READ_NO_VALUE = ("fp32", "dorefa", "pams", "dynamic_range", "cadyq", "cabm", "random", "static", "gradient")
+
+
+def network_of(backbone: str, scheme: str, patches: Tensor) -> SRNetwork:
+    torch.manual_seed(0)
+    parent = cadyq.create_model(backbone, **small_sizes(backbone))
+    return quantized_from(parent, parent, scheme, patches)
+
+
+@pytest.fixture(scope="module")
+def patches() -> Tensor:
+    """LR patches of photographs, float32 (4, 3, 24, 24)."""
+    return torch.stack([pair.lr[:, 20:44, 30:54] for pair in list(photographs(4))[:4]]).float()
+
+
+@pytest.mark.parametrize("backbone", backbones_to_check())
+@pytest.mark.parametrize("scheme", READ_NO_VALUE)
+def test_a_forward_makes_no_tensor_on_another_device(backbone: str, scheme: str, patches: Tensor) -> None:
+    network = network_of(backbone, scheme, patches).eval().to("meta")
+    lr = patches.to("meta")
+    trace = Trace(network, lr)
+    with torch.no_grad():
+        assert network(lr, trace).device == lr.device
+    assert trace.fab().device == lr.device
+
+
+@pytest.mark.parametrize("backbone", backbones_to_check())
+@pytest.mark.parametrize("scheme", ["pams", "cadyq"])
+def test_a_training_step_makes_no_tensor_on_another_device(backbone: str, scheme: str, patches: Tensor) -> None:
+    network = network_of(backbone, scheme, patches).train().to("meta")
+    sr, trace = trace_forward(network, patches.to("meta"))
+    (sr.mean() + trace.bit_penalty().mean()).backward()
+    assert all(p.grad is None or p.grad.device == sr.device for p in network.parameters())
+
+
+@needs_gpu
+@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+@torch.no_grad()
+def test_a_gpu_computes_what_the_cpu_does(scheme: str, patches: Tensor) -> None:
+    if scheme == "oracle":
+        pytest.skip("reads HR: its choice is a search among near ties")
+    network = network_of("edsr", scheme, patches).eval()
+    sr, trace = trace_forward(network, patches)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        moved, other = trace_forward(network.to("cuda"), patches.to("cuda"))
+    # values on a rounding tie may fall to either level, and carry on through the layers
+    close = (sr - moved.cpu()).abs() < 0.05
+    assert close.float().mean() > 0.99
+    assert (trace.fab() - other.fab().cpu()).abs().max() < 0.5
+    assert trace.bitops().shape == other.bitops().shape
+
+
+@pytest.fixture(scope="module")
+def photo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("photographs")
+    for k, pair in enumerate(list(photographs(4))[:4]):
+        write_png(root / f"{k}.png", pair.hr[:, 40:240, 20:216])
+    return root
+
+
+def measured(out: Path, device: str) -> pd.DataFrame:
+    words = ["--backbones", "carn_m", "--schemes", "fp32", "pams:w8a8", "cadyq", "--datasets", "skimage"]
+    assert run_all.main([*words, "--modes", "patch", "--device", device, "--out", str(out)]) == 0
+    return records.load(out).set_index(["scheme", "image"])
+
+
+@needs_gpu
+def test_run_all_on_a_gpu(tmp_path: Path) -> None:
+    cpu, gpu = measured(tmp_path / "cpu", "cpu"), measured(tmp_path / "gpu", "cuda")
+    for column, tolerance in TOLERANCE.items():
+        assert (cpu[column] - gpu[column]).abs().max() <= tolerance, column
+
+
+def losses(photo_root: Path, out: Path, device: str, *more: str) -> list[float]:
+    words = ["--recipe", "cadyq", "--backbone", "carn_m", "--init", "zoo:carn_m_x4_fp32", "--steps", "8"]
+    words += ["--set", "batch=4", "lr_patch=12", "validate_every=4", "--data-root", str(photo_root), *more]
+    words += ["--cache", str(out.parent / "cache"), "--out", str(out), "--device", device]
+    processes = join(choose_device(device))
+    train(build_parser().parse_args(words), processes)
+    return list(pd.read_csv(out / "history.csv")["loss"])
+
+
+@pytest.fixture
+def no_tf32() -> Iterator[None]:
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        yield
+
+
+@needs_gpu
+@pytest.mark.usefixtures("no_tf32")
+def test_training_on_a_gpu(photo_root: Path, tmp_path: Path) -> None:
+    cpu = losses(photo_root, tmp_path / "on_cpu", "cpu")
+    assert losses(photo_root, tmp_path / "on_gpu", "cuda") == pytest.approx(cpu, rel=0.02)
+    resident = losses(photo_root, tmp_path / "resident", "cuda", "--bank-on-device")
+    assert resident == pytest.approx(cpu, rel=0.02)
+    half = losses(photo_root, tmp_path / "half", "cuda", "--amp")
+    assert half == pytest.approx(cpu, rel=0.1)
