@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,6 +56,9 @@ def image(kind: str, height: int, width: int, seed: int) -> Tensor:
     """uint8 (3, H, W)."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    if kind == "mixed":  # so that a scheme that looks at content has something to choose by
+        contrast = torch.linspace(0, 1, width).view(1, 1, -1)
+        return (noise * contrast + 128 * (1 - contrast)).byte()
     if kind == "smooth":
         rows, columns = torch.arange(height).view(-1, 1) * 5, torch.arange(width) * 3
         return (torch.stack([rows + columns, rows - columns, columns + 0 * rows]) + seed).remainder(256).byte()
@@ -84,18 +87,16 @@ def run(net: SRNetwork, lr: Tensor, tiles: list[Tile]) -> TiledForward:
 
 SCALES = st.sampled_from([2, 3, 4])
 BITS = st.tuples(*[st.integers(MIN_BITS, MAX_BITS)] * 2)
-KINDS = st.sampled_from(["noise", "smooth", "black", "white", "sparse"])
+KINDS = st.sampled_from(["mixed", "noise", "smooth", "black", "white", "sparse"])
 
 
-@st.composite
-def tilings(draw: st.DrawFn, scheme: str) -> tuple[Tensor, list[Tile]]:
-    """An image of any size and tiles over it, not so many that one example takes a minute."""
-    largest = 16 if scheme == SEARCHED else 300
-    height, width = draw(st.integers(1, largest)), draw(st.integers(1, largest))
-    least = max(4, int((height * width / 60) ** 0.5))
-    size = draw(st.integers(least, max(largest, least)))
-    step = draw(st.integers(max(1, least // 2, size // 2), size))
-    return image(draw(KINDS), height, width, draw(st.integers(0, 99))), tile_grid(height, width, size, step)
+SIDES = st.integers(1, 300)
+
+
+def tiling(height: int, width: int, size: int, step: int) -> list[Tile]:
+    """Tiles near that size and step, but not so many that one example takes a minute."""
+    size = max(4, size, int((height * width / 60) ** 0.5))
+    return tile_grid(height, width, size, min(size, max(step, (size + 1) // 2)))
 
 
 def bounds(net: SRNetwork, bits: tuple[int, ...]) -> tuple[int, int]:
@@ -114,13 +115,29 @@ def test_any_tiles_of_any_image(scheme: str) -> None:
     """Finite, FAB between the candidates, the same bytes twice, and the same whatever runs as one batch."""
 
     @examples(3)
-    @given(st.data(), SCALES, BITS)
-    def check(data: st.DataObject, scale: int, bits: tuple[int, int]) -> None:
-        net = network(scheme, scale, bits)
-        lr, tiles = data.draw(tilings(scheme))
-        with batch_pixels(data.draw(st.sampled_from([1, 5_000, 100_000]))):
+    @given(SCALES, BITS, SIDES, SIDES, SIDES, SIDES, st.integers(2, 100_000), KINDS, st.integers(0, 99))
+    @example(4, (8, 8), 60, 120, 20, 18, 5_000, "mixed", 3)  # tiles of one batch that get different bits
+    def check(
+        scale: int,
+        bits: tuple[int, int],
+        height: int,
+        width: int,
+        size: int,
+        step: int,
+        batch: int,
+        kind: str,
+        seed: int,
+    ) -> None:
+        if scheme == SEARCHED:
+            height, width = min(height, 16), min(width, 16)
+        net, lr, tiles = (
+            network(scheme, scale, bits),
+            image(kind, height, width, seed),
+            tiling(height, width, size, step),
+        )
+        with batch_pixels(batch):
             first, second = run(net, lr, tiles), run(net, lr, tiles)
-        assert first.sr.shape == (3, lr.shape[1] * scale, lr.shape[2] * scale)
+        assert first.sr.shape == (3, height * scale, width * scale)
         assert torch.equal(first.sr, second.sr) and torch.equal(first.tile_fab, second.tile_fab)
         low, high = bounds(net, bits)
         assert bool((first.tile_fab >= low).all()) and bool((first.tile_fab <= high).all())
