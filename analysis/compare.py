@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ import pandas as pd
 from analysis.intervals import LEVEL, RESAMPLES, SEED, paired_drop
 from analysis.records import CELL_COLUMNS, load
 from analysis.tables import MISSING, markdown_table
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Parser, add_debug_option, exit_status
 from cadyq.files import write_text
 
 SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
@@ -92,7 +91,7 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.compare", description=__doc__)
+    parser = Parser(prog="python -m analysis.compare", description=__doc__)
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
     parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")

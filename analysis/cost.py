@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from cadyq.checkpoints.io import load_model
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.interface import FULL_PRECISION
 from cadyq.quantizers.trace import Trace
@@ -67,10 +66,10 @@ def layer_table(trace: Trace) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.cost", description=__doc__)
+    parser = Parser(prog="python -m analysis.cost", description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
-    parser.add_argument("--height", type=int, default=720, help="of the output")
-    parser.add_argument("--width", type=int, default=1280, help="of the output")
+    parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
+    parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")
     add_debug_option(parser)
     args = parser.parse_args(argv)
     return exit_status(lambda: print_layers(args.model, args.height, args.width), args.debug)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +12,12 @@ import pandas as pd
 from analysis.claims import claims, write_claims
 from analysis.plots import write_plots
 from analysis.published_values import write_published
-from analysis.records import load, read_manifest
+from analysis.records import load, read_manifest, require_records
 from analysis.report import write_report
 from analysis.tables import write_tables
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Parser, add_debug_option, exit_status
+from cadyq.files import remove_leftovers
+from cadyq.locks import alone_in
 
 
 def build(run_dir: Path | str) -> list[Path]:
@@ -26,10 +27,13 @@ def build(run_dir: Path | str) -> list[Path]:
         UserError: no records, or a damaged record, manifest or exhibit.
     """
     run_dir = Path(run_dir)
-    df, manifest = load(run_dir), read_manifest(run_dir)
-    answers = claims(df)  # seconds of bootstrap, and shown twice
-    shown = write_all_tables(df, answers, manifest, run_dir) + write_plots(df, run_dir)
-    return [*shown, write_report(df, answers, manifest, run_dir)]
+    require_records(run_dir)
+    with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
+        remove_leftovers(run_dir / "tables", run_dir / "plots")
+        df, manifest = load(run_dir), read_manifest(run_dir)
+        answers = claims(df)  # seconds of bootstrap, and shown twice
+        shown = write_all_tables(df, answers, manifest, run_dir) + write_plots(df, run_dir)
+        return [*shown, write_report(df, answers, manifest, run_dir)]
 
 
 def write_all_tables(df: pd.DataFrame, answers: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
@@ -39,7 +43,7 @@ def write_all_tables(df: pd.DataFrame, answers: pd.DataFrame, manifest: Mapping[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.make_report", description=__doc__)
+    parser = Parser(prog="python -m analysis.make_report", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
     add_debug_option(parser)
     args = parser.parse_args(argv)

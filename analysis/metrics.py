@@ -57,6 +57,11 @@ PROTOCOLS = MappingProxyType(
 )
 
 
+def smallest_side(scale: int, protocol: str = "matlab") -> int:
+    """The side in HR pixels that an image needs for its SSIM, the more demanding of the two."""
+    return 2 * _rules(protocol).border(scale) + _WINDOW
+
+
 def psnr(sr: Tensor, hr: Tensor, scale: int, protocol: str = "matlab") -> Tensor:
     """Return the PSNR of each image in dB, float64 (B,); infinite for identical images.
 

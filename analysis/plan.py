@@ -94,7 +94,7 @@ def make_plan(
     if scale not in (2, 3, 4):
         raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
     sets = tuple(dict.fromkeys(datasets or chosen["datasets"]))
-    wrong = next((name for name in sets if not re.fullmatch(r"[\w.-]+", name)), None)
+    wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
     if wrong is not None:
         raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
     return Plan(tuple(names), tuple(dict.fromkeys(specs)), sets, scale, tuple(modes or chosen.get("modes") or MODES))

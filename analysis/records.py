@@ -124,6 +124,14 @@ def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
     return metadata.get("inputs_hash")
 
 
+def require_records(run_dir: Path) -> list[Path]:
+    """The files of all cells of a run, sorted. Raises UserError where there are none."""
+    paths = sorted((run_dir / "records").glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{run_dir}: holds no records/*.parquet; measure first: python -m analysis.run_all")
+    return paths
+
+
 def load(run_dir: Path | str) -> pd.DataFrame:
     """All rows of a run, one an image and cell; columns as in ``SCHEMA``.
 
@@ -133,9 +141,7 @@ def load(run_dir: Path | str) -> pd.DataFrame:
         UserError: no records, a damaged record, or one of another schema version.
     """
     run_dir = Path(run_dir)
-    paths = sorted((run_dir / "records").glob("*.parquet"))
-    if not paths:
-        raise UserError(f"{run_dir}: holds no records/*.parquet; measure first: python -m analysis.run_all")
+    paths = require_records(run_dir)
     rank = {key: position for position, key in reversed(list(enumerate(_manifest_keys(run_dir))))}
     paths.sort(key=lambda path: (rank.get(path.stem, len(rank)), path.name))
     return pd.concat([parquet.load(path, SCHEMA_VERSION) for path in paths], ignore_index=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,35 +18,36 @@ from tqdm import tqdm
 
 from analysis import executors, make_report, records
 from analysis.executors import Work
-from analysis.exhibits import write_exhibit
-from analysis.jobs import EXHIBITS, Job, measure_job
+from analysis.jobs import Job, measure_job
 from analysis.measure import MEASUREMENT_VERSION, MODES
-from analysis.networks import load
+from analysis.metrics import smallest_side
 from analysis.plan import Plan, make_plan, presets
 from analysis.provenance import provenance
 from analysis.tables import REFERENCE, summary, to_text
-from cadyq.cli import add_debug_option, check_writable, exit_status, pick_device
+from cadyq.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status, pick_device
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
-from cadyq.data.tiles import whole_image
 from cadyq.errors import UserError
+from cadyq.files import remove_leftovers
+from cadyq.locks import alone_in
 from cadyq.plugins import add_plugin_option, load_plugins
-from cadyq.tiled import run_tiles
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis.run_all", description=__doc__)
+    parser = Parser(prog="python -m analysis.run_all", description=__doc__)
     parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
     parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
     parser.add_argument("--datasets", nargs="+")
     parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
-    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
     parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes side by side; by default one a core")
+    parser.add_argument(
+        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
+    )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
     add_plugin_option(parser)
@@ -62,10 +64,10 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
     statuses: list[dict[str, Any]] = []
     sources = plan.sources()
     weights = {source: source.sha256() for source in sources if not source.reason}
+    shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
     for name in plan.datasets:
-        pairs = [(pair.sha256, pair.hr.shape[-2:].numel()) for pair in loaded[name]] if name in loaded else []
-        images = [sha256 for sha256, _ in pairs]
+        images, pixels = look_through(loaded[name]) if name in loaded else ([], 0)
         for source in sources:
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
@@ -77,8 +79,29 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
             for cell in cells:
                 statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
             if todo:
-                jobs.append(Job(source, loaded[name], todo, key, sum(pixels for _, pixels in pairs)))
+                reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
+                jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
+
+
+def look_through(dataset: Dataset) -> tuple[list[str], int]:
+    """The hash of every image of a dataset, and their HR pixels in all.
+
+    Raises:
+        UserError: an image cannot be read or is too small to be measured, or two have one name.
+    """
+    twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
+    if twice:
+        raise UserError(f"dataset '{dataset.name}': two images are named {twice[0]!r}; rename one")
+    need, hashes, pixels = smallest_side(dataset.scale), [], 0
+    for pair in dataset:
+        height, width = pair.hr.shape[-2:]
+        if min(height, width) < need:
+            size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
+            raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
+        hashes.append(pair.sha256)
+        pixels += height * width
+    return hashes, pixels
 
 
 def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:
@@ -133,24 +156,6 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
     progress.bar.close()
 
 
-def show_bits(jobs: Sequence[Job], plan: Plan, out: Path, device: torch.device) -> None:
-    """Write exhibits of the networks whose FAB differs between the images just measured."""
-    df = records.load(out)
-    for job in jobs:
-        same = (df["backbone"] == job.source.backbone) & (df["scheme"] == job.source.scheme)
-        if df.loc[same & (df["dataset"] == job.dataset.name), "fab"].nunique() < 2:
-            continue
-        references = [s for s in plan.sources() if s.backbone == job.source.backbone and s.scheme == REFERENCE]
-        if not references:
-            continue
-        network, reference = load(job.source).to(device), load(references[0]).to(device)
-        for index in range(min(EXHIBITS, len(job.dataset))):
-            pair = job.dataset[index]
-            whole = whole_image(*pair.lr.shape[-2:])
-            sr, sr_reference = (run_tiles(net, pair.lr, whole, device, pair.hr).sr for net in (network, reference))
-            write_exhibit(out / "exhibits", network, sr_reference, sr, pair, job.source.scheme, device)
-
-
 def manifest(
     plan: Plan, preset: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
 ) -> dict[str, Any]:
@@ -190,21 +195,25 @@ def earlier_cells(out: Path, statuses: list[dict[str, Any]]) -> list[dict[str, A
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Measure what is missing, write everything that is shown; return the report's path."""
+    """Measure what is missing, write everything that is shown; return the report's path.
+
+    Waits while another command measures into the same folder, and then finds measured what that one did.
+    """
     plugins = load_plugins(args.plugin)
     plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
     device = pick_device(args.device)
     executors.check_options(args.jobs, args.executor, args.scheduler)
     out = args.out or Path("results") / args.preset
     check_writable(out)
-    jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
-    if all(cell["status"] == "skipped" for cell in statuses):
-        raise UserError(f"nothing to measure: {statuses[0]['reason']}")
     preset = make_plan(args.preset, args.scale, plugins=plugins)
-    records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
-    measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
-    show_bits(jobs, plan, out, device)
-    report = make_report.build(out)[-1]
+    with alone_in(out):
+        remove_leftovers(out / "records", out / "exhibits")
+        jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
+        if all(cell["status"] == "skipped" for cell in statuses):
+            raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+        records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
+        measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
+        report = make_report.build(out)[-1]
     print(to_text(summary(records.load(out)), records.read_manifest(out)))
     measured = sum(cell["status"] == "measured" for cell in statuses)
     print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")

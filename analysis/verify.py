@@ -19,7 +19,7 @@ import torch
 from analysis import make_report, networks, records
 from analysis.claims import claims
 from analysis.measure import measure_image
-from cadyq.cli import add_debug_option, exit_status, pick_device
+from cadyq.cli import MOST_SEED, Numbers, Parser, add_debug_option, exit_status, pick_device
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.errors import UserError
@@ -156,11 +156,11 @@ def verify(run_dir: Path, data_root: Path | None, size: int, seed: int, device: 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis.verify", description=__doc__)
+    parser = Parser(prog="python -m analysis.verify", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, such as results/paper")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
-    parser.add_argument("--sample", type=int, default=5, help="how many images are measured again")
-    parser.add_argument("--seed", type=int, default=0, help="of their choice")
+    parser.add_argument("--sample", type=Numbers(0), default=5, help="how many images are measured again")
+    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of their choice")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     add_debug_option(parser)
     return parser
@@ -172,8 +172,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings: list[Finding] = []
 
     def act() -> None:
-        if args.sample < 0:
-            raise UserError(f"--sample {args.sample} is out of range: give 0 or more")
         for finding in verify(args.run_dir, args.data_root, args.sample, args.seed, pick_device(args.device)):
             print(finding, flush=True)
             findings.append(finding)

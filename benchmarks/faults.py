@@ -1,8 +1,9 @@
 """What survives SIGKILL: `python benchmarks/faults.py [--kills 20] [--seed 0]`.
 
-run_all, train and upscale, each killed at random moments of its life until it was killed that often, then run to its
-end. Counted is what was finished before a kill and gone after it (must be 0), what was done twice (must be 0), and
-whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside).
+run_all, train and upscale, each killed at random moments of its life until it was killed that often, and run to its
+end in between. Counted is what was finished before a kill and gone after it (must be 0), what was done twice (must be
+0), and whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside). Where the
+kills fell is shown by the folder of the file that each command wrote last before it.
 """
 
 from __future__ import annotations
@@ -15,17 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 from PIL import Image
 from skimage import data
 from timing import table
 
 SCHEMES = ["fp32", "minmax:w8a8", "minmax:w4a4", "mse:w6a6", "pams:w8a8", "pams:w8a5", "cadyq", "dynamic_range:w8a5"]
+
+
+KILLS_A_FOLDER = 4  # then the command may end: else kills would gather in what it does last
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,16 @@ def times(out: Path) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()) for path in sorted(out.glob("records/*.parquet"))}
 
 
+def without_times(path: Path) -> bytes:
+    if path.suffix != ".csv":
+        return path.read_bytes()
+    return pd.read_csv(path).drop(columns="seconds", errors="ignore").to_csv().encode()
+
+
 def shown(out: Path) -> dict[str, str]:
-    texts = sorted(out.glob("tables/*.md")) + sorted(out.glob("tables/*.tex"))
-    return records(out) | {path.name: sha256(path.read_bytes()) for path in texts}
+    """Records, tables, plots and exhibits; manifest and report say when they were made."""
+    files = [path for part in ("tables", "plots", "exhibits") for path in sorted((out / part).rglob("*.*"))]
+    return records(out) | {str(path.relative_to(out)): sha256(without_times(path)) for path in files}
 
 
 def trained(out: Path) -> dict[str, str]:
@@ -122,26 +135,41 @@ def run(command: list[str], seconds: float | None) -> tuple[bool, float]:
     return False, time.monotonic() - started
 
 
+def stamps(out: Path) -> dict[Path, int]:
+    """When each file was written; a lock and what was half written do not count."""
+    files = (path for path in out.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def last_written(out: Path, before: dict[Path, int]) -> str:
+    """The folder of the newest file, or its name where it lies in none; "nothing" where all are as before."""
+    new = {path: stamp for path, stamp in stamps(out).items() if before.get(path) != stamp}
+    return max(new, key=lambda path: new[path]).relative_to(out).parts[0] if new else "nothing"
+
+
 def kill_often(subject: Subject, root: Path, kills: int, moments: random.Random) -> list[str]:
     reference, out = root / f"{subject.name}_whole", root / f"{subject.name}_killed"
     _, whole = run(subject.command(reference), None)
     expected = subject.result(reference)
-    killed = lost = changed = starts = rounds = 0
+    killed = lost = changed = rounds = 0
     equal = True
+    fell: Counter[str] = Counter()
     while killed < kills:
-        finished = subject.units(out)
+        finished, before = subject.units(out), stamps(out)
         was_killed, _ = run(subject.command(out), moments.uniform(0.1, 1.05) * whole)
-        starts += 1
+        fell[last_written(out, before)] += was_killed
         now = subject.units(out)
         lost += sum(name not in now for name in finished)
         changed += sum(name in now and now[name] != content for name, content in finished.items())
         killed += was_killed
-        if not was_killed or killed == kills:
+        if not was_killed or killed % KILLS_A_FOLDER == 0 or killed == kills:
             run(subject.command(out), None)
             equal = equal and subject.result(out) == expected
             rounds += 1
             out = out.with_name(f"{subject.name}_killed{rounds}")
-    return [subject.name, str(killed), str(rounds), str(lost), str(changed), "yes" if equal else "NO", f"{whole:.0f}"]
+    where = ", ".join(f"{name} {count}" for name, count in fell.most_common() if count)
+    counts = [str(number) for number in (killed, rounds, lost, changed)]
+    return [subject.name, *counts, "yes" if equal else "NO", where, f"{whole:.0f}"]
 
 
 def main() -> None:
@@ -160,6 +188,7 @@ def main() -> None:
             "finished work lost",
             "done twice",
             "same bytes",
+            "written last before a kill",
             "s uninterrupted",
         ]
         print(f"seed {args.seed}\n\n{table(heads, [])}")

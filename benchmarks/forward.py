@@ -1,6 +1,7 @@
 """What quantization costs in simulation: a forward of a quantized network against FP32, and FP32 against plain torch.
 
-`python benchmarks/forward.py [--backbones edsr ...] [--threads N]`: one 96x96 LR patch, eval mode; beside it what the published code takes.
+`python benchmarks/forward.py [--backbones edsr ...] [--threads N]`: one 96x96 LR patch, eval mode;
+beside it what the published code takes.
 """
 
 from __future__ import annotations

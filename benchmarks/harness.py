@@ -85,11 +85,11 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     measure.psnr, measure.ssim = metrics = Timed(measure.psnr), Timed(measure.ssim)
     run_all.measure = MEASURING
-    jobs.write_view = pictures = Timed(jobs.write_view)
+    jobs.write_view, jobs.show_bits = pictures = Timed(jobs.write_view), Timed(jobs.show_bits)
     bare = bare_forwards()
     whole, measuring = command(SCHEMES, 1)
     quality = sum(function.seconds for function in metrics)
-    images = measuring - pictures.seconds
+    images = measuring - sum(function.seconds for function in pictures)
     several = ("fp32", "cadyq", "pams:w8a8", "pams:w8a5", "minmax:w8a8", "dorefa:w4a4")
     one, two = command(several, 1), command(several, 2)
     print(f"{machine()}; a network on one thread\n")

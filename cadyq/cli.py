@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
+import re
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -26,6 +29,43 @@ UNWRITABLE = {
     errno.EACCES: "choose a folder that may be written",
     errno.EFBIG: "raise the limit of file sizes",
 }
+
+
+MOST_SEED = 2**31 - 1  # what every generator of random numbers takes
+MOST_THREADS = 1024
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line as `exit_status` says what is wrong with a file: on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        words = re.sub("^argument ([^:]+):", r"\1", message)
+        self.exit(2, f"error: {words}; see {self.prog} --help\n")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The `type` of an option that takes whole (or real) numbers in a range, ends included."""
+
+    least: float
+    most: float = math.inf
+    whole: bool = True
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and self.least <= value <= self.most):
+            kind = "a whole number" if self.whole else "a number"
+            span = f"from {self.least} to {self.most}" if math.isfinite(self.most) else f"of {self.least} or more"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give {kind} {span}")
+        return value
+
+
+def add_threads_option(parser: argparse._ActionsContainer) -> None:
+    """The option `--threads`; None where it is not given."""
+    parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads")
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
@@ -128,6 +168,6 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another command may have taken it away
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from cadyq.checkpoints.io import load_model, resolve, save_model
-from cadyq.cli import add_debug_option, exit_status, parse_options
+from cadyq.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, exit_status, parse_options
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import with_scheme
 from cadyq.files import write_text
+from cadyq.locks import alone_in
 from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
-from cadyq.quantizers.interface import PackedWeight, Scheme
+from cadyq.quantizers.interface import FULL_PRECISION, MIN_BITS, PackedWeight, Scheme
 from cadyq.training.photographs import find_photographs, load_bank
 
 BATCH = 16
@@ -79,18 +80,22 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cadyq.derive", description=__doc__)
+    parser = Parser(prog="python -m cadyq.derive", description=__doc__)
     parser.add_argument("scheme", help="a scheme that says it is derived, such as static")
     parser.add_argument("--parent", required=True, help="trained network: zoo:NAME or a .safetensors file")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
-    parser.add_argument("--mean-bits", type=float, help="FAB to aim for; the parent's own by default")
+    parser.add_argument(
+        "--mean-bits",
+        type=Numbers(MIN_BITS, FULL_PRECISION, whole=False),
+        help="FAB to aim for; the parent's own by default",
+    )
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the scheme")
-    parser.add_argument("--patches", type=int, default=96, help="number of training patches")
-    parser.add_argument("--lr-patch", type=int, default=64, help="their side in LR pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of patches")
+    parser.add_argument("--patches", type=Numbers(1, 1_000_000), default=96, help="number of training patches")
+    parser.add_argument("--lr-patch", type=Numbers(1), default=64, help="their side in LR pixels")
+    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_threads_option(parser)
     add_debug_option(parser)
     return parser
 
@@ -105,7 +110,6 @@ def run(args: argparse.Namespace) -> Path:
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
     network = derive(parent, args.scheme, batch.lr, batch.hr, args.mean_bits, **parse_options(args.option))
     path: Path = args.out / "model.safetensors"
-    save_model(network, path)
     parent_path = resolve(args.parent)
     facts = {
         "backbone": parent.name,
@@ -119,7 +123,9 @@ def run(args: argparse.Namespace) -> Path:
         "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
-    write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
+    with alone_in(args.out):  # the two files belong together
+        save_model(network, path)
+        write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
     return path
 
 

@@ -33,6 +33,13 @@ def replacing(path: Path) -> Iterator[Path]:
     _sync_names(path.parent)
 
 
+def remove_leftovers(*folders: Path) -> None:
+    """Take away what a killed process had not finished, below folders that no other process writes to now."""
+    for folder in folders:
+        for path in folder.rglob(".*.part"):
+            path.unlink(missing_ok=True)
+
+
 def _sync_names(folder: Path) -> None:
     """Have the names in a folder on the disk, where the system can."""
     with contextlib.suppress(OSError):

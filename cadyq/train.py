@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import MOST_SEED, MOST_THREADS, Numbers, Parser, add_debug_option, add_threads_option, exit_status
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.quantizers.interface import FULL_PRECISION
 from cadyq.quantizers.points import QuantConv2d
 from cadyq.training.distributed import Processes, choose_device, join, leave
 from cadyq.training.patches import PatchBank
@@ -38,21 +39,21 @@ DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cadyq.train", description=__doc__)
+    parser = Parser(prog="python -m cadyq.train", description=__doc__)
     what = parser.add_argument_group("what is trained")
     what.add_argument("--recipe", required=True, help="fp32, finetune, cadyq, cpu, paper, or a .toml file")
     what.add_argument("--backbone", required=True)
     what.add_argument("--scheme", help="as in pams:w4a4; the recipe's by default")
-    what.add_argument("--scale", type=int, default=4)
+    what.add_argument("--scale", type=Numbers(2, 4), default=4)
     what.add_argument("--init", help="trained parent: zoo:NAME or a .safetensors file")
     what.add_argument("--from-scratch", action="store_true", help="start from random weights")
     what.add_argument("--size", nargs="+", default=[], metavar="NAME=N", help="with --from-scratch: n_feats=32 ...")
     what.add_argument("--teacher", help="zoo:NAME or a .safetensors file; who else it is says the recipe")
-    what.add_argument("--steps", type=int)
-    what.add_argument("--batch", type=int, help="patches a step, over all processes")
-    what.add_argument("--target-fab", type=float)
+    what.add_argument("--steps", type=Numbers(1))
+    what.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step, over all processes")
+    what.add_argument("--target-fab", type=Numbers(0, FULL_PRECISION, whole=False))
     what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other values for keys of the recipe")
-    what.add_argument("--seed", type=int, default=0)
+    what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0)
     data = parser.add_argument_group("photographs")
     data.add_argument("--data-root", type=Path, help="folder of training photographs")
     data.add_argument("--bank", type=Path, help="one file of photographs (python -m cadyq.training.photographs)")
@@ -60,11 +61,11 @@ def build_parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how it runs")
     how.add_argument("--out", type=Path, required=True)
     how.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    how.add_argument("--threads", type=int, help="CPU threads")
-    how.add_argument("--workers", type=int, default=1, help="threads that crop the next batches")
+    add_threads_option(how)
+    how.add_argument("--workers", type=Numbers(0, MOST_THREADS), default=1, help="threads that crop the next batches")
     how.add_argument("--amp", action="store_true", help="convolutions in half precision (CUDA)")
     how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
-    how.add_argument("--checkpoint-seconds", type=float, default=CHECKPOINT_SECONDS)
+    how.add_argument("--checkpoint-seconds", type=Numbers(0, whole=False), default=CHECKPOINT_SECONDS)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -157,8 +158,10 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     if args.bank_on_device:
         training = on_device(training, device)
     settings = Settings(args.workers, args.amp, args.checkpoint_seconds)
-    trainer = Trainer(network, recipe, training, held_out, args.out, provenance, args.seed, guide, processes, settings)
-    return trainer.run()
+    with processes.alone_in(args.out):
+        return Trainer(
+            network, recipe, training, held_out, args.out, provenance, args.seed, guide, processes, settings
+        ).run()
 
 
 def main() -> int:

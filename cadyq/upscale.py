@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from cadyq.bit_map import write_bit_map
 from cadyq.checkpoints.io import load_model
-from cadyq.cli import add_debug_option, check_writable, exit_status, pick_device
+from cadyq.cli import Numbers, Parser, add_debug_option, add_threads_option, check_writable, exit_status, pick_device
 from cadyq.data.images import IMAGE_SUFFIXES, images_among, read_rgb, write_png
 from cadyq.data.tiles import Tile, tile_grid, whole_image
 from cadyq.errors import UserError
@@ -27,18 +27,18 @@ from cadyq.tiled import EIGHT, TiledForward, run_tiles
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cadyq.upscale", description=__doc__)
+    parser = Parser(prog="python -m cadyq.upscale", description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
     parser.add_argument("--model", required=True, help="zoo:NAME, as in zoo:edsr_x4_cadyq, or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="folder for <name>_x4.png and <name>_x4.json")
     parser.add_argument("--bit-map", action="store_true", help="also <name>_x4_bits.png: mean bits of each tile")
     parser.add_argument("--overwrite", action="store_true", help="replace results that are there; never an input")
     parser.add_argument("--resume", action="store_true", help="leave out what an earlier, stopped command has finished")
-    parser.add_argument("--patch", type=int, default=96, help="side of a tile, LR pixels")
-    parser.add_argument("--step", type=int, help="from one tile to the next, LR pixels; default PATCH - 6")
+    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile, LR pixels")
+    parser.add_argument("--step", type=Numbers(1), help="from one tile to the next, LR pixels; default PATCH - 6")
     parser.add_argument("--whole", action="store_true", help="the image as one tile: much memory, bits once an image")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    add_threads_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -236,9 +236,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tiling(args: argparse.Namespace) -> Tiling:
-    """Raises UserError for tiles that do not cover an image, and for a number of threads that is none."""
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads {args.threads} is out of range; use 1 or more")
+    """Raises UserError for tiles that do not cover an image."""
     step = args.step if args.step is not None else max(1, args.patch - 6)
     tile_grid(1, 1, args.patch, step)  # refuses what is out of range before any work
     return Tiling(args.patch, step, args.whole)

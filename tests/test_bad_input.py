@@ -20,14 +20,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from skimage import data
 
+import cadyq
 import cadyq.derive
 import cadyq.export
+import cadyq.testing.__main__
 import cadyq.train
 import cadyq.upscale
 import cadyq.zoo.ship
 from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
 from cadyq.checkpoints.io import ZOO
+from cadyq.training import photographs
 
 Words = list[str]
 Case = Callable[[Path], tuple[Callable[..., int], Words]]
@@ -106,6 +109,33 @@ def text_with_an_image_s_name(tmp: Path) -> tuple[Callable[..., int], Words]:
 @case("a.png", "1x1", "too small for scale 4")
 def one_pixel(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(hr(tmp), side=1)
+    return measure(tmp)
+
+
+@case("a.png", "3x7", "too small for scale 4")
+def a_few_pixels(tmp: Path) -> tuple[Callable[..., int], Words]:
+    hr(tmp).parent.mkdir(parents=True)
+    Image.fromarray(np.ascontiguousarray(data.astronaut()[:3, :7])).save(hr(tmp))
+    return measure(tmp)
+
+
+@case("a.png", "16x16", "too small", "need 19x19")
+def too_small_for_ssim(tmp: Path) -> tuple[Callable[..., int], Words]:
+    photograph(hr(tmp, "b.png"))
+    photograph(hr(tmp), side=17)
+    return measure(tmp)
+
+
+@case("Mine", "two images are named 'a'", "rename")
+def two_images_of_one_name(tmp: Path) -> tuple[Callable[..., int], Words]:
+    photograph(hr(tmp))
+    photograph(hr(tmp, "a.PNG"), side=64)
+    return measure(tmp)
+
+
+@case("Größe 1, Übersicht.png", "cannot be read", "whole")
+def damaged_file_with_spaces_and_umlauts(tmp: Path) -> tuple[Callable[..., int], Words]:
+    truncated(photograph(hr(tmp, "Größe 1, Übersicht.png")))
     return measure(tmp)
 
 
@@ -244,6 +274,13 @@ def pickle_with_code(tmp: Path) -> tuple[Callable[..., int], Words]:
     return spoilt(tmp, lambda path: path.write_bytes(pickle.dumps(Code())))
 
 
+@case("x2.safetensors", "x2", "4")
+def parent_of_another_scale(tmp: Path) -> tuple[Callable[..., int], Words]:
+    cadyq.save_model(cadyq.create_model("edsr", scale=2, n_feats=8, n_resblocks=1), tmp / "x2.safetensors")
+    main, words = train(tmp, "--recipe", "fp32", "--init", str(tmp / "x2.safetensors"))
+    return main, [word for word in words if word != "--from-scratch"]
+
+
 @case("edsr_x4_pams_w8a9", "edsr_x4_pams_w8a8")
 def unknown_zoo_name(tmp: Path) -> tuple[Callable[..., int], Words]:
     return cost.main, ["--model", "zoo:edsr_x4_pams_w8a9"]
@@ -269,7 +306,7 @@ def parquet_cut_in_half(tmp: Path) -> tuple[Callable[..., int], Words]:
     return make_report.main, [str(run)]
 
 
-@case(".parquet", "schema version 0")
+@case(".parquet", "schema version 0", "reads 1", "measure again")
 def records_of_an_older_version(tmp: Path) -> tuple[Callable[..., int], Words]:
     run = finished_run(tmp)
     path = next(run.glob("records/*.parquet"))
@@ -302,7 +339,7 @@ def manifest_with_half_a_cell(tmp: Path) -> tuple[Callable[..., int], Words]:
 # options
 
 
-@case("--scale 7", "2, 3 or 4")
+@case("--scale 7", "2 to 4")
 def scale_out_of_range(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(hr(tmp))
     return measure(tmp, "--scale", "7")
@@ -360,7 +397,7 @@ def plugin_with_a_mistake(tmp: Path) -> tuple[Callable[..., int], Words]:
     return measure(tmp, "--plugin", str(tmp / "broken.py"))
 
 
-@case("patch -3", "positive")
+@case("--patch -3", "1 or more")
 def negative_tile(tmp: Path) -> tuple[Callable[..., int], Words]:
     return enlarge(photograph(tmp / "a.png"), "--out", tmp / "out", "--patch", "-3")
 
@@ -400,6 +437,87 @@ def recipe_that_is_no_toml(tmp: Path) -> tuple[Callable[..., int], Words]:
 @case("stepz")
 def unknown_key_of_a_recipe(tmp: Path) -> tuple[Callable[..., int], Words]:
     return train(tmp, "--recipe", "fp32", "--set", "stepz=3")
+
+
+@case("n_feats=0", "1 or more")
+def size_out_of_range(tmp: Path) -> tuple[Callable[..., int], Words]:
+    main, words = train(tmp, "--recipe", "fp32")
+    return main, [word.replace("n_feats=8", "n_feats=0") for word in words]
+
+
+@case("n_feats", "wide")
+def size_that_is_no_number(tmp: Path) -> tuple[Callable[..., int], Words]:
+    main, words = train(tmp, "--recipe", "fp32")
+    return main, [word.replace("n_feats=8", "n_feats=wide") for word in words]
+
+
+@case("halve_at", "1.5")
+def share_out_of_range(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return train(tmp, "--recipe", "fp32", "--set", "halve_at=1.5")
+
+
+@case("rate_weights", "nan")
+def rate_that_is_no_number(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return train(tmp, "--recipe", "fp32", "--set", "rate_weights=nan")
+
+
+@case("average", "1.0")
+def average_that_never_moves(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return train(tmp, "--recipe", "fp32", "--set", "average=1.0")
+
+
+@case("none.safetensors", "no such file")
+def no_bank(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return cadyq.train.main, [
+        *("--recipe", "fp32", "--backbone", "edsr", "--from-scratch", "--out", str(tmp / "out")),
+        *("--bank", str(tmp / "none.safetensors")),
+    ]
+
+
+@case("none.safetensors", "no such file")
+def no_teacher(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return train(tmp, "--recipe", "finetune", "--scheme", "pams:w4a4", "--teacher", str(tmp / "none.safetensors"))
+
+
+@case("none of the 2 photographs can be used")
+def patches_larger_than_the_photographs(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return train(tmp, "--recipe", "fp32", "--set", "lr_patch=5000", "--steps", "1")
+
+
+@case("nowhere")
+def no_photographs_to_freeze_bits_by(tmp: Path) -> tuple[Callable[..., int], Words]:
+    words = ["--model", "zoo:edsr_x4_cadyq", "--out", str(tmp / "m.onnx"), "--photographs", str(tmp / "nowhere")]
+    return cadyq.export.main, words
+
+
+@case("nonsense", "static")
+def unknown_option_of_a_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
+    for number in range(4):
+        photograph(tmp / "photos" / f"{number}.png", side=320)
+    words = ["static", "--parent", "zoo:carn_m_x4_cadyq", "--data-root", str(tmp / "photos"), "--lr-patch", "24"]
+    words += ["--patches", "2", "--cache", str(tmp / "cache"), "--out", str(tmp / "out"), "--option", "nonsense=1"]
+    return cadyq.derive.main, words
+
+
+@case("nowhere")
+def no_photographs_for_calibration(tmp: Path) -> tuple[Callable[..., int], Words]:
+    words = ["calibration", "edsr", "--data-root", str(tmp / "nowhere"), "--cache", str(tmp / "cache")]
+    return cadyq.zoo.ship.main, words
+
+
+@case("nothing", "holds no records")
+def comparing_with_nothing(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return compare.main, [str(finished_run(tmp)), str(tmp / "nothing")]
+
+
+@case("nowhere")
+def no_photographs_to_pack(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return photographs.main, ["--data-root", str(tmp / "nowhere"), "--out", str(tmp / "bank.safetensors")]
+
+
+@case("none.py")
+def checking_no_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return cadyq.testing.__main__.main, [str(tmp / "none.py")]
 
 
 @case("nowhere")
@@ -457,9 +575,13 @@ def test_bad_input_ends_with_one_line(
 
 
 def run(main: Callable[..., int], words: Words, monkeypatch: pytest.MonkeyPatch) -> int:
-    """As from a shell: some commands read sys.argv themselves."""
+    """As from a shell: some commands read sys.argv themselves, and argparse ends the process."""
     monkeypatch.setattr(sys, "argv", ["program", *words])
-    return main()
+    try:
+        return main()
+    except SystemExit as ended:
+        assert isinstance(ended.code, int)
+        return ended.code
 
 
 def test_debug_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

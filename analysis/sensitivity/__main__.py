@@ -18,36 +18,45 @@ from analysis.provenance import provenance
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
-from cadyq.cli import add_debug_option, check_writable, exit_status
+from cadyq.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, check_writable, exit_status
 from cadyq.errors import UserError
+from cadyq.locks import alone_in
 from cadyq.models.network import BACKBONES, SCHEMES
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.quantizers.interface import MAX_BITS, MIN_BITS
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis.sensitivity", description=__doc__)
+    parser = Parser(prog="python -m analysis.sensitivity", description=__doc__)
     parser.add_argument("--backbone", required=True)
-    parser.add_argument("--scale", type=int, default=4)
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
     parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and training photographs")
     parser.add_argument("--dataset", required=True, help="benchmark set, skimage, or a folder (below --data-root)")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--bits", type=int, nargs="+", default=[3, 4, 5, 6])
-    parser.add_argument("--patches", type=int, default=200)
-    parser.add_argument("--side", type=int, default=24, help="of a patch, LR pixels")
+    parser.add_argument("--bits", type=Numbers(MIN_BITS, MAX_BITS), nargs="+", default=[3, 4, 5, 6])
+    parser.add_argument("--patches", type=Numbers(10), default=200)
+    parser.add_argument("--side", type=Numbers(8), default=24, help="of a patch, LR pixels")
     parser.add_argument("--points", choices=("counted", "all"), default="counted", help="which points are quantized")
-    parser.add_argument("--second", type=int, default=16, help="patches measured with all other points at 8 bits too")
-    parser.add_argument("--additivity-patches", type=int, default=16)
+    parser.add_argument(
+        "--second", type=Numbers(0), default=16, help="patches measured with all other points at 8 bits too"
+    )
+    parser.add_argument("--additivity-patches", type=Numbers(1), default=16)
     parser.add_argument("--selector", help="trained network with a selector: zoo:NAME or a .safetensors file")
     parser.add_argument("--controls", nargs="+", default=["random", "static", "gradient", "oracle"])
-    parser.add_argument("--capture-patches", type=int, default=16, help="patches that choices of bits compete on")
-    parser.add_argument("--capture-side", type=int, default=24, help="of those and of training patches, LR pixels")
+    parser.add_argument(
+        "--capture-patches", type=Numbers(2), default=16, help="patches that choices of bits compete on"
+    )
+    parser.add_argument(
+        "--capture-side", type=Numbers(8), default=24, help="of those and of training patches, LR pixels"
+    )
     parser.add_argument("--train", default="BSDS500/train", help="photographs that thresholds are set on")
-    parser.add_argument("--train-patches", type=int, default=64)
-    parser.add_argument("--searched", type=int, default=16, help="training patches that the oracle searches")
+    parser.add_argument("--train-patches", type=Numbers(8), default=64)
+    parser.add_argument("--searched", type=Numbers(2), default=16, help="training patches that the oracle searches")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of patches, subsets and shuffles")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches, subsets and shuffles"
+    )
+    add_threads_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -56,14 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for options that no part could work with."""
     BACKBONES.get(args.backbone)
-    for bits in args.bits:
-        if not MIN_BITS <= bits <= MAX_BITS:
-            raise UserError(f"--bits {bits} is out of range: give whole numbers from {MIN_BITS} to {MAX_BITS}")
     args.bits = sorted(set(args.bits))
-    least = {"patches": 10, "side": 8, "second": 0, "additivity_patches": 1, "capture_patches": 2, "capture_side": 8}
-    for name, limit in (least | {"train_patches": 8, "searched": 2}).items():
-        if getattr(args, name) < limit:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(args, name)} is too small: give {limit} or more")
     args.second = min(args.second, args.patches)
     args.searched = min(args.searched, args.train_patches)
     parents = {SCHEMES.get(name).parent for name in args.controls}
@@ -100,6 +102,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
+    with alone_in(args.out):
+        measure_and_show(args, argv)
+    print(f"tables and plots: {args.out}")
+    out: Path = args.out
+    return out
+
+
+def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Measure each part that is missing into the run's folder, then make its tables and plots."""
     inputs, done = Inputs(args), dict[str, Any]()
     for name in args.parts:
         done[name] = run_part(name, inputs, args.out)
@@ -107,9 +118,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
         print(f"{name}: {done[name]['status']} ({note})", flush=True)
         records.write_manifest(args.out, manifest(inputs, merge(args.out, dict(done)), argv))
     write_plots(args.out, write_tables(args.out))
-    print(f"tables and plots: {args.out}")
-    out: Path = args.out
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

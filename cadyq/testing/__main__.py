@@ -7,18 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.errors import UserError
 from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
+from cadyq.quantizers.interface import MAX_BITS, MIN_BITS
 from cadyq.testing.subject import BITS_TO_TRY
 from cadyq.testing.suite import outcomes
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cadyq.testing", description=__doc__)
+    parser = Parser(prog="python -m cadyq.testing", description=__doc__)
     parser.add_argument("schemes", nargs="+", metavar="SCHEME", help="a Python file with schemes, or a registered name")
     parser.add_argument("--backbones", nargs="+", help="names; by default all that have quantization points")
-    parser.add_argument("--bits", type=int, nargs="+", default=BITS_TO_TRY, help="for weight_bits and act_bits; 2 4 8")
+    parser.add_argument(
+        "--bits",
+        type=Numbers(MIN_BITS, MAX_BITS),
+        nargs="+",
+        default=BITS_TO_TRY,
+        help="for weight_bits and act_bits; 2 4 8",
+    )
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser

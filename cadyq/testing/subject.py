@@ -51,15 +51,15 @@ def small_sizes(backbone: str) -> dict[str, int]:
 
 
 @lru_cache
-def _plain(cls: type[SRNetwork], backbone: str) -> SRNetwork:
+def _plain(cls: type[SRNetwork], backbone: str, scale: int = SCALE) -> SRNetwork:
     # by class as well as by name: a plugin's class may take the place of another in one process
     torch.manual_seed(3)
-    return build(ModelConfig(backbone, "fp32", SCALE, small_sizes(backbone))).eval()
+    return build(ModelConfig(backbone, "fp32", scale, small_sizes(backbone))).eval()
 
 
 @lru_cache
-def _statistics(cls: type[SRNetwork], backbone: str) -> dict[str, PointStatistics]:
-    return observe(_plain(cls, backbone), patches(16))
+def _statistics(cls: type[SRNetwork], backbone: str, scale: int) -> dict[str, PointStatistics]:
+    return observe(_plain(cls, backbone, scale), patches(16))
 
 
 def backbones_to_check() -> list[str]:
@@ -176,8 +176,8 @@ class Subject:
         lr: LR patches that differ in content.
     """
 
-    def __init__(self, case: Case, backbone: str) -> None:
-        self.case, self.backbone = case, backbone
+    def __init__(self, case: Case, backbone: str, scale: int = SCALE) -> None:
+        self.case, self.backbone, self.scale = case, backbone, scale
         self.network = self._build()
         self.lr = patches(SAMPLES, seed=1)
 
@@ -188,9 +188,9 @@ class Subject:
 
     def _build(self) -> SRNetwork:
         cls = BACKBONES.get(self.backbone)
-        parent = _plain(cls, self.backbone)
+        parent = _plain(cls, self.backbone, self.scale)
         network = with_scheme(parent, self.case.scheme, self.case.options)
-        initialize(network, _statistics(cls, self.backbone))
+        initialize(network, _statistics(cls, self.backbone, self.scale))
         generator = torch.Generator().manual_seed(5)
         for point in network.points.values():
             for name, value in point.quantizer.named_parameters() if point.quantizer else ():

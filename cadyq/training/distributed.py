@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, distributed, nn
 
 from cadyq.cli import pick_device
 from cadyq.errors import UserError
+from cadyq.locks import alone_in
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -87,6 +90,13 @@ class Processes:
         if self.first:
             self.wait()
         return result
+
+    @contextmanager
+    def alone_in(self, folder: Path) -> Iterator[None]:
+        """Be the only training in `folder`: the first process holds it, the others go on when it does."""
+        with alone_in(folder) if self.first else nullcontext():
+            self.wait()
+            yield
 
     def wait(self) -> None:
         """Go on when all processes are here."""

@@ -6,7 +6,6 @@ They come from a folder, or from one bank file that holds the photographs' own b
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import logging
@@ -22,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cadyq.checkpoints.io import read_tensors, write_tensors
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Parser, add_debug_option, exit_status
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import decode_rgb, images_among, read_rgb
 from cadyq.errors import UserError
@@ -156,7 +155,7 @@ def _short_hash(data: bytes) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cadyq.training.photographs", description=pack_photographs.__doc__)
+    parser = Parser(prog="python -m cadyq.training.photographs", description=pack_photographs.__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="the bank file, for --bank of cadyq.train")
     add_debug_option(parser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from cadyq.registry import closest
 
 FOLDER = Path(__file__).parent / "recipes"
 POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps")
+SHARES = ("halve_at", "average")  # an average of 1 would never move, and rates halved at 1 are never halved
 CHOICES = {"schedule": ("cosine", "halve"), "teacher": ("fp32", "parent", "none"), "batch_norm": ("frozen", "trained")}
 
 
@@ -157,6 +159,13 @@ def _typed(key: str, value: Any, source: str) -> Any:
         raise UserError(f"{source}: {key} = {value!r} should be a value of type {kind.__name__}, as in the recipes")
     if key in CHOICES and value not in CHOICES[key]:
         raise UserError(f"{source}: {key} = {value!r} is unknown: choose one of {', '.join(CHOICES[key])}")
-    if isinstance(value, (int, float)) and (value < 0 or (value == 0 and key in POSITIVE)):
-        raise UserError(f"{source}: {key} = {value} is out of range: give a positive number")
+    if isinstance(value, (int, float)) and not _in_range(key, value):
+        span = "a number from 0 to below 1" if key in SHARES else "a positive number"
+        raise UserError(f"{source}: {key} = {value} is out of range: give {span}")
     return value
+
+
+def _in_range(key: str, value: float) -> bool:
+    if not math.isfinite(value) or value < 0:
+        return False
+    return value < 1 if key in SHARES else value > 0 or key not in POSITIVE

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cadyq.checkpoints.io import save_model
 from cadyq.errors import UserError
-from cadyq.files import write_text
+from cadyq.files import remove_leftovers, write_text
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.trace import Trace
 from cadyq.training.checkpoint import read_checkpoint, require_same, write_checkpoint
@@ -255,8 +255,7 @@ class Trainer:
             # the checkpoint goes last: until then the same command ends the run again
             write_text(self.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
             (self.out / "checkpoint.pt").unlink(missing_ok=True)
-            for leftover in self.out.glob(".*.part"):
-                leftover.unlink()
+            remove_leftovers(self.out)
         self.processes.wait()
         return path
 

@@ -4,17 +4,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
-from cadyq.cli import add_debug_option, exit_status
+from cadyq.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.files import write_text
+from cadyq.locks import alone_in
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.training.calibration import observe, save_statistics
@@ -33,13 +33,14 @@ def read_manifest() -> dict[str, Any]:
 
 def _put(section: str, row: dict[str, Any]) -> None:
     """Replace the row of that file, or add it behind those of its backbone."""
-    manifest = read_manifest()
-    rows = manifest[section]
-    same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
-    behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
-    start, stop = (same[0], same[0] + 1) if same else (behind, behind)
-    rows[start:stop] = [row]
-    write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    with alone_in(MANIFEST.parent):  # several trainings that end together ship together
+        manifest = read_manifest()
+        rows = manifest[section]
+        same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
+        behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
+        start, stop = (same[0], same[0] + 1) if same else (behind, behind)
+        rows[start:stop] = [row]
+        write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
@@ -84,14 +85,14 @@ def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) ->
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m cadyq.zoo.ship", description=__doc__)
+    parser = Parser(prog="python -m cadyq.zoo.ship", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run")
     run.add_argument("run_dirs", type=Path, nargs="+")
     run.add_argument("--tag", default="", help="another variant of a scheme: cadyq:TAG")
     calibration = commands.add_parser("calibration")
     calibration.add_argument("backbone")
-    calibration.add_argument("--scale", type=int, default=4)
+    calibration.add_argument("--scale", type=Numbers(2, 4), default=4)
     calibration.add_argument("--data-root", type=Path, required=True)
     calibration.add_argument("--cache", type=Path, default=Path(".cache"))
     for command in (run, calibration):

@@ -112,7 +112,6 @@ def test_a_cluster_that_loses_a_worker_ends_complete(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--jobs", "0"], "--jobs 0"),
         (["--executor", "dask"], "--scheduler"),
         (["--scheduler", "tcp://127.0.0.1:1"], "--executor dask"),
         (["--executor", "dask", "--scheduler", "tcp://127.0.0.1:1", "--jobs", "2"], "--jobs 2"),

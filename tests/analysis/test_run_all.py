@@ -117,6 +117,39 @@ def test_an_interrupted_run_keeps_finished_cells(
     assert (tmp_path / "tables/summary_image.md").read_bytes() == (finished / "tables/summary_image.md").read_bytes()
 
 
+def pictures(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in (out / "exhibits").rglob("*.npz")}
+
+
+def test_an_interrupted_run_has_all_pictures_in_the_end(
+    photo_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["--backbones", "carn_m", "--schemes", "fp32", "cadyq", "--datasets", "Photos"]
+    command += ["--data-root", str(photo_root), "--out", str(tmp_path)]
+    for moment in ("analysis.jobs.show_bits", "analysis.run_all.make_report.build"):
+        monkeypatch.setattr(moment, interrupted)
+        assert main(command) == 130
+        monkeypatch.undo()
+    assert main(command) == 0
+    assert len([name for name in pictures(finished) if "views" not in name]) == 2
+    assert pictures(tmp_path) == {
+        n: c for n, c in pictures(finished).items() if "minmax" not in n and "bicubic" not in n
+    }
+
+
+def test_measuring_the_second_mode_again_leaves_the_pictures_of_the_first(
+    photo_root: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = copy(finished, tmp_path)
+    for path in out.glob("records/*patch.parquet"):
+        path.unlink()
+    assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
+    assert statuses(out).count("measured") == 4 and pictures(out) == pictures(finished)
+
+
 def test_modes_agree_where_the_image_is_one_tile(finished: Path) -> None:
     df = records.load(finished)
     image, patch = (df[df["mode"] == mode].reset_index(drop=True) for mode in ("image", "patch"))
@@ -157,7 +190,6 @@ def empty_set(root: Path) -> None:
         (["--schemes", "pams:w9a4"], None, ["weight_bits", "9", "2 to 8"]),
         (["--schemes", "dorefa:w4a1"], None, ["act_bits", "1", "2 to 8"]),
         (["--modes", "tile"], None, ["tile", "patch"]),
-        (["--scale", "5"], None, ["5", "2, 3 or 4"]),
         (["--device", "tpu"], None, ["tpu", "cpu"]),
         ([], broken_png, [".png"]),
         ([], other_size, ["11", "9", "x4.png"]),

@@ -273,8 +273,6 @@ def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
         (["--backbone", "ersd"], ["ersd", "edsr"]),
         (["--backbone", "bicubic"], ["bicubic", "no weights"]),
         (["--dataset", "Set15"], ["Set15", "--data-root"]),
-        (["--bits", "9"], ["--bits 9", "2 to 8"]),
-        (["--patches", "3"], ["--patches 3"]),
         (["--side", "500"], ["smaller than a patch of 500", "--side"]),
         (["--selector", "zoo:edsr_x4_cadyq", "--parts", "selector"], ["edsr", BACKBONE]),
         (["--selector", f"zoo:{BACKBONE}_x4_fp32", "--parts", "selector"], ["no bit selector"]),

@@ -84,5 +84,4 @@ def test_missing_table_and_bad_arguments(run_dir: Path, tmp_path: Path) -> None:
     (run_dir / "tables" / "summary.csv").unlink()
     assert any("missing" in f.why for f in _problems(run_dir, sample=0))
     assert main([str(tmp_path / "nothing")]) == 2
-    assert main([str(run_dir), "--sample", "-1"]) == 2
     assert len(pd.read_csv(run_dir / "tables" / "summary_patch.csv")) == 1

@@ -178,9 +178,7 @@ def test_two_photographs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("words", "parts"),
     [
         (["--model", "zoo:edsr_x4_cadiq"], ["edsr_x4_cadiq", "edsr_x4_cadyq"]),
-        (["--patch", "0"], ["patch 0", "such as 96"]),
         (["--step", "99"], ["step 99", "1 to 16"]),
-        (["--threads", "0"], ["--threads 0", "1 or more"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
     ],
 )

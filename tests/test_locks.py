@@ -1,0 +1,141 @@
+"""Several commands on one folder at the same time, as real processes: one works, the others say so and wait."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage import data
+
+from analysis import make_report, records, run_all
+from cadyq import upscale
+from cadyq.locks import alone_in
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cadyq.cli import exit_status
+from cadyq.locks import alone_in
+
+def act():
+    with alone_in(Path(sys.argv[1])):
+        print("inside", flush=True)
+        time.sleep(float(sys.argv[2]))
+
+sys.exit(exit_status(act))
+"""
+SHIP = """
+import sys
+from pathlib import Path
+from cadyq.zoo import ship
+
+ship.MANIFEST = Path(sys.argv[1])
+for number in range(30):
+    ship._put("networks", {"file": f"{sys.argv[2]}{number}", "backbone": "edsr"})
+"""
+
+
+def python(*words: object) -> subprocess.Popen[str]:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def inside(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None and process.stdout.readline() == "inside\n"
+
+
+def test_a_killed_holder_leaves_nothing_locked(tmp_path: Path) -> None:
+    first = python("-c", HOLD, tmp_path, 100)
+    inside(first)
+    second = python("-c", HOLD, tmp_path, 0)
+    assert second.stderr is not None
+    line = second.stderr.readline()
+    assert str(tmp_path) in line and f"process {first.pid}" in line and "waiting" in line
+    first.send_signal(signal.SIGKILL)
+    out, more = second.communicate(timeout=30)
+    assert (second.returncode, out, more) == (0, "inside\n", "")
+    first.communicate()
+
+
+def test_waiting_can_be_given_up(tmp_path: Path) -> None:
+    with alone_in(tmp_path):
+        second = python("-c", HOLD, tmp_path, 0)
+        assert second.stderr is not None and "waiting" in second.stderr.readline()
+        second.send_signal(signal.SIGINT)
+        out, error = second.communicate(timeout=30)
+    assert second.returncode == 130 and out == "" and "interrupted" in error and "Traceback" not in error
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "benchmark" / "Mine" / "HR"
+    folder.mkdir(parents=True)
+    for number in range(2):
+        crop = np.ascontiguousarray(data.astronaut()[60 * number :][:64, :64])
+        Image.fromarray(crop).save(folder / f"{number}.png")
+    return tmp_path
+
+
+def test_two_runs_on_one_folder_lose_and_double_nothing(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--data-root", photographs, "--datasets", "Mine", "--modes", "patch", "--jobs", 1, "--out", out]
+    schemes = (["fp32", "minmax:w8a8"], ["fp32", "minmax:w4a4"])
+    both = [python("-m", "analysis.run_all", "--backbones", "carn_m", "--schemes", *few, *words) for few in schemes]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sorted(error.count("waiting until it has ended") for _, error in said) == [0, 1]
+    measured = [int(text.split(" cells measured")[0].splitlines()[-1]) for text, _ in said]
+    assert sorted(measured) == [1, 2]  # fp32 once
+    df = records.load(out)
+    assert len(df) == 3 * 2 and not df.duplicated(["scheme", "image"]).any()
+    assert {cell["scheme"] for cell in records.read_manifest(out)["cells"]} == set(df["scheme"])
+    table = (out / "tables" / "summary_patch.md").read_text()
+    assert all(scheme in table for scheme in df["scheme"])
+
+
+def test_a_report_can_be_made_while_a_run_measures(photographs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--backbones", "bicubic", "--data-root", str(photographs), "--datasets", "Mine", "--out", str(out)]
+    assert run_all.main(words) == 0
+    making = threading.Thread(target=make_report.build, args=(out,))
+    with alone_in(out), alone_in(out, ".report.lock"):
+        stamp = (out / "report.html").stat().st_mtime_ns
+        making.start()
+        making.join(3)
+        assert making.is_alive() and (out / "report.html").stat().st_mtime_ns == stamp  # waits for another report
+    making.join(60)
+    with alone_in(out):  # but not for a run
+        make_report.build(out)
+
+
+def test_no_report_means_no_folder(tmp_path: Path) -> None:
+    assert make_report.main([str(tmp_path / "typo")]) == 2
+    assert not (tmp_path / "typo").exists()
+
+
+def test_networks_that_are_shipped_at_once_are_all_in_the_zoo(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"networks": [], "calibration": []}))
+    both = [python("-c", SHIP, manifest, name) for name in "ab"]
+    for process in both:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    files = {row["file"] for row in json.loads(manifest.read_text())["networks"]}
+    assert files == {f"{name}{number}" for name in "ab" for number in range(30)}
+
+
+def test_the_same_photograph_enlarged_by_two_commands_is_whole(photographs: Path, tmp_path: Path) -> None:
+    words = [photographs / "benchmark/Mine/HR", "--model", "zoo:carn_m_x4_cadyq", "--resume"]
+    both = [python("-m", "cadyq.upscale", *words, "--out", tmp_path / "out") for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    assert upscale.main([str(word) for word in (*words, "--out", tmp_path / "alone")]) == 0
+    for path in (tmp_path / "alone").glob("*.png"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+    assert not list((tmp_path / "out").glob(".*"))
