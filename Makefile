@@ -3,7 +3,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: bench run test lint format results notebooks clean
+.PHONY: setup bench run test lint docs format results notebooks clean
+
+setup: $(STAMP)
 
 run: $(STAMP)
 	$(PY) -m analysis.run_all
@@ -15,6 +17,10 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# the site, into site/; a warning ends it
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
@@ -39,4 +45,4 @@ bench: $(STAMP)
 	@for part in forward train_step harness scale deploy; do echo "## $$part"; $(PY) benchmarks/$$part.py || exit 1; echo; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache

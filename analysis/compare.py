@@ -25,12 +25,14 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
     """One row a cell of either run, in the order of `a`, then of `b`.
 
     Args:
-        a, b: records of two runs.
+        a: records of one run.
+        b: records of the other.
 
     Returns:
-        ``CELL_COLUMNS``; ``status`` ("same": every recorded value but time; "changed"; "only in A", "only in B");
-        ``images`` (that both have), ``psnr_db``, ``psnr_low_db``, ``psnr_high_db`` (b minus a, paired bootstrap over
-        these images), ``fab`` and ``bitops_percent`` (b minus a); ``weights`` and ``photographs``: whether they differ.
+        ``CELL_COLUMNS``; ``status`` ("same" where every recorded value but time is, "changed", "only in A", "only in
+        B"); ``images`` (that both have), ``psnr_db``, ``psnr_low_db``, ``psnr_high_db`` (b minus a, paired bootstrap
+        over these images), ``fab`` and ``bitops_percent`` (b minus a); ``weights`` and ``photographs``, whether these
+        differ.
     """
     cells_a, cells_b = (dict(iter(df.groupby(list(CELL_COLUMNS), sort=False))) for df in (a, b))
     keys = [*cells_a, *(key for key in cells_b if key not in cells_a)]

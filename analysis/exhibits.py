@@ -100,7 +100,8 @@ def exhibit(
 
     Args:
         network: the dynamic network.
-        reference, sr: SR of the FP32 network and of `network`, uint8 (3, H, W).
+        reference: SR of the FP32 network, uint8 (3, H, W).
+        sr: SR of `network`, uint8 (3, H, W).
         pair: the image.
         scheme: as written in records.
         device: to run on.
@@ -132,7 +133,8 @@ def write_view(
         network: any network.
         sr: its SR as measured in `mode`, uint8 (3, H, W).
         pair: the image.
-        scheme, mode: as written in records.
+        scheme: as written in records.
+        mode: as written in records.
         device: to run on.
     """
     scale = network.scale

@@ -57,7 +57,8 @@ def paired_bootstrap(
     with infinities of both signs the result is NaN.
 
     Args:
-        a, b: one value an image, shape (n,), n >= 1; with n = 1 the interval has no width and says nothing.
+        a: one value an image, shape (n,), n >= 1; with n = 1 the interval has no width and says nothing.
+        b: the same of what it is compared with.
         resamples: number of resamples, >= 1.
         level: share of resampled means inside the interval, in (0, 1).
         seed: of the random generator; the same seed gives the same interval.
@@ -91,8 +92,11 @@ def ratio_bootstrap(
     """Percentile bootstrap of mean(a) / mean(b), where ``a[i]`` and ``b[i]`` belong to the same image.
 
     Args:
-        a, b: one finite value an image, shape (n,), n >= 1.
-        resamples, level, seed: as in `paired_bootstrap`.
+        a: one finite value an image, shape (n,), n >= 1.
+        b: the same of what it is divided by.
+        resamples: as in `paired_bootstrap`.
+        level: as there.
+        seed: as there.
 
     Raises:
         ValueError: shapes differ, are empty or not one-dimensional, or a value is not finite.

@@ -1,8 +1,10 @@
 """Measuring a few images in memory: for a notebook or a first try. What is to be kept goes through `run_all`.
 
+```python
 from analysis import quick, tables
 rows = quick.measure("carn_m", ["fp32", "minmax:w8a8", "my_scheme:w8a8"], quick.crops(photographs(4), 192))
 print(tables.to_text(tables.summary(rows)))
+```
 """
 
 from __future__ import annotations

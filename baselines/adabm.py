@@ -1,8 +1,10 @@
 """AdaBM: Hong and Lee, AdaBM: On-the-Fly Adaptive Bit Mapping for Image Super-Resolution, CVPR 2024.
 
 Bits are a base plus two steps of -1, 0 or +1, both known before the layer runs:
+
 - by image: -1 below the 10th percentile of the calibration patches' mean image gradient, +1 above the 90th;
 - by layer: -1 for the layers below the 30th percentile of the standard deviation of their input, +1 above the 70th.
+
 Activations: affine, the extremes of calibration times the share that leaves the least squared error at the layer's
 bits ("bit-aware clipping"). Weights: symmetric, the bound of least squared error, per tensor.
 

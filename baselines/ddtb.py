@@ -63,6 +63,8 @@ class DDTBWeight(WeightQuantizer):
 
 @dataclass(frozen=True)
 class DDTB(FixedBitScheme):
+    """Two learned bounds for each point; a gate moves them by sample where extremes vary most."""
+
     name = "ddtb"
 
     def activation_quantizer(self, channels: int, dynamic: bool) -> DDTBActivation:

@@ -88,7 +88,8 @@ def price_for(mean_bits: float, solve: Callable[[float], float], low: float, hig
     Args:
         mean_bits: wanted mean.
         solve: price to the mean of the bits chosen at it, which falls as the price rises.
-        low, high: prices between which to look.
+        low: the lowest price to try.
+        high: the highest.
         steps: calls of `solve`.
 
     Returns:

@@ -39,7 +39,8 @@ def draw(
         axis: to draw on; its ticks and grid are removed.
         photo: (H, W, 3).
         bits: mean activation bits (R, C) of each tile.
-        rows, columns: edges of the tiles in pixels of `photo`, (R + 1,) and (C + 1,). They may reach beyond it.
+        rows: edges of the tiles in pixels of `photo`, (R + 1,). They may reach beyond it.
+        columns: the same along the other side, (C + 1,).
         limits: bits at the two ends of the colours.
     """
     height, width = photo.shape[:2]

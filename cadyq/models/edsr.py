@@ -1,9 +1,11 @@
 """EDSR: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017, Fig. 3.
 
 Quantization points, for each residual block:
+
 - `input`: the block's input, which feeds `conv1` and is also the shortcut; counts for FAB;
 - `middle`: the input of `conv2`; counts for FAB;
 - `branch`: the branch output before it is added, which feeds no convolution; always at fixed bits, not counted.
+
 Head, the body's last convolution, upsampler and tail stay FP32, as in PAMS and CADyQ.
 """
 

@@ -83,8 +83,11 @@ class SRNetwork(nn.Module, ABC):
 
 BACKBONES: Registry[SRNetwork] = Registry("backbone", "cadyq.backbones")
 register_backbone = BACKBONES.register
+"""Class decorator: makes a subclass of `SRNetwork` known under a name."""
+
 SCHEMES: Registry[Scheme] = Registry("scheme", "cadyq.schemes")
 register_scheme = SCHEMES.register
+"""Class decorator: makes a subclass of `Scheme` known under a name."""
 
 
 def trace_forward(network: SRNetwork, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:

@@ -3,8 +3,10 @@ CVPR 2017, Fig. 4 (the generator). As in the published quantized code, convoluti
 bias, head and all blocks share one PReLU, and pixels run from 0 to 255 without a mean shift.
 
 Quantization points, for each residual block, both counting for FAB:
+
 - `input`: the block's input, which feeds `conv1` and is also the shortcut;
 - `middle`: the input of `conv2`.
+
 Head, the body's last convolution, upsampler and tail stay FP32, and so do batch normalization and PReLU.
 
 In the published quantized code only the shortcut passes the first point: `conv1` reads the block input as it is,

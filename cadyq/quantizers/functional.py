@@ -135,7 +135,9 @@ def fake_quantize_bounds(x: Tensor, low: Tensor, high: Tensor, bits: Tensor | in
 
     Args:
         x: feature map (B, C, H, W), or any tensor with scalar bounds.
-        low, high, bits: scalars, or one value a sample (B, 1, 1, 1).
+        low: a scalar, or one value a sample (B, 1, 1, 1).
+        high: the same.
+        bits: the same.
     """
     step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
     first = (low / step).detach().round()

@@ -61,7 +61,8 @@ class Progress:
 
     Args:
         name: of the run.
-        step, steps: where it starts and ends.
+        step: where it starts.
+        steps: where it ends.
         batch: images a step.
         shown: False in all processes but the first.
     """
