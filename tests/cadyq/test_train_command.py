@@ -111,13 +111,13 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -
 
 
 def test_two_trainings_in_one_folder_come_one_after_the_other(folder: Path) -> None:
-    whole = _run_here([*OPTIONS["pams"], *_arguments(folder, "one")])
-    both = [_start([*OPTIONS["pams"], *_arguments(folder, "two")]) for _ in range(2)]
+    whole = _run_here([*OPTIONS["pams"], *_arguments(folder, "by_itself")])
+    both = [_start([*OPTIONS["pams"], *_arguments(folder, "shared")]) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(errors.count("waiting until it has ended") for _, errors in said) == [0, 1]
-    assert (folder / "two" / "model.safetensors").read_bytes() == whole.read_bytes()
-    assert _rows(folder / "two") == _rows(whole.parent)
+    assert (folder / "shared" / "model.safetensors").read_bytes() == whole.read_bytes()
+    assert _rows(folder / "shared") == _rows(whole.parent)
 
 
 class _PowerCutError(Exception):
