@@ -107,9 +107,9 @@ def run_tiles(
     return TiledForward(out, tile_fab, quantized, fp32, selector, macs, seconds, network, tiles)
 
 
-def _batch(images: Sequence[Tensor], device: torch.device) -> Tensor:
+def _batch(images: list[Tensor], device: torch.device) -> Tensor:
     """Images of one size as float32 (B, 3, h, w) on the device. They travel as bytes, to a GPU from pinned memory."""
-    batch = torch.stack(list(images))
+    batch = torch.stack(images)
     if device.type == "cuda":
         batch = batch.pin_memory()
     return batch.to(device, non_blocking=True).float()

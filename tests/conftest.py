@@ -1,11 +1,14 @@
 """Fixtures that several parts share."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
+from skimage import data
 
 from cadyq import plugins
 
@@ -17,6 +20,21 @@ def data_root() -> Path:
     if not value:
         pytest.skip("set CADYQ_DATA to the folder that holds benchmark/ and BSDS500/")
     return Path(value)
+
+
+@pytest.fixture
+def write_set(tmp_path: Path) -> Callable[[int, int, int], Path]:
+    """Writes `count` square crops of a photograph, each `shift` rows below the last, as HR of the set "Mine"."""
+
+    def write(count: int, side: int, shift: int) -> Path:
+        folder = tmp_path / "benchmark" / "Mine" / "HR"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            crop = np.ascontiguousarray(data.astronaut()[shift * number :][:side, :side])
+            Image.fromarray(crop).save(folder / f"{number}.png")
+        return folder
+
+    return write
 
 
 @pytest.fixture(scope="session")

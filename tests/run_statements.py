@@ -49,7 +49,7 @@ def run_module(words: list[str]) -> int:
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: a fork that went on would run the statements of its parent
         traceback.print_exc()
     finally:
         sys.stdout.flush()

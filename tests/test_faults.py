@@ -6,13 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from skimage import data
 
 from analysis.records import load, read_manifest
 
@@ -32,13 +29,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    folder = tmp_path / "benchmark" / "Mine" / "HR"
-    folder.mkdir(parents=True)
-    for number in range(4):
-        crop = np.ascontiguousarray(data.astronaut()[30 * number :][:200, :200])
-        Image.fromarray(crop).save(folder / f"{number}.png")
-    return folder
+def photographs(write_set: Callable[[int, int, int], Path]) -> Path:
+    return write_set(4, 200, 30)
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:

@@ -7,12 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-from skimage import data
 
 from analysis import make_report, records, run_all
 from cadyq import upscale
@@ -74,12 +72,8 @@ def test_waiting_can_be_given_up(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    folder = tmp_path / "benchmark" / "Mine" / "HR"
-    folder.mkdir(parents=True)
-    for number in range(2):
-        crop = np.ascontiguousarray(data.astronaut()[60 * number :][:64, :64])
-        Image.fromarray(crop).save(folder / f"{number}.png")
+def photographs(write_set: Callable[[int, int, int], Path], tmp_path: Path) -> Path:
+    write_set(2, 64, 60)
     return tmp_path
 
 
