@@ -24,11 +24,8 @@ import pytest
 import torch
 
 import cadyq
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from cadyq import toml
+from cadyq.cli import Parser
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "walkthrough.md"
@@ -115,7 +112,7 @@ def test_what_is_not_run_names_what_is_there() -> None:
     """Installing cannot be tried inside a test."""
     lines = [line.partition("#")[0].strip() for block in blocks(PAGE, "console") for line in block.splitlines()]
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = toml.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert len(lines) == 6
     for line in lines:
         made, extra = re.fullmatch(r"make ([\w-]+)", line), re.fullmatch(r"pip install -e (?:\.|'\.\[(\w+)\]')", line)
@@ -161,7 +158,7 @@ def test_its_program_understands_it(page: str, command: str, monkeypatch: pytest
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", words)
     if "..." in command:  # the page leaves the rest out
-        monkeypatch.setattr(argparse.ArgumentParser, "error", lambda *_: None)
+        monkeypatch.setattr(Parser, "error", lambda *_: None)
     with pytest.raises(Understood):
         runpy.run_module(words[0], run_name="__main__")
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from analysis.published_values import FOLDER, published, published_table, write_published
+from cadyq import toml
 from cadyq.factory import list_backbones
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def _records(*backbones: str, datasets: tuple[str, ...] = ("Set5", "Urban100")) -> pd.DataFrame:
@@ -26,7 +21,7 @@ def test_every_number_names_its_source_and_known_footnotes() -> None:
         (rows["source"] != "").all() and set(rows["backbone"]) <= set(list_backbones()) and set(rows["scale"]) == {"4"}
     )
     named = {name for notes in rows["notes"] for name in notes.split()}
-    assert named == set(tomllib.loads((FOLDER / "footnotes.toml").read_text()))
+    assert named == set(toml.loads((FOLDER / "footnotes.toml").read_text()))
 
 
 def test_only_backbones_and_datasets_of_the_run_in_its_order() -> None:
