@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
-from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.io import ZOO, load_model, network_sha256, zoo_name
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import parse_scheme, scheme_of
@@ -40,8 +40,8 @@ class Source:
     def sha256(self) -> str:
         """Over the files it is made of and the scheme, hexadecimal."""
         digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
-        for file in (*self.files, *self.code):
-            digest.update(sha256_file(file).encode())
+        for sha256 in (*map(network_sha256, self.files), *map(sha256_file, self.code)):
+            digest.update(sha256.encode())
         return digest.hexdigest()
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadyq.checkpoints.io import load_model, resolve, save_model
+from cadyq.checkpoints.io import load_model, network_sha256, resolve, save_model
 from cadyq.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, exit_status, parse_options
-from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import with_scheme
 from cadyq.files import write_text
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace) -> Path:
         "backbone": parent.name,
         "scheme": args.scheme,
         "scale": parent.scale,
-        "derived_from": {"name": parent_path.stem, "sha256": sha256_file(parent_path)},
+        "derived_from": {"name": parent_path.stem, "sha256": network_sha256(parent_path)},
         "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "
         f"{len(training.images)} photographs",
         "seed": args.seed,

@@ -210,8 +210,16 @@ def symlink_loop_in_a_folder(tmp: Path) -> tuple[Callable[..., int], Words]:
 
 
 def spoilt(tmp: Path, spoil: Callable[[Path], object]) -> tuple[Callable[..., int], Words]:
-    path = Path(shutil.copy(ZOO / "carn_m_x4_pams_w8a8.safetensors", tmp / "net.safetensors"))
+    path = tmp / "net.safetensors"
+    cadyq.save_model(cadyq.load_model("zoo:carn_m_x4_pams_w8a8"), path)
     spoil(path)
+    return cost.main, ["--model", str(path)]
+
+
+def compressed(tmp: Path, spoil: Callable[[Path, Path], object]) -> tuple[Callable[..., int], Words]:
+    """`spoil` gets a compressed network and its parent."""
+    path = Path(shutil.copy(ZOO / "carn_m_x4_pams_w8a8.safetensors", tmp / "net.safetensors"))
+    spoil(path, Path(shutil.copy(ZOO / "carn_m_x4_fp32.safetensors", tmp)))
     return cost.main, ["--model", str(path)]
 
 
@@ -233,6 +241,21 @@ def truncated_checkpoint(tmp: Path) -> tuple[Callable[..., int], Words]:
 @case("net.safetensors")
 def empty_checkpoint(tmp: Path) -> tuple[Callable[..., int], Words]:
     return spoilt(tmp, lambda path: path.write_bytes(b""))
+
+
+@case("net.safetensors", "carn_m_x4_fp32.safetensors", "copy")
+def compressed_checkpoint_without_its_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return compressed(tmp, lambda path, parent: parent.unlink())
+
+
+@case("net.safetensors", "another carn_m_x4_fp32.safetensors", "fetch")
+def compressed_checkpoint_beside_another_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return compressed(tmp, lambda path, parent: _rewrite(parent, lambda t: t["entry.bias"].fill_(1)))
+
+
+@case("net.safetensors", "damaged", "fetch")
+def compressed_checkpoint_with_another_byte(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return compressed(tmp, lambda path, parent: _rewrite(path, lambda t: t["stream"][5000:5001].add_(1)))
 
 
 @case("net.safetensors", "NaN")

@@ -19,8 +19,7 @@ from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
 from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import measure_selector, selectors
-from cadyq.checkpoints.io import ZOO, load_model, resolve, zoo_name
-from cadyq.data.images import sha256_file
+from cadyq.checkpoints.io import ZOO, load_model, network_sha256, resolve, zoo_name
 from cadyq.errors import UserError
 from cadyq.models.network import SCHEMES, SRNetwork
 from cadyq.training.calibration import load_statistics
@@ -96,12 +95,12 @@ class Inputs:
         """Of the files of tensors that were read."""
         opened = [self.__dict__[name] for name in ("_calibration", "selector_path") if name in self.__dict__]
         files = [*self._parent.files, *opened]
-        return {file.name: sha256_file(file) for file in files}
+        return {file.name: network_sha256(file) for file in files}
 
 
 def _points_key(i: Inputs) -> list[Any]:
     o = i.options
-    hashes = [sha256_file(file) for file in (*i._parent.files, i._calibration)]
+    hashes = [network_sha256(file) for file in (*i._parent.files, i._calibration)]
     return [hashes, i.patches.identity(), sorted(o.bits), o.points, o.second]
 
 
@@ -129,7 +128,7 @@ def _additivity(i: Inputs, run_dir: Path) -> Tables:
 
 
 def _selector_key(i: Inputs) -> list[Any]:
-    return [sha256_file(i.selector_path), i.patches.identity(), i.options.seed]
+    return [network_sha256(i.selector_path), i.patches.identity(), i.options.seed]
 
 
 def _selector(i: Inputs, run_dir: Path) -> Tables:
@@ -139,7 +138,7 @@ def _selector(i: Inputs, run_dir: Path) -> Tables:
 def _capture_key(i: Inputs) -> list[Any]:
     o = i.options
     sets = [i.capture_patches.identity(), i.training_patches.identity()]
-    return [sha256_file(i.selector_path), sets, o.controls, o.searched]
+    return [network_sha256(i.selector_path), sets, o.controls, o.searched]
 
 
 def _capture(i: Inputs, run_dir: Path) -> Tables:

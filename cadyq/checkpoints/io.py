@@ -1,7 +1,8 @@
 """Saving and loading. One file a network: safetensors, whose header holds the configuration as JSON.
 
-Two forms: full precision (for training on) and packed (what ships: quantized weights as integers). A file may build
-on another (`base`), of which it holds only what differs: networks that differ in the choice of bits share one parent.
+Two forms: full precision (for training on) and packed (quantized weights as integers). A file may build on another
+(`base`), of which it holds only what differs: networks that differ in the choice of bits share one parent. What ships
+is packed and compressed (`compress`): half the size, and read like any other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cadyq.checkpoints.difference import decode, encode, entries_from_json, entries_to_json
 from cadyq.checkpoints.packing import pack_weight, unpack_weight
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
@@ -26,6 +28,7 @@ from cadyq.quantizers.interface import PackedWeight
 from cadyq.registry import closest
 
 ZOO = Path(__file__).parent.parent / "zoo"
+COMPRESSED = ("entries", "plain_sha256", "parent", "parent_sha256")  # in the header of what `compress` wrote
 
 
 def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path | None = None) -> None:
@@ -53,7 +56,7 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
     if base is not None:
         there, _ = read_tensors(base)
         state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
-        metadata |= {"base": base.name, "base_sha256": sha256_file(base)}
+        metadata |= {"base": base.name, "base_sha256": network_sha256(base)}
     write_tensors(state, path, metadata)
 
 
@@ -68,22 +71,66 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file.
+def compress(path: Path, parent: Path) -> None:
+    """Store a file of `save_model` as its difference to `parent`, without loss. It keeps its `network_sha256`.
+
+    Args:
+        path: replaced, whole or not at all.
+        parent: full-precision file in the same folder that the network was trained from; each file of that backbone
+            will do, but the nearer the smaller.
+    """
+    tensors, metadata = read_tensors(path)
+    stream, entries = encode(tensors, read_tensors(parent)[0])
+    metadata |= {"entries": entries_to_json(entries), "plain_sha256": network_sha256(path)}
+    metadata |= {"parent": parent.name, "parent_sha256": network_sha256(parent)}
+    write_tensors({"stream": stream}, path, metadata)
+
+
+def network_sha256(path: Path) -> str:
+    """SHA-256 of a file of tensors as 64 hex digits; of one that is compressed, that of the file it was made of.
 
     Raises:
-        UserError: missing, damaged, or with a value that is not finite.
+        UserError: the file cannot be read.
     """
+    return _read_file(path)[1].get("plain_sha256") or sha256_file(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file; of one that is compressed, those of the file it was made of.
+
+    Raises:
+        UserError: missing, damaged, made for another parent, or with a value that is not finite.
+    """
+    tensors, metadata = _read_file(path)
+    if "stream" in tensors and "parent" in metadata:
+        tensors = _decompressed(tensors["stream"], path, metadata)
+        metadata = {key: value for key, value in metadata.items() if key not in COMPRESSED}
+    check_finite(tensors, str(path))
+    return tensors, metadata
+
+
+def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    parent = path.with_name(Path(metadata["parent"]).name)
+    if not parent.exists():
+        raise UserError(f"{path}: holds its difference to {parent.name}, which is not beside it; copy that there too")
+    there, _ = read_tensors(parent)
+    if network_sha256(parent) != metadata.get("parent_sha256"):
+        raise UserError(f"{path}: was made for another {parent.name} than the one beside it; fetch both again")
+    try:
+        return decode(stream, entries_from_json(metadata.get("entries", "")), there)
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); fetch the file again") from error
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
+            return tensors, dict(file.metadata() or {})
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file or zoo:NAME") from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
-    check_finite(tensors, str(path))
-    return tensors, metadata
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -101,7 +148,7 @@ def _complete_from_base(
         return state
     base = path.with_name(Path(metadata["base"]).name)
     there, _ = read_tensors(base)
-    if sha256_file(base) != metadata["base_sha256"]:
+    if network_sha256(base) != metadata["base_sha256"]:
         raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
     for key in network.state_dict():
         for part in (key, f"{key}.codes", f"{key}.codebook"):

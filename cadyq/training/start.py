@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from cadyq.checkpoints.io import load_model, resolve, zoo_name
+from cadyq.checkpoints.io import load_model, network_sha256, resolve, zoo_name
 from cadyq.cli import parse_options
-from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import backbone_option_names, create_model
 from cadyq.models.network import SRNetwork
@@ -88,7 +87,7 @@ def _file_facts(source: str) -> dict[str, Any]:
     path = resolve(source)
     facts: dict[str, Any] = {
         "name": path.parent.name if path.stem == "model" else path.stem,
-        "sha256": sha256_file(path),
+        "sha256": network_sha256(path),
     }
     trained = path.with_name("training.json")
     if trained.exists():

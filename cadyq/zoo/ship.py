@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
+from cadyq.checkpoints.io import ZOO, compress, load_model, network_sha256, save_model, zoo_name
 from cadyq.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
@@ -44,12 +44,20 @@ def _put(section: str, row: dict[str, Any]) -> None:
 
 
 def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
-    """Store `network` packed and add its row; `facts` says how it was trained, or from what it was derived."""
+    """Store `network` packed and add its row; `facts` says how it was trained, or from what it was derived.
+
+    It is compressed against the zoo's FP32 network of its backbone. Small files that build on another are not, nor is
+    the FP32 network itself.
+    """
     path = ZOO / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
     base = ZOO / f"{facts['derived_from']['name']}.safetensors" if "derived_from" in facts else None
+    parent = ZOO / f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors"
     save_model(network, path, packed=True, base=base)
+    if base is None and path != parent and parent.exists():
+        compress(path, parent)
     identity = {"file": path.name, "backbone": network.name, "scheme": scheme, "scale": network.scale}
-    _put("networks", identity | {"sha256": sha256_file(path), "bytes": path.stat().st_size} | facts)
+    hashes = {"sha256": network_sha256(path), "file_sha256": sha256_file(path), "bytes": path.stat().st_size}
+    _put("networks", identity | hashes | facts)
     return path
 
 

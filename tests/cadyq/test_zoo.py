@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import cadyq
 from analysis.metrics import psnr
-from cadyq.checkpoints.io import ZOO, zoo_name
+from cadyq.checkpoints.io import ZOO, network_sha256, read_tensors, write_tensors, zoo_name
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file
 from cadyq.factory import parse_scheme
@@ -18,6 +19,7 @@ from cadyq.factory import parse_scheme
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
 NETWORKS = MANIFEST["networks"]
 DERIVED = [row for row in NETWORKS if "derived_from" in row]
+COMPRESSED = [row for row in NETWORKS if row["file_sha256"] != row["sha256"]]
 TRAINED = [row for row in NETWORKS if row["scheme"] != "fp32" and row not in DERIVED]
 
 
@@ -25,7 +27,21 @@ def test_manifest_and_files_agree() -> None:
     rows = NETWORKS + MANIFEST["calibration"]
     assert {row["file"] for row in rows} == {path.name for path in ZOO.glob("*.safetensors")}
     for row in rows:
-        assert sha256_file(ZOO / row["file"]) == row["sha256"], row["file"]
+        path = ZOO / row["file"]
+        assert network_sha256(path) == row["sha256"], row["file"]
+        assert sha256_file(path) == row.get("file_sha256", row["sha256"]), row["file"]
+        assert path.stat().st_size == row.get("bytes", path.stat().st_size), row["file"]
+
+
+def test_the_zoo_stays_small() -> None:
+    assert sum(path.stat().st_size for path in ZOO.iterdir() if path.is_file()) < 60e6
+
+
+@pytest.mark.parametrize("row", COMPRESSED, ids=lambda row: row["file"])
+def test_compressed_networks_are_bit_for_bit_the_file_they_were_made_of(row: dict[str, Any], tmp_path: Path) -> None:
+    tensors, header = read_tensors(ZOO / row["file"])
+    write_tensors(tensors, tmp_path / "plain.safetensors", header)
+    assert sha256_file(tmp_path / "plain.safetensors") == row["sha256"]
 
 
 def test_backbones_with_trained_quantized_networks_have_what_claims_are_held_against() -> None:

@@ -1,0 +1,161 @@
+"""A trained network as its difference to the one it was trained from, compressed without loss: about half of a packed
+file, since fine-tuning leaves a weight near where it was.
+
+A full-precision value is kept as its distance to the parent's in units of the last place, a quantized weight as the
+distance of its code to the code nearest the parent's weight. `decode(encode(...))` is bit for bit what went in.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cadyq.checkpoints.packing import pack_codes, unpack_codes
+
+CODES, CODEBOOK = ".codes", ".codebook"  # of a packed weight, behind its name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a stream does not say of a tensor itself: `bits` of a packed weight, 0 of any other tensor."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bits: int
+
+    def empty(self) -> Tensor:
+        return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
+
+
+def entries_to_json(entries: list[Entry]) -> str:
+    return json.dumps([[entry.name, entry.dtype, list(entry.shape), entry.bits] for entry in entries])
+
+
+def entries_from_json(text: str) -> list[Entry]:
+    """Raises ValueError where `text` is not what `entries_to_json` wrote."""
+    try:
+        return [Entry(name, dtype, tuple(shape), bits) for name, dtype, shape, bits in json.loads(text)]
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def encode(tensors: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> tuple[Tensor, list[Entry]]:
+    """Tensors of a packed or full-precision file to a stream (uint8) and what `decode` needs beside it.
+
+    Args:
+        tensors: on the CPU, contiguous; packed weights as `pack_weight` makes them.
+        parent: of the full-precision network; tensors that it lacks or has in another shape are stored by themselves.
+    """
+    entries, parts = [], []
+    for name, tensor in _books_first(tensors):
+        weight = _weight(name, parent)
+        bits = 0 if weight is None else tensor.numel() * 8 // weight.numel()
+        entries.append(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), bits))
+        if weight is None:
+            parts.append(_distance(tensor, _alike(name, tensor, parent)))
+        else:
+            codes = unpack_codes(tensor.numpy(), bits, weight.numel())
+            nearest = _nearest(weight, tensors[_book(name)])
+            parts.append(((codes - nearest) % 2**bits).astype(np.uint8).tobytes())
+    stream = lzma.compress(b"".join(parts), preset=9 | lzma.PRESET_EXTREME)
+    return torch.from_numpy(np.frombuffer(stream, np.uint8).copy()), entries
+
+
+def decode(stream: Tensor, entries: list[Entry], parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `encode` was given.
+
+    Raises:
+        ValueError: the stream is damaged, or does not belong to these entries or this parent.
+    """
+    try:
+        content = lzma.decompress(stream.numpy().tobytes())
+    except lzma.LZMAError as error:
+        raise ValueError(f"damaged stream: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    at = 0
+    for entry in entries:
+        weight = _weight(entry.name, parent) if entry.bits else None
+        tensor = entry.empty()
+        size = tensor.numel() * tensor.element_size() if weight is None else weight.numel()
+        part, at = content[at : at + size], at + size
+        if len(part) < size or (entry.bits and _book(entry.name) not in tensors):
+            raise ValueError(f"the stream ends before {entry.name}, or the parent is another")
+        if weight is None:
+            tensors[entry.name] = _from_distance(part, tensor, _alike(entry.name, tensor, parent))
+        else:
+            apart = np.frombuffer(part, np.uint8).astype(np.int64)
+            codes = (apart + _nearest(weight, tensors[_book(entry.name)])) % 2**entry.bits
+            tensors[entry.name] = torch.from_numpy(pack_codes(codes, entry.bits))
+    if at != len(content):
+        raise ValueError(f"{len(content) - at} bytes behind the last tensor")
+    return tensors
+
+
+def _books_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """By name, each codebook before the codes that are decoded with its help."""
+    return iter(sorted(tensors.items(), key=lambda item: (item[0].endswith(CODES), item[0])))
+
+
+def _book(codes: str) -> str:
+    return codes.removesuffix(CODES) + CODEBOOK
+
+
+def _weight(name: str, parent: Mapping[str, Tensor]) -> Tensor | None:
+    """The parent's weight where `name` holds the codes of one."""
+    return parent.get(name.removesuffix(CODES)) if name.endswith(CODES) else None
+
+
+def _alike(name: str, tensor: Tensor, parent: Mapping[str, Tensor]) -> Tensor | None:
+    """The parent's tensor of that name, if it is a float32 one of that shape."""
+    other = parent.get(name)
+    fits = other is not None and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
+    return other if fits and tensor.dtype == torch.float32 else None
+
+
+def _nearest(weight: Tensor, codebook: Tensor) -> NDArray[np.int64]:
+    """For each weight the index of the nearest entry of its (ascending) codebook: (Cout, K), or (K,) for all."""
+    values = weight.double().reshape(len(weight), -1)
+    books = codebook.double()
+    middles = (books[..., 1:] + books[..., :-1]) / 2
+    return torch.searchsorted(middles.expand(len(values), -1).contiguous(), values).reshape(-1).numpy()
+
+
+def _distance(tensor: Tensor, other: Tensor | None) -> bytes:
+    """The bytes of all values, byte by byte: first the lowest of each value, then the next."""
+    words = tensor.numpy().reshape(-1)
+    if other is not None:
+        apart = _ordinal(words.view(np.int32)) - _ordinal(_words(other))
+        words = (apart << 1) ^ (apart >> 31)  # 0, -1, 1, -2, ... to 0, 1, 2, 3, ...: small ones have high bytes of 0
+    return np.ascontiguousarray(words.view(np.uint8).reshape(-1, words.itemsize).T).tobytes()
+
+
+def _from_distance(part: bytes, tensor: Tensor, other: Tensor | None) -> Tensor:
+    """The inverse of `_distance`, into `tensor`."""
+    planes = np.frombuffer(part, np.uint8).reshape(tensor.element_size(), -1)
+    content = np.array(planes.T, order="C").reshape(-1)
+    if other is not None:
+        words = content.view(np.uint32)
+        apart = ((words >> 1) ^ -(words & 1)).view(np.int32)
+        content = _ordinal(_ordinal(_words(other)) + apart).view(np.uint8)
+    tensor.view(-1).view(torch.uint8).copy_(torch.from_numpy(content))
+    return tensor
+
+
+def _words(tensor: Tensor) -> NDArray[np.int32]:
+    return tensor.numpy().reshape(-1).view(np.int32)
+
+
+def _ordinal(words: NDArray[np.int32]) -> NDArray[np.int32]:
+    """float32 patterns to integers in the order of their values, neighbours one apart; and back, being its own inverse.
+
+    Sums and differences of ordinals wrap around at 2^32, so that any two are some int32 apart.
+    """
+    return words ^ ((words >> 31) & np.int32(0x7FFFFFFF))
