@@ -14,6 +14,7 @@ from analysis.plots import write_plots
 from analysis.published_values import write_published
 from analysis.records import load, read_manifest, require_records
 from analysis.report import write_report
+from analysis.seeds import spread, write_seeds
 from analysis.tables import write_tables
 from cadyq.cli import Parser, add_debug_option, exit_status
 from cadyq.files import remove_leftovers
@@ -37,8 +38,9 @@ def build(run_dir: Path | str) -> list[Path]:
 
 
 def write_all_tables(df: pd.DataFrame, answers: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write all tables of a run and of its claims to ``out_dir/tables``; the same records give the same bytes."""
-    return write_tables(df, manifest, out_dir) + write_claims(answers, out_dir) + write_published(df, out_dir)
+    """Write all tables of a run to ``out_dir/tables``; the same records give the same bytes."""
+    shown = write_tables(df, manifest, out_dir) + write_claims(answers, out_dir)
+    return shown + write_seeds(spread(df, answers), out_dir) + write_published(df, out_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,7 @@ from analysis.claims import CLAIMS_NOTE, by_claim
 from analysis.intervals import LEVEL
 from analysis.published_values import PUBLISHED_NOTE, published_table
 from analysis.records import CELL_COLUMNS, Cell, skipped_cells
+from analysis.seeds import SEEDS_NOTE, by_quantity, spread
 from analysis.tables import MISSING, REFERENCE, caption, drop_text, summary
 from analysis.viewer import cell_rows, views
 from cadyq.files import write_text
@@ -89,6 +90,8 @@ def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, 
         tables=_tables(df),
         claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims)],
         claims_note=CLAIMS_NOTE,
+        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, claims))],
+        seeds_note=SEEDS_NOTE,
         published=_texts(published) if len(published) else None,
         published_note=PUBLISHED_NOTE,
         footnotes=footnotes,
