@@ -24,22 +24,27 @@ NO_PLUGIN = Plugin((), ())
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run measures, names checked and in the order of the tables."""
+    """What a run measures, names checked and in the order of the tables.
+
+    `of_the_zoo`: schemes that only the word "zoo" named, so that nothing is missing where a backbone has none.
+    """
 
     backbones: tuple[str, ...]
     schemes: tuple[str, ...]
     datasets: tuple[str, ...]
     scale: int
     modes: tuple[str, ...]
+    of_the_zoo: tuple[str, ...] = ()
 
     def sources(self) -> list[Source]:
         """Every (backbone, scheme) of the plan. Interpolation has nothing to quantize and runs unquantized only."""
-        return [
+        found = [
             find(backbone, scheme, self.scale)
             for backbone in self.backbones
             for scheme in self.schemes
             if has_weights(backbone) or not _quantizes(scheme)
         ]
+        return [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
 
     def cells(self, source: Source, dataset: str) -> list[Cell]:
         return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
@@ -87,7 +92,9 @@ def make_plan(
     names = _expand(backbones or [*chosen["backbones"], *plugins.backbones], zoo_backbones)
     for name in names:
         BACKBONES.get(name)
-    specs = [canonical(spec) for spec in _expand(schemes or [*chosen["schemes"], *plugins.schemes], zoo_schemes)]
+    asked = schemes or [*chosen["schemes"], *plugins.schemes]
+    specs = tuple(dict.fromkeys(canonical(spec) for spec in _expand(asked, zoo_schemes)))
+    by_name = {canonical(spec) for spec in asked if spec != ALL_OF_THE_ZOO}
     for mode in modes or ():
         if mode not in MODES:
             raise UserError(f"--modes {mode!r} is unknown: choose of {', '.join(MODES)}")
@@ -97,4 +104,5 @@ def make_plan(
     wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
     if wrong is not None:
         raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
-    return Plan(tuple(names), tuple(dict.fromkeys(specs)), sets, scale, tuple(modes or chosen.get("modes") or MODES))
+    of_the_zoo = tuple(spec for spec in specs if spec not in by_name)
+    return Plan(tuple(names), specs, sets, scale, tuple(modes or chosen.get("modes") or MODES), of_the_zoo)

@@ -1,0 +1,34 @@
+"""What a run measures: the word "zoo", and what is missing where a scheme was asked for by name."""
+
+from __future__ import annotations
+
+from analysis.plan import Plan, make_plan
+
+TAGGED = "cadyq:fab5"  # in the zoo for CARN-M alone
+
+
+def _reasons(plan: Plan) -> dict[tuple[str, str], str]:
+    return {(source.backbone, source.scheme): source.reason for source in plan.sources()}
+
+
+def test_the_zoo_is_every_network_that_it_holds_and_nothing_is_missing() -> None:
+    plan = make_plan("paper", 4, backbones=["edsr", "carn_m"], schemes=["zoo"])
+    reasons = _reasons(plan)
+    assert ("carn_m", TAGGED) in reasons
+    assert ("edsr", TAGGED) not in reasons
+    assert not any(reasons.values())
+    assert not any(scheme == "oracle" for _, scheme in reasons)
+
+
+def test_what_is_asked_for_by_name_is_said_to_be_missing() -> None:
+    plan = make_plan("paper", 4, backbones=["edsr", "carn_m"], schemes=[TAGGED, "zoo"])
+    reasons = _reasons(plan)
+    assert "edsr_x4_cadyq_fab5.safetensors is not in the zoo" in reasons[("edsr", TAGGED)]
+    assert not reasons[("carn_m", TAGGED)]
+    assert plan.schemes.count(TAGGED) == 1 and TAGGED not in plan.of_the_zoo
+
+
+def test_the_zoo_holds_every_backbone_once() -> None:
+    plan = make_plan("paper", 4, backbones=["zoo", "edsr"], schemes=["fp32"])
+    assert sorted(plan.backbones) == ["carn", "carn_m", "edsr", "idn", "srresnet"]
+    assert plan.of_the_zoo == ()
