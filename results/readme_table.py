@@ -1,6 +1,6 @@
 """Put the table of results/paper on the README's first screen: python results/readme_table.py
 
-Further seeds of a network stay out: results/paper/tables/seeds.md has them.
+Controls and further seeds stay out: results/paper/tables/summary_patch.md has them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from analysis.tables import MISSING, REFERENCE, markdown_lines
 ROOT = Path(__file__).parent.parent
 DATASETS = ["Set5", "Set14", "B100", "Urban100"]
 COST_ON = "B100"
+LEFT_OUT = re.compile(r"(random|static|gradient|dynamic_range)\b|.*:seed\d+$")
 HEAD = ["Network", "Scheme", *(f"{name} dB" for name in DATASETS)]
 HEAD += [f"drop on {COST_ON}", f"FAB on {COST_ON}", "BitOPs at 720p, G"]
 TABLE = re.compile(r"^\| Network \| Scheme \|.*?(?=\n\n)", re.MULTILINE | re.DOTALL)
@@ -25,7 +26,7 @@ def rows(summary: pd.DataFrame) -> list[list[str]]:
     cells = summary.set_index(["backbone", "scheme", "dataset"])
     found = []
     for backbone, scheme in summary[["backbone", "scheme"]].drop_duplicates().itertuples(index=False):
-        if re.search(r":seed\d+$", scheme) or (backbone, scheme, COST_ON) not in cells.index:
+        if LEFT_OUT.match(scheme) or (backbone, scheme, COST_ON) not in cells.index:
             continue
         keys = [(backbone, scheme, dataset) for dataset in DATASETS]
         psnr = [f"{cells.loc[key, 'psnr_db']:.2f}" if key in cells.index else MISSING for key in keys]
