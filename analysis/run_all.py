@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,7 @@ def manifest(
     plan: Plan, preset: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
 ) -> dict[str, Any]:
     """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
+    before = records.read_manifest(out)
     shown = [Path(word).name if "/" in word else word for word in argv]
     return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
         "measurement_version": MEASUREMENT_VERSION,
@@ -167,7 +168,8 @@ def manifest(
         "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
         "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
-        "cells": with_earlier(statuses, earlier_cells(out, statuses), preset),
+        "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
+        "earlier_commands": earlier_commands(before),
     }
 
 
@@ -184,14 +186,23 @@ def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], pre
     return sorted(cells + earlier, key=place)
 
 
-def earlier_cells(out: Path, statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Measured cells of earlier commands on the same folder, which stay in its tables."""
     now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
     return [
         cell | {"status": "cached"}
-        for cell in records.read_manifest(out).get("cells", [])
+        for cell in before.get("cells", [])
         if cell["status"] != "skipped" and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
     ]
+
+
+def earlier_commands(before: Mapping[str, Any]) -> list[str]:
+    """A line each, oldest first, for the earlier commands on the same folder that had something to measure."""
+    lines: list[str] = before.get("earlier_commands", [])
+    if all(cell["status"] != "measured" for cell in before.get("cells", [])):
+        return lines
+    created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
+    return [*lines, f"{created}, commit {commit[:12]}: {command}"]
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:

@@ -248,3 +248,15 @@ def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
     cells = [{"dataset": d, "backbone": b, "scheme": s, "mode": "patch"} for d, b, s in names]
     assert with_earlier(cells, [], preset) == cells
     assert with_earlier(cells[:2], cells[2:], preset) == [cells[3], cells[2], cells[1], cells[0]]
+
+
+def test_commands_that_measured_something_stay_in_the_manifest() -> None:
+    from analysis.run_all import earlier_commands
+
+    first = {"created": "T1", "git_commit": "0123456789abcdef", "command": "one", "cells": [{"status": "measured"}]}
+    assert earlier_commands({}) == []
+    assert earlier_commands(first) == ["T1, commit 0123456789ab: one"]
+    cached = {"cells": [{"status": "cached"}, {"status": "skipped"}], "earlier_commands": earlier_commands(first)}
+    assert earlier_commands(cached) == earlier_commands(first)
+    again = first | {"created": "T2", "command": "two", "earlier_commands": earlier_commands(first)}
+    assert [line.rpartition(" ")[2] for line in earlier_commands(again)] == ["one", "two"]
