@@ -21,20 +21,20 @@ from matplotlib.transforms import ScaledTranslation
 from analysis import style
 from analysis.crops import textured
 from analysis.exhibits import read_exhibit
+from analysis.seeds import first_trainings
 from analysis.style import short, short_number
 from analysis.tables import REFERENCE, summary
 from cadyq import bit_map
 
-_COST = {
-    "bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output, log2)"),
-    "fab": ("fab", "FAB (bits, log2)"),
-}
+_COST = {"bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output)"), "fab": ("fab", "FAB (bits)")}
+_WIDE_RANGE = 4  # highest over lowest cost from which an axis is logarithmic
 _FRAME = "#FF2D95"  # a colour that photographs rarely hold
-_DASHES = ((0, (4.0, 2.0)), (0, (1.0, 1.5)), (0, (6.0, 2.0, 1.0, 2.0)))
-_SAME_COST = 0.005  # relative difference
+_DASHES = ("-", (0, (4.0, 2.0)), (0, (1.0, 1.5)), (0, (6.0, 2.0, 1.0, 2.0)))
+_SAME_COST = 0.01  # difference as a share of the range of costs
 _MARK, _ROW = 5.0, 40.0  # points: between marks of one cost, and at most for all of them
 _COLUMNS = 5  # axes side by side, more would be too small to read in the report
 _Look = dict[str, tuple[str, str]]
+_Dashes = dict[str, Any]  # name of a line: how it is dashed
 
 
 def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list[Path]:
@@ -61,11 +61,12 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
 
 
 def figures(df: pd.DataFrame, intervals: bool = True) -> dict[str, Callable[[], Figure]]:
-    """Every figure that records hold, by the name of its file; each is drawn when it is called.
+    """Every figure that records hold, by the name of its file; each is drawn when it is called. Not of further seeds.
 
     In a notebook: ``style.picture(figures(df)["psnr_fab_x4_image"])``.
     """
     found: dict[str, Callable[[], Figure]] = {}
+    df = first_trainings(df)
     table = summary(df)
     table = table[(table["macs_g"] <= 0) | np.isfinite(table["psnr_db"])]
     looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
@@ -81,31 +82,44 @@ def figures(df: pd.DataFrame, intervals: bool = True) -> dict[str, Callable[[], 
 
 
 def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool) -> Figure:
-    """Mean PSNR against a cost; a row of axes a dataset, a column a backbone."""
-    networks = table[table["macs_g"] > 0]
-    lines = table[table["macs_g"] <= 0]
+    """Mean PSNR against a cost; a row of axes a dataset, a column a backbone.
+
+    Full precision costs so much more that quantized schemes would be one spot beside it: it is a line, as are methods
+    without a network, unless there is nothing else to see.
+    """
+    networks, plain = table[table["macs_g"] > 0], table[table["macs_g"] <= 0]
+    full = networks["scheme"] == REFERENCE
+    points, lines = (networks, plain) if full.all() else (networks[~full], pd.concat([networks[full], plain]))
     datasets, backbones = list(networks["dataset"].unique()), list(networks["backbone"].unique())
-    schemes = [name for name in looks if (networks["scheme"] == name).any()]
-    handles = _handles(schemes, looks, list(lines["backbone"].unique()))
+    schemes = [name for name in looks if (points["scheme"] == name).any()]
+    names = dict.fromkeys(map(_line_name, lines.to_dict("records")))
+    styles: _Dashes = dict(zip(names, itertools.cycle(_DASHES), strict=False))
+    handles = _handles(schemes, looks, styles)
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(backbones))
     across = _legend_columns(handles, width)
     made = style.figure(width, 0.5 + 1.75 * len(datasets) + 0.2 * math.ceil(len(handles) / across))
     axes = made.subplots(len(datasets), len(backbones), squeeze=False, sharex="col")
     for (i, dataset), (j, backbone) in itertools.product(enumerate(datasets), enumerate(backbones)):
-        here = networks[(networks["dataset"] == dataset) & (networks["backbone"] == backbone)]
+        here = points[(points["dataset"] == dataset) & (points["backbone"] == backbone)]
+        beside = (lines["dataset"] == dataset) & ((lines["backbone"] == backbone) | (lines["macs_g"] <= 0))
         axis = axes[i, j]
         axis.set_title(f"{short(dataset)} · {short(backbone)}")
         _points(made, axis, here, column, looks, intervals)
-        _reference_lines(axis, here, lines[lines["dataset"] == dataset])
+        _reference_lines(axis, here, lines[beside], styles)
         axis.yaxis.set_major_locator(MaxNLocator(5))
         if here.empty:
             axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
-    for j in range(len(backbones)):
-        _cost_axis(axes[-1, j], networks[networks["backbone"] == backbones[j]][column])
+    for j, backbone in enumerate(backbones):
+        costs = points.loc[points["backbone"] == backbone, column]
+        _cost_axis(axes[-1, j], costs if len(costs) else points[column])
     made.supxlabel(f"{label}\nschemes of one cost stand side by side", fontsize=8)
     made.supylabel("PSNR (dB, mean over images)", fontsize=8)
     made.legend(handles=handles, loc="outside upper center", ncols=across)
     return made
+
+
+def _line_name(row: Mapping[Any, Any]) -> str:
+    return str(row["scheme"] if row["macs_g"] > 0 else row["backbone"])
 
 
 def _points(made: Figure, axis: Axes, here: pd.DataFrame, column: str, looks: _Look, intervals: bool) -> None:
@@ -129,9 +143,10 @@ def _points(made: Figure, axis: Axes, here: pd.DataFrame, column: str, looks: _L
 def _shifts(costs: Sequence[float]) -> list[float]:
     """Points (1/72 in) to move each mark sideways by, so that marks of one cost form a row around it."""
     order = sorted(range(len(costs)), key=lambda i: costs[i])  # stable: schemes keep their order within a row
+    close = _SAME_COST * (max(costs) - min(costs)) if costs else 0.0
     rows: list[list[int]] = []
     for i in order:
-        if rows and costs[i] <= costs[rows[-1][0]] * (1 + _SAME_COST):
+        if rows and costs[i] <= costs[rows[-1][0]] + close:
             rows[-1].append(i)
         else:
             rows.append([i])
@@ -142,31 +157,36 @@ def _shifts(costs: Sequence[float]) -> list[float]:
     return shifts
 
 
-def _reference_lines(axis: Axes, here: pd.DataFrame, lines: pd.DataFrame) -> None:
-    """A method without a network costs nothing: a horizontal line, or a note where it lies far below."""
+def _reference_lines(axis: Axes, here: pd.DataFrame, lines: pd.DataFrame, styles: _Dashes) -> None:
+    """What has no cost to compare: a horizontal line, or a note where it lies far below."""
     axis.margins(x=0.12, y=0.12)
     if here.empty:
         return
     low, high = float(here["psnr_db"].min()), float(here["psnr_db"].max())
     reach = low - 2 * max(high - low, 0.1)  # a line farther away would squeeze the points together
     notes = []
-    for row, dashes in zip(lines.to_dict("records"), itertools.cycle(_DASHES), strict=False):
+    for row in lines.to_dict("records"):
+        name = _line_name(row)
         if row["psnr_db"] >= reach:
-            axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=dashes, zorder=1)
+            axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=styles[name], zorder=1)
         else:
-            notes.append(f"{short(row['backbone'])} {row['psnr_db']:.2f} dB, below")
+            notes.append(f"{short(name)} {row['psnr_db']:.2f} dB, below")
     if notes:
         axis.margins(x=0.12, y=0.12 + 0.13 * len(notes))
         axis.text(0.03, 0.03, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35")
 
 
 def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
-    """A log2 axis around the values, with plain numbers at powers of two."""
+    """Linear around the values with room for a row of marks; over a wide range log2, with ticks at powers of two."""
+    low, high = float(values.min()), float(values.max())
+    if high < _WIDE_RANGE * low:
+        room = max(0.2 * (high - low), 0.01 * high)
+        axis.set_xlim(low - room, high + room)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        return
     axis.set_xscale("log", base=2)
-    middle = math.log2(values.min() * values.max()) / 2
-    reach = max(
-        1.1, math.log2(values.max() / values.min()) * 0.5 + 0.7
-    )  # two ticks at least, and room for a row of marks
+    middle, reach = math.log2(low * high) / 2, math.log2(high / low) / 2 + 0.7  # room for a row of marks
     axis.set_xlim(2 ** (middle - reach), 2 ** (middle + reach))
     axis.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
     axis.xaxis.set_minor_locator(NullLocator())
@@ -228,7 +248,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
-    handles = _handles(list(looks), looks, [])
+    handles = _handles(list(looks), looks, {})
     across = _legend_columns(handles, width)
     made = style.figure(width, 0.5 + 1.9 * len(backbones) + 0.2 * math.ceil(len(looks) / across))
     axes = made.subplots(len(backbones), len(schemes), squeeze=False, sharex=True)
@@ -260,14 +280,13 @@ def _rank_text(rows: pd.DataFrame) -> str:
     return "" if math.isnan(rho) else f"\nSpearman \u03c1 = {rho:.2f}, n = {len(rows)}"
 
 
-def _handles(names: Sequence[str], looks: _Look, lines: Sequence[str]) -> list[Line2D]:
+def _handles(names: Sequence[str], looks: _Look, lines: _Dashes) -> list[Line2D]:
     points = [
         Line2D([], [], color=looks[n][0], marker=looks[n][1], markersize=5, linestyle="none", label=short(n))
         for n in names
     ]
     return points + [
-        Line2D([], [], color="0.35", linewidth=0.9, linestyle=dash, label=short(name))
-        for name, dash in zip(lines, itertools.cycle(_DASHES), strict=False)
+        Line2D([], [], color="0.35", linewidth=0.9, linestyle=dash, label=short(name)) for name, dash in lines.items()
     ]
 
 

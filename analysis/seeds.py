@@ -23,6 +23,11 @@ _FORMS = {DROP: "+.3f", FAB: ".2f", LEAD: "+.3f"}
 _TAG = re.compile(r":seed\d+$")
 
 
+def first_trainings(df: pd.DataFrame) -> pd.DataFrame:
+    """The records of all networks but those that are further trainings of another."""
+    return df[~df["scheme"].str.contains(_TAG)]
+
+
 def spread(df: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (of a sample) and range over the seeds of each network that has several.
 
