@@ -182,7 +182,7 @@ def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
     if high < _WIDE_RANGE * low:
         room = max(0.2 * (high - low), 0.01 * high)
         axis.set_xlim(low - room, high + room)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         return
     axis.set_xscale("log", base=2)
