@@ -108,7 +108,7 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
         _reference_lines(axis, here, lines[beside], styles)
         axis.yaxis.set_major_locator(MaxNLocator(5))
         if here.empty:
-            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
+            _say_not_measured(axis)
     for j, backbone in enumerate(backbones):
         costs = points.loc[points["backbone"] == backbone, column]
         _cost_axis(axes[-1, j], costs if len(costs) else points[column])
@@ -116,6 +116,11 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
     made.supylabel("PSNR (dB, mean over images)", fontsize=8)
     made.legend(handles=handles, loc="outside upper center", ncols=across)
     return made
+
+
+def _say_not_measured(axis: Axes) -> None:
+    axis.set_yticks([])
+    axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
 
 
 def _line_name(row: Mapping[Any, Any]) -> str:
@@ -265,7 +270,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
                 edgecolors="white", linewidths=0.3,
             )  # fmt: skip
         if here.empty:
-            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
+            _say_not_measured(axis)
     made.supxlabel("Mean absolute gradient of the LR image (pixels 0..1)", fontsize=8)
     made.supylabel("FAB of the image (bits)", fontsize=8)
     made.legend(handles=handles, loc="outside upper center", ncols=across)
