@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
-from analysis.tables import MISSING, OVERALL, REFERENCE, markdown_table
+from analysis.tables import OVERALL, REFERENCE, by_dataset, markdown_table, without_lone_scale
 from cadyq import toml
 from cadyq.factory import list_schemes, parse_scheme, scheme_of
 from cadyq.files import write_text
@@ -264,18 +264,11 @@ def by_claim(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         heading = f"Mode {mode}: {DYNAMIC} {claim}" + (", dB" if claim != CAPTURED else "")
         lines = lines.assign(text=[_text(line) for line in lines.to_dict("records")])
         keys = ["scale", "backbone", "scheme", "against"]
-        wide = lines.pivot(index=keys, columns="dataset", values="text")
-        datasets = [name for name in lines["dataset"].unique() if name != OVERALL]
-        datasets += [OVERALL] if OVERALL in wide.columns else []
-        wide = wide.reindex(columns=datasets).fillna(MISSING)
+        wide = by_dataset(lines, keys)
         last = lines.groupby(keys).last()  # all images, where it was measured on all
         wide["FAB"] = last["fab"].map("{:.2f}".format) + " / " + last["fab_against"].map("{:.2f}".format)
         wide["BitOPs saved"] = last["saved_percent"].map("{:.1f} %".format)
-        wide.columns.name = None
-        order = pd.MultiIndex.from_frame(lines[keys].drop_duplicates())
-        shown = wide.reindex(order)
-        several = shown.index.get_level_values("scale").nunique() > 1
-        found.append((heading, shown if several else shown.droplevel("scale")))
+        found.append((heading, without_lone_scale(wide)))
     return found
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.claims import EQUAL_BITOPS_PAPER
-from analysis.tables import MISSING, REFERENCE, markdown_table
+from analysis.tables import REFERENCE, by_dataset, markdown_table, without_lone_scale
 from cadyq.files import write_text
 
 DROP, FAB, LEAD = "PSNR drop against fp32, dB", "FAB, bits", f"PSNR {EQUAL_BITOPS_PAPER}, dB"
@@ -84,13 +84,9 @@ def by_quantity(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """A heading and a table of texts for each quantity: a row a network, a column a dataset."""
     found = []
     for (mode, quantity), rows in table.groupby(["mode", "quantity"], sort=False):
-        keys = ["scale", "backbone", "scheme"]
         rows = rows.assign(text=[_text(*row) for row in rows[["quantity", *STATISTICS]].to_numpy()])
-        wide = rows.pivot(index=keys, columns="dataset", values="text").reindex(columns=rows["dataset"].unique())
-        shown = wide.fillna(MISSING).reindex(pd.MultiIndex.from_frame(rows[keys].drop_duplicates()))
-        shown.columns.name = None
-        several = rows["scale"].nunique() > 1
-        found.append((f"Mode {mode}: {quantity}", shown if several else shown.droplevel("scale")))
+        shown = by_dataset(rows, ["scale", "backbone", "scheme"])
+        found.append((f"Mode {mode}: {quantity}", without_lone_scale(shown)))
     return found
 
 

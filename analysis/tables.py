@@ -208,10 +208,7 @@ def _best(paper: pd.DataFrame) -> pd.DataFrame:
 def _drops(table: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     """Drop against the reference as text, a column a dataset."""
     texts = table.assign(text=[drop_text(row) for row in table.to_dict("records")])
-    wide = texts.pivot(index=["scale", "backbone", "scheme"], columns="dataset", values="text")
-    wide = wide.reindex(index=paper.index, columns=list(texts["dataset"].unique())).fillna(MISSING)
-    wide.columns.name = None
-    return _relabel(wide)
+    return _relabel(by_dataset(texts, ["scale", "backbone", "scheme"]).reindex(paper.index))
 
 
 def _relabel(frame: pd.DataFrame) -> pd.DataFrame:
@@ -239,6 +236,20 @@ def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text
     parts += ["PSNR drop against the reference, dB:", markdown_table(drops)]
     parts += ["Not run:\n\n" + "\n".join(f"- {_md(note)}" for note in notes)] if notes else []
     return "\n\n".join(parts) + "\n"
+
+
+def by_dataset(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The column "text" of long rows, wide: a column a dataset, in order of appearance but `OVERALL` last."""
+    order = pd.MultiIndex.from_frame(lines[list(keys)].drop_duplicates())
+    datasets = sorted(lines["dataset"].unique(), key=lambda name: name == OVERALL)
+    wide = lines.pivot(index=list(keys), columns="dataset", values="text").reindex(index=order, columns=datasets)
+    wide.columns.name = None
+    return wide.fillna(MISSING)
+
+
+def without_lone_scale(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame without the scale in its index, where there is but one."""
+    return frame if frame.index.get_level_values("scale").nunique() > 1 else frame.droplevel("scale")
 
 
 def markdown_table(texts: pd.DataFrame) -> str:
