@@ -2,15 +2,17 @@
 
 Two forms: full precision (for training on) and packed (quantized weights as integers). A file may build on another
 (`base`), of which it holds only what differs: networks that differ in the choice of bits share one parent. What ships
-is packed and compressed (`compress`): half the size, and read like any other.
+is packed and compressed (`compress`), and read like any other.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -92,7 +94,9 @@ def network_sha256(path: Path) -> str:
     Raises:
         UserError: the file cannot be read.
     """
-    return _read_file(path)[1].get("plain_sha256") or sha256_file(path)
+    with _opened(path) as file:
+        compressed_from = (file.metadata() or {}).get("plain_sha256")
+    return compressed_from or sha256_file(path)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -101,7 +105,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         UserError: missing, damaged, made for another parent, or with a value that is not finite.
     """
-    tensors, metadata = _read_file(path)
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
     if "stream" in tensors and "parent" in metadata:
         tensors = _decompressed(tensors["stream"], path, metadata)
         metadata = {key: value for key, value in metadata.items() if key not in COMPRESSED}
@@ -122,11 +128,12 @@ def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> di
         raise UserError(f"{path}: is damaged ({error}); fetch the file again") from error
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, of which only the header is read until a tensor is asked for."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, dict(file.metadata() or {})
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; give the path of a .safetensors file or zoo:NAME") from error
     except (SafetensorError, OSError) as error:
