@@ -101,13 +101,16 @@ def _agrees(distance: tuple[float, float]) -> bool:
     return distance[0] < 2e-3
 
 
+def _depends_on_the_processor(official: Official) -> bool:
+    """PAMS on IDN: one patch agrees with AVX2, not with AVX-512, as if a tie were rounded the other way."""
+    return (official.config["backbone"], official.config["scheme"]) == ("idn", "pams")
+
+
 def test_output_is_the_published_one(official: Official, network: SRNetwork) -> None:
-    """To the last bits; but a processor that adds a convolution in another order may round a value at a tie to the
-    other side, which these networks of random weights spread: one patch of one fixture (IDN, PAMS) with AVX-512.
-    """
     distances = _distances(official, network)
-    assert sum(map(_agrees, distances)) >= len(distances) // 2, distances
-    assert all(_agrees(distance) or distance[1] < 0.005 for distance in distances), distances
+    off = [distance for distance in distances if not _agrees(distance)]
+    assert len(off) <= _depends_on_the_processor(official), distances
+    assert all(mean < 0.002 for _, mean in off), distances
 
 
 def _points(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -141,8 +144,8 @@ def test_loss_and_gradients_are_the_published_ones(official: Official, network: 
     of_each = 3 if official.config["scheme"] == "cadyq" else 1
     assert len(expected) == 1 + selectors * of_each + fixed
     far = {key: _relative(grads[key], value) for key, value in expected.items()}
-    tie = not all(map(_agrees, _distances(official, network.eval())))
-    assert max(far.values()) < (0.1 if tie else 1e-3), far
+    off = _depends_on_the_processor(official) and not all(map(_agrees, _distances(official, network.eval())))
+    assert max(far.values()) < (0.05 if off else 1e-3), far
 
 
 def test_a_file_is_the_same_as_its_state_dict(official: Official, network: SRNetwork, tmp_path: Path) -> None:
