@@ -1,5 +1,5 @@
-"""A trained network as its difference to the one it was trained from, compressed without loss: about half of a packed
-file, since fine-tuning leaves a weight near where it was.
+"""A trained network as its difference to the one it was trained from, compressed without loss: half to two thirds of
+a packed file, since fine-tuning leaves a weight near where it was.
 
 A full-precision value is kept as its distance to the parent's in units of the last place, a quantized weight as the
 distance of its code to the code nearest the parent's weight. `decode(encode(...))` is bit for bit what went in.
