@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from cadyq.errors import UserError
+from cadyq.quantizers.content import image_gradient
 
 HELD_OUT = 8
 ALL = slice(None)
+# Six numbers in [0, 1): which photograph, how far down, how far right, and three for flips and turns.
+Draw = list[float]
 
 
 @dataclass(frozen=True)
@@ -68,42 +71,60 @@ class PatchBank:
         images = [tuple(tensor.to(device) for tensor in image) for image in self.images]
         return PatchBank(images, self.scale, self.names)
 
-    def batch(self, seed: int, step: int, size: int, lr_patch: int, share: slice = ALL, augment: bool = True) -> Batch:
+    def batch(
+        self,
+        seed: int,
+        step: int,
+        size: int,
+        lr_patch: int,
+        share: slice = ALL,
+        augment: bool = True,
+        steepest_of: int = 1,
+    ) -> Batch:
         """`size` patches of `lr_patch` LR pixels a side, randomly placed and, unless told not to, flipped and turned.
 
         Args:
             share: the part of the batch that is wanted (of several processes each takes its own).
+            steepest_of: each patch is the one with the largest image gradient of so many random ones.
         """
-        draws = self._draws(seed, step, size)[share]
+        draws = self._draws(seed, step, size, lr_patch, share, steepest_of)
         crops = [self._crop(draw, lr_patch, augment) for draw in draws]
         return Batch(*(torch.stack(part).float() for part in zip(*crops, strict=True)))
 
-    def names_of(self, seed: int, step: int, size: int) -> list[str]:
+    def names_of(self, seed: int, step: int, size: int, lr_patch: int, steepest_of: int = 1) -> list[str]:
         """The photographs that the batch of a step is cropped from, each once."""
-        chosen = (self.names[self._index(draw)] for draw in self._draws(seed, step, size))
-        return sorted(set(chosen))
+        draws = self._draws(seed, step, size, lr_patch, ALL, steepest_of)
+        return sorted({self.names[self._index(draw)] for draw in draws})
 
-    def _draws(self, seed: int, step: int, size: int) -> list[list[float]]:
+    def _draws(self, seed: int, step: int, size: int, side: int, share: slice, steepest_of: int) -> list[Draw]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        return torch.rand(size, 6, generator=generator, dtype=torch.float64).tolist()
+        draws = torch.rand(size * steepest_of, 6, generator=generator, dtype=torch.float64).view(size, steepest_of, 6)
+        return [self._steepest(draw, side) if steepest_of > 1 else draw[0] for draw in draws[share].tolist()]
 
-    def _index(self, draw: list[float]) -> int:
+    def _steepest(self, draws: list[Draw], side: int) -> Draw:
+        """The draw whose LR patch has the largest gradient; of equals the first."""
+        patches = torch.stack([self._place(draw, side, of=0) for draw in draws]).float()
+        return draws[int(image_gradient(patches).sum(1).argmax())]
+
+    def _index(self, draw: Draw) -> int:
         return int(draw[0] * len(self.images))
 
-    def _crop(self, draw: list[float], side: int, augment: bool) -> list[Tensor]:
+    def _crop(self, draw: Draw, side: int, augment: bool) -> list[Tensor]:
+        """The patch in LR, HR and, if there is one, the teacher's output."""
+        patches = [self._place(draw, side, of) for of in range(len(self.images[self._index(draw)]))]
+        return [_turned(patch, draw[3:]) for patch in patches] if augment else patches
+
+    def _place(self, draw: Draw, side: int, of: int) -> Tensor:
+        """Where the draw falls in one of its photograph's images: 0 is LR, the others are `scale` times as large."""
         images = self.images[self._index(draw)]
         height, width = images[0].shape[-2:]
         top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
-        patches = []
-        for k, image in enumerate(images):
-            scale = self.scale if k else 1
-            y, x, length = top * scale, left * scale, side * scale
-            patch = image[:, y : y + length, x : x + length]
-            patches.append(_turned(patch, draw[3:]) if augment else patch)
-        return patches
+        scale = self.scale if of else 1
+        y, x, length = top * scale, left * scale, side * scale
+        return images[of][:, y : y + length, x : x + length]
 
 
-def _turned(patch: Tensor, draw: list[float]) -> Tensor:
+def _turned(patch: Tensor, draw: Draw) -> Tensor:
     """One of the eight flips and quarter turns."""
     patch = patch.flip(1) if draw[0] < 0.5 else patch
     patch = patch.flip(2) if draw[1] < 0.5 else patch

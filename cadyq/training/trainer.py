@@ -132,7 +132,8 @@ class Trainer:
 
     def _batch(self, step: int) -> Batch:
         recipe, share = self.recipe, self.processes.share(self.recipe.batch)
-        return self.bank.batch(self.seed, step, recipe.batch, recipe.lr_patch, share, recipe.augment)
+        where = (self.seed, step, recipe.batch, recipe.lr_patch)
+        return self.bank.batch(*where, share, recipe.augment, recipe.steepest_of)
 
     def train_step(self) -> Row:
         recipe = self.recipe
@@ -172,7 +173,8 @@ class Trainer:
     def _not_finite(self, loss: float) -> str:
         checkpoint = self.out / "checkpoint.pt"
         good = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
-        names = ", ".join(self.bank.names_of(self.seed, self.step, self.recipe.batch))
+        recipe = self.recipe
+        names = ", ".join(self.bank.names_of(self.seed, self.step, recipe.batch, recipe.lr_patch, recipe.steepest_of))
         return (
             f"{self.out}: the loss is {loss} at step {self.step} (seed {self.seed}), on a batch of {names}; {good}; "
             "lower the learning rates or leave those photographs out"

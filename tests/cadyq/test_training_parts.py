@@ -11,6 +11,7 @@ from torch import Tensor
 import cadyq
 from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.quantizers.content import image_gradient
 from cadyq.quantizers.points import QuantConv2d
 from cadyq.selector.bit_selector import channel_std
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
@@ -268,8 +269,8 @@ def test_shares_make_up_the_batch_and_photographs_are_named() -> None:
     parts = [bank.batch(3, 5, 6, SIDE, share) for share in (slice(0, 3), slice(3, 6))]
     assert torch.equal(torch.cat([part.lr for part in parts]), whole.lr)
     only = PatchBank(bank.images[2:3], 4, ["x.jpg"])
-    assert only.names_of(3, 5, 6) == ["x.jpg"]
-    named = bank.names_of(3, 5, 6)
+    assert only.names_of(3, 5, 6, SIDE) == ["x.jpg"]
+    named = bank.names_of(3, 5, 6, SIDE)
     assert set(named) <= set(bank.names) and len(named) == len(set(named)) > 1
 
 
@@ -279,6 +280,17 @@ def test_without_augmentation_patches_are_upright() -> None:
     upright = bank.batch(0, 0, 30, SIDE, augment=False)
     assert bool((upright.lr[:, 0, 0, 1] - upright.lr[:, 0, 0, 0] == 1).all())
     assert upright.teacher is None
+
+
+def test_steep_patches_are_the_steepest_of_what_was_drawn_whoever_takes_which_share() -> None:
+    bank = _photographs()
+    all_drawn, steep = bank.batch(3, 5, 12, SIDE), bank.batch(3, 5, 4, SIDE, steepest_of=3)
+    gradients = image_gradient(all_drawn.lr).sum(1).view(4, 3)
+    assert torch.equal(steep.hr, all_drawn.hr.unflatten(0, (4, 3))[torch.arange(4), gradients.argmax(1)])
+    assert len(gradients.argmax(1).unique()) > 1
+    second = bank.batch(3, 5, 4, SIDE, slice(2, 4), steepest_of=3)
+    assert torch.equal(second.lr, steep.lr[2:])
+    assert set(bank.names_of(3, 5, 4, SIDE, steepest_of=3)) <= set(bank.names_of(3, 5, 12, SIDE))
 
 
 def test_few_photographs_are_split_and_too_few_refused() -> None:
