@@ -17,9 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cadyq.checkpoints.packing import pack_codes, unpack_codes
-
-CODES, CODEBOOK = ".codes", ".codebook"  # of a packed weight, behind its name
+from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_codes, unpack_codes
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ def encode(tensors: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> tuple
     entries, parts = [], []
     for name, tensor in _books_first(tensors):
         weight = _weight(name, parent)
+        # of a few values more bits than they have, the same for `decode`; what is too much are zeros of the padding
         bits = 0 if weight is None else tensor.numel() * 8 // weight.numel()
         entries.append(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), bits))
         if weight is None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cadyq.checkpoints.difference import decode, encode, entries_from_json, entries_to_json
-from cadyq.checkpoints.packing import pack_weight, unpack_weight
+from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_weight, unpack_weight
 from cadyq.data.images import sha256_file
 from cadyq.errors import UserError
 from cadyq.factory import ModelConfig, build, config_of
@@ -53,7 +53,7 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
                 del state[f"{name}.weight"]
                 state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
                 codes, codebook = pack_weight(weight, conv.weight_bits, conv.weight_quantizer.granularity)
-                state[f"{name}.weight.codes"], state[f"{name}.weight.codebook"] = codes, codebook
+                state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
     metadata = {"config": config_of(network).to_json()}
     if base is not None:
         there, _ = read_tensors(base)
@@ -158,7 +158,7 @@ def _complete_from_base(
     if network_sha256(base) != metadata["base_sha256"]:
         raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
     for key in network.state_dict():
-        for part in (key, f"{key}.codes", f"{key}.codebook"):
+        for part in (key, f"{key}{CODES}", f"{key}{CODEBOOK}"):
             if part in there and part not in state:
                 state[part] = there[part]
     return state
@@ -166,11 +166,11 @@ def _complete_from_base(
 
 def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     for conv, name in network.conv_names.items():
-        codes = state.pop(f"{name}.weight.codes", None)
+        codes = state.pop(f"{name}.weight{CODES}", None)
         if codes is None:
             continue
         try:
-            codebook = state.pop(f"{name}.weight.codebook")
+            codebook = state.pop(f"{name}.weight{CODEBOOK}")
             state[f"{name}.weight"] = unpack_weight(codes, codebook, conv.weight_bits, conv.weight.shape)
         except KeyError as error:
             raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error

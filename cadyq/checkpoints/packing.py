@@ -10,6 +10,8 @@ from torch import Tensor
 
 from cadyq.quantizers.interface import Granularity
 
+CODES, CODEBOOK = ".codes", ".codebook"  # what the tensors of a packed weight are called, behind its name
+
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """Unsigned integers below 2^bits to a uint8 array of ceil(n bits / 8) bytes, most significant bit first."""

@@ -43,7 +43,10 @@ def test_any_value_beside_any_parent(own: np.ndarray, other: np.ndarray) -> None
         assert _bits(again) == _bits(tensor)
 
 
-@given(arrays(np.float32, (3, 2, 3, 3), elements=st.floats(-1, 1, width=32)), st.integers(2, 8), st.booleans())
+SHAPES = st.sampled_from([(3, 2, 3, 3), (1, 1, 1, 1), (3, 1, 1, 1), (1, 1, 1, 7), (2, 1, 2, 2)])
+
+
+@given(arrays(np.float32, SHAPES, elements=st.floats(-1, 1, width=32)), st.integers(2, 8), st.booleans())
 def test_packed_weights_beside_any_parent(weight: np.ndarray, bits: int, by_channel: bool) -> None:
     parent = torch.from_numpy(weight)
     grid = (torch.linspace(-1, 1, 2**bits) * (1 if bits > 2 else 0.5)).expand(3, -1)
