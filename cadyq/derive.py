@@ -41,10 +41,11 @@ def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
         UserError: the scheme is not derived from the parent's; an unknown option.
     """
     kind = SCHEMES.get(name)
-    if parent.scheme is None or kind.parent != parent.scheme.name:
+    origin = name if kind.parent == "fp32" else kind.parent  # one that is trained can only be given other options
+    if parent.scheme is None or parent.scheme.name != origin:
         has = "fp32" if parent.scheme is None else parent.scheme.name
         raise UserError(
-            f"scheme {name!r} is derived from a network of {kind.parent!r}, not of {has!r}: name one as --parent"
+            f"scheme {name!r} is derived from a network of {origin!r}, not of {has!r}: name one as --parent"
         )
     shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
     unknown = sorted(options.keys() - set(kind.option_names()))

@@ -26,6 +26,12 @@ def channel_std(x: Tensor) -> Tensor:
     return ((centered.square_().sum((2, 3)) - rest) / (count - 1)).clamp_min_(0).sqrt_()
 
 
+def thinned(x: Tensor, stride: int) -> Tensor:
+    """Every `stride`-th row and column of `x` (B, C, H, W), but no fewer than two of each where there are two."""
+    rows, columns = (max(1, min(stride, side // 2)) for side in x.shape[2:])
+    return x[:, :, ::rows, ::columns]
+
+
 class BitSelector(nn.Module):
     """Logits of K candidates from the patch's gradients (2) and the layer input's channel deviations (C).
 
@@ -36,14 +42,16 @@ class BitSelector(nn.Module):
             last bias at 1. "normalized" feeds logarithms, standardized by calibration statistics; weights start
             at 0, so that the first choice is the middle candidate everywhere and training departs from there.
         gradient_scale: factor on the gradients, "paper" only (1000; the published CARN code uses 1).
+        stride: deviations are taken over every so many rows and columns; over all of them (1) in the paper.
     """
 
-    def __init__(self, channels: int, candidates: int, inputs: str, gradient_scale: float) -> None:
+    def __init__(self, channels: int, candidates: int, inputs: str, gradient_scale: float, stride: int = 1) -> None:
         super().__init__()
         if inputs not in INPUTS:
             raise UserError(f"selector_inputs={inputs!r} is unknown: choose one of {', '.join(INPUTS)}")
         self.inputs = inputs
         self.gradient_scale = gradient_scale
+        self.stride = stride
         self.linear = nn.Linear(channels + 2, candidates)
         self.register_buffer("center", torch.zeros(channels + 2))
         self.register_buffer("spread", torch.ones(channels + 2))
@@ -63,9 +71,15 @@ class BitSelector(nn.Module):
 
     def forward(self, x: Tensor, content: Content) -> Tensor:
         """Logits (B, K) for the layer input `x` (B, C, H, W)."""
+        deviations = channel_std(thinned(x, self.stride))
         if self.inputs == "paper":
-            features = torch.cat([content.gradient * self.gradient_scale, channel_std(x)], 1)
+            features = torch.cat([content.gradient * self.gradient_scale, deviations], 1)
         else:
-            raw = torch.cat([content.gradient, channel_std(x)], 1)
+            raw = torch.cat([content.gradient, deviations], 1)
             features = (raw.clamp_min(LOG_FLOOR).log() - self.center) / self.spread
         return self.linear(features)  # type: ignore[no-any-return]
+
+    def macs(self, height: int, width: int) -> int:
+        """Multiply-adds for a layer input of that size: sums and squares of what it reads, and the linear layer."""
+        read = thinned(torch.empty(1, self.linear.in_features - 2, height, width, device="meta"), self.stride)
+        return 2 * read.numel() + self.linear.weight.numel()

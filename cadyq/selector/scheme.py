@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cadyq.errors import UserError
-from cadyq.models.network import register_scheme
+from cadyq.models.network import SRNetwork, register_scheme
 from cadyq.quantizers.content import Content
 from cadyq.quantizers.functional import mixed_symmetric
 from cadyq.quantizers.interface import (
@@ -40,10 +40,11 @@ class DynamicActivation(CandidateActivation):
         inputs: str,
         gradient_scale: float,
         range_start: str = "share",
+        deviation_stride: int = 1,
     ) -> None:
         super().__init__(candidates)
         self.range_start = range_start
-        self.selector = BitSelector(channels, len(candidates), inputs, gradient_scale)
+        self.selector = BitSelector(channels, len(candidates), inputs, gradient_scale, deviation_stride)
 
     def initialize(self, statistics: PointStatistics) -> None:
         super().initialize(statistics)
@@ -74,9 +75,7 @@ class DynamicActivation(CandidateActivation):
         return (bits - soft.detach() + soft) / soft.detach()
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """Sum and sum of squares of every value for the deviations, and the linear layer."""
-        channels = self.selector.linear.in_features - 2
-        return 2 * channels * height * width + self.selector.linear.weight.numel()
+        return self.selector.macs(height, width)
 
     def learning_role(self, parameter: str) -> str:
         return "selector" if parameter.startswith("selector.") else "range"
@@ -124,6 +123,8 @@ class CADyQ(CandidateScheme):
         range_start: where candidates start that inherit the bound of a fixed-bit parent: at a "share" of it that
             shrinks with the bit-width, as few steps are not enough to shrink a 4-bit range, or at the "parent" bound
             itself, as in the paper.
+        deviation_stride: the selectors take deviations over every so many rows and columns. 1, all values, is the
+            paper's; the cost of choosing falls with the square.
     """
 
     name = "cadyq"
@@ -131,12 +132,21 @@ class CADyQ(CandidateScheme):
     selector_inputs: str = "normalized"
     gradient_scale: float = 1000.0
     range_start: str = "share"
+    deviation_stride: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.range_start not in RANGE_STARTS:
             raise UserError(f"range_start={self.range_start!r} is unknown: choose one of {', '.join(RANGE_STARTS)}")
+        if self.deviation_stride < 1:
+            raise UserError(
+                f"deviation_stride={self.deviation_stride} is out of range: give a whole number of 1 or more"
+            )
+
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CADyQ:
+        """Itself: the parent's selectors under other options, such as `deviation_stride`. `mean_bits` is not used."""
+        return self
 
     def candidate_quantizer(self, channels: int) -> DynamicActivation:
-        inputs, scale = self.selector_inputs, self.gradient_scale
-        return DynamicActivation(channels, self.search_space, inputs, scale, self.range_start)
+        options = (self.selector_inputs, self.gradient_scale, self.range_start, self.deviation_stride)
+        return DynamicActivation(channels, self.search_space, *options)

@@ -105,6 +105,24 @@ def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor,
     assert parse_options(["objective=db", "sweeps=1"]) == {"objective": "db", "sweeps": 1}
 
 
+def test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing(
+    parent: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    lr, hr = (side[:4] for side in pairs)
+    same, thin = (derive(parent, "cadyq", lr, hr, mean_bits=None, deviation_stride=stride) for stride in (1, 4))
+    with torch.no_grad():
+        (sr, trace), (sr_same, _), (_, trace_thin) = (trace_forward(net, lr) for net in (parent, same, thin))
+    assert torch.equal(sr, sr_same)
+    own, thinned_own = (found.bitops_split().selector[0] for found in (trace, trace_thin))
+    points = sum(point.dynamic for point in parent.points.values())
+    gradient = 21 * 16 * 16
+    for macs, pixels in ((own / 32**2, 16 * 16), (thinned_own / 32**2, 4 * 4)):
+        assert macs == gradient + points * (2 * 64 * pixels + 3 * (64 + 2))
+    assert abs(float(trace.fab().mean() - trace_thin.fab().mean())) < 1, "the samples tell little of the deviations"
+    save_model(thin, tmp_path / "thin.safetensors")
+    assert cadyq.load_model(tmp_path / "thin.safetensors").scheme == thin.scheme
+
+
 @given(st.lists(st.integers(2, 8), min_size=2, max_size=4, unique=True), st.floats(0.02, 0.98))
 def test_probabilities_have_the_wanted_mean(candidates: list[int], place: float) -> None:
     bits = tuple(sorted(candidates))
