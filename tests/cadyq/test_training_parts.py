@@ -13,7 +13,7 @@ from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork, trace_forward
 from cadyq.quantizers.content import image_gradient
 from cadyq.quantizers.points import QuantConv2d
-from cadyq.selector.bit_selector import channel_std
+from cadyq.selector.bit_selector import channel_std, thinned
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
@@ -350,3 +350,13 @@ def test_deviations_do_not_cancel(mean: float, spread: float, order: torch.memor
     torch.testing.assert_close(
         channel_std(x), x.double().std((2, 3)).float(), rtol=1e-6, atol=1e-6 * abs(mean) * (not spread)
     )
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "left"), [(16, 1, 16), (16, 4, 4), (17, 4, 5), (5, 4, 3), (2, 8, 2), (1, 4, 1)]
+)
+def test_a_stride_leaves_two_rows_and_columns_where_there_are_two(side: int, stride: int, left: int) -> None:
+    x = torch.arange(6 * side).view(1, 1, 6, side)
+    assert thinned(x, stride).shape == (1, 1, len(range(0, 6, min(stride, 3))), left)
+    assert thinned(x.mT, stride).shape[2] == left
+    assert int(thinned(x, stride).flatten()[0]) == 0
