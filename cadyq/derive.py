@@ -81,7 +81,9 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m cadyq.derive", description=__doc__)
-    parser.add_argument("scheme", help="a scheme that says it is derived, such as static")
+    parser.add_argument(
+        "scheme", help="a scheme that is derived, such as static; or the parent's own, for another --option"
+    )
     parser.add_argument("--parent", required=True, help="trained network: zoo:NAME or a .safetensors file")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
