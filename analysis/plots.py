@@ -168,7 +168,7 @@ def _reference_lines(axis: Axes, here: pd.DataFrame, lines: pd.DataFrame, styles
     if here.empty:
         return
     low, high = float(here["psnr_db"].min()), float(here["psnr_db"].max())
-    reach = low - 2 * max(high - low, 0.1)  # a line farther away would squeeze the points together
+    reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together
     notes = []
     for row in lines.to_dict("records"):
         name = _line_name(row)
