@@ -138,10 +138,8 @@ class CADyQ(CandidateScheme):
         super().__post_init__()
         if self.range_start not in RANGE_STARTS:
             raise UserError(f"range_start={self.range_start!r} is unknown: choose one of {', '.join(RANGE_STARTS)}")
-        if self.deviation_stride < 1:
-            raise UserError(
-                f"deviation_stride={self.deviation_stride} is out of range: give a whole number of 1 or more"
-            )
+        if type(self.deviation_stride) is not int or self.deviation_stride < 1:
+            raise UserError(f"deviation_stride={self.deviation_stride!r}: give a whole number of 1 or more")
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CADyQ:
         """Itself: the parent's selectors under other options, such as `deviation_stride`. `mean_bits` is not used."""
