@@ -25,6 +25,15 @@ PUBLISHED = {
 AIMS = {("edsr", "cadyq"): 1.15, ("srresnet", "cadyq"): 1.15, ("idn", "cadyq"): 1.3, ("edsr", "pams:w8a8"): 1.10}
 PLAIN_AIM = 0.65
 SIDE = 96
+STRIDE = 8
+THINNED = f"cadyq, deviation_stride {STRIDE}"
+# what a row is called -> scheme, its options
+CONTESTANTS: dict[str, tuple[str, dict[str, int]]] = {
+    "fp32": ("fp32", {}),
+    "pams:w8a8": ("pams:w8a8", {}),
+    "cadyq": ("cadyq", {}),
+    THINNED: ("cadyq", {"deviation_stride": STRIDE}),
+}
 
 
 class PlainBlock(nn.Module):
@@ -56,11 +65,11 @@ class PlainEDSR(nn.Module):
         return self.shift.add(self.tail(self.upsample(self.body_end(self.blocks(shallow)) + shallow)))
 
 
-def network_of(backbone: str, scheme: str, patches: Tensor) -> SRNetwork:
+def network_of(backbone: str, scheme: str, patches: Tensor, options: dict[str, int]) -> SRNetwork:
     """Random weights, calibrated on `patches`; the same for every scheme."""
     torch.manual_seed(0)
     parent = cadyq.create_model(backbone)
-    network = quantized_from(parent, parent, scheme, patches).eval()
+    network = quantized_from(parent, parent, scheme, patches, options).eval()
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -82,18 +91,19 @@ def main() -> None:
     lr = (torch.rand(1, 3, SIDE, SIDE) * 255).contiguous(memory_format=torch.channels_last)
     rows = []
     for backbone in args.backbones:
-        networks = {scheme: network_of(backbone, scheme, patches) for scheme in ("fp32", "pams:w8a8", "cadyq")}
-        runs = {scheme: lambda n=network: n(lr) for scheme, network in networks.items()}
+        networks = {name: network_of(backbone, spec, patches, options) for name, (spec, options) in CONTESTANTS.items()}
+        runs = {name: lambda n=network: n(lr) for name, network in networks.items()}
         if backbone == "edsr":
             plain, channels_first = PlainEDSR(networks["fp32"]).eval(), lr.contiguous()
             runs["plain"] = lambda p=plain, x=channels_first: p(x)
         seconds = take_turns(runs, args.repetitions)
         if "plain" in seconds:
             rows.append(row("edsr fp32 / plain torch, channels first", seconds["fp32"], seconds["plain"], 1, PLAIN_AIM))
-        for scheme in ("pams:w8a8", "cadyq"):
-            key = (backbone, scheme)
-            what = f"{backbone} {scheme} / fp32"
-            rows.append(row(what, seconds[scheme], seconds["fp32"], PUBLISHED.get(key), AIMS.get(key)))
+        for name in ("pams:w8a8", "cadyq", THINNED):
+            key = (backbone, name)
+            rows.append(
+                row(f"{backbone} {name} / fp32", seconds[name], seconds["fp32"], PUBLISHED.get(key), AIMS.get(key))
+            )
     print(f"{machine()}; LR {SIDE}x{SIDE}, {args.repetitions} repetitions\n")
     print(table(["forward", "ms", "ratio, clock", "ratio, processor", "published code", "aim"], rows))
 
