@@ -75,7 +75,7 @@ def test_parts_of_bitops_are_those_of_the_records(numbers: str, measured: pd.Dat
         measured[measured["dataset"] == "B100"].groupby(["backbone", "scheme"])[[*RECORDED.values(), "bitops_g"]].mean()
     )
     rows = rows_of(numbers, "BitOPs")
-    assert len(rows) == 8
+    assert len(rows) == 10
     for backbone, scheme, *shown in rows:
         row = means.loc[(backbone, scheme)]
         stored = [row[RECORDED["quantized"]], row[RECORDED["fp32"]], row[RECORDED["selector"]], row["bitops_g"]]

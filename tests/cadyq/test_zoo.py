@@ -82,8 +82,9 @@ def test_derived_networks_name_the_parent_beside_them(row: dict[str, Any]) -> No
 
 
 def test_trained_schemes_had_the_same_budget() -> None:
+    """But for "long", which says so in its name."""
     budgets: dict[str, set[int]] = {}
-    for row in TRAINED:
+    for row in (row for row in TRAINED if parse_scheme(row["scheme"])[2] != "long"):
         steps = row["recipe"]["steps"] + row["parent"]["training"]["recipe"]["steps"]
         budgets.setdefault(row["backbone"], set()).add(steps)
     assert {name: len(steps) for name, steps in budgets.items()} == dict.fromkeys(budgets, 1)
