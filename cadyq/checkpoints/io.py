@@ -56,7 +56,7 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
                 state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
     metadata = {"config": config_of(network).to_json()}
     if base is not None:
-        there, _ = read_tensors(base)
+        there = _all_tensors(base)
         state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
         metadata |= {"base": base.name, "base_sha256": network_sha256(base)}
     write_tensors(state, path, metadata)
@@ -147,16 +147,25 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
             raise UserError(f"{source}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")
 
 
+def _all_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file over those of its base, and of the base of that, which lie beside it."""
+    tensors, metadata = read_tensors(path)
+    if "base" not in metadata:
+        return tensors
+    base = path.with_name(Path(metadata["base"]).name)
+    there = _all_tensors(base)
+    if network_sha256(base) != metadata["base_sha256"]:
+        raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
+    return there | tensors
+
+
 def _complete_from_base(
     network: SRNetwork, state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Add the tensors that `network` needs and `path` left to its base."""
     if "base" not in metadata:
         return state
-    base = path.with_name(Path(metadata["base"]).name)
-    there, _ = read_tensors(base)
-    if network_sha256(base) != metadata["base_sha256"]:
-        raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
+    there = _all_tensors(path)
     for key in network.state_dict():
         for part in (key, f"{key}{CODES}", f"{key}{CODEBOOK}"):
             if part in there and part not in state:

@@ -362,6 +362,24 @@ def test_a_file_built_on_another_holds_only_what_differs(tmp_path: Path) -> None
         assert not torch.equal(again(lr), cadyq.load_model(tmp_path / "parent.safetensors")(lr))
 
 
+def test_files_may_build_on_files_that_build_on_others(tmp_path: Path) -> None:
+    networks = [cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()]
+    networks += [_child_of(networks[0]), _child_of(networks[0])]
+    networks[2].get_parameter("head.bias").data.add_(1)
+    paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
+    save_model(networks[0], paths[0], packed=True)
+    for number in (1, 2):
+        save_model(networks[number], paths[number], packed=True, base=paths[number - 1])
+    assert len(read_tensors(paths[2])[0]) == 1
+    lr = torch.rand(1, 3, 9, 7) * 255
+    with torch.no_grad():
+        for path, network in zip(paths, networks, strict=True):
+            assert torch.equal(cadyq.load_model(path)(lr), network(lr))
+    save_model(networks[1], paths[0])
+    with pytest.raises(UserError, match=r"1\.safetensors: was made for another 0\.safetensors"):
+        cadyq.load_model(paths[2])
+
+
 def test_a_file_built_on_another_refuses_a_changed_parent(tmp_path: Path) -> None:
     parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
     path = tmp_path / "child.safetensors"
