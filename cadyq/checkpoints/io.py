@@ -150,22 +150,25 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 def _all_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file over those of its base, and of the base of that, which lie beside it."""
     tensors, metadata = read_tensors(path)
+    return _tensors_of_base(path, metadata) | tensors
+
+
+def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """What `path`, which has that header, builds on: all tensors of its base, none where it has no base."""
     if "base" not in metadata:
-        return tensors
+        return {}
     base = path.with_name(Path(metadata["base"]).name)
     there = _all_tensors(base)
     if network_sha256(base) != metadata["base_sha256"]:
         raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
-    return there | tensors
+    return there
 
 
 def _complete_from_base(
     network: SRNetwork, state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Add the tensors that `network` needs and `path` left to its base."""
-    if "base" not in metadata:
-        return state
-    there = _all_tensors(path)
+    there = _tensors_of_base(path, metadata)
     for key in network.state_dict():
         for part in (key, f"{key}{CODES}", f"{key}{CODEBOOK}"):
             if part in there and part not in state:
