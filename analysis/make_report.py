@@ -1,56 +1,8 @@
-"""Remake tables, plots and report of a run from its records alone: python -m analysis.make_report RUN_DIR."""
-
-from __future__ import annotations
+"""`python -m analysis.make_report`, see `analysis.report.build`."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from analysis.claims import claims, write_claims
-from analysis.plots import write_plots
-from analysis.published_values import write_published
-from analysis.records import load, read_manifest, require_records
-from analysis.report import write_report
-from analysis.seeds import spread, write_seeds
-from analysis.tables import write_tables
-from cadyq.cli import Parser, add_debug_option, exit_status
-from cadyq.files import remove_leftovers
-from cadyq.locks import alone_in
-
-
-def build(run_dir: Path | str) -> list[Path]:
-    """Write everything that is shown of a run; returns the paths, the report last.
-
-    Raises:
-        UserError: no records, or a damaged record, manifest or exhibit.
-    """
-    run_dir = Path(run_dir)
-    require_records(run_dir)
-    with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
-        remove_leftovers(run_dir / "tables", run_dir / "plots")
-        df, manifest = load(run_dir), read_manifest(run_dir)
-        answers = claims(df)  # seconds of bootstrap, and shown twice
-        shown = write_all_tables(df, answers, manifest, run_dir) + write_plots(df, run_dir)
-        return [*shown, write_report(df, answers, manifest, run_dir)]
-
-
-def write_all_tables(df: pd.DataFrame, answers: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write all tables of a run to ``out_dir/tables``; the same records give the same bytes."""
-    shown = write_tables(df, manifest, out_dir) + write_claims(answers, out_dir)
-    return shown + write_seeds(spread(df, answers), out_dir) + write_published(df, out_dir)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 2 where the user can put something right."""
-    parser = Parser(prog="python -m analysis.make_report", description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
-    add_debug_option(parser)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: print(f"open {build(args.run_dir)[-1]}"), args.debug)
-
+from analysis.report.build import main
 
 if __name__ == "__main__":
     sys.exit(main())

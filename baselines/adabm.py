@@ -23,17 +23,11 @@ from torch import Tensor
 
 from baselines.mse import MSEActivation, MSEWeight
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import MAX_BITS, MIN_BITS, ActivationQuantizer, PointStatistics, QuantizerOutput
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_bounds
-from cadyq.quantizers.interface import (
-    MAX_BITS,
-    MIN_BITS,
-    ActivationQuantizer,
-    FixedBitScheme,
-    PointStatistics,
-    Quantized,
-)
 from cadyq.quantizers.ranges import CalibratedRange
+from cadyq.schemes.base import FixedBitScheme
 
 IMAGE_PERCENTILES = (0.10, 0.90)
 LAYER_PERCENTILES = (0.30, 0.70)
@@ -68,11 +62,11 @@ class AdaBMActivation(CalibratedRange):
         self.low.copy_(best * low)
         self.high.copy_(best * high)
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        strength = content.gradient.mean(1)
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        strength = context.gradient.mean(1)
         image_step = (strength > self.thresholds[1]).long() - (strength < self.thresholds[0]).long()
         bits = (self.bits + self.layer_step + image_step).clamp(MIN_BITS, MAX_BITS)
-        return Quantized(fake_quantize_bounds(x, self.low, self.high, bits.view(-1, 1, 1, 1)), bits)
+        return QuantizerOutput(fake_quantize_bounds(x, self.low, self.high, bits.view(-1, 1, 1, 1)), bits)
 
 
 @dataclass(frozen=True)
@@ -82,8 +76,8 @@ class AdaBM(FixedBitScheme):
     name = "adabm"
     trained = False
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> ActivationQuantizer:
-        return AdaBMActivation(self.act_bits) if dynamic else MSEActivation(self.act_bits)
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
+        return AdaBMActivation(self.act_bits) if counts_for_fab else MSEActivation(self.act_bits)
 
     def weight_quantizer(self) -> MSEWeight:
         return MSEWeight(self.weight_bits)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from baselines.search import bisect
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.ranges import CandidateActivation
-from cadyq.selector.scheme import CandidateScheme
+from cadyq.schemes.candidates import CandidateScheme
 
 
 class AssignedActivation(CandidateActivation):
@@ -29,7 +29,7 @@ class AssignedActivation(CandidateActivation):
         self.register_buffer("choice", torch.tensor([middle(candidates)]), persistent=False)
         self.choice: Tensor
 
-    def choose(self, x: Tensor, content: Content) -> Tensor:
+    def choose(self, x: Tensor, context: PatchContext) -> Tensor:
         return self.choice.expand(len(x))
 
 
@@ -68,16 +68,16 @@ class AssignedScheme(CandidateScheme):
     def candidate_quantizer(self, channels: int) -> AssignedActivation:
         return AssignedActivation(self.search_space)
 
-    def before_forward(self, network: SRNetwork, content: Content) -> None:
-        assign(network, self.choices(network, content))
+    def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
+        assign(network, self.choices(network, context))
 
-    def everywhere(self, network: SRNetwork, content: Content, candidate: int | None = None) -> Tensor:
+    def everywhere(self, network: SRNetwork, context: PatchContext, candidate: int | None = None) -> Tensor:
         """One candidate at every point, int64 (1, P); the middle one unless another index is given."""
         candidate = middle(self.search_space) if candidate is None else candidate
-        return torch.full((1, len(assigned(network))), candidate, device=content.lr.device)
+        return torch.full((1, len(assigned(network))), candidate, device=context.lr.device)
 
     @abstractmethod
-    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
 
 

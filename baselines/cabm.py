@@ -1,4 +1,4 @@
-"""CABM: Tian et al., CABM: Content-Aware Bit Mapping for Single Image Super-Resolution Network with Large Input,
+"""CABM: Tian et al., CABM: PatchContext-Aware Bit Mapping for Single Image Super-Resolution Network with Large Input,
 CVPR 2023.
 
 The bit selectors of a trained CADyQ are distilled into an edge-to-bit look-up table and thrown away: a patch's edge
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from baselines.assigned import AssignedScheme, assigned, choices_of, rows_of
-from cadyq.derive import BATCH
-from cadyq.errors import UserError
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import LAPLACIAN, Content, filtered, luma
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.context import LAPLACIAN, PatchContext, filtered, luma
+from cadyq.quantizers.trace import trace_forward
+from cadyq.training.derive import BATCH
+from cadyq.utils.errors import UserError
 
 EDGE_MACS_PER_PIXEL = 3 + 9
 BINS = 16
@@ -34,7 +35,7 @@ def edge_score(lr: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CABM(AssignedScheme):
-    """Content-aware bit mapping.
+    """PatchContext-aware bit mapping.
 
     Attributes:
         edges: scores where the next row of the table begins, ascending.
@@ -58,7 +59,7 @@ class CABM(AssignedScheme):
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CABM:
         """The table has the mean that its parent has; `mean_bits` is not used."""
         traces = [trace_forward(parent, batch)[1] for batch in torch.split(lr, BATCH)]
-        counted = [name for name, point in parent.points.items() if point.dynamic]
+        counted = [name for name, point in parent.points.items() if point.counts_for_fab]
         bits = torch.stack([torch.cat([trace.bits[name] for trace in traces]) for name in counted], 1)
         score = edge_score(lr)
         order, bins = score.argsort(), min(BINS, len(lr))
@@ -68,12 +69,12 @@ class CABM(AssignedScheme):
         edges = tuple(float(score[order[start]]) for start in starts)
         return replace(self, edges=edges, table=rows_of(rows))
 
-    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         if not self.table:
-            return self.everywhere(network, content)
+            return self.everywhere(network, context)
         points = len(assigned(network))
         if len(self.table[0]) != points:
             raise UserError(f"cabm: the table has {len(self.table[0])} points, the network {points}; derive it anew")
-        score = content.feature(edge_score, EDGE_MACS_PER_PIXEL)
+        score = context.feature(edge_score, EDGE_MACS_PER_PIXEL)
         row = torch.bucketize(score, score.new_tensor(self.edges), right=True)
-        return choices_of(self.table, content.lr.device)[row]
+        return choices_of(self.table, context.lr.device)[row]

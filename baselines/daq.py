@@ -23,10 +23,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import QuantizerOutput, WeightQuantizer, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import straight_through
-from cadyq.quantizers.interface import FixedBitScheme, Quantized, WeightQuantizer, fixed_bits
 from cadyq.quantizers.ranges import SignAware
+from cadyq.schemes.base import FixedBitScheme
 
 STEP = {1: 1.5958, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 TINY = 1e-8
@@ -40,7 +41,7 @@ class DAQActivation(SignAware):
         super().__init__(bits)
         self.channels = channels
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         with torch.no_grad():
             mean = x.mean((2, 3), keepdim=True)
             centered = x - mean
@@ -50,7 +51,7 @@ class DAQActivation(SignAware):
             low = low if self.signed else low.clamp_min(0)
             codes = torch.addcmul((mean - low) / step, centered, 1 / step).round_().clamp_(0, 2**self.bits - 1)
             on_grid = torch.addcmul(low, codes, step)
-        return Quantized(straight_through(x, on_grid), fixed_bits(x, self.bits))
+        return QuantizerOutput(straight_through(x, on_grid), constant_bits(x, self.bits))
 
     def overhead_macs(self, height: int, width: int) -> int:
         """Sum and sum of squares of every value."""
@@ -72,7 +73,7 @@ class DAQ(FixedBitScheme):
     name = "daq"
     trained = False
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> DAQActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DAQActivation:
         return DAQActivation(self.act_bits, channels)
 
     def weight_quantizer(self) -> DAQWeight:

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import PointStatistics, WeightQuantizer
 from cadyq.quantizers.functional import fake_quantize_bounds
-from cadyq.quantizers.interface import FixedBitScheme, PointStatistics, WeightQuantizer
 from cadyq.quantizers.ranges import LearnedBounds
+from cadyq.schemes.base import FixedBitScheme
 
 HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points that have one (the paper: 0.1 to 0.5)
 
@@ -67,7 +68,7 @@ class DDTB(FixedBitScheme):
 
     name = "ddtb"
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> DDTBActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DDTBActivation:
         return DDTBActivation(self.act_bits, channels)
 
     def weight_quantizer(self) -> DDTBWeight:

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import RANGE_SHARE, PointStatistics, QuantizerOutput, TanhWeight, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import quantize_unit, straight_through
-from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PointStatistics, Quantized, TanhWeight, fixed_bits
 from cadyq.quantizers.ranges import CalibratedRange
+from cadyq.schemes.base import FixedBitScheme
 
 
 class DoReFaActivation(CalibratedRange):
@@ -31,11 +32,11 @@ class DoReFaActivation(CalibratedRange):
         self.high.copy_(bound)
         self.low.copy_(torch.where(statistics.minimum < 0, -bound, torch.zeros_like(bound)))
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         width = self.high - self.low
         unit = ((x - self.low) / width).clamp(0, 1)
         value = straight_through(unit, quantize_unit(unit, self.bits)) * width + self.low
-        return Quantized(value, fixed_bits(x, self.bits))
+        return QuantizerOutput(value, constant_bits(x, self.bits))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DoReFa(FixedBitScheme):
 
     name = "dorefa"
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> DoReFaActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DoReFaActivation:
         return DoReFaActivation(self.act_bits)
 
     def weight_quantizer(self) -> TanhWeight:

@@ -1,4 +1,4 @@
-"""A control: each sample's own range at fixed bits. Content-aware without choosing bits, and without training.
+"""A control: each sample's own range at fixed bits. PatchContext-aware without choosing bits, and without training.
 
 Activations: round(clamp(x, -r, r) / r * q) / q * r with q = 2^(b-1) - 1, PAMS's grid, but r = share max|x| over the one
 sample's feature map instead of a learned bound. Weights: symmetric by their largest magnitude, per tensor.
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import ActivationQuantizer, QuantizerOutput, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
-from cadyq.quantizers.interface import ActivationQuantizer, FixedBitScheme, Quantized, fixed_bits
+from cadyq.schemes.base import FixedBitScheme
 
 SHARE = {8: 1.0, 7: 0.9, 6: 0.8, 5: 0.75, 4: 0.7, 3: 0.6, 2: 0.5}
 TINY = 1e-12
@@ -30,11 +31,11 @@ class DynamicRangeActivation(ActivationQuantizer):
         super().__init__()
         self.bits, self.channels = bits, channels
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         with torch.no_grad():
             largest = torch.maximum(x.amax((1, 2, 3), keepdim=True), -x.amin((1, 2, 3), keepdim=True))
             on_grid = quantize_symmetric(x, (SHARE[self.bits] * largest).clamp_min(TINY), signed_levels(self.bits))
-        return Quantized(straight_through(x, on_grid), fixed_bits(x, self.bits))
+        return QuantizerOutput(straight_through(x, on_grid), constant_bits(x, self.bits))
 
     def overhead_macs(self, height: int, width: int) -> int:
         """One comparison of every magnitude."""
@@ -48,5 +49,5 @@ class DynamicRange(FixedBitScheme):
     name = "dynamic_range"
     trained = False
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> DynamicRangeActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DynamicRangeActivation:
         return DynamicRangeActivation(self.act_bits, channels)

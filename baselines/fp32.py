@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.interface import Scheme
+from cadyq.schemes.base import Scheme
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class FP32(Scheme):
 
     name = "fp32"
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> None:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> None:
         return None
 
     def weight_quantizer(self) -> None:

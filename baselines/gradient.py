@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from baselines.assigned import AssignedScheme, assign, assigned
 from baselines.search import luma_error
-from cadyq.derive import BATCH, transplant
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content, image_gradient
+from cadyq.quantizers.context import PatchContext, image_gradient
+from cadyq.training.derive import BATCH, transplant
+from cadyq.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Gradient(AssignedScheme):
         return replace(self, thresholds=tuple(float(padded[cut]) for cut in cuts))
 
     def _error(self, network: SRNetwork, lr: Tensor, hr: Tensor, candidate: int) -> Tensor:
-        assign(network, self.everywhere(network, Content(lr), candidate))
+        assign(network, self.everywhere(network, PatchContext(lr), candidate))
         batches = zip(torch.split(lr, BATCH), torch.split(hr, BATCH), strict=True)
-        return torch.cat([luma_error(network, Content(*batch)) for batch in batches])
+        return torch.cat([luma_error(network, PatchContext(*batch)) for batch in batches])
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +57,10 @@ class Gradient(AssignedScheme):
                 f"not {len(self.thresholds)}"
             )
 
-    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         if not self.thresholds:
-            return self.everywhere(network, content)
-        strength = content.gradient.mean(1)
+            return self.everywhere(network, context)
+        strength = context.gradient.mean(1)
         choice = torch.bucketize(strength, strength.new_tensor(self.thresholds), right=True)
         return choice[:, None].expand(-1, len(assigned(network)))
 

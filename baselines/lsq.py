@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import QuantizerOutput, WeightQuantizer, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import straight_through
-from cadyq.quantizers.interface import FixedBitScheme, Quantized, WeightQuantizer, fixed_bits
 from cadyq.quantizers.ranges import LearnedRange, SignAware
+from cadyq.schemes.base import FixedBitScheme
 
 
 def quantize_lsq(v: Tensor, step: Tensor, q_n: int, q_p: int, count: int) -> Tensor:
@@ -49,8 +50,8 @@ class LSQActivation(SignAware, LearnedRange):
     def set_largest(self, value: Tensor) -> None:
         self.step.data.copy_(value / self.levels()[1])
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        return Quantized(quantize_lsq(x, self.step, *self.levels(), x[0].numel()), fixed_bits(x, self.bits))
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return QuantizerOutput(quantize_lsq(x, self.step, *self.levels(), x[0].numel()), constant_bits(x, self.bits))
 
 
 class LSQWeight(WeightQuantizer):
@@ -72,7 +73,7 @@ class LSQ(FixedBitScheme):
 
     name = "lsq"
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> LSQActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> LSQActivation:
         return LSQActivation(self.act_bits)
 
     def weight_quantizer(self) -> LSQWeight:

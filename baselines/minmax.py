@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.interface import FixedBitScheme, PointStatistics
+from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.ranges import AffineRange
+from cadyq.schemes.base import FixedBitScheme
 
 
 class MinMaxActivation(AffineRange):
@@ -25,5 +26,5 @@ class MinMax(FixedBitScheme):
     name = "minmax"
     trained = False
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> MinMaxActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> MinMaxActivation:
         return MinMaxActivation(self.act_bits)

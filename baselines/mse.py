@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cadyq.quantizers.base import PointStatistics, WeightQuantizer
 from cadyq.quantizers.functional import fake_quantize_affine, quantize_symmetric, signed_levels, straight_through
-from cadyq.quantizers.interface import FixedBitScheme, PointStatistics, WeightQuantizer
 from cadyq.quantizers.ranges import AffineRange
+from cadyq.schemes.base import FixedBitScheme
 
 SHARES = torch.linspace(0.02, 1, 50)
 ROUNDS = 2
@@ -57,7 +58,7 @@ class MSE(FixedBitScheme):
     name = "mse"
     trained = False
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> MSEActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> MSEActivation:
         return MSEActivation(self.act_bits)
 
     def weight_quantizer(self) -> MSEWeight:

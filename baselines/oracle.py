@@ -17,11 +17,10 @@ from torch import Tensor
 
 from baselines.assigned import AssignedScheme, assign
 from baselines.search import descend, luma_error, price_for, search_patches
-from cadyq.derive import transplant
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.context import PatchContext
+from cadyq.training.derive import transplant
+from cadyq.utils.errors import UserError
 
 OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
     "mse": lambda error: error,
@@ -53,26 +52,26 @@ class Oracle(AssignedScheme):
             raise UserError(f"objective={self.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Oracle:
-        network, content = transplant(parent, self), search_patches(lr, hr)
+        network, context = transplant(parent, self), search_patches(lr, hr)
         bits = torch.tensor(self.search_space, dtype=torch.float64)
 
         def solve(price: float) -> float:
-            return float(bits[replace(self, price=price, sweeps=1).choices(network, content)].mean())
+            return float(bits[replace(self, price=price, sweeps=1).choices(network, context)].mean())
 
         return replace(self, price=price_for(mean_bits, solve, *PRICES[self.objective]))
 
     @torch.no_grad()
-    def choices(self, network: SRNetwork, content: Content) -> Tensor:
-        lr = content.lr
-        start = self.everywhere(network, content).expand(len(lr), -1)
-        if content.hr is None:
-            assign(network, self.everywhere(network, content, len(self.search_space) - 1))
-            content = Content(lr, network.super_resolve(lr, Trace(network, lr)).clamp(0, 255).round())
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
+        lr = context.lr
+        start = self.everywhere(network, context).expand(len(lr), -1)
+        if context.hr is None:
+            assign(network, self.everywhere(network, context, len(self.search_space) - 1))
+            context = PatchContext(lr, network.run(context, prepare=False).clamp(0, 255).round())
         bits = torch.tensor(self.search_space, dtype=torch.float64, device=lr.device)
 
         def cost(choices: Tensor) -> Tensor:
             assign(network, choices)
-            error = luma_error(network, content).double()
+            error = luma_error(network, context).double()
             return OBJECTIVES[self.objective](error) + self.price * bits[choices].mean(1)
 
         return descend(cost, start, len(bits), self.sweeps)

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import QuantizerOutput, TanhWeight, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import signed_levels, straight_through
-from cadyq.quantizers.interface import FixedBitScheme, Quantized, TanhWeight, fixed_bits
 from cadyq.quantizers.ranges import LearnedRange, SignAware
+from cadyq.schemes.base import FixedBitScheme
 
 
 class PACTActivation(SignAware, LearnedRange):
@@ -35,12 +36,12 @@ class PACTActivation(SignAware, LearnedRange):
     def set_largest(self, value: Tensor) -> None:
         self.alpha.data.copy_(value)
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         y = torch.clamp(x, -self.alpha * self.signed, self.alpha)
         steps = signed_levels(self.bits) if self.signed else 2**self.bits - 1
         alpha = self.alpha.detach()
         on_grid = (y.detach() * (steps / alpha)).round_().mul_(alpha / steps)
-        return Quantized(straight_through(y, on_grid), fixed_bits(x, self.bits))
+        return QuantizerOutput(straight_through(y, on_grid), constant_bits(x, self.bits))
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class PACT(FixedBitScheme):
 
     name = "pact"
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> PACTActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> PACTActivation:
         return PACTActivation(self.act_bits)
 
     def weight_quantizer(self) -> TanhWeight:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.interface import FixedBitScheme
 from cadyq.quantizers.ranges import LearnedBoundActivation
+from cadyq.schemes.base import FixedBitScheme
 
 
 @dataclass(frozen=True)
@@ -21,5 +21,5 @@ class PAMS(FixedBitScheme):
 
     name = "pams"
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> LearnedBoundActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> LearnedBoundActivation:
         return LearnedBoundActivation(self.act_bits)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.interface import FixedBitScheme, PointStatistics
+from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.ranges import AffineRange
+from cadyq.schemes.base import FixedBitScheme
 
 PERCENTILE = 99.99
 
@@ -32,5 +33,5 @@ class Percentile(FixedBitScheme):
     name = "percentile"
     trained = False
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> PercentileActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> PercentileActivation:
         return PercentileActivation(self.act_bits)

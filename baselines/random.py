@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baselines.assigned import AssignedScheme, assigned, mean_probabilities
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.context import PatchContext
 
 MODULUS = 2**31 - 1  # a prime: products of two residues fit int64
 MULTIPLIER = 48271  # of Park and Miller's generator, Communications of the ACM 36 (7), 1993
@@ -52,8 +52,8 @@ class Random(AssignedScheme):
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Random:
         return replace(self, mean_bits=mean_bits)
 
-    def choices(self, network: SRNetwork, content: Content) -> Tensor:
-        points = torch.arange(len(assigned(network)), device=content.lr.device) + self.seed * 10_007
-        states = content.feature(fingerprint, macs_per_pixel=0)[:, None] + points * 7919
-        steps = mean_probabilities(self.search_space, self.mean_bits).cumsum(0)[:-1].to(content.lr.device)
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
+        points = torch.arange(len(assigned(network)), device=context.lr.device) + self.seed * 10_007
+        states = context.feature(fingerprint, macs_per_pixel=0)[:, None] + points * 7919
+        steps = mean_probabilities(self.search_space, self.mean_bits).cumsum(0)[:-1].to(context.lr.device)
         return (uniform(states % MODULUS)[..., None] >= steps).sum(2)

@@ -11,20 +11,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content, luma
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.context import PatchContext, luma
+from cadyq.utils.errors import UserError
 
 SEARCH_PATCHES, SEARCH_SIDE = 16, 24
 
 
-def search_patches(lr: Tensor, hr: Tensor) -> Content:
+def search_patches(lr: Tensor, hr: Tensor) -> PatchContext:
     """A share of the training patches that a search of some thousand forwards can afford, cropped from the corner."""
     scale = hr.shape[-1] // lr.shape[-1]
     side = min(SEARCH_SIDE, *lr.shape[-2:])
     few = slice(SEARCH_PATCHES)
-    return Content(lr[few, :, :side, :side], hr[few, :, : side * scale, : side * scale])
+    return PatchContext(lr[few, :, :side, :side], hr[few, :, : side * scale, : side * scale])
 
 
 def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
@@ -33,14 +32,14 @@ def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def luma_error(network: SRNetwork, content: Content) -> Tensor:
-    """`rounded_error` of each patch (B,) against `content.hr`.
+def luma_error(network: SRNetwork, context: PatchContext) -> Tensor:
+    """`rounded_error` of each patch (B,) against `context.hr`.
 
     Runs the network's figure with the bits that are set, without `Scheme.before_forward`.
     """
-    if content.hr is None:
+    if context.hr is None:
         raise UserError(f"{network.name}: the true error needs HR patches; pass them to trace_forward")
-    return rounded_error(network.super_resolve(content.lr, Trace(network, content.lr)), content.hr)
+    return rounded_error(network.run(context, prepare=False), context.hr)
 
 
 def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, sweeps: int) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from baselines.assigned import AssignedScheme, assign, assigned, choices_of, rows_of
 from baselines.search import descend, luma_error, price_for, search_patches, settle
-from cadyq.derive import transplant
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.context import PatchContext
+from cadyq.training.derive import transplant
+from cadyq.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Static(AssignedScheme):
     by_point: str = ""
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Static:
-        network, content = transplant(parent, self), search_patches(lr, hr)
+        network, context = transplant(parent, self), search_patches(lr, hr)
         bits = torch.tensor(self.search_space, dtype=torch.float64)
         found: dict[float, Tensor] = {}
-        start = self.everywhere(network, content)
+        start = self.everywhere(network, context)
 
         def error(choices: Tensor) -> Tensor:
             assign(network, choices)
-            return luma_error(network, content).mean()[None].double()
+            return luma_error(network, context).mean()[None].double()
 
         def solve(price: float) -> float:
             # the nearest price tried before has nearly the same answer
@@ -53,10 +53,10 @@ class Static(AssignedScheme):
         best = settle(error, best, bits, mean_bits)
         return replace(self, by_point=rows_of(best)[0])
 
-    def choices(self, network: SRNetwork, content: Content) -> Tensor:
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         if not self.by_point:
-            return self.everywhere(network, content)
+            return self.everywhere(network, context)
         points = len(assigned(network))
         if len(self.by_point) != points:
             raise UserError(f"static: by_point has {len(self.by_point)} digits for {points} points; derive it anew")
-        return choices_of([self.by_point], content.lr.device)
+        return choices_of([self.by_point], context.lr.device)

@@ -15,11 +15,11 @@ import torch
 from timing import machine, table, take_turns
 
 import cadyq
-from analysis.cost import HD_PIXELS
 from cadyq.data.datasets import photographs
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
 from cadyq.deploy.runtime import agreement, open_session, run
+from cadyq.metrics.measure import HD_PIXELS
 
 SCHEMES = ("fp32", "pams_w8a8", "pams_w8a5", "pams_w4a4", "cadyq")
 SIDE = 96

@@ -30,7 +30,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, int]]] = {
     "fp32": ("fp32", {}),
     "pams:w8a8": ("pams:w8a8", {}),
     "cadyq": ("cadyq", {}),
-    "cadyq, deviation_stride 8": ("cadyq", {"deviation_stride": 8}),
+    "cadyq, stats_stride 8": ("cadyq", {"stats_stride": 8}),
 }
 
 

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from timing import machine, table
 
-from analysis import jobs, measure, networks, run_all
-from analysis.jobs import one_thread
+from analysis.run import command as run_all
+from analysis.run import jobs, networks
+from analysis.run.jobs import one_thread
 from cadyq.data.datasets import photographs
-from cadyq.data.tiles import split, tile_grid
-from cadyq.tiled import batches
+from cadyq.inference.tiled import batches
+from cadyq.inference.tiles import split, tile_grid
+from cadyq.metrics import measure
 
 SCHEMES = ("fp32", "cadyq")
 

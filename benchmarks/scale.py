@@ -36,8 +36,8 @@ def photograph(height: int, width: int) -> torch.Tensor:
 def measure(width: int) -> None:
     """In the child: one image, printed as JSON."""
     import cadyq
-    from cadyq.data.tiles import tile_grid
-    from cadyq.tiled import run_tiles
+    from cadyq.inference.tiled import run_tiles
+    from cadyq.inference.tiles import tile_grid
 
     network = cadyq.load_model(MODEL).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     lr = photograph(width * 9 // 16 // SCALE, width // SCALE)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from analysis.tables import markdown_lines
+from analysis.tables.summary import markdown_lines
 
 
 class Seconds(NamedTuple):

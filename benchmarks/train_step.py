@@ -17,7 +17,7 @@ import torch
 
 import cadyq
 from cadyq.data.datasets import photographs
-from cadyq.training.patches import PatchBank
+from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import load_recipe
 from cadyq.training.start import calibration_patches, quantized_from
 from cadyq.training.trainer import Trainer
@@ -25,7 +25,7 @@ from cadyq.training.trainer import Trainer
 SCHEMES = ("fp32", "pams:w8a8", "cadyq")
 
 
-def trainer_of(scheme: str, backbone: str, bank: PatchBank, batch: int, out: Path) -> Trainer:
+def trainer_of(scheme: str, backbone: str, bank: PatchDataset, batch: int, out: Path) -> Trainer:
     """A trainer at its first step, random weights, no teacher."""
     recipe = load_recipe("paper", backbone).without_teacher().with_changes(batch=batch, lr_patch=24, scheme=scheme)
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bank = PatchBank([(pair.lr, pair.hr) for pair in photographs(4)], 4)
+    bank = PatchDataset([(pair.lr, pair.hr) for pair in photographs(4)], 4)
     with tempfile.TemporaryDirectory() as out:
         trainers = {s: trainer_of(s, args.backbone, bank, args.batch, Path(out)) for s in SCHEMES}
         seconds: dict[str, list[tuple[float, float]]] = {scheme: [] for scheme in SCHEMES}

@@ -1,62 +1,8 @@
-"""`python -m cadyq.export --model zoo:edsr_x4_pams_w8a8 --out model.onnx`: write a quantized network as ONNX for INT8.
+"""`python -m cadyq.export`, see `cadyq.commands.export`."""
 
-A network that chooses bits by content (CADyQ) is written with the bits it chose most often for a set of photographs.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from cadyq.checkpoints.io import load_model
-from cadyq.cli import Parser, add_debug_option, exit_status
-from cadyq.data import datasets
-from cadyq.deploy.frozen import freeze, is_dynamic
-from cadyq.deploy.onnx_export import export_onnx
-from cadyq.deploy.runtime import agreement, open_session
-from cadyq.errors import UserError
-from cadyq.plugins import add_plugin_option, load_plugins
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.export", description=__doc__)
-    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
-    parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
-    parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")
-    add_plugin_option(parser)
-    add_debug_option(parser)
-    return parser
-
-
-def run(args: argparse.Namespace) -> None:
-    """Export, check against the simulation, and say what became of it."""
-    load_plugins(args.plugin)
-    if args.out.suffix != ".onnx":
-        raise UserError(f"--out {args.out}: name a file that ends in .onnx")
-    network = load_model(args.model)
-    photographs = datasets.photographs(network.scale)
-    if is_dynamic(network):
-        shown = photographs if args.photographs is None else datasets.folder(args.photographs, network.scale)
-        network = freeze(network, (pair.lr for pair in shown))
-        bits = [int(point.quantizer.bits) for point in network.points.values() if point.dynamic]  # type: ignore
-        print(f"bits frozen by {len(shown)} photographs of {shown.name}: {sum(bits) / len(bits):.2f} in the mean")
-    elif args.photographs is not None:
-        raise UserError(f"--photographs {args.photographs}: {args.model} has fixed bits; leave the option out")
-    made = export_onnx(network, args.out)
-    integers = f"{made.convolutions} convolutions with integer weights, {made.points} quantized feature maps"
-    print(f"{made.path}: {integers}, {made.bytes / 1e6:.2f} MB")
-    pair = photographs[0]
-    found = agreement(open_session(args.out), network, pair.lr, pair.hr)
-    close = f"{found.within_one:.2%} of values within one grey level, PSNR {found.psnr_db:+.4f} dB"
-    print(f"onnxruntime against the simulation, {pair.name}: {close}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
-    return exit_status(lambda: run(args), args.debug)
-
+from cadyq.commands.export import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,9 +11,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
-from cadyq.errors import UserError
-from cadyq.models.network import BACKBONES, SCHEMES
-from cadyq.registry import Registry
+from cadyq.models.network import BACKBONES
+from cadyq.schemes.base import SCHEMES
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import Registry
 
 REGISTRIES: tuple[Registry[Any], ...] = (SCHEMES, BACKBONES)
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import cadyq
-from cadyq.quantizers import interface
-from cadyq.quantizers.content import Content
+from cadyq.quantizers import base as interface
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, signed_levels, straight_through
 from cadyq.quantizers.ranges import CalibratedRange
 
@@ -34,9 +34,9 @@ class ShiftActivation(CalibratedRange):
         self.low.copy_(torch.where(signed, -(2 ** (self.bits - 1)) * step, 0))
         self.high.copy_(self.low + steps * step)
 
-    def forward(self, x: Tensor, content: Content) -> interface.Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> interface.QuantizerOutput:
         value = fake_quantize_affine(x, self.low, self.high, self.bits)
-        return interface.Quantized(value, interface.fixed_bits(x, self.bits))
+        return interface.QuantizerOutput(value, interface.constant_bits(x, self.bits))
 
 
 class ShiftWeight(interface.WeightQuantizer):
@@ -51,7 +51,7 @@ class ShiftWeight(interface.WeightQuantizer):
 class MyScheme(interface.FixedBitScheme):
     trained = False  # runs from calibration alone
 
-    def activation_quantizer(self, channels: int, dynamic: bool) -> ShiftActivation:
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ShiftActivation:
         return ShiftActivation(self.act_bits)
 
     def weight_quantizer(self) -> ShiftWeight:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.seeds import first_trainings
-from analysis.tables import MISSING, REFERENCE, markdown_lines
+from analysis.tables.seeds import first_trainings
+from analysis.tables.summary import MISSING, REFERENCE, markdown_lines
 
 ROOT = Path(__file__).parent.parent
 DATASETS = ["Set5", "Set14", "B100", "Urban100"]

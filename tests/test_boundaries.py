@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import cadyq
-from cadyq.models.network import BACKBONES, SCHEMES
+from cadyq.models.network import BACKBONES
+from cadyq.schemes.base import SCHEMES
 
 ROOT = Path(__file__).parent.parent
 

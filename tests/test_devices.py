@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 import cadyq
-from analysis import records, run_all
-from analysis.verify import TOLERANCE
+from analysis.records import store as records
+from analysis.run import command as run_all
+from analysis.run.verification import TOLERANCE
+from cadyq.commands.train import build_parser, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.trace import Trace
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.trace import Trace, trace_forward
 from cadyq.testing.subject import backbones_to_check, small_sizes
-from cadyq.train import build_parser, train
 from cadyq.training.distributed import choose_device, join
 from cadyq.training.start import quantized_from
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis import records
+from analysis.records import store as records
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -54,9 +54,9 @@ def test_the_network_counted_by_hand(numbers: str) -> None:
     network, trace = names["network"], names["trace"]
     rows = rows_of(numbers, "A network small enough to count by hand")
     convolutions = ["head", "blocks.0.conv1", "blocks.0.conv2", "body_end", "upsample.0", "tail"]
-    assert set(trace.macs.by_conv) == set(convolutions)
+    assert set(trace.macs.by_layer) == set(convolutions)
     for name, (_, macs, _, bits, bitops) in zip(convolutions, rows, strict=False):
-        assert trace.macs.by_conv[name] == number(macs)
+        assert trace.macs.by_layer[name] == number(macs)
         weight, activation = map(int, bits.split(" x "))
         assert number(macs) * weight * activation == number(bitops)
     total, choice, patch = rows[6:]
@@ -66,7 +66,7 @@ def test_the_network_counted_by_hand(numbers: str) -> None:
     assert float(split.selector) == number(choice[4]) == 1024 * number(choice[1])
     assert float(trace.bitops()) == number(patch[4])
     assert trace.bits == {"blocks.0.input": 4, "blocks.0.middle": 8, "blocks.0.branch": 8}
-    assert float(trace.fab()) == 6 and not network.points["blocks.0.branch"].dynamic
+    assert float(trace.fab()) == 6 and not network.points["blocks.0.branch"].counts_for_fab
     assert f"All but {float(split.quantized) / number(total[4]):.1%}".replace("%", " %") in numbers
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import cadyq
-from analysis import records
-from analysis.run_all import main as run_all
+from analysis.records import store as records
+from analysis.run.command import main as run_all
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
@@ -81,7 +81,7 @@ def test_a_missing_plugin_is_one_line(command: list[str], capsys: pytest.Capture
 def test_its_steps_are_powers_of_two() -> None:
     load_plugin(EXAMPLE)
     network = cadyq.create_model("edsr", "my_scheme:w4a4", n_feats=8, n_resblocks=1)
-    for conv in network.conv_names:
+    for conv in network.layer_names:
         weight = conv.quantized_weight().detach()
         step = weight.unique().diff().min()
         assert float(step.log2()) == round(float(step.log2()))
@@ -117,7 +117,7 @@ def test_an_edit_is_measured_again(command: list[str], plugin: Path, tmp_path: P
 
 
 def test_without_names_it_joins_the_preset(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from analysis import plan
+    from analysis.run import plan
 
     monkeypatch.setattr(plan, "presets", lambda: {"embedded": {"backbones": [], "schemes": ["fp32"], "datasets": []}})
     plugin = load_plugin(Path(command[1]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.records import load, read_manifest
+from analysis.records.store import load, read_manifest
 
 
 @pytest.fixture

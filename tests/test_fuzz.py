@@ -20,16 +20,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cadyq
-from analysis.measure import MODES, measure_image
-from analysis.metrics import smallest_side
-from cadyq import tiled
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import ImagePair
-from cadyq.data.tiles import Tile, tile_grid, whole_image
-from cadyq.models.network import SCHEMES, SRNetwork
-from cadyq.quantizers.interface import FULL_PRECISION, MAX_BITS, MIN_BITS
+from cadyq.inference import tiled
+from cadyq.inference.tiled import TiledForward, run_tiles
+from cadyq.inference.tiles import Tile, tile_grid, whole_image
+from cadyq.metrics.measure import MODES, measure_image
+from cadyq.metrics.quality import smallest_side
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import FULL_PRECISION, MAX_BITS, MIN_BITS
+from cadyq.schemes.base import SCHEMES
 from cadyq.testing.subject import BIT_OPTIONS, Case, Subject
-from cadyq.tiled import TiledForward, run_tiles
 
 CPU = torch.device("cpu")
 BACKBONE = "edsr"

@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from analysis import make_report, records, run_all
-from cadyq.locks import alone_in
+from analysis.records import store as records
+from analysis.report import build as make_report
+from analysis.run import command as run_all
+from cadyq.utils.locks import alone_in
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from cadyq.cli import exit_status
-from cadyq.locks import alone_in
+from cadyq.commands.cli import exit_status
+from cadyq.utils.locks import alone_in
 
 def act():
     with alone_in(Path(sys.argv[1])):
@@ -31,7 +33,7 @@ sys.exit(exit_status(act))
 SHIP = """
 import sys
 from pathlib import Path
-from cadyq.zoo import ship
+from cadyq.checkpoints import zoo as ship
 
 ship.MANIFEST = Path(sys.argv[1])
 for number in range(30):

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from analysis import records, run_all
-from cadyq import upscale
+from analysis.records import store as records
+from analysis.run import command as run_all
+from cadyq.commands import upscale
 from cadyq.training.photographs import find_photographs
 
 NAMES = ["Große Bücher", "two  spaces", "emoji \N{CAMERA}", "-dash", "100 %", "$x_{$", "a#b?c", "写真", "quote'\"quote"]

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
-from cadyq.cli import Numbers, Parser
+from cadyq.commands.cli import Numbers, Parser
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for folder in ("cadyq", "analysis", "baselines") for path in (ROOT / folder).rglob("*.py"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import records
-from analysis.verify import WRONG, check_tables
+from analysis.records import store as records
+from analysis.run.verification import WRONG, check_tables
 
 ROOT = Path(__file__).parent.parent
 RUNS = sorted(path.parent.parent for path in ROOT.glob("results/*/tables/summary.csv"))

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from analysis import make_report, records, run_all
-from cadyq.zoo.ship import MANIFEST
+from analysis.records import store as records
+from analysis.report import build as make_report
+from analysis.run import command as run_all
+from cadyq.checkpoints.zoo import MANIFEST
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("cadyq", "analysis", "baselines", "benchmarks", "notebooks", "examples")

@@ -24,8 +24,8 @@ import pytest
 import torch
 
 import cadyq
-from cadyq import toml
-from cadyq.cli import Parser
+from cadyq.commands.cli import Parser
+from cadyq.utils import toml
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "walkthrough.md"

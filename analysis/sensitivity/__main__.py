@@ -13,17 +13,26 @@ from typing import Any
 
 import torch
 
-from analysis import records
-from analysis.provenance import provenance
+from analysis.records import store as records
+from analysis.run.provenance import provenance
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
-from cadyq.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, check_writable, exit_status
-from cadyq.errors import UserError
-from cadyq.locks import alone_in
-from cadyq.models.network import BACKBONES, SCHEMES
+from cadyq.commands.cli import (
+    MOST_SEED,
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_threads_option,
+    check_writable,
+    exit_status,
+)
+from cadyq.models.network import BACKBONES
 from cadyq.plugins import add_plugin_option, load_plugins
-from cadyq.quantizers.interface import MAX_BITS, MIN_BITS
+from cadyq.quantizers.base import MAX_BITS, MIN_BITS
+from cadyq.schemes.base import SCHEMES
+from cadyq.utils.errors import UserError
+from cadyq.utils.locks import alone_in
 
 
 def build_parser() -> argparse.ArgumentParser:

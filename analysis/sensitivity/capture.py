@@ -27,9 +27,11 @@ from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.rules import Contestant, Rules, observe
 from baselines.search import rounded_error
-from cadyq.derive import derive, derived_scheme, transplant
-from cadyq.models.network import SCHEMES, SRNetwork, trace_forward
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.ranges import CandidateActivation
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import SCHEMES
+from cadyq.training.derive import derive, derived_scheme, transplant
 
 CLOSE = 0.035  # bits; a mean that near counts as equal: half a step of one of 30 points between candidates 2 apart
 APART = 0.4  # bits; settings on both sides of the target that near one another are mixed
@@ -47,7 +49,7 @@ def run(network: SRNetwork, patches: PatchSet) -> tuple[Tensor, Tensor, Tensor]:
         sr, trace = trace_forward(network, lr, hr if reads_hr else None)
         fabs.append(trace.fab())
         errors.append(rounded_error(sr, hr))
-        bits.append(torch.stack([r.bits for r in trace.records.values() if r.point.dynamic], 1))
+        bits.append(torch.stack([r.bits for r in trace.records.values() if r.point.counts_for_fab], 1))
     return torch.cat(fabs), torch.cat(errors), torch.cat(bits)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import Interval
 from analysis.sensitivity.features import DEVIATION, FEATURES, GRADIENT
 from analysis.sensitivity.statistics import (
     RESAMPLES,
@@ -20,6 +19,7 @@ from analysis.sensitivity.statistics import (
     spearman,
     spearman_matrix,
 )
+from analysis.tables.intervals import Interval
 
 TARGETS = ("error_luma_sq", "rise_luma_sq")
 POOLED, LAYER_MEAN = "pooled", "mean of layers"

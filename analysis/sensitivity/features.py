@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cadyq.quantizers.content import LAPLACIAN, filtered, image_gradient, luma
-from cadyq.selector.bit_selector import channel_std
+from cadyq.quantizers.context import LAPLACIAN, filtered, image_gradient, luma
+from cadyq.schemes.bit_selector import channel_std
 
 Kind = Literal["patch", "layer"]
 Function = Callable[[Tensor], Tensor]

@@ -12,17 +12,19 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.networks import PARENT, find, load
+from analysis.run.networks import PARENT, find, load
 from analysis.sensitivity import store
 from analysis.sensitivity.additivity import measure_additivity
 from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
 from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import measure_selector, selectors
-from cadyq.checkpoints.io import ZOO, load_model, network_sha256, resolve, zoo_name
-from cadyq.errors import UserError
-from cadyq.models.network import SCHEMES, SRNetwork
-from cadyq.training.calibration import load_statistics
+from cadyq.checkpoints.io import ZOO, load_model, resolve, zoo_name
+from cadyq.checkpoints.tensors import network_sha256
+from cadyq.models.network import SRNetwork
+from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.calibration import load_statistics
+from cadyq.utils.errors import UserError
 
 Tables = dict[str, pd.DataFrame]
 

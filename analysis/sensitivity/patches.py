@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
-from cadyq.errors import UserError
+from cadyq.utils.errors import UserError
 
 
 @dataclass(frozen=True)

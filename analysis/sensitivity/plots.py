@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from analysis import style
+from analysis.plots import style
 from analysis.sensitivity import store
 from analysis.sensitivity.correlations import LAYER_MEAN, POOLED, TARGETS, deciles
 from analysis.sensitivity.features import DEVIATION, FEATURES, GRADIENT
 from analysis.sensitivity.selector_plots import capture, degradations, selector_bits, shuffles
-from cadyq.quantizers.interface import FULL_PRECISION
+from cadyq.quantizers.base import FULL_PRECISION
 
 TARGET = TARGETS[0]
 ERROR = "Error of one point (grey levels²)"

@@ -28,9 +28,9 @@ from analysis.sensitivity.features import of_kind
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.replay import Act, Replay, identity
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import luma
+from cadyq.quantizers.base import FULL_PRECISION, RANGE_SHARE, PointStatistics
+from cadyq.quantizers.context import luma
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels
-from cadyq.quantizers.interface import FULL_PRECISION, RANGE_SHARE, PointStatistics
 from cadyq.quantizers.points import QuantizationPoint
 
 BATCH = 16
@@ -72,7 +72,7 @@ def rise_and_error(sr: Tensor, reference: Tensor, hr: Tensor) -> Tensor:
 def chosen_points(network: SRNetwork, everything: bool) -> list[str]:
     """Names of the points that count for FAB, or of all, in network order."""
     order = [stop.point.name for stop in Replay(network).stops(torch.zeros(1, 3, 8, 8))]
-    return [name for name in order if everything or network.points[name].dynamic]
+    return [name for name in order if everything or network.points[name].counts_for_fab]
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def measure_points(
         "layers": pd.concat(layers, ignore_index=True),
         "patches": _described(patches, torch.cat(errors, 1)),
         "points": pd.DataFrame(
-            {"point": list(points), "counted": [network.points[name].dynamic for name in points]}
+            {"point": list(points), "counted": [network.points[name].counts_for_fab for name in points]}
         ).reset_index(names="order"),
     }
 

@@ -1,6 +1,6 @@
 """Restart a network's forward at a quantization point, so that what comes before it is computed once.
 
-The backbone is not written a second time: its own `super_resolve` is traced symbolically (torch.fx) into a list of
+The backbone is not written a second time: its own `forward` is traced symbolically (torch.fx) into a list of
 operations, with points and convolutions as single steps. A walk over that list stops at each point; from there the
 rest can be run as often as wanted, each time with another value at the point.
 """
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.utils.errors import UserError
 
 # what a point makes of its feature map (B, C, H, W)
 Act = Callable[[QuantizationPoint, Tensor], Tensor]
@@ -29,7 +30,7 @@ def identity(point: QuantizationPoint, x: Tensor) -> Tensor:
 
 
 class _Figure(fx.Tracer):
-    traced_func_name = "super_resolve"
+    traced_func_name = "forward"
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, QuantizationPoint | QuantConv2d) or super().is_leaf_module(m, module_qualified_name)
@@ -51,7 +52,7 @@ class Replay:
             graph = _Figure().trace(network)
         except Exception as error:  # whatever a foreign figure does with a proxy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{network.name}: super_resolve cannot be traced ({reason}); keep it free of branches on "
+            raise UserError(f"{network.name}: forward cannot be traced ({reason}); keep it free of branches on "
                             "values of tensors") from error  # fmt: skip
         self._interpreter = fx.Interpreter(network, garbage_collect_values=False, graph=graph)
         self._nodes = list(graph.nodes)

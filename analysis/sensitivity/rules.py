@@ -14,7 +14,7 @@ from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.replay import Act, Replay
 from baselines.search import bisect, rounded_error
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation
 
@@ -56,15 +56,15 @@ class Rules:
 
     def act(self, entry: Feature, lr: Tensor, mean_bits: float, spent: list[Tensor]) -> Act:
         """Quantize by the rule; the bits of each point that counts (B,) are appended to `spent`."""
-        content = Content(lr)
+        context = PatchContext(lr)
         shares, signs = self.shares(mean_bits), self.direction(entry.name)
 
         def quantize(point: QuantizationPoint, x: Tensor) -> Tensor:
             quantizer = point.quantizer
             if not isinstance(quantizer, CandidateActivation):
-                return x if quantizer is None else quantizer(x, content).value
+                return x if quantizer is None else quantizer(x, context).value
             p = self.points.index(point.name)
-            value = entry.function(x) if entry.kind == "layer" else content.feature(entry.function, 0)
+            value = entry.function(x) if entry.kind == "layer" else context.feature(entry.function, 0)
             cuts = thresholds(self.seen[entry.name][:, p] * signs[p], shares[p].cumsum(0)[:-1])
             choice = torch.bucketize(value * signs[p], cuts, right=True)
             spent.append(quantizer.candidates[choice])
@@ -100,16 +100,19 @@ def observe(network: SRNetwork, patches: PatchSet, points: Sequence[str]) -> dic
     seen: dict[str, list[Tensor]] = {name: [] for name in FEATURES}
     replay = Replay(network)
     for _, lr, _ in patches.batches(BATCH):
-        content = Content(lr)
+        context = PatchContext(lr)
         columns: dict[str, list[Tensor]] = {entry.name: [] for entry in of_kind("layer")}
 
         def act(
-            point: QuantizationPoint, x: Tensor, content: Content = content, columns: dict[str, list[Tensor]] = columns
+            point: QuantizationPoint,
+            x: Tensor,
+            context: PatchContext = context,
+            columns: dict[str, list[Tensor]] = columns,
         ) -> Tensor:
             if point.name in points:
                 for name, column in columns.items():
                     column.append(FEATURES[name].function(x))
-            return x if point.quantizer is None else point.quantizer(x, content).value
+            return x if point.quantizer is None else point.quantizer(x, context).value
 
         replay.run(lr, act)
         for entry in FEATURES.values():

@@ -16,10 +16,11 @@ from analysis.sensitivity.degradations import DEGRADATIONS
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from baselines.search import rounded_error
-from cadyq.errors import UserError
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import Content
-from cadyq.selector.bit_selector import BitSelector
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.bit_selector import BitSelector
+from cadyq.utils.errors import UserError
 
 # which of a selector's two inputs comes from another patch
 INPUTS = ("none", "gradient", "deviation", "both")
@@ -35,13 +36,13 @@ def shuffled(network: SRNetwork, which: str, order: Tensor) -> Iterator[None]:
         order: permutation of the batch, int64 (B,).
     """
 
-    def swap(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, Content]:
-        x, content = inputs
+    def swap(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, PatchContext]:
+        x, context = inputs
         if which in ("deviation", "both"):
             x = x[order]
         if which in ("gradient", "both"):
-            content = Content(content.lr[order])
-        return x, content
+            context = PatchContext(context.lr[order])
+        return x, context
 
     with ExitStack() as hooks:
         for module in network.modules():
@@ -76,7 +77,7 @@ def measure_selector(network: SRNetwork, patches: PatchSet, seed: int) -> dict[s
                 row = {"patch": index, "input": which, "shuffle": turn, "fab_bits": trace.fab().numpy()}
                 swapped.append(pd.DataFrame(row | {"error_luma_sq": rounded_error(sr, hr).numpy()}))
                 if which == "none":
-                    counted = {n: r.bits.numpy() for n, r in trace.records.items() if r.point.dynamic}
+                    counted = {n: r.bits.numpy() for n, r in trace.records.items() if r.point.counts_for_fab}
                     chosen += [pd.DataFrame({"patch": index, "point": n, "bits": b}) for n, b in counted.items()]
     return {
         "chosen": pd.concat(chosen, ignore_index=True),

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis import style
+from analysis.plots import style
 from analysis.sensitivity.summaries import FLOORS
 
 _KINDS = {"oracle": style.COLOURS[6], "selector": style.COLOURS[1], "control": style.COLOURS[2]}

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.intervals import LEVEL, SEED, Interval
+from analysis.tables.intervals import LEVEL, SEED, Interval
 
 RESAMPLES = 1000
 Array = NDArray[np.float64]

@@ -15,8 +15,8 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from analysis import parquet
-from cadyq.errors import UserError
+from analysis.records import parquet
+from cadyq.utils.errors import UserError
 
 SCHEMA_VERSION = 1  # raise it when a change alters what is measured
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.intervals import Interval
 from analysis.sensitivity.correlations import deciles
 from analysis.sensitivity.features import GRADIENT
 from analysis.sensitivity.statistics import Array, interval, resample_weights, spearman
-from cadyq.quantizers.interface import FULL_PRECISION
+from analysis.tables.intervals import Interval
+from cadyq.quantizers.base import FULL_PRECISION
 
 FLOORS = ("random", "static")  # controls that count as no gain
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.intervals import LEVEL, SEED
-from analysis.records import read_manifest
+from analysis.records.store import read_manifest
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.correlations import LAYER_MEAN, POOLED, correlations
 from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.statistics import RESAMPLES
-from analysis.tables import MISSING, markdown_lines
-from cadyq.files import write_text
+from analysis.tables.intervals import LEVEL, SEED
+from analysis.tables.summary import MISSING, markdown_lines
+from cadyq.utils.files import write_text
 
 _INTERVAL = f"[{LEVEL:.0%} interval: bootstrap over photographs, {RESAMPLES} resamples, seed {SEED}]"
 _CORRELATION = (

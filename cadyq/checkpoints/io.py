@@ -7,30 +7,23 @@ is packed and compressed (`compress`), and read like any other.
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from cadyq.checkpoints.difference import decode, encode, entries_from_json, entries_to_json
 from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_weight, unpack_weight
-from cadyq.data.images import sha256_file
-from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, build, config_of
-from cadyq.files import replacing
+from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
+from cadyq.models import spandrel
+from cadyq.models.foreign import example_images, prepare
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.interface import PackedWeight
-from cadyq.registry import closest
+from cadyq.quantizers.base import PackedWeight
+from cadyq.schemes.factory import ModelConfig, build, config_of, rebuild
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import closest
 
 ZOO = Path(__file__).parent.parent / "zoo"
-COMPRESSED = ("entries", "plain_sha256", "parent", "parent_sha256")  # in the header of what `compress` wrote
 
 
 def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path | None = None) -> None:
@@ -43,16 +36,19 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
             loaded packed stays packed.
         base: a file in the same folder; tensors that are the same there are left out, and its name and hash kept.
     """
-    packed = packed or any(isinstance(conv.weight_quantizer, PackedWeight) for conv in network.conv_names)
+    for name, point in network.points.items():
+        if point.quantizer is not None and not point.quantizer.calibrated:
+            raise UserError(f"{path}: not written, as point {name!r} has no range yet; calibrate or train it first")
+    packed = packed or any(isinstance(layer.weight_quantizer, PackedWeight) for layer in network.layer_names)
     state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     if packed:
-        for conv, name in network.conv_names.items():
-            if conv.weight_quantizer is not None:
+        for layer, name in network.layer_names.items():
+            if layer.weight_quantizer is not None:
                 with torch.no_grad():
-                    weight = conv.weight_quantizer(conv.weight)
+                    rows = layer.weight_quantizer(layer.rows(layer.weight))
                 del state[f"{name}.weight"]
                 state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
-                codes, codebook = pack_weight(weight, conv.weight_bits, conv.weight_quantizer.granularity)
+                codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
                 state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
     metadata = {"config": config_of(network).to_json()}
     if base is not None:
@@ -62,89 +58,16 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
     write_tensors(state, path, metadata)
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file, whole or not at all."""
-    with replacing(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # hides what the system said in its text
-            found = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(found[1]), os.strerror(int(found[1]))) if found else error from error
-        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+def save_packed(network: SRNetwork, path: str | Path) -> Path:
+    """Write a quantized network to one .safetensors file, its weights as integers of their bit-widths.
 
-
-def compress(path: Path, parent: Path) -> None:
-    """Store a file of `save_model` as its difference to `parent`, without loss. It keeps its `network_sha256`.
-
-    Args:
-        path: replaced, whole or not at all.
-        parent: full-precision file in the same folder that the network was trained from; each file of that backbone
-            will do, but the nearer the smaller.
-    """
-    tensors, metadata = read_tensors(path)
-    stream, entries = encode(tensors, read_tensors(parent)[0])
-    metadata |= {"entries": entries_to_json(entries), "plain_sha256": network_sha256(path)}
-    metadata |= {"parent": parent.name, "parent_sha256": network_sha256(parent)}
-    write_tensors({"stream": stream}, path, metadata)
-
-
-def network_sha256(path: Path) -> str:
-    """SHA-256 of a file of tensors as 64 hex digits; of one that is compressed, that of the file it was made of.
+    `load_model` reads it again; a network that is none of this project's is read by `load_into`.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: a range was never calibrated, or is not finite.
     """
-    with _opened(path) as file:
-        compressed_from = (file.metadata() or {}).get("plain_sha256")
-    return compressed_from or sha256_file(path)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file; of one that is compressed, those of the file it was made of.
-
-    Raises:
-        UserError: missing, damaged, made for another parent, or with a value that is not finite.
-    """
-    with _opened(path) as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        metadata = dict(file.metadata() or {})
-    if "stream" in tensors and "parent" in metadata:
-        tensors = _decompressed(tensors["stream"], path, metadata)
-        metadata = {key: value for key, value in metadata.items() if key not in COMPRESSED}
-    check_finite(tensors, str(path))
-    return tensors, metadata
-
-
-def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    parent = path.with_name(Path(metadata["parent"]).name)
-    if not parent.exists():
-        raise UserError(f"{path}: holds its difference to {parent.name}, which is not beside it; copy that there too")
-    there, _ = read_tensors(parent)
-    if network_sha256(parent) != metadata.get("parent_sha256"):
-        raise UserError(f"{path}: was made for another {parent.name} than the one beside it; fetch both again")
-    try:
-        return decode(stream, entries_from_json(metadata.get("entries", "")), there)
-    except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); fetch the file again") from error
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which only the header is read until a tensor is asked for."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the path of a .safetensors file or zoo:NAME") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError naming the first tensor with a value that is not finite."""
-    for key, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise UserError(f"{source}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")
+    save_model(network, Path(path), packed=True)
+    return Path(path)
 
 
 def _all_tensors(path: Path) -> dict[str, Tensor]:
@@ -177,18 +100,19 @@ def _complete_from_base(
 
 
 def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    for conv, name in network.conv_names.items():
+    for layer, name in network.layer_names.items():
         codes = state.pop(f"{name}.weight{CODES}", None)
         if codes is None:
             continue
         try:
             codebook = state.pop(f"{name}.weight{CODEBOOK}")
-            state[f"{name}.weight"] = unpack_weight(codes, codebook, conv.weight_bits, conv.weight.shape)
+            rows = unpack_weight(codes, codebook, layer.weight_bits, layer.rows(layer.weight).shape)
+            state[f"{name}.weight"] = layer.from_rows(rows).contiguous()
         except KeyError as error:
             raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error
         except ValueError as error:
             raise UserError(f"{source}: tensor {name}.weight is damaged ({error}); fetch the file again") from error
-        conv.weight_quantizer = PackedWeight(conv.weight_bits, "tensor" if codebook.dim() == 1 else "channel")
+        layer.weight_quantizer = PackedWeight(layer.weight_bits, "tensor" if codebook.dim() == 1 else "channel")
     return state
 
 
@@ -219,6 +143,11 @@ def zoo_name(backbone: str, scale: int, scheme: str) -> str:
     return f"{backbone}_x{scale}_{scheme.replace(':', '_')}"
 
 
+def zoo_names() -> list[str]:
+    """Names of the networks in the zoo, sorted."""
+    return sorted(file.stem for file in ZOO.glob("*_x?_*.safetensors") if "calibration" not in file.stem)
+
+
 def resolve(source: str | Path) -> Path:
     """A path, or "zoo:NAME", to the path of the file.
 
@@ -227,27 +156,69 @@ def resolve(source: str | Path) -> Path:
     """
     if str(source).startswith("zoo:"):
         name = str(source)[4:]
-        known = sorted(file.stem for file in ZOO.glob("*_x?_*.safetensors") if "calibration" not in file.stem)
+        known = zoo_names()
         if name not in known:
             raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
         return ZOO / f"{name}.safetensors"
     return Path(source)
 
 
-def load_model(source: str | Path) -> SRNetwork:
+def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetwork:
     """A network with its trained weights, in eval mode.
 
     Args:
-        source: "zoo:edsr_x4_cadyq", or the path of a file that `save_model` wrote.
+        source: "zoo:edsr_x4_cadyq" (see `list_models`), the path of a file that `save` or `save_model` wrote, or
+            "spandrel:PATH", a published checkpoint of an architecture that spandrel knows.
+        device: where its tensors go, as in "cuda".
 
     Raises:
         UserError: see `read_tensors` and `load_state`; a file without a configuration.
     """
+    if str(source).startswith(spandrel.PREFIX):
+        return load_spandrel(Path(str(source).removeprefix(spandrel.PREFIX))).to(device)
     path = resolve(source)
     tensors, metadata = read_tensors(path)
     if "config" not in metadata:
-        raise UserError(f"{path}: no cadyq configuration in its header; import foreign weights with load_official")
-    network = build(ModelConfig.from_json(metadata["config"]))
+        raise UserError(
+            f"{path}: no cadyq configuration in its header; import it with load_official, or as spandrel:{path}"
+        )
+    try:
+        network = build(ModelConfig.from_json(metadata["config"]))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     tensors = _complete_from_base(network, tensors, path, metadata)
     load_state(network, _unpack(network, tensors, str(path)), str(path))
-    return network.eval()
+    return network.eval().to(device)
+
+
+def load_spandrel(path: Path) -> SRNetwork:
+    """The FP32 network of a published checkpoint, with a point before each layer but the first and the last.
+
+    Raises:
+        UserError: see `cadyq.models.spandrel.read`.
+    """
+    network, interface = spandrel.read(path)
+    return prepare(network, example_images(), None, interface.scale, interface.pixel_range, interface.multiple_of)
+
+
+def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
+    """A quantized copy of `network`, with the scheme, the ranges and all weights of a file that `save` wrote of it.
+
+    Args:
+        network: of the architecture that was quantized, with any weights. It stays as it is.
+        path: of the file.
+
+    Raises:
+        UserError: the file is of another network; see `load_model`.
+    """
+    path = Path(path)
+    tensors, metadata = read_tensors(path)
+    if "config" not in metadata:
+        raise UserError(f"{path}: no cadyq configuration in its header; give a file that cadyq.save wrote")
+    try:
+        quantized = rebuild(ModelConfig.from_json(metadata["config"]), network)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    tensors = _complete_from_base(quantized, tensors, path, metadata)
+    load_state(quantized, _unpack(quantized, tensors, str(path)), str(path))
+    return quantized.eval()

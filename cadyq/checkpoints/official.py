@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadyq.checkpoints.io import check_finite, load_state, read_tensors
-from cadyq.errors import UserError
-from cadyq.factory import create_model
+from cadyq.checkpoints.io import load_state
+from cadyq.checkpoints.tensors import check_finite, read_tensors
 from cadyq.models.network import SRNetwork
+from cadyq.schemes.factory import create_model
+from cadyq.utils.errors import UserError
 
 # Where the published quantized networks depart from ours, beyond the selector's inputs: (backbone, scheme) -> options.
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
@@ -40,7 +41,7 @@ def load_official(
 ) -> SRNetwork:
     """A network with published weights, in eval mode. Pickles are read by torch's weights-only reader.
 
-    Quantized networks compute what the published code computes, where that is not what the paper says or what
+    QuantizerOutput networks compute what the published code computes, where that is not what the paper says or what
     `create_model` makes, see `PUBLISHED` and the backbones' docstrings; FP32 networks are the same either way.
     Bits, and IDN's scale, leave no mark in a checkpoint: a wrong one is not noticed.
 

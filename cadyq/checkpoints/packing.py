@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.interface import Granularity
+from cadyq.quantizers.base import Granularity
 
 CODES, CODEBOOK = ".codes", ".codebook"  # what the tensors of a packed weight are called, behind its name
 

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cadyq.errors import UserError
+from cadyq.utils.errors import UserError
 
 Border = Literal["replicate", "symmetric"]
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import images_among, read_rgb
-from cadyq.errors import UserError
-from cadyq.registry import closest
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import closest
 
 EMBEDDED = "skimage"
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cadyq.errors import UserError
-from cadyq.files import replacing
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import replacing
 
 # What a folder of photographs is searched for; `read_rgb` also reads other files that Pillow knows.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from cadyq.data.tiles import split, tile_grid
-from cadyq.models.network import SRNetwork, trace_forward
+from cadyq.inference.tiles import split, tile_grid
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
+from cadyq.quantizers.trace import trace_forward
 
 
 def is_dynamic(network: SRNetwork) -> bool:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.errors import UserError
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import ActivationQuantizer
+from cadyq.quantizers.base import ActivationQuantizer
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.ranges import CandidateActivation
+from cadyq.utils.errors import UserError
 
 FAR = 1e6  # beyond any feature
 PROBES = 1 << 14  # values between the ends of a grid; 256 levels get 64 each
@@ -60,7 +60,7 @@ def grid_of(quantizer: ActivationQuantizer, channels: int, name: str) -> Grid:
 
     def quantize(values: Tensor) -> Tensor:
         x = values.repeat(channels, 1)[None, :, None]  # the same ramp in every channel
-        calm, busy = (quantizer(x, content).value[0, :, 0] for content in _contents())
+        calm, busy = (quantizer(x, context).value[0, :, 0] for context in _contents())
         if not torch.equal(calm, busy):
             raise UserError(f"{name}: the grid depends on the photograph; only fixed bits can be exported")
         out = calm
@@ -87,10 +87,10 @@ def grid_of(quantizer: ActivationQuantizer, channels: int, name: str) -> Grid:
     return _stored(step, first, last)
 
 
-def _contents() -> tuple[Content, Content]:
+def _contents() -> tuple[PatchContext, PatchContext]:
     """Of a flat LR patch, and of one that has nothing but edges."""
     stripes = torch.arange(8).div(2, rounding_mode="floor").remainder(2).mul(255.0).expand(1, 3, 8, 8)
-    return Content(torch.zeros(1, 3, 8, 8)), Content(stripes)
+    return PatchContext(torch.zeros(1, 3, 8, 8)), PatchContext(stripes)
 
 
 def _check_rounding(levels: Tensor, step: float, quantize: Callable[[Tensor], Tensor], name: str) -> None:

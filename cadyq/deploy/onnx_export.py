@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadyq.deploy.grid import Grid, grid_of, weight_codes
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.interface import Scheme
-from cadyq.quantizers.points import QuantConv2d
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.schemes.base import Scheme
+from cadyq.utils.errors import UserError
 
 OPSET = 18
 
@@ -53,7 +53,7 @@ class _Point(nn.Module):
         super().__init__()
         self.grid = grid
 
-    def forward(self, x: Tensor, trace: object) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         g = self.grid
         if g is None:
             return x
@@ -82,10 +82,6 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = from_codes(self.codes, self.steps, self.zeros) if self.integer else self.weight
         return F.conv2d(x, weight, self.bias, padding=self.padding, groups=self.groups)
-
-
-class _NoTrace:
-    """Points of an exported network have nothing to record."""
 
 
 class Exportable(nn.Module):
@@ -120,7 +116,7 @@ class Exportable(nn.Module):
         self.convolutions = sum(isinstance(m, _Convolution) and m.integer for m in self.network.modules())
 
     def forward(self, lr: Tensor) -> Tensor:
-        return self.network.super_resolve(lr, _NoTrace())  # type: ignore[arg-type]
+        return self.network.forward(lr)
 
 
 def _replace(root: nn.Module, name: str, module: nn.Module) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from cadyq.data.bicubic import imresize
 from cadyq.models.network import SRNetwork, register_backbone
-from cadyq.quantizers.trace import Trace
 
 
 @register_backbone("bicubic")
@@ -18,7 +17,7 @@ class Bicubic(SRNetwork):
 
     def __init__(self, scale: int = 4) -> None:
         super().__init__()
-        self.finish(scale)
+        self.register_points(scale)
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         return imresize(lr.double(), self.scale).to(torch.float32)

@@ -12,7 +12,7 @@ gradients by 1000 (`gradient_scale` 1), and its PAMS is always 64 wide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from cadyq.models.layers import MeanShift, upsampler
 from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 
 LENGTH = 3  # residual blocks (or uses of one) in a cascading block, and cascading blocks in the network
 
@@ -38,7 +38,7 @@ def fusions(n_feats: int) -> nn.ModuleList:
     return nn.ModuleList(Fusion(step + 2, n_feats) for step in range(LENGTH))
 
 
-def cascade(x: Tensor, steps: Sequence[Callable[[Tensor], Tensor]], fusions: nn.ModuleList) -> Tensor:
+def cascade(x: Tensor, steps: Iterable[Callable[[Tensor], Tensor]], fusions: nn.ModuleList) -> Tensor:
     """Apply `steps` one after the other; a fusion makes the input of the next of all that came before (Figs. 2, 3)."""
     joined = x
     for step, fusion in zip(steps, fusions, strict=True):
@@ -57,9 +57,9 @@ class ResidualBlock(nn.Module):
         self.input = QuantizationPoint(n_feats, feeds=[self.conv1])
         self.middle = QuantizationPoint(n_feats, feeds=[self.conv2])
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        y = self.conv1(self.input(x, trace)).relu_()
-        y = self.conv2(self.middle(y, trace))
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(self.input(x)).relu_()
+        y = self.conv2(self.middle(y))
         return y.add_(x).relu_()  # type: ignore[no-any-return]
 
 
@@ -76,11 +76,11 @@ class EfficientResidualBlock(nn.Module):
             nn.ModuleList(QuantizationPoint(n_feats, feeds=[conv]) for conv in convs) for _ in range(LENGTH)
         )
 
-    def forward(self, x: Tensor, use: int, trace: Trace) -> Tensor:
+    def forward(self, x: Tensor, use: int) -> Tensor:
         point1, point2, point3 = self.uses[use].children()
-        y = self.conv1(point1(x, trace)).relu_()
-        y = self.conv2(point2(y, trace)).relu_()
-        y = self.conv3(point3(y, trace))
+        y = self.conv1(point1(x)).relu_()
+        y = self.conv2(point2(y)).relu_()
+        y = self.conv3(point3(y))
         return y.add_(x).relu_()  # type: ignore[no-any-return]
 
 
@@ -92,8 +92,8 @@ class CascadingBlock(nn.Module):
         self.residuals = nn.ModuleList(ResidualBlock(n_feats) for _ in range(LENGTH))
         self.fusions = fusions(n_feats)
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        return cascade(x, [partial(block, trace=trace) for block in self.residuals], self.fusions)
+    def forward(self, x: Tensor) -> Tensor:
+        return cascade(x, self.residuals, self.fusions)
 
 
 class RecursiveCascadingBlock(nn.Module):
@@ -104,8 +104,8 @@ class RecursiveCascadingBlock(nn.Module):
         self.residual = EfficientResidualBlock(n_feats, groups)
         self.fusions = fusions(n_feats)
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        uses = [partial(self.residual, use=use, trace=trace) for use in range(LENGTH)]
+    def forward(self, x: Tensor) -> Tensor:
+        uses = [partial(self.residual, use=use) for use in range(LENGTH)]
         return cascade(x, uses, self.fusions)
 
 
@@ -121,9 +121,9 @@ class CascadingNetwork(SRNetwork):
         self.upsample = upsampler(n_feats, scale, groups, activation=True)
         self.exit = QuantConv2d(n_feats, 3, 3)
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         x = self.entry(self.mean_shift.subtract(lr / 255))
-        x = cascade(x, [partial(block, trace=trace) for block in self.blocks], self.fusions)
+        x = cascade(x, self.blocks, self.fusions)
         return self.mean_shift.add(self.exit(self.upsample(x))) * 255
 
     def shared_rules(self) -> dict[str, str]:
@@ -155,7 +155,7 @@ class CARN(CascadingNetwork):
     def __init__(self, scale: int = 4, n_feats: int = 64) -> None:
         super().__init__()
         self.assemble([CascadingBlock(n_feats) for _ in range(LENGTH)], scale, n_feats)
-        self.finish(scale, n_feats=n_feats)
+        self.register_points(scale, n_feats=n_feats)
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of the authors' code and of the published quantized code, which puts a quantizer before each
@@ -189,7 +189,7 @@ class CARNM(CascadingNetwork):
     def __init__(self, scale: int = 4, n_feats: int = 64, groups: int = 4) -> None:
         super().__init__()
         self.assemble([RecursiveCascadingBlock(n_feats, groups) for _ in range(LENGTH)], scale, n_feats, groups)
-        self.finish(scale, n_feats=n_feats, groups=groups)
+        self.register_points(scale, n_feats=n_feats, groups=groups)
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Names of the authors' code."""

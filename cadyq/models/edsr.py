@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from cadyq.models.layers import MeanShift, upsampler
 from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 
 
 class ResidualBlock(nn.Module):
@@ -30,17 +30,17 @@ class ResidualBlock(nn.Module):
         self.conv2 = QuantConv2d(n_feats, n_feats, 3)
         self.input = QuantizationPoint(n_feats, feeds=[self.conv1])
         self.middle = QuantizationPoint(n_feats, feeds=[self.conv2])
-        self.branch = QuantizationPoint(n_feats, dynamic=False)
+        self.branch = QuantizationPoint(n_feats, counts_for_fab=False)
         self.res_scale = res_scale
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        x = self.input(x, trace)
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.input(x)
         y = self.conv1(x).relu_()
-        y = self.middle(y, trace)
+        y = self.middle(y)
         y = self.conv2(y)
         if self.res_scale != 1:
             y = y.mul_(self.res_scale)
-        y = self.branch(y, trace)
+        y = self.branch(y)
         return torch.add(x, y)
 
 
@@ -66,13 +66,13 @@ class EDSR(SRNetwork):
         self.body_end = QuantConv2d(n_feats, n_feats, 3)
         self.upsample = upsampler(n_feats, scale)
         self.tail = QuantConv2d(n_feats, 3, 3)
-        self.finish(scale, n_feats=n_feats, n_resblocks=n_resblocks, res_scale=res_scale)
+        self.register_points(scale, n_feats=n_feats, n_resblocks=n_resblocks, res_scale=res_scale)
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         shallow = self.head(self.mean_shift.subtract(lr))
         x = shallow
         for block in self.blocks:
-            x = block(x, trace)
+            x = block(x)
         x = self.body_end(x) + shallow
         return self.mean_shift.add(self.tail(self.upsample(x)))
 

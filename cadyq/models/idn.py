@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from cadyq.models.layers import check_scale
 from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 
 GROUPS = 4  # of the middle convolution of an enhancement unit
 SPLIT = 4  # s: 1/s of the channels are kept as they are, and the widths of a unit step by as many (d)
@@ -42,7 +42,7 @@ class FeatureBlock(nn.Module):
         self.conv1 = QuantConv2d(3, n_feats, 3)
         self.conv2 = QuantConv2d(n_feats, n_feats, 3)
 
-    def forward(self, lr: Tensor, trace: Trace) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         return _activate(self.conv2(_activate(self.conv1(lr))))
 
 
@@ -51,12 +51,12 @@ class QuantizedFeatureBlock(FeatureBlock):
 
     def __init__(self, n_feats: int) -> None:
         super().__init__(n_feats)
-        self.input = QuantizationPoint(3, feeds=[self.conv1], dynamic=False)
-        self.middle = QuantizationPoint(n_feats, feeds=[self.conv2], dynamic=False)
+        self.input = QuantizationPoint(3, feeds=[self.conv1], counts_for_fab=False)
+        self.middle = QuantizationPoint(n_feats, feeds=[self.conv2], counts_for_fab=False)
 
-    def forward(self, lr: Tensor, trace: Trace) -> Tensor:
-        y = _activate(self.conv1(self.input(lr, trace)))
-        return _activate(self.conv2(self.middle(y, trace)))
+    def forward(self, lr: Tensor) -> Tensor:
+        y = _activate(self.conv1(self.input(lr)))
+        return _activate(self.conv2(self.middle(y)))
 
 
 class EnhancementUnit(nn.Module):
@@ -69,15 +69,15 @@ class EnhancementUnit(nn.Module):
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         pairs = zip(widths, widths[1:], (1, GROUPS, 1), strict=False)
-        self.convs = nn.ModuleList(QuantConv2d(before, after, 3, groups) for before, after, groups in pairs)
+        self.convs = nn.ModuleList(QuantConv2d(before, after, 3, groups=groups) for before, after, groups in pairs)
         self.inputs = nn.ModuleList(
             QuantizationPoint(width, feeds=[conv])  # type: ignore[list-item]
             for width, conv in zip(widths, self.convs, strict=False)
         )
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for point, conv in zip(self.inputs, self.convs, strict=True):
-            x = _activate(conv(point(x, trace)))
+            x = _activate(conv(point(x)))
         return x
 
 
@@ -92,10 +92,10 @@ class DistillationBlock(nn.Module):
         self.bottom = EnhancementUnit((n_feats - d, n_feats, n_feats - d, n_feats + d))
         self.compression = QuantConv2d(n_feats + d, n_feats, 1)
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
-        y = self.top(x, trace)
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.top(x)
         rest, kept = y.split(self.parts, 1)
-        y = self.bottom(rest, trace)
+        y = self.bottom(rest)
         return self.compression(y + torch.cat([x, kept], 1))  # type: ignore[no-any-return]
 
 
@@ -123,12 +123,12 @@ class IDN(SRNetwork):
         self.upsample = nn.ConvTranspose2d(
             n_feats, 3, KERNEL, stride=scale, padding=KERNEL // 2, output_padding=scale - 1
         )
-        self.finish(scale, n_feats=n_feats, n_resblocks=n_resblocks, quantized_features=quantized_features)
+        self.register_points(scale, n_feats=n_feats, n_resblocks=n_resblocks, quantized_features=quantized_features)
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
-        x = self.features(lr, trace)
+    def forward(self, lr: Tensor) -> Tensor:
+        x = self.features(lr)
         for block in self.blocks:
-            x = block(x, trace)
+            x = block(x)
         return self.upsample(x).add_(F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False))  # type: ignore[no-any-return]
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cadyq.errors import UserError
-from cadyq.quantizers.points import QuantConv2d
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.utils.errors import UserError
 
 # mean RGB of DIV2K in 0..1, as in the EDSR and CARN code
 DIV2K_MEAN = (0.4488, 0.4371, 0.4040)

@@ -1,29 +1,54 @@
-"""The base of every backbone: a plain FP32 network with named quantization points."""
+"""The base of every network: plain PyTorch with named quantization points."""
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from cadyq.quantizers.interface import Scheme
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
-from cadyq.quantizers.trace import Trace
-from cadyq.registry import Registry
+from cadyq.models.summary import layer_lines
+from cadyq.quantizers.base import ActivationQuantizer, WeightQuantizer
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.running import Listener, forward_of
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import Registry
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+
+class AppliedScheme(Protocol):
+    """What a network asks of the scheme it carries; `cadyq.schemes.base.Scheme` is that."""
+
+    name: ClassVar[str]
+    reads_hr: ClassVar[bool]
+
+    def before_forward(self, network: Any, context: PatchContext) -> None:
+        """Prepare the quantizers for the patches of one forward."""
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON-ready values."""
+
+    def label(self) -> str:
+        """As written in a command."""
 
 
 class SRNetwork(nn.Module, ABC):
-    """A super-resolution network. Subclasses build their layers, then call `finish(options)`.
+    """A super-resolution network: from RGB patches (B, 3, H, W) in 0..255 to (B, 3, H scale, W scale), not clamped.
+
+    Subclasses build their layers, call `register_points` at the end of the constructor, and define `forward(lr)` as
+    any `nn.Module` does.
 
     Attributes:
+        name: of the architecture.
         scale: upscaling factor.
         options: the constructor's arguments besides scale, JSON-ready; with them the network can be rebuilt.
-        conv_names: convolution -> its dotted name, for those whose weights a scheme quantizes.
+        points: dotted name -> quantization point, in the order of the modules.
+        layer_names: layer -> its dotted name, for those whose weights a scheme quantizes.
         scheme: the scheme applied last, None for FP32.
+        excluded: names of points that schemes leave in FP32, together with the layers that read them.
         upsampling: dotted name of the module that reads the features before upsampling.
         branches: shell patterns ("blocks.*.branch") of the dotted names of the modules that return what the branches of
             blocks add. Attention transfer compares both places with a teacher's; without them there is none.
@@ -33,27 +58,65 @@ class SRNetwork(nn.Module, ABC):
     upsampling: ClassVar[str] = "upsample"
     branches: ClassVar[tuple[str, ...]] = ()
 
-    def finish(self, scale: int, **options: Any) -> None:
+    def register_points(self, scale: int, **options: Any) -> None:
         """Name the points after their place in the network. Call at the end of the constructor."""
         self.scale = scale
         self.options = options
-        self.scheme: Scheme | None = None
+        self.scheme: AppliedScheme | None = None
+        self.excluded: tuple[str, ...] = ()
         self.points: dict[str, QuantizationPoint] = {}
-        names = {module: name for name, module in self.named_modules() if isinstance(module, QuantConv2d)}
+        names = {module: name for name, module in self.named_modules() if isinstance(module, QuantizedLayer)}
         for name, module in self.named_modules():
             if isinstance(module, QuantizationPoint):
                 module.name = name
                 self.points[name] = module
-        read = {conv for point in self.points.values() for conv in point.convolutions}
-        self.conv_names = {conv: name for conv, name in names.items() if conv in read}
+        read = {layer for point in self.points.values() for layer in point.layers}
+        self.layer_names = {layer: name for layer, name in names.items() if layer in read}
 
-    def apply_scheme(self, scheme: Scheme) -> None:
-        """Fill the points and the convolutions that belong to them with the scheme's quantizers."""
-        self.scheme = scheme
-        for point in self.points.values():
-            point.quantizer = scheme.activation_quantizer(point.channels, point.dynamic)
-        for conv in self.conv_names:
-            conv.weight_quantizer = scheme.weight_quantizer()
+    def exclude(self, names: Iterable[str]) -> None:
+        """Let schemes leave these points in FP32; FAB no longer counts them."""
+        self.excluded = tuple(name for name in self.points if name in set(names))
+        for name in self.excluded:
+            self.points[name].counts_for_fab = False
+
+    def __call__(self, lr: Tensor) -> Tensor:
+        """Super-resolve `lr`; `cadyq.trace` also tells what the points did."""
+        return self.run(PatchContext(lr))
+
+    def run(self, context: PatchContext, listener: Listener | None = None, *, prepare: bool = True) -> Tensor:
+        """One forward on the patches of `context`.
+
+        Args:
+            context: the patches, and features of them that are known already.
+            listener: is told what each point does.
+            prepare: False to keep the bits that are set, for a search over them: `Scheme.before_forward` is left out.
+        """
+        with forward_of(context, listener):
+            if prepare and self.scheme is not None:
+                self.scheme.before_forward(self, context)
+            sr: Tensor = super().__call__(context.lr)
+        return sr
+
+    @abstractmethod
+    def forward(self, lr: Tensor) -> Tensor:
+        """The network's figure, in plain PyTorch."""
+
+    @property
+    def architecture(self) -> Hashable:
+        """What networks of the same operations share, whatever their weights and scheme."""
+        return type(self), self.scale, repr(sorted(self.options.items()))
+
+    def __repr__(self) -> str:
+        """Each layer with its bits."""
+        scheme = "fp32" if self.scheme is None else self.scheme.label()
+        quantized = sum(layer.weight_quantizer is not None for layer in self.layer_names)
+        head = f"{self.name} x{self.scale}, {scheme}: {quantized} layers with quantized weights"
+        heading = "layer, weights, activations it reads:"
+        return "\n".join([head, heading, *layer_lines(self, self.points, self.reasons())])
+
+    def reasons(self) -> dict[str, str]:
+        """Layer -> why it stays in FP32, where there is more to say than that no scheme quantizes it."""
+        return {self.layer_names[layer]: "excluded" for name in self.excluded for layer in self.points[name].layers}
 
     def inherit_ranges(self, parent: SRNetwork) -> None:
         """Take over what the quantizer of each point can use of the parent's, a network of the same backbone."""
@@ -62,38 +125,41 @@ class SRNetwork(nn.Module, ABC):
             if point.quantizer is not None and source is not None:
                 point.quantizer.inherit(source)
 
-    def forward(self, lr: Tensor, trace: Trace | None = None) -> Tensor:
-        """Super-resolve RGB patches (B, 3, H, W) in 0..255 to (B, 3, H scale, W scale), not clamped.
+    def without_scheme(self) -> SRNetwork:
+        """A copy with the same weights whose points and layers carry no quantizer."""
+        plain = copy.deepcopy(self)
+        plain.scheme = None
+        for point in plain.points.values():
+            point.quantizer = None
+        for layer in plain.layer_names:
+            layer.weight_quantizer = None
+        return plain
 
-        Pass a `Trace` to learn what the points did (or call `cadyq.trace`).
-        """
-        trace = trace if trace is not None else Trace(self, lr)
-        if self.scheme is not None:
-            self.scheme.before_forward(self, trace.content)
-        return self.super_resolve(lr, trace)
-
-    @abstractmethod
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
-        """The network's figure."""
+    def quantizer_tensors(self) -> set[str]:
+        """The names in `state_dict` that belong to a quantizer and not to the network itself."""
+        return {
+            f"{name}.{key}"
+            for name, module in self.named_modules()
+            if isinstance(module, ActivationQuantizer | WeightQuantizer)
+            for key in module.state_dict()
+        }
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Foreign parameter names (the authors' code) to ours. The default knows none."""
         return dict(state)
 
 
-BACKBONES: Registry[SRNetwork] = Registry("backbone", "cadyq.backbones")
+class BackboneRegistry(Registry[SRNetwork]):
+    """Backbones by name; what is no `SRNetwork` is refused."""
+
+    def check(self, name: str, cls: type[Any]) -> None:
+        if not (isinstance(cls, type) and issubclass(cls, SRNetwork)):
+            raise UserError(
+                f"backbone {name!r}: {cls.__name__} is no cadyq.SRNetwork; derive it from that class, or quantize a "
+                "network as it is with cadyq.quantize(network, scheme)"
+            )
+
+
+BACKBONES: Registry[SRNetwork] = BackboneRegistry("backbone", "cadyq.backbones")
 register_backbone = BACKBONES.register
 """Class decorator: makes a subclass of `SRNetwork` known under a name."""
-
-SCHEMES: Registry[Scheme] = Registry("scheme", "cadyq.schemes")
-register_scheme = SCHEMES.register
-"""Class decorator: makes a subclass of `Scheme` known under a name."""
-
-
-def trace_forward(network: SRNetwork, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:
-    """Run `network` on `lr` (B, 3, H, W) in 0..255; return the SR images and the trace of that very forward.
-
-    `hr` (B, 3, H scale, W scale) is for the schemes that ask what the best choice would have been.
-    """
-    trace = Trace(network, lr, hr)
-    return network(lr, trace), trace

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from cadyq.models.layers import check_scale
 from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 
 
 class ResidualBlock(nn.Module):
@@ -36,13 +36,13 @@ class ResidualBlock(nn.Module):
         self.input = QuantizationPoint(n_feats, feeds=[self.conv1])
         self.middle = QuantizationPoint(n_feats, feeds=[self.conv2])
 
-    def forward(self, x: Tensor, activation: nn.Module, trace: Trace) -> Tensor:
-        x = self.input(x, trace)
-        return self.branch(x, activation, trace).add_(x)
+    def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
+        x = self.input(x)
+        return self.branch(x, activation).add_(x)
 
-    def branch(self, x: Tensor, activation: nn.Module, trace: Trace) -> Tensor:
+    def branch(self, x: Tensor, activation: nn.Module) -> Tensor:
         y = activation(self.bn1(self.conv1(x)))
-        return self.bn2(self.conv2(self.middle(y, trace)))  # type: ignore[no-any-return]
+        return self.bn2(self.conv2(self.middle(y)))  # type: ignore[no-any-return]
 
 
 class ShortcutQuantizedBlock(ResidualBlock):
@@ -52,9 +52,9 @@ class ShortcutQuantizedBlock(ResidualBlock):
         super().__init__(n_feats)
         self.input = QuantizationPoint(n_feats, bypassed_by=[self.conv1])
 
-    def forward(self, x: Tensor, activation: nn.Module, trace: Trace) -> Tensor:
-        shortcut = self.input(x, trace)
-        return self.branch(x, activation, trace).add_(shortcut)
+    def forward(self, x: Tensor, activation: nn.Module) -> Tensor:
+        shortcut = self.input(x)
+        return self.branch(x, activation).add_(shortcut)
 
 
 def prelu_upsampler(channels: int, scale: int) -> nn.Sequential:
@@ -91,13 +91,13 @@ class SRResNet(SRNetwork):
         self.body_bn = nn.BatchNorm2d(n_feats)
         self.upsample = prelu_upsampler(n_feats, scale)
         self.tail = QuantConv2d(n_feats, 3, 9, bias=False)
-        self.finish(scale, n_feats=n_feats, n_resblocks=n_resblocks, quantized_input=quantized_input)
+        self.register_points(scale, n_feats=n_feats, n_resblocks=n_resblocks, quantized_input=quantized_input)
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         shallow = self.activation(self.head(lr))
         x = shallow
         for block in self.blocks:
-            x = block(x, self.activation, trace)
+            x = block(x, self.activation)
         x = self.body_bn(self.body_end(x)).add_(shallow)
         return self.tail(self.upsample(x))  # type: ignore[no-any-return]
 

@@ -1,113 +1,103 @@
-"""Quantization points and the convolutions that read them: the seams at which a scheme enters a backbone."""
+"""Quantization points: the seams at which a scheme enters a network."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from cadyq.quantizers.interface import FULL_PRECISION, ActivationQuantizer, Quantized, WeightQuantizer, fixed_bits
+from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, QuantizerOutput, constant_bits
+from cadyq.quantizers.running import Forward, running
+from cadyq.utils.errors import UserError
 
 if TYPE_CHECKING:
-    from cadyq.quantizers.trace import Trace
-
-
-def _channels_last(weight: Tensor) -> Tensor:
-    """The layout in which CPUs convolve faster; feature maps then take it on too.
-
-    Layout decides the order of sums, and so to which level a value on a tie rounds. In this one single patches agree
-    with the published code to the last bit; in the plain one IDN's outputs differ by up to 125 grey levels.
-    """
-    return weight.contiguous(memory_format=torch.channels_last)
-
-
-class QuantConv2d(nn.Conv2d):
-    """A convolution whose weight a scheme may quantize. Without a weight quantizer it is plain nn.Conv2d.
-
-    Attributes:
-        arithmetic: dtype of the multiplications, such as float16 for training on a GPU; what a scheme quantizes stays
-            float32. None for the dtype of the input.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, groups: int = 1, bias: bool = True
-    ) -> None:
-        padding = kernel_size // 2
-        super().__init__(in_channels, out_channels, kernel_size, padding=padding, groups=groups, bias=bias)
-        self.weight_quantizer: WeightQuantizer | None = None
-        self.arithmetic: torch.dtype | None = None
-        self._cache: tuple[Any, Tensor] | None = None
-
-    @property
-    def weight_bits(self) -> int:
-        return FULL_PRECISION if self.weight_quantizer is None else self.weight_quantizer.bits
-
-    def quantized_weight(self) -> Tensor:
-        """The weight on its grid. In eval mode without gradients it is computed once and kept.
-
-        The key of the kept tensor is the identity and version of everything it was made from, so an in-place
-        change of a weight (an optimizer step, load_state_dict) is seen. The key holds the quantizer itself: a freed
-        one's place in memory could be the next one's.
-        """
-        if self.weight_quantizer is None:
-            return self.weight
-        sources = [self.weight, *self.weight_quantizer.parameters(), *self.weight_quantizer.buffers()]
-        untracked = any(tensor.is_inference() for tensor in sources)  # made in inference mode: no version to see
-        if self.training or torch.is_grad_enabled() or untracked:
-            return self.weight_quantizer(self.weight)  # type: ignore[no-any-return]
-        # the quantizer itself, not its id: one that was freed may leave its id to the next
-        key = (self.weight_quantizer, [(t.data_ptr(), t._version) for t in sources])
-        if self._cache is None or self._cache[0] != key:
-            self._cache = (key, _channels_last(self.weight_quantizer(self.weight)))
-        return self._cache[1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = _channels_last(self.quantized_weight())
-        if self.arithmetic is None:
-            return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        with torch.autocast(x.device.type, self.arithmetic):
-            y = F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.to(x.dtype)
+    from cadyq.quantizers.layers import QuantizedLayer
 
 
 class QuantizationPoint(nn.Module):
-    """A place where a feature map enters a convolution (or a shortcut) that a scheme may quantize.
+    """A place where a feature map enters a layer (or a shortcut) that a scheme may quantize.
+
+    Without a quantizer it is the identity.
 
     Args:
         channels: C of the feature map.
-        feeds: the convolutions that read this point.
-        dynamic: whether a scheme may choose the bits here by content. These are the points that count for FAB.
-        bypassed_by: the convolutions that read the feature map as it entered, yet have their weights quantized.
+        feeds: the layers that read this point.
+        counts_for_fab: whether a scheme may choose the bits here by content. FAB is the mean over these points.
+        bypassed_by: the layers that read the feature map as it entered, yet have their weights quantized.
+        channel_dim: of the feature map: 1 as in (B, C, H, W), or -1 as in (B, ..., C), the input of a linear layer.
+
+    Attributes:
+        name: dotted name in its network.
+        quantizer: what a scheme put here, or None.
     """
 
     def __init__(
         self,
         channels: int,
-        feeds: Sequence[QuantConv2d] = (),
-        dynamic: bool = True,
-        bypassed_by: Sequence[QuantConv2d] = (),
+        feeds: Sequence[QuantizedLayer] = (),
+        counts_for_fab: bool = True,
+        bypassed_by: Sequence[QuantizedLayer] = (),
+        channel_dim: int = 1,
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.dynamic = dynamic
-        # tuples, so that the convolutions are not registered a second time as submodules
+        self.counts_for_fab = counts_for_fab
+        self.channel_dim = channel_dim
+        # tuples, so that the layers are not registered a second time as submodules
         self.feeds = tuple(feeds)
         self.bypassed_by = tuple(bypassed_by)
         self.name = ""
         self.quantizer: ActivationQuantizer | None = None
 
     @property
-    def convolutions(self) -> tuple[QuantConv2d, ...]:
+    def layers(self) -> tuple[QuantizedLayer, ...]:
         """Those whose weights a scheme quantizes here."""
         return self.feeds + self.bypassed_by
 
-    def forward(self, x: Tensor, trace: Trace) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize a feature map; the shape stays.
+
+        Raises:
+            UserError: the point's range was never calibrated, or it runs outside its network.
+        """
+        forward = running()
         if self.quantizer is None:
-            quantized = Quantized(x, fixed_bits(x, FULL_PRECISION))
-        else:
-            quantized = self.quantizer(x, trace.content)
-        trace.record(self, x, quantized)
-        return quantized.value
+            if forward is not None and forward.listener is not None:
+                maps = self._as_maps(x, forward)
+                forward.listener(self, maps, QuantizerOutput(maps, constant_bits(maps, FULL_PRECISION)))
+            return x
+        if forward is None:
+            raise UserError(f"point {self.name!r} runs outside its network: call the network, not one of its blocks")
+        if not self.quantizer.calibrated:
+            raise UserError(
+                f"point {self.name!r} has no range yet: pass calibration images to cadyq.quantize, or load trained "
+                "weights with cadyq.load_model"
+            )
+        maps = self._as_maps(x, forward)
+        output = self.quantizer(maps, forward.context)
+        if forward.listener is not None:
+            forward.listener(self, maps, output)
+        return output.value if maps is x else self._restored(output.value, x)
+
+    def _as_maps(self, x: Tensor, forward: Forward) -> Tensor:
+        """`x` as quantizers expect it: (B, C, H, W), B the LR patches of the forward.
+
+        Networks with windows fold them into the batch, those of one patch behind one another, and linear layers have
+        channels last; there every sample's values are laid out as one map (B, C, values, 1).
+        """
+        samples = len(forward.context.lr)
+        if x.dim() == 4 and self.channel_dim == 1 and len(x) == samples:
+            return x
+        if len(x) % samples:
+            raise UserError(
+                f"point {self.name!r}: its feature map {tuple(x.shape)} does not begin with the {samples} samples of "
+                "the batch, so its bits belong to none of them; leave this layer out: exclude=[...]"
+            )
+        channels_last = x.movedim(self.channel_dim, -1)
+        return channels_last.reshape(samples, -1, self.channels).transpose(1, 2).unsqueeze(-1)
+
+    def _restored(self, maps: Tensor, x: Tensor) -> Tensor:
+        """The inverse of `_as_maps`, in the shape of `x`."""
+        channels_last = x.movedim(self.channel_dim, -1).shape
+        return maps.squeeze(-1).transpose(1, 2).reshape(channels_last).movedim(-1, self.channel_dim)

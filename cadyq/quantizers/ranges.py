@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import RANGE_SHARE, ActivationQuantizer, PointStatistics, QuantizerOutput, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import (
     fake_quantize_affine,
     fake_quantize_bounds,
@@ -17,7 +18,6 @@ from cadyq.quantizers.functional import (
     quantize_symmetric,
     signed_levels,
 )
-from cadyq.quantizers.interface import RANGE_SHARE, ActivationQuantizer, PointStatistics, Quantized, fixed_bits
 
 INITIAL_BOUND = 10.0
 
@@ -37,8 +37,8 @@ class CalibratedRange(ActivationQuantizer):
 class AffineRange(CalibratedRange):
     """Rounds to 2^b levels between low and high, of which one is exactly zero (padding is zero)."""
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        return Quantized(fake_quantize_affine(x, self.low, self.high, self.bits), fixed_bits(x, self.bits))
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return QuantizerOutput(fake_quantize_affine(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
 
 
 class SignAware(ActivationQuantizer):
@@ -92,13 +92,14 @@ class LearnedBoundActivation(LearnedRange):
 
     def set_largest(self, value: Tensor) -> None:
         self.bound.data.copy_(value)
+        self.calibrated = True
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         if torch.is_grad_enabled():
             value = fake_quantize_symmetric(x, self.bound, self.bits)
         else:
             value = quantize_symmetric(x, self.bound, signed_levels(self.bits))
-        return Quantized(value, fixed_bits(x, self.bits))
+        return QuantizerOutput(value, constant_bits(x, self.bits))
 
 
 class LearnedBounds(LearnedRange):
@@ -125,13 +126,14 @@ class LearnedBounds(LearnedRange):
         factor = value / self.largest().clamp_min(1e-12)
         self.low.data.mul_(factor)
         self.high.data.mul_(factor)
+        self.calibrated = True
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bound, as scalars or one value a sample (B, 1, 1, 1)."""
         return self.low, self.high
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        return Quantized(fake_quantize_bounds(x, *self.bounds(x), self.bits), fixed_bits(x, self.bits))
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return QuantizerOutput(fake_quantize_bounds(x, *self.bounds(x), self.bits), constant_bits(x, self.bits))
 
 
 class CandidateActivation(ActivationQuantizer):
@@ -147,7 +149,7 @@ class CandidateActivation(ActivationQuantizer):
         self.levels: Tensor
 
     @abstractmethod
-    def choose(self, x: Tensor, content: Content) -> Tensor:
+    def choose(self, x: Tensor, context: PatchContext) -> Tensor:
         """Index of the candidate of each sample, int64 (B,), for the feature map `x` (B, C, H, W)."""
 
     def _shares(self) -> Tensor:
@@ -165,19 +167,21 @@ class CandidateActivation(ActivationQuantizer):
         """
         if isinstance(parent, LearnedRange):
             self.bounds.data.copy_(parent.largest() * self._shares() / RANGE_SHARE[parent.bits])
+            self.calibrated = True
         elif type(parent) is type(self):
             super().inherit(parent)
         elif isinstance(parent, CandidateActivation) and torch.equal(parent.candidates, self.candidates):
             self.bounds.data.copy_(parent.bounds.data)
+            self.calibrated = True
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        choice = self.choose(x, content)
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        choice = self.choose(x, context)
         if torch.is_grad_enabled():
             certain = F.one_hot(choice, len(self.candidates)).to(x.dtype)
             value = mixed_symmetric(x, self.bounds, certain, choice, self.levels)
         else:
             value = self.quantize(x, choice)
-        return Quantized(value, self.candidates[choice])
+        return QuantizerOutput(value, self.candidates[choice])
 
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
         """`x` with each sample on the grid of its candidate, without gradients."""

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import FULL_PRECISION, Quantized
+from cadyq.quantizers.base import FULL_PRECISION, QuantizerOutput
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.cost import HasPoints, Macs, count_macs
+from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.running import Listener
 
-if TYPE_CHECKING:
-    from cadyq.cost import Macs
-    from cadyq.models.network import SRNetwork
-    from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+
+class Traceable(HasPoints, Protocol):
+    """What a network has to offer to be traced; `cadyq.models.network.SRNetwork` does."""
+
+    def run(self, context: PatchContext, listener: Listener | None = None) -> Tensor:
+        """One forward on the patches of `context`, whose points tell the listener what they do."""
 
 
 class PointRecord(NamedTuple):
@@ -27,16 +33,16 @@ class PointRecord(NamedTuple):
     height: int
     width: int
 
-    def uses(self) -> Iterator[tuple[QuantConv2d, Tensor]]:
-        """Each convolution that ran here, with the bits (B,) of the activations it read."""
-        for conv in self.point.feeds:
-            yield conv, self.bits
-        for conv in self.point.bypassed_by:
-            yield conv, torch.full_like(self.bits, FULL_PRECISION)
+    def uses(self) -> Iterator[tuple[QuantizedLayer, Tensor]]:
+        """Each layer that ran here, with the bits (B,) of the activations it read."""
+        for layer in self.point.feeds:
+            yield layer, self.bits
+        for layer in self.point.bypassed_by:
+            yield layer, torch.full_like(self.bits, FULL_PRECISION)
 
 
 class BitOps(NamedTuple):
-    """BitOPs of each sample (B,), float64, by who spends them; `total` is their sum."""
+    """BitOPs of each sample (B,), float64 on the CPU, by who spends them; `total` is their sum."""
 
     quantized: Tensor
     fp32: Tensor
@@ -47,23 +53,43 @@ class BitOps(NamedTuple):
         return self.quantized + self.fp32 + self.selector
 
 
+class Use(NamedTuple):
+    """One use of a layer in a forward: its MACs, its weight bits, and the bits (B,) of the activations it read.
+
+    `quantized` says whether a scheme is at work, on the weights or at the point.
+    """
+
+    name: str
+    point: str
+    macs: float
+    weight_bits: int
+    act_bits: Tensor
+    quantized: bool
+
+
 class Trace:
     """Collects what the points of one forward did.
 
     Attributes:
-        content: features of the LR patches of this forward.
-        records: point name -> PointRecord, in network order.
+        network: that ran.
+        context: features of the LR patches of this forward.
+        records: point name -> PointRecord, in network order. A point that ran more than once has further records under
+            the names `NAME@2`, `NAME@3`, and so on.
     """
 
-    def __init__(self, network: SRNetwork, lr: Tensor, hr: Tensor | None = None) -> None:
+    def __init__(self, network: Traceable, lr: Tensor, hr: Tensor | None = None) -> None:
         self.network = network
-        self.content = Content(lr, hr)
+        self.context = PatchContext(lr, hr)
         self.records: dict[str, PointRecord] = {}
+        self._runs: dict[str, int] = {}
 
-    def record(self, point: QuantizationPoint, x: Tensor, quantized: Quantized) -> None:
-        """Called by each point as it runs. `x` is the feature map as it entered the point."""
+    def record(self, module: nn.Module, x: Tensor, output: QuantizerOutput) -> None:
+        """Called by each point as it runs. `x` (B, C, H, W) is the feature map as it entered the point."""
+        point = cast(QuantizationPoint, module)
         height, width = x.shape[-2:]
-        self.records[point.name] = PointRecord(point, quantized.bits, quantized.bit_penalty, height, width)
+        run = self._runs[point.name] = self._runs.get(point.name, 0) + 1
+        name = point.name if run == 1 else f"{point.name}@{run}"
+        self.records[name] = PointRecord(point, output.bits, output.bit_penalty, height, width)
 
     @property
     def bits(self) -> dict[str, Tensor]:
@@ -72,43 +98,64 @@ class Trace:
 
     def fab(self) -> Tensor:
         """Feature average bit-width (B,): mean bits over the points that count; 32 where nothing is quantized."""
-        counted = [record.bits for record in self.records.values() if record.point.dynamic]
+        counted = [record.bits for record in self.records.values() if record.point.counts_for_fab]
         if not counted:
-            return torch.full((len(self.content.lr),), float(FULL_PRECISION), device=self.content.lr.device)
+            return torch.full((len(self.context.lr),), float(FULL_PRECISION), device=self.context.lr.device)
         return torch.stack(counted).float().mean(0)
 
     def bit_penalty(self) -> Tensor:
         """Sum over selectors of the regularized bits (B,), differentiable; zero for fixed-bit schemes."""
         penalties = [record.bit_penalty for record in self.records.values() if record.bit_penalty is not None]
-        return torch.stack(penalties).sum(0) if penalties else self.content.lr.new_zeros(len(self.content.lr))
+        return torch.stack(penalties).sum(0) if penalties else self.context.lr.new_zeros(len(self.context.lr))
 
     @cached_property
     def macs(self) -> Macs:
         """Multiply-adds of one sample."""
-        from cadyq.cost import count_macs
+        return count_macs(self.network, *self.context.lr.shape[-2:])
 
-        return count_macs(self.network, *self.content.lr.shape[-2:])
+    def uses(self) -> list[Use]:
+        """Every use of a layer whose weights or activations a scheme may quantize, in network order.
+
+        A layer that several points feed did a share of its MACs at each, in proportion to the pixels there.
+        """
+        pixels: dict[QuantizedLayer, int] = {}
+        for record in self.records.values():
+            for layer, _ in record.uses():
+                pixels[layer] = pixels.get(layer, 0) + record.height * record.width
+        uses = []
+        for name, record in self.records.items():
+            for layer, bits in record.uses():
+                layer_name = self.network.layer_names[layer]
+                macs = self.macs.by_layer[layer_name] * record.height * record.width / pixels[layer]
+                quantized = record.point.quantizer is not None or layer.weight_quantizer is not None
+                uses.append(Use(layer_name, name, macs, layer.weight_bits, bits, quantized))
+        return uses
 
     def bitops_split(self) -> BitOps:
         """BitOPs of each sample: MACs x weight bits x activation bits, what is not quantized at 32 x 32."""
-        quantized = torch.zeros(len(self.content.lr), dtype=torch.float64)
-        fp32_macs = float(self.macs.total)
-        selector_macs = float(self.content.macs())
+        samples = len(self.context.lr)
+        selector = float(self.context.macs())
         for record in self.records.values():
-            for conv, bits in record.uses():
-                if record.point.quantizer is not None or conv.weight_quantizer is not None:
-                    use = self.macs.per_use[self.network.conv_names[conv]]
-                    fp32_macs -= use
-                    quantized += use * conv.weight_bits * bits.double().cpu()
             if record.point.quantizer is not None:
-                selector_macs += record.point.quantizer.overhead_macs(record.height, record.width)
+                selector += record.point.quantizer.overhead_macs(record.height, record.width)
+        quantized = [use for use in self.uses() if use.quantized]
+        fp32 = self.macs.total - sum(use.macs for use in quantized)
+        weights = torch.tensor([use.macs * use.weight_bits for use in quantized], dtype=torch.float64)
+        # one transfer from the device for all points
+        bits = torch.stack([use.act_bits for use in quantized]).cpu().double() if quantized else weights.new_zeros(0, 1)
+        spent = (weights[:, None] * bits).sum(0).expand(samples).clone()
         whole = float(FULL_PRECISION**2)
-        return BitOps(
-            quantized,
-            torch.full_like(quantized, fp32_macs * whole),
-            torch.full_like(quantized, selector_macs * whole),
-        )
+        return BitOps(spent, torch.full_like(spent, fp32 * whole), torch.full_like(spent, selector * whole))
 
     def bitops(self) -> Tensor:
-        """BitOPs of each sample (B,), float64."""
+        """BitOPs of each sample (B,), float64 on the CPU."""
         return self.bitops_split().total
+
+
+def trace_forward(network: Traceable, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:
+    """Run `network` on `lr` (B, 3, H, W) in 0..255; return the SR images and the trace of that very forward.
+
+    `hr` (B, 3, H scale, W scale) is for the schemes that ask what the best choice would have been.
+    """
+    trace = Trace(network, lr, hr)
+    return network.run(trace.context, trace.record), trace

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.cli import Numbers, Parser, add_debug_option, exit_status
-from cadyq.errors import UserError
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
-from cadyq.quantizers.interface import MAX_BITS, MIN_BITS
+from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.testing.subject import BITS_TO_TRY
 from cadyq.testing.suite import outcomes
+from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:

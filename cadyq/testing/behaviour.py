@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.checkpoints.io import load_model, save_model
-from cadyq.factory import scheme_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
-from cadyq.quantizers.trace import Trace
+from cadyq.quantizers.running import running
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.factory import scheme_of
 from cadyq.testing.fault import Fault
 from cadyq.testing.subject import BIT_OPTIONS, SIDES, Seen, Subject, patches, watch
 
@@ -58,7 +59,7 @@ def determinism(subject: Subject) -> Iterator[Fault]:
 @torch.no_grad()
 def saving(subject: Subject) -> Iterator[Fault]:
     """Saved and loaded, in full precision and packed, the network gives the same values and bits."""
-    convs = subject.network.conv_names
+    convs = subject.network.layer_names
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("full", "packed"):
             path = Path(folder) / f"{kind}.safetensors"
@@ -73,7 +74,7 @@ def saving(subject: Subject) -> Iterator[Fault]:
                 continue
             sr, seen = watch(loaded, subject.lr)
             place = _first_difference(subject.seen, seen)
-            if [conv.weight_bits for conv in loaded.conv_names] != [conv.weight_bits for conv in convs]:
+            if [conv.weight_bits for conv in loaded.layer_names] != [conv.weight_bits for conv in convs]:
                 yield Fault(f"the {kind} form has other weight bits", "weight_bits follow from the options alone")
             if loaded.scheme != subject.scheme:
                 yield Fault(f"the {kind} form comes back as {loaded.scheme}", "options are fields of the dataclass")
@@ -166,10 +167,9 @@ def gradients(subject: Subject) -> Iterator[Fault]:
 
 def _backward(network: SRNetwork, lr: Tensor) -> None:
     network.zero_grad(set_to_none=True)
-    trace = Trace(network, lr)
-    sr = network(lr, trace)
+    sr, trace = trace_forward(network, lr)
     target = torch.linspace(0, 255, sr.numel()).view_as(sr)
-    ((sr - target).abs().mean() + PENALTY * trace.bit_penalty().mean()).backward()
+    ((sr - target).abs().mean() + PENALTY * trace.bit_penalty().mean()).backward()  # type: ignore[no-untyped-call]
 
 
 def _at_points(network: SRNetwork, lr: Tensor) -> Iterator[Fault]:
@@ -177,15 +177,15 @@ def _at_points(network: SRNetwork, lr: Tensor) -> Iterator[Fault]:
     blocked: list[str] = []
     infinite: list[str] = []
 
-    def look(point: QuantizationPoint, args: tuple[Tensor, Trace], value: Tensor) -> None:
-        x, trace = args
-        if point.quantizer is None or not x.requires_grad:
+    def look(point: QuantizationPoint, args: tuple[Tensor], value: Tensor) -> None:
+        x, forward = args[0], running()
+        if point.quantizer is None or forward is None or not x.requires_grad:
             return
         grad = _slopes(value, [x])[0]
         if _passes_little(grad):
             blocked.append(point.name)
         dead = torch.zeros_like(x).requires_grad_()
-        found = _slopes(point.quantizer(dead, trace.content).value, [dead, *point.quantizer.parameters()])
+        found = _slopes(point.quantizer(dead, forward.context).value, [dead, *point.quantizer.parameters()])
         if not all(bool(grad.isfinite().all()) for grad in found if grad is not None):
             infinite.append(point.name)
 
@@ -216,13 +216,13 @@ def _slopes(value: Tensor, of: list[Tensor]) -> tuple[Tensor | None, ...]:
 
 
 def _without_gradient(network: SRNetwork) -> Iterator[Fault]:
-    """Weights that nothing pulls at, and parameters of quantizers that nothing pulls at anywhere in the network."""
-    for conv, name in network.conv_names.items():
+    """Weights that receive no gradient, and parameters of quantizers that receive none anywhere in the network."""
+    for conv, name in network.layer_names.items():
         # asked of the quantizer itself: in the network, feature maps that 2 bits round to zero stop gradients as well
         if conv.weight_quantizer is None or not conv.weight.requires_grad:
             continue
         with torch.enable_grad():
-            slope = _slopes(conv.weight_quantizer(conv.weight), [conv.weight])[0]
+            slope = _slopes(conv.quantized_weight(), [conv.weight])[0]
         if _passes_little(slope):
             hint = "the weight quantizer must pass the gradient: functional.straight_through"
             yield Fault("its weight gets no gradient", hint, f"weight of {name}")
@@ -246,7 +246,7 @@ def _learners(network: SRNetwork) -> Iterator[tuple[str, nn.Module, set[nn.Param
     for name, point in network.points.items():
         if point.quantizer is not None:
             yield name, point.quantizer, set(point.quantizer.used_parameters())
-    for conv, name in network.conv_names.items():
+    for conv, name in network.layer_names.items():
         if conv.weight_quantizer is not None:
             yield name, conv.weight_quantizer, set(conv.weight_quantizer.parameters())
 

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme, with_scheme
-from cadyq.models.network import BACKBONES, SCHEMES, SRNetwork
-from cadyq.quantizers.interface import ActivationQuantizer, PointStatistics, Quantized, Scheme
+from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.quantizers.base import ActivationQuantizer, PointStatistics, QuantizerOutput
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
-from cadyq.training.calibration import initialize, observe
+from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
+from cadyq.schemes.calibration import initialize, observe
+from cadyq.schemes.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme
+from cadyq.utils.errors import UserError
 
 BIT_OPTIONS = ("weight_bits", "act_bits")
 BITS_TO_TRY = (2, 4, 8)
@@ -122,7 +123,7 @@ class Seen:
     value: Tensor
     bits: Tensor
     changed: bool
-    again: Quantized | None
+    again: QuantizerOutput | None
 
     @property
     def quantizer(self) -> ActivationQuantizer:
@@ -142,27 +143,25 @@ def watch(
     entered: dict[str, tuple[Tensor, Tensor]] = {}
     seen: dict[str, Seen] = {}
 
-    def before(point: QuantizationPoint, args: tuple[Tensor, Trace]) -> tuple[Tensor, Trace]:
-        x = args[0]
-        if args[1] is trace:
-            x = inputs[point.name].clone() if inputs is not None and point.name in inputs else x
-            entered[point.name] = x, x.detach().clone()
-        return x, args[1]
+    def before(point: QuantizationPoint, args: tuple[Tensor]) -> tuple[Tensor]:
+        x = inputs[point.name].clone() if inputs is not None and point.name in inputs else args[0]
+        entered[point.name] = x, x.detach().clone()
+        return (x,)
 
-    def after(point: QuantizationPoint, args: tuple[Tensor, Trace], value: Tensor) -> None:
-        if args[1] is not trace or point.quantizer is None:
+    def after(point: QuantizationPoint, args: tuple[Tensor], value: Tensor) -> None:
+        if point.quantizer is None:
             return
         x, copy = entered[point.name]
         changed = not torch.equal(x.detach(), copy)
         kept = value.detach().clone()
-        repeated = point.quantizer(kept.clone(), trace.content) if again else None
+        repeated = point.quantizer(kept.clone(), trace.context) if again else None
         seen[point.name] = Seen(point, copy, kept, trace.records[point.name].bits, changed, repeated)
 
     handles = []
     for point in network.points.values():
         handles += [point.register_forward_pre_hook(before), point.register_forward_hook(after)]
     try:
-        return network(lr, trace), seen
+        return network.run(trace.context, trace.record), seen
     finally:
         for handle in handles:
             handle.remove()
@@ -183,13 +182,13 @@ class Subject:
 
     @property
     def scheme(self) -> Scheme:
-        assert self.network.scheme is not None
+        assert isinstance(self.network.scheme, Scheme)
         return self.network.scheme
 
     def _build(self) -> SRNetwork:
         cls = BACKBONES.get(self.backbone)
         parent = _plain(cls, self.backbone, self.scale)
-        network = with_scheme(parent, self.case.scheme, self.case.options)
+        network = with_scheme(parent, SCHEMES.get(self.case.scheme)(**self.case.options))
         initialize(network, _statistics(cls, self.backbone, self.scale))
         generator = torch.Generator().manual_seed(5)
         for point in network.points.values():

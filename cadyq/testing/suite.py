@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import torch
 
-from cadyq.errors import UserError
 from cadyq.models.network import BACKBONES
 from cadyq.testing import behaviour, values
 from cadyq.testing.fault import Fault, raised
 from cadyq.testing.subject import BITS_TO_TRY, Case, Subject, backbones_to_check, cases
+from cadyq.utils.errors import UserError
 
 
 class Check(NamedTuple):

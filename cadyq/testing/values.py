@@ -9,8 +9,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.quantizers.functional import signed_levels
-from cadyq.quantizers.interface import FULL_PRECISION, MIN_BITS, FixedBitScheme
+from cadyq.schemes.base import FixedBitScheme
 from cadyq.testing.fault import Fault
 from cadyq.testing.subject import SAMPLES, Seen, Subject, patches, watch
 
@@ -39,7 +40,7 @@ def runs(subject: Subject) -> Iterator[Fault]:
         elif not isinstance(one.bits, Tensor) or one.bits.shape != (batch,) or one.bits.dtype != torch.int64:
             found = f"{tuple(one.bits.shape)} {one.bits.dtype}" if isinstance(one.bits, Tensor) else repr(one.bits)
             yield Fault(
-                f"bits are {found}, not int64 ({batch},)", "return fixed_bits(x, bits), or one for each sample", name
+                f"bits are {found}, not int64 ({batch},)", "return constant_bits(x, bits), or one for each sample", name
             )
         elif not all(MIN_BITS <= bits <= FULL_PRECISION for bits in one.bits.tolist()):
             yield Fault(f"bits {one.bits.tolist()}", f"report {MIN_BITS} to {FULL_PRECISION}", name)
@@ -86,7 +87,7 @@ def level_counts(subject: Subject) -> Iterator[Fault]:
 
 def _weights(subject: Subject) -> Iterator[tuple[str, Tensor, str, int]]:
     with torch.no_grad():
-        for conv, name in subject.network.conv_names.items():
+        for conv, name in subject.network.layer_names.items():
             if conv.weight_quantizer is not None:
                 yield name, conv.quantized_weight(), conv.weight_quantizer.granularity, conv.weight_bits
 
@@ -109,7 +110,7 @@ def reported_bits(subject: Subject) -> Iterator[Fault]:
         taken = distinct(one.value, one.quantizer.granularity, ROUNDING).tolist()
         for bits, levels, plain in zip(one.bits.tolist(), taken, _plain_levels(one), strict=True):
             used[f"activations of {type(one.quantizer).__name__}", bits].append((levels, plain, name))
-    full = {name: conv.weight.detach() for conv, name in subject.network.conv_names.items()}
+    full = {name: conv.weight.detach() for conv, name in subject.network.layer_names.items()}
     for name, weight, granularity, bits in _weights(subject):
         levels = int(distinct(weight.unsqueeze(0), granularity, ROUNDING))
         plain = _on_plain_grid(full[name].unsqueeze(0), granularity, bits)[0]
@@ -147,7 +148,7 @@ def input_untouched(subject: Subject) -> Iterator[Fault]:
         if one.changed:
             yield Fault("its input was changed in place", "work on a copy: x.clamp(...), not x.clamp_(...)", name)
     if not torch.equal(subject.lr, patches(SAMPLES, seed=1)):
-        yield Fault("the LR image was changed in place", "content.lr belongs to the caller")
+        yield Fault("the LR image was changed in place", "context.lr belongs to the caller")
 
 
 def idempotence(subject: Subject) -> Iterator[Fault]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from cadyq.errors import UserError
-from cadyq.files import write_atomic
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_atomic
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:

@@ -12,9 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from cadyq.cli import pick_device
-from cadyq.errors import UserError
-from cadyq.locks import alone_in
+from cadyq.utils.devices import pick_device
+from cadyq.utils.errors import UserError
+from cadyq.utils.locks import alone_in
 
 T = TypeVar("T")
 CPU = torch.device("cpu")

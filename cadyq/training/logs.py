@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cadyq.files import write_text
+from cadyq.utils.files import write_text
 
 Row = dict[str, float]
 log = logging.getLogger(__name__)

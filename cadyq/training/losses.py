@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.training.patches import Batch
 from cadyq.training.recipes import Recipe
+from cadyq.utils.errors import UserError
 
 
 def reconstruction(recipe: Recipe, sr: Tensor, batch: Batch) -> Tensor:

@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cadyq.models.network import SRNetwork
 from cadyq.training.recipes import Recipe
@@ -30,7 +31,7 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
                 selectors.append(parameter)
             else:
                 add_range(parameter)
-    for conv in network.conv_names:
+    for conv in network.layer_names:
         for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
             quantizer_parameters.add(parameter)
             add_range(parameter)
@@ -64,8 +65,7 @@ class WeightAverage:
     def update(self, network: SRNetwork, step: int) -> None:
         """Take in the weights after a step; buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged: list[Tensor] = list(self.network.parameters())
-        current: list[Tensor] = list(network.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        blend(list(self.network.parameters()), list(network.parameters()), step)
         for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
             own.copy_(other)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.errors import UserError
-from cadyq.quantizers.content import image_gradient
+from cadyq.quantizers.context import image_gradient
+from cadyq.utils.errors import UserError
 
 HELD_OUT = 8
 ALL = slice(None)
@@ -35,7 +35,7 @@ class Batch:
         return Batch(self.lr.to(device), self.hr.to(device), teacher)
 
 
-class PatchBank:
+class PatchDataset:
     """Decoded photographs with their LR and, if there is a teacher, its images in memory.
 
     Args:
@@ -49,7 +49,7 @@ class PatchBank:
         self.scale = scale
         self.names = list(names) if names is not None else [f"photograph {k}" for k in range(len(self.images))]
 
-    def split(self) -> tuple[PatchBank, PatchBank]:
+    def split(self) -> tuple[PatchDataset, PatchDataset]:
         """(training, held out): the last 8 photographs are held out, fewer where there are few.
 
         Raises:
@@ -60,16 +60,16 @@ class PatchBank:
         if not held:
             raise UserError(f"{count} photographs are too few: some are held out, so give 4 or more")
         first, last = slice(count - held), slice(count - held, count)
-        parts = [PatchBank(self.images[part], self.scale, self.names[part]) for part in (first, last)]
+        parts = [PatchDataset(self.images[part], self.scale, self.names[part]) for part in (first, last)]
         return parts[0], parts[1]
 
     def nbytes(self) -> int:
         return sum(tensor.nbytes for image in self.images for tensor in image)
 
-    def to(self, device: torch.device) -> PatchBank:
+    def to(self, device: torch.device) -> PatchDataset:
         """The same bank with its images on a device, where batches are then cropped."""
         images = [tuple(tensor.to(device) for tensor in image) for image in self.images]
-        return PatchBank(images, self.scale, self.names)
+        return PatchDataset(images, self.scale, self.names)
 
     def batch(
         self,
@@ -79,27 +79,31 @@ class PatchBank:
         lr_patch: int,
         share: slice = ALL,
         augment: bool = True,
-        steepest_of: int = 1,
+        hard_patch_candidates: int = 1,
     ) -> Batch:
         """`size` patches of `lr_patch` LR pixels a side, randomly placed and, unless told not to, flipped and turned.
 
         Args:
             share: the part of the batch that is wanted (of several processes each takes its own).
-            steepest_of: each patch is the one with the largest image gradient of so many random ones.
+            hard_patch_candidates: each patch is the one with the largest image gradient of so many random ones.
         """
-        draws = self._draws(seed, step, size, lr_patch, share, steepest_of)
+        draws = self._draws(seed, step, size, lr_patch, share, hard_patch_candidates)
         crops = [self._crop(draw, lr_patch, augment) for draw in draws]
         return Batch(*(torch.stack(part).float() for part in zip(*crops, strict=True)))
 
-    def names_of(self, seed: int, step: int, size: int, lr_patch: int, steepest_of: int = 1) -> list[str]:
+    def names_of(self, seed: int, step: int, size: int, lr_patch: int, hard_patch_candidates: int = 1) -> list[str]:
         """The photographs that the batch of a step is cropped from, each once."""
-        draws = self._draws(seed, step, size, lr_patch, ALL, steepest_of)
+        draws = self._draws(seed, step, size, lr_patch, ALL, hard_patch_candidates)
         return sorted({self.names[self._index(draw)] for draw in draws})
 
-    def _draws(self, seed: int, step: int, size: int, side: int, share: slice, steepest_of: int) -> list[Draw]:
+    def _draws(
+        self, seed: int, step: int, size: int, side: int, share: slice, hard_patch_candidates: int
+    ) -> list[Draw]:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        draws = torch.rand(size * steepest_of, 6, generator=generator, dtype=torch.float64).view(size, steepest_of, 6)
-        return [self._steepest(draw, side) if steepest_of > 1 else draw[0] for draw in draws[share].tolist()]
+        draws = torch.rand(size * hard_patch_candidates, 6, generator=generator, dtype=torch.float64).view(
+            size, hard_patch_candidates, 6
+        )
+        return [self._steepest(draw, side) if hard_patch_candidates > 1 else draw[0] for draw in draws[share].tolist()]
 
     def _steepest(self, draws: list[Draw], side: int) -> Draw:
         """The draw whose LR patch has the largest gradient; of equals the first."""

@@ -20,13 +20,12 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from cadyq.checkpoints.io import read_tensors, write_tensors
-from cadyq.cli import Parser, add_debug_option, exit_status
+from cadyq.checkpoints.tensors import read_tensors, write_tensors
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import decode_rgb, images_among, read_rgb
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.training.patches import PatchBank
+from cadyq.training.patches import PatchDataset
+from cadyq.utils.errors import UserError
 
 CACHE_VERSION = 2
 log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def open_bank_file(path: Path) -> list[Photograph]:
     ]
 
 
-def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path) -> PatchBank:
+def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path) -> PatchDataset:
     """Decode photographs and degrade them by MATLAB's bicubic; cached in one file.
 
     A photograph that does not open or is smaller than a patch is named, left out and counted.
@@ -98,7 +97,7 @@ def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cach
         images = [(stored.get_tensor(f"{k}/lr"), stored.get_tensor(f"{k}/hr")) for k in range(len(names))]
     if int(metadata["left_out"]):
         log.warning("%s of %d photographs left out", metadata["left_out"], len(photographs))
-    return PatchBank(images, scale, names)
+    return PatchDataset(images, scale, names)
 
 
 def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, file: Path) -> None:
@@ -125,7 +124,9 @@ def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, fi
     write_tensors(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})
 
 
-def with_outputs(bank: PatchBank, teacher: SRNetwork, cache: Path, device: torch.device | None = None) -> PatchBank:
+def with_outputs(
+    bank: PatchDataset, teacher: SRNetwork, cache: Path, device: torch.device | None = None
+) -> PatchDataset:
     """The bank with the teacher's SR of every photograph, computed once and cached."""
     key = hashlib.sha256(repr([CACHE_VERSION, teacher.name, teacher.scale]).encode())
     for value in teacher.state_dict().values():
@@ -137,11 +138,11 @@ def with_outputs(bank: PatchBank, teacher: SRNetwork, cache: Path, device: torch
         _super_resolve_all(bank, teacher.to(device or torch.device("cpu")), file)
     with safe_open(file, framework="pt") as stored:
         images = [(lr, hr, stored.get_tensor(str(k))) for k, (lr, hr, *_) in enumerate(bank.images)]
-    return PatchBank(images, bank.scale, bank.names)
+    return PatchDataset(images, bank.scale, bank.names)
 
 
 @torch.no_grad()
-def _super_resolve_all(bank: PatchBank, teacher: SRNetwork, file: Path) -> None:
+def _super_resolve_all(bank: PatchDataset, teacher: SRNetwork, file: Path) -> None:
     device = next(teacher.parameters()).device
     outputs = {
         str(k): teacher(lr.float()[None].to(device))[0].half().contiguous().cpu()
@@ -154,19 +155,7 @@ def _short_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def main() -> int:
-    parser = Parser(prog="python -m cadyq.training.photographs", description=pack_photographs.__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
-    parser.add_argument("--out", type=Path, required=True, help="the bank file, for --bank of cadyq.train")
-    add_debug_option(parser)
-    args = parser.parse_args()
-
-    def act() -> None:
-        count = pack_photographs(args.data_root, args.out)
-        print(f"{args.out}: {count} photographs, {args.out.stat().st_size / 2**20:.1f} MiB")
-
-    return exit_status(act, args.debug)
-
-
 if __name__ == "__main__":
+    from cadyq.commands.photographs import main
+
     sys.exit(main())

@@ -8,13 +8,13 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from cadyq import toml
-from cadyq.cli import parse_options
-from cadyq.errors import UserError
-from cadyq.registry import closest
+from cadyq.utils import toml
+from cadyq.utils.errors import UserError
+from cadyq.utils.options import parse_options
+from cadyq.utils.registry import closest
 
 FOLDER = Path(__file__).parent / "recipes"
-POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps", "steepest_of")
+POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps", "hard_patch_candidates")
 SHARES = ("halve_at", "average")  # an average of 1 would never move, and rates halved at 1 are never halved
 CHOICES = {"schedule": ("cosine", "halve"), "teacher": ("fp32", "parent", "none"), "batch_norm": ("frozen", "trained")}
 
@@ -49,7 +49,8 @@ class Recipe:
         average: decay of the exponential moving average of the weights, which is then what is measured and saved; 0
             for none.
         augment: whether patches are flipped and transposed at random.
-        steepest_of: each patch is the one with the largest image gradient of so many random ones; 1 for chance.
+        hard_patch_candidates: each patch is the one of so many random ones with the largest image gradient; 1 takes
+            the first.
         batch_norm: "frozen" keeps the parent's running statistics, in which its ranges were calibrated; "trained" takes
             those of each batch.
     """
@@ -80,7 +81,7 @@ class Recipe:
     teacher: str = "fp32"
     average: float = 0.0
     augment: bool = True
-    steepest_of: int = 1
+    hard_patch_candidates: int = 1
     batch_norm: str = "frozen"
 
     def with_changes(self, **changes: Any) -> Recipe:

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from cadyq.checkpoints.io import load_model, network_sha256, resolve, zoo_name
-from cadyq.cli import parse_options
-from cadyq.errors import UserError
-from cadyq.factory import backbone_option_names, create_model
+from cadyq.checkpoints.io import load_model, resolve, zoo_name
+from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.interface import FULL_PRECISION
-from cadyq.registry import closest
-from cadyq.training.calibration import calibrated, observe
-from cadyq.training.patches import PatchBank
+from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.schemes.calibration import calibrated, observe
+from cadyq.schemes.factory import backbone_option_names, create_model
+from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import Recipe
+from cadyq.utils.errors import UserError
+from cadyq.utils.options import parse_options
+from cadyq.utils.registry import closest
 
 CALIBRATION_PATCHES = 64
 CALIBRATION_SIDE = 48
@@ -96,7 +97,7 @@ def _file_facts(source: str) -> dict[str, Any]:
     return facts
 
 
-def calibration_patches(bank: PatchBank) -> torch.Tensor:
+def calibration_patches(bank: PatchDataset) -> torch.Tensor:
     """The LR patches that calibration sees, the same for every scheme."""
     return bank.batch(seed=0, step=0, size=CALIBRATION_PATCHES, lr_patch=CALIBRATION_SIDE).lr
 
@@ -104,7 +105,7 @@ def calibration_patches(bank: PatchBank) -> torch.Tensor:
 def plain(network: SRNetwork) -> bool:
     """Whether a network quantizes nothing."""
     points = all(point.quantizer is None for point in network.points.values())
-    return points and all(conv.weight_bits == FULL_PRECISION for conv in network.conv_names)
+    return points and all(conv.weight_bits == FULL_PRECISION for conv in network.layer_names)
 
 
 def calibration_network(parent: SRNetwork, teacher: SRNetwork | None) -> SRNetwork:

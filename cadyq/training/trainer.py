@@ -12,19 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.checkpoints.io import save_model
-from cadyq.errors import UserError
-from cadyq.files import remove_leftovers, write_text
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.trace import Trace
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.trace import Trace, trace_forward
+from cadyq.training.bit_controller import BitController, bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, require_same, write_checkpoint
 from cadyq.training.distributed import Processes
 from cadyq.training.logs import History, Progress, Row, TensorBoard
 from cadyq.training.losses import AttentionTransfer, reconstruction
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
-from cadyq.training.patches import Batch, PatchBank, Prefetcher
+from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.recipes import Recipe
-from cadyq.training.steering import BitSteering, bit_loss, growing_weight
 from cadyq.training.validation import validate
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import remove_leftovers, write_text
 
 CHECKPOINT_SECONDS = 120.0
 BOARD_EVERY = 20  # steps between points on TensorBoard
@@ -66,8 +66,8 @@ class Trainer:
         self,
         network: SRNetwork,
         recipe: Recipe,
-        bank: PatchBank,
-        held_out: PatchBank,
+        bank: PatchDataset,
+        held_out: PatchDataset,
         out: Path,
         provenance: dict[str, Any],
         seed: int,
@@ -84,7 +84,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(parameter_groups(network, recipe), lr=0.0)
         self.bases = [group["base"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.mixed_precision)
-        self.steering = BitSteering(recipe.target_fab, recipe.steer)
+        self.steering = BitController(recipe.target_fab, recipe.steer)
         self.average = WeightAverage(network, recipe.average) if recipe.average else None
         self.attention = _attention(network, teacher, recipe)
         self.batches = Prefetcher(self._batch, recipe.steps, self.settings.workers)
@@ -133,7 +133,7 @@ class Trainer:
     def _batch(self, step: int) -> Batch:
         recipe, share = self.recipe, self.processes.share(self.recipe.batch)
         where = (self.seed, step, recipe.batch, recipe.lr_patch)
-        return self.bank.batch(*where, share, recipe.augment, recipe.steepest_of)
+        return self.bank.batch(*where, share, recipe.augment, recipe.hard_patch_candidates)
 
     def train_step(self) -> Row:
         recipe = self.recipe
@@ -174,7 +174,9 @@ class Trainer:
         checkpoint = self.out / "checkpoint.pt"
         good = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint was written yet"
         recipe = self.recipe
-        names = ", ".join(self.bank.names_of(self.seed, self.step, recipe.batch, recipe.lr_patch, recipe.steepest_of))
+        names = ", ".join(
+            self.bank.names_of(self.seed, self.step, recipe.batch, recipe.lr_patch, recipe.hard_patch_candidates)
+        )
         return (
             f"{self.out}: the loss is {loss} at step {self.step} (seed {self.seed}), on a batch of {names}; {good}; "
             "lower the learning rates or leave those photographs out"

@@ -5,20 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.training.patches import PatchBank
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.layers import frozen_weights
+from cadyq.quantizers.trace import trace_forward
+from cadyq.training.patches import PatchDataset
 
 
 @torch.no_grad()
-def validate(network: SRNetwork, held_out: PatchBank) -> tuple[float, float]:
+def validate(network: SRNetwork, held_out: PatchDataset) -> tuple[float, float]:
     """PSNR over RGB (border = scale) and FAB, image-wise, mean over photographs. Leaves the network in eval mode."""
     network.eval()
     device = next(network.parameters()).device
     psnrs, fabs = [], []
-    for lr, hr, *_ in held_out.images:
-        sr, trace = trace_forward(network, lr[None].float().to(device))
-        psnrs.append(_psnr_rgb(sr[0].cpu(), hr.cpu(), held_out.scale))
-        fabs.append(float(trace.fab()))
+    with frozen_weights(network):
+        for lr, hr, *_ in held_out.images:
+            sr, trace = trace_forward(network, lr[None].float().to(device))
+            psnrs.append(_psnr_rgb(sr[0].cpu(), hr.cpu(), held_out.scale))
+            fabs.append(float(trace.fab()))
     return sum(psnrs) / len(psnrs), sum(fabs) / len(fabs)
 
 

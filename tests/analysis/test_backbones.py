@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import cadyq
-from analysis.backbones import quantized_shares, table
+from analysis.tables.backbones import quantized_shares, table
 
 DOCS = Path(__file__).parents[2] / "docs" / "backbones.md"
 

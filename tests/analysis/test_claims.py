@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.claims import (
+from analysis.tables.comparisons import (
     CAPTURED,
     EQUAL_BITOPS,
     EQUAL_BITOPS_PAPER,

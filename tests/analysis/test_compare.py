@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.compare import CHANGED, ONLY_A, ONLY_B, SAME, compare, main, to_markdown
-from analysis.records import load
+from analysis.records.store import load
+from analysis.tables.run_differences import CHANGED, ONLY_A, ONLY_B, SAME, compare, main, to_markdown
 
 Runner = Callable[..., Path]
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from analysis import run_all
-from analysis.records import load, read_manifest
+from analysis.records.store import load, read_manifest
+from analysis.run import command as run_all
 
 SCHEMES = ["fp32", "minmax:w8a8", "minmax:w4a4", "mse:w6a6", "percentile:w8a8", "dynamic_range:w8a5"]
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import cadyq
-from analysis import exhibits
-from analysis.crops import textured
-from analysis.exhibits import CONTEXT, TILE, Region, point_bits, read_view, write_view
+from analysis.records import artifacts as exhibits
+from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_view, write_view
+from analysis.report.crops import textured
 from cadyq.data.datasets import ImagePair, photographs
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

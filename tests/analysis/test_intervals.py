@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.intervals import Interval, paired_bootstrap, paired_drop, ratio_bootstrap
+from analysis.tables.intervals import Interval, paired_bootstrap, paired_drop, ratio_bootstrap
 
 
 def test_mean_and_order() -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from analysis.metrics import PROTOCOLS, psnr, ssim
 from cadyq.data.images import read_rgb
-from cadyq.errors import UserError
+from cadyq.metrics.quality import PROTOCOLS, psnr, ssim
+from cadyq.utils.errors import UserError
 
 COLUMNS = {
     "matlab": ("matlab_psnr_y", "matlab_ssim_y"),

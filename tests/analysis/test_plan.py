@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from analysis.plan import Plan, make_plan
+from analysis.run.plan import Plan, make_plan
 
 TAGGED = "cadyq:fab5"  # in the zoo for CARN-M alone
 

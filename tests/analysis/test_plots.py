@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis import plots, style
-from analysis.crops import textured
-from analysis.plots import write_plots
-from analysis.records import load
-from analysis.tables import summary
-from cadyq.errors import UserError
+from analysis.plots import figures as plots
+from analysis.plots import style
+from analysis.plots.figures import write_plots
+from analysis.records.store import load
+from analysis.report.crops import textured
+from analysis.tables.summary import summary
+from cadyq.utils.errors import UserError
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.published_values import FOLDER, published, published_table, write_published
-from cadyq import toml
-from cadyq.factory import list_backbones
+from analysis.tables.published_values import FOLDER, published, published_table, write_published
+from cadyq.schemes.factory import list_backbones
+from cadyq.utils import toml
 
 
 def _records(*backbones: str, datasets: tuple[str, ...] = ("Set5", "Urban100")) -> pd.DataFrame:

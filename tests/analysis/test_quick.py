@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import cadyq
-from analysis import networks, quick, records
-from analysis.run_all import main as run_all
+from analysis.records import store as records
+from analysis.run import networks, quick
+from analysis.run.command import main as run_all
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import photographs
-from cadyq.errors import UserError
-from cadyq.quantizers.interface import FixedBitScheme
 from cadyq.quantizers.ranges import LearnedBoundActivation
+from cadyq.schemes.base import FixedBitScheme
+from cadyq.utils.errors import UserError
 
 
 def test_crops_are_textured_squares_of_both_images() -> None:
@@ -51,7 +52,7 @@ def test_a_scheme_of_a_session_can_be_measured_but_not_recorded(monkeypatch: pyt
     class Typed(FixedBitScheme):
         trained = False
 
-        def activation_quantizer(self, channels: int, dynamic: bool) -> LearnedBoundActivation:
+        def activation_quantizer(self, channels: int, counts_for_fab: bool) -> LearnedBoundActivation:
             return LearnedBoundActivation(self.act_bits)
 
     Typed.__module__ = "__main__"

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import records
-from analysis.exhibits import read_exhibit
-from analysis.records import SCHEMA, Cell, load, read_inputs_hash, read_manifest, write_cell, write_manifest
-from cadyq.errors import UserError
+from analysis.records import store as records
+from analysis.records.artifacts import read_exhibit
+from analysis.records.store import SCHEMA, Cell, load, read_inputs_hash, read_manifest, write_cell, write_manifest
+from cadyq.utils.errors import UserError
 
 CELL = Cell("edsr", "pams:w8a8", 4, "Set5", "image")
 Helpers = dict[str, Callable[..., Any]]

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import report, style
-from analysis.claims import claims
-from analysis.make_report import build, main
-from analysis.records import Cell, load, read_manifest, write_cell, write_manifest
-from analysis.report import write_report
+from analysis.plots import style
+from analysis.records.store import Cell, load, read_manifest, write_cell, write_manifest
+from analysis.report import page as report
+from analysis.report.build import build, main
+from analysis.report.page import write_report
+from analysis.tables.comparisons import claims
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]

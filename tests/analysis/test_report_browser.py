@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from analysis.claims import claims
-from analysis.records import load, read_manifest
-from analysis.report import write_report
+from analysis.records.store import load, read_manifest
+from analysis.report.page import write_report
+from analysis.tables.comparisons import claims
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright (pip install '.[dev]')")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis import records
-from analysis.run_all import main
+from analysis.records import store as records
+from analysis.run.command import main
 from cadyq.checkpoints.io import load_model, save_model
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import photographs
@@ -97,7 +97,7 @@ def test_a_changed_image_is_measured_again(finished: Path, photo_root: Path, tmp
 def test_an_interrupted_run_keeps_finished_cells(
     photo_root: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import analysis.jobs as program
+    import analysis.run.jobs as program
 
     real, calls = program.measure_image, iter(range(100))
 
@@ -129,7 +129,7 @@ def test_an_interrupted_run_has_all_pictures_in_the_end(
 
     command = ["--backbones", "carn_m", "--schemes", "fp32", "cadyq", "--datasets", "Photos"]
     command += ["--data-root", str(photo_root), "--out", str(tmp_path)]
-    for moment in ("analysis.jobs.show_bits", "analysis.run_all.make_report.build"):
+    for moment in ("analysis.run.jobs.show_bits", "analysis.run.command.make_report.build"):
         monkeypatch.setattr(moment, interrupted)
         assert main(command) == 130
         monkeypatch.undo()
@@ -229,7 +229,7 @@ def test_data_root_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
-    from cadyq.errors import UserError
+    from cadyq.utils.errors import UserError
 
     network = load_model("zoo:carn_m_x4_fp32")
     with torch.no_grad():
@@ -240,8 +240,8 @@ def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
 
 
 def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
-    from analysis.plan import Plan
-    from analysis.run_all import with_earlier
+    from analysis.run.command import with_earlier
+    from analysis.run.plan import Plan
 
     preset = Plan(("bicubic", "edsr"), ("fp32", "cadyq"), ("Set5", "B100"), 4, ("patch",))
     names = [("B100", "edsr", "cadyq"), ("Set5", "edsr", "mine"), ("Set5", "edsr", "fp32"), ("Set5", "bicubic", "fp32")]
@@ -251,7 +251,7 @@ def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
 
 
 def test_commands_that_measured_something_stay_in_the_manifest() -> None:
-    from analysis.run_all import earlier_commands
+    from analysis.run.command import earlier_commands
 
     first = {"created": "T1", "git_commit": "0123456789abcdef", "command": "one", "cells": [{"status": "measured"}]}
     assert earlier_commands({}) == []

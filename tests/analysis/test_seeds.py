@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.claims import claims
-from analysis.seeds import DROP, FAB, LEAD, by_quantity, spread, write_seeds
+from analysis.tables.comparisons import claims
+from analysis.tables.seeds import DROP, FAB, LEAD, by_quantity, spread, write_seeds
 
 # scheme: (PSNR in dB below FP32, FAB, BitOPs), the same on every image
 NETWORKS = {

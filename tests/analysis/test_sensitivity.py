@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from analysis.intervals import Interval
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.__main__ import build_parser, main
 from analysis.sensitivity.additivity import subsets
@@ -22,12 +21,13 @@ from analysis.sensitivity.patches import draw_patches, open_dataset
 from analysis.sensitivity.rules import Rules, thresholds
 from analysis.sensitivity.selector import shuffled
 from analysis.sensitivity.tables import markdown
+from analysis.tables.intervals import Interval
 from cadyq.checkpoints.io import load_model
 from cadyq.data.images import write_png
-from cadyq.errors import UserError
-from cadyq.models.network import trace_forward
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import RANGE_SHARE, ActivationQuantizer, Quantized, fixed_bits
+from cadyq.quantizers.base import RANGE_SHARE, ActivationQuantizer, QuantizerOutput, constant_bits
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.trace import trace_forward
+from cadyq.utils.errors import UserError
 
 BACKBONE = "carn_m"
 OPTIONS = ["--backbone", BACKBONE, "--dataset", "skimage", "--train", "skimage", "--bits", "3", "5", "--patches", "12"]
@@ -49,12 +49,12 @@ class Plain(ActivationQuantizer):
         super().__init__()
         self.largest, self.bits = largest, bits
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         if self.bits == 32:
-            return Quantized(x, fixed_bits(x, 32))
+            return QuantizerOutput(x, constant_bits(x, 32))
         bound, levels = RANGE_SHARE[self.bits] * self.largest, 2 ** (self.bits - 1) - 1
         value = torch.round(x.clamp(-bound, bound) / bound * levels) / levels * bound
-        return Quantized(value, fixed_bits(x, self.bits))
+        return QuantizerOutput(value, constant_bits(x, self.bits))
 
 
 @torch.no_grad()

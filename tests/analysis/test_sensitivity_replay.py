@@ -10,10 +10,10 @@ from torch import Tensor
 
 import cadyq
 from analysis.sensitivity.replay import Replay
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
+from cadyq.utils.errors import UserError
 
 SIZES: list[tuple[str, dict[str, Any]]] = [
     ("edsr", {"n_feats": 8, "n_resblocks": 2, "res_scale": 0.1}),

@@ -6,16 +6,16 @@ from typing import get_args
 import pytest
 
 import cadyq
-from analysis.cost import GRID_NUMBERS, parameter_count, storage_mb
+from cadyq.metrics.storage import GRID_NUMBERS, parameter_count, storage_mb
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.interface import Granularity, SymmetricWeight
+from cadyq.quantizers.base import Granularity, SymmetricWeight
 
 SIZES = {"n_feats": 8, "n_resblocks": 3}
 
 
 def _numbers(network: SRNetwork, bits: int) -> float:
     """Bytes of the weights and biases, the quantized ones at `bits`."""
-    weights = sum(conv.weight.numel() for conv in network.conv_names)
+    weights = sum(conv.weight.numel() for conv in network.layer_names)
     return parameter_count(network) * 4 - weights * (32 - bits) / 8
 
 
@@ -28,7 +28,7 @@ def test_full_precision() -> None:
 @pytest.mark.parametrize("granularity", get_args(Granularity))
 def test_grids_count(bits: int, granularity: Granularity) -> None:
     network = cadyq.create_model("edsr", "pams", weight_bits=bits, **SIZES)
-    for conv in network.conv_names:
+    for conv in network.layer_names:
         conv.weight_quantizer = SymmetricWeight(bits)
         conv.weight_quantizer.granularity = granularity
     grids = 6 * (8 if granularity == "channel" else 1)

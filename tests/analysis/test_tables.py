@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.records import Cell, load, read_manifest, write_cell, write_manifest
-from analysis.tables import REFERENCE, caption, skipped_notes, summary, to_text, write_tables
+from analysis.records.store import Cell, load, read_manifest, write_cell, write_manifest
+from analysis.tables.summary import REFERENCE, caption, skipped_notes, summary, to_text, write_tables
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]

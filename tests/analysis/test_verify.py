@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from analysis import run_all
-from analysis.verify import OK, UNKNOWN, WRONG, Finding, main, verify
+from analysis.run import command as run_all
+from analysis.run.verification import OK, UNKNOWN, WRONG, Finding, main, verify
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from analysis import viewer
-from analysis.records import load
-from analysis.viewer import ROW_COLUMNS, cell_rows, views
-from cadyq.errors import UserError
+from analysis.records.store import load
+from analysis.report import viewer
+from analysis.report.viewer import ROW_COLUMNS, cell_rows, views
+from cadyq.utils.errors import UserError
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]

@@ -8,8 +8,8 @@ from hypothesis import settings
 from torch import Tensor
 
 from cadyq.data.datasets import photographs
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import PointStatistics
+from cadyq.quantizers.base import PointStatistics
+from cadyq.quantizers.context import PatchContext
 
 # one slow example on a busy machine is not a failure
 settings.register_profile("baselines", deadline=None, max_examples=50)
@@ -51,6 +51,6 @@ def seen() -> Callable[[Tensor], PointStatistics]:
 
 
 @pytest.fixture(scope="session")
-def no_content() -> Content:
+def no_content() -> PatchContext:
     """For quantizers that ask nothing of the LR patches."""
-    return Content(torch.zeros(1, 3, 4, 4))
+    return PatchContext(torch.zeros(1, 3, 4, 4))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.daq import STEP, DAQActivation, DAQWeight
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import PointStatistics
+from cadyq.quantizers.base import PointStatistics
+from cadyq.quantizers.context import PatchContext
 
 Seen = Callable[[Tensor], PointStatistics]
 BITS = range(2, 9)
@@ -32,7 +32,7 @@ def test_steps_are_the_best_for_a_normal(bits: int) -> None:
     assert all(_error(bits, STEP[bits] * factor) > best for factor in (0.98, 1.02))
 
 
-def test_signed_by_hand(no_content: Content) -> None:
+def test_signed_by_hand(no_content: PatchContext) -> None:
     # mean 1, deviation sqrt(2.5), so s d = 2.523: levels 1 +- 1.262 and 1 +- 3.785
     x = torch.tensor([-1.0, 3.0, 0.0, 2.0]).double().view(1, 1, 2, 2)
     half = 1.5958 * math.sqrt(2.5) / 2
@@ -40,7 +40,7 @@ def test_signed_by_hand(no_content: Content) -> None:
     assert value == pytest.approx([1 - half, 1 + half, 1 - half, 1 + half])
 
 
-def test_unsigned_by_hand(no_content: Content) -> None:
+def test_unsigned_by_hand(no_content: PatchContext) -> None:
     # mean 1, deviation sqrt(3): m - 3/2 s d is below 0, so levels are 0, 1, 2, 3 times s d
     quantizer = DAQActivation(2, 1)
     quantizer.signed.fill_(False)
@@ -66,12 +66,12 @@ def test_equations(bits: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, 4, 6, 5, dtype=torch.float64, generator=generator)
     x = x * torch.rand(3, 4, 1, 1, dtype=torch.float64, generator=generator) * 10 + seed % 7
-    content = Content(torch.zeros(3, 3, 4, 4))
+    context = PatchContext(torch.zeros(3, 3, 4, 4))
     quantizer = DAQActivation(bits, 4)
-    torch.testing.assert_close(quantizer(x, content).value, _signed(x, bits))
+    torch.testing.assert_close(quantizer(x, context).value, _signed(x, bits))
     quantizer.signed.fill_(False)
     y = x.relu()
-    value = quantizer(y, content).value
+    value = quantizer(y, context).value
     assert float(value.min()) >= 0
     starts_at_zero = y.mean((2, 3)) < (2 ** (bits - 1) - 0.5) * STEP[bits - 1] * y.std((2, 3), correction=0)
     zero = (y == 0) & starts_at_zero[..., None, None]
@@ -79,7 +79,7 @@ def test_equations(bits: int, seed: int) -> None:
     assert all(len(channel.unique()) <= 2**bits for channel in value.flatten(0, 1))
 
 
-def test_gradient_goes_straight_through(no_content: Content) -> None:
+def test_gradient_goes_straight_through(no_content: PatchContext) -> None:
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(1, 2, 4, 4, dtype=torch.float64)
     DAQActivation(2, 2)(x, no_content).value.backward(upstream)
@@ -98,7 +98,7 @@ def test_weights(bits: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 7.25, -3.0])
-def test_a_flat_channel_stays_flat(value: float, no_content: Content) -> None:
+def test_a_flat_channel_stays_flat(value: float, no_content: PatchContext) -> None:
     x = torch.full((1, 2, 5, 3), value)
     for signed in (True, False):
         quantizer = DAQActivation(4, 2)
@@ -107,7 +107,7 @@ def test_a_flat_channel_stays_flat(value: float, no_content: Content) -> None:
         torch.testing.assert_close(quantizer(x, no_content).value, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_one_pixel(no_content: Content) -> None:
+def test_one_pixel(no_content: PatchContext) -> None:
     torch.testing.assert_close(DAQActivation(2, 1)(torch.ones(1, 1, 1, 1), no_content).value, torch.ones(1, 1, 1, 1))
 
 

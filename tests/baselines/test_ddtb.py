@@ -10,11 +10,11 @@ from torch import Tensor
 
 import cadyq
 from baselines.ddtb import HIDDEN, DDTBActivation, DDTBWeight
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import RANGE_SHARE, PointStatistics
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_bounds
-from cadyq.quantizers.interface import RANGE_SHARE, PointStatistics
 from cadyq.quantizers.ranges import LearnedBoundActivation
-from cadyq.training.calibration import initialize, observe
+from cadyq.schemes.calibration import initialize, observe
 
 Seen = Callable[[Tensor], PointStatistics]
 SIZES = {"n_feats": 8, "n_resblocks": 3}
@@ -31,7 +31,7 @@ def _bounds(quantizer: DDTBActivation) -> list[float]:
     return torch.cat([quantizer.low, quantizer.high]).tolist()
 
 
-def test_values_by_hand(no_content: Content) -> None:
+def test_values_by_hand(no_content: PatchContext) -> None:
     # [-1, 2] at 2 bits: steps of 1
     x = torch.tensor([-5, -0.6, -0.4, 0, 0.7, 1.4, 1.6, 9]).double().view(1, 1, 1, -1)
     value = _quantizer(2, -1, 2)(x, no_content).value.flatten()
@@ -53,12 +53,12 @@ def test_equations(bits: int, low: float, high: float, seed: int) -> None:
     x = torch.randn(2, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 10
     x.requires_grad_()
     upstream = torch.randn(2, 2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    quantizer, content = _quantizer(bits, low, high), Content(torch.zeros(2, 3, 4, 4))
-    value = quantizer(x, content).value
+    quantizer, context = _quantizer(bits, low, high), PatchContext(torch.zeros(2, 3, 4, 4))
+    value = quantizer(x, context).value
     value.backward(upstream)
     with torch.no_grad():
-        assert torch.equal(quantizer(x, content).value, value)
-        assert torch.equal(quantizer(value, content).value, value)
+        assert torch.equal(quantizer(x, context).value, value)
+        assert torch.equal(quantizer(value, context).value, value)
         step = (high - low) / (2**bits - 1)
         clamped = x.clamp(low, high)
         error = value - clamped
@@ -130,7 +130,7 @@ def test_each_sample_has_its_own_bounds() -> None:
     quantizer.gated.fill_(True)
     quantizer.gate2.data.normal_(generator=torch.Generator().manual_seed(0))
     x = torch.randn(3, 2, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    value = quantizer(x, Content(torch.zeros(3, 3, 4, 4))).value
+    value = quantizer(x, PatchContext(torch.zeros(3, 3, 4, 4))).value
     for k in range(3):
         low, high = (bound.flatten() for bound in quantizer.bounds(x[k : k + 1]))
         assert torch.equal(value[k : k + 1], fake_quantize_bounds(x[k : k + 1], low, high, 4))

@@ -22,13 +22,14 @@ from baselines.random import Random, fingerprint, uniform
 from baselines.search import descend, luma_error, price_for
 from baselines.static import Static
 from cadyq.checkpoints.io import save_model
-from cadyq.cli import parse_options
 from cadyq.data.datasets import photographs
-from cadyq.derive import derive, mean_fab, transplant
-from cadyq.errors import UserError
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import Content, image_gradient
-from cadyq.training.calibration import calibrated, observe
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.context import PatchContext, image_gradient
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.calibration import calibrated, observe
+from cadyq.training.derive import derive, mean_fab, transplant
+from cadyq.utils.errors import UserError
+from cadyq.utils.options import parse_options
 
 SEARCH_SPACE = (4, 6, 8)
 DERIVED = ("cabm", "gradient", "oracle", "random", "static")
@@ -97,10 +98,10 @@ def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor,
     with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'pams'"):
         derive(cadyq.load_model("zoo:carn_m_x4_pams_w8a8"), "static", *pairs, mean_bits=6)
     with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'fp32'"):
-        derive(cadyq.load_model("zoo:carn_m_x4_fp32"), "cadyq", *pairs, mean_bits=None, deviation_stride=8)
+        derive(cadyq.load_model("zoo:carn_m_x4_fp32"), "cadyq", *pairs, mean_bits=None, stats_stride=8)
     for stride in (0, 2.5, "8"):
-        with pytest.raises(UserError, match=f"deviation_stride={stride!r}: give a whole number"):
-            derive(parent, "cadyq", *pairs, mean_bits=None, deviation_stride=stride)
+        with pytest.raises(UserError, match=f"stats_stride={stride!r}: give a whole number"):
+            derive(parent, "cadyq", *pairs, mean_bits=None, stats_stride=stride)
     with pytest.raises(UserError, match="train it with"):
         derive(cadyq.load_model("zoo:carn_m_x4_pams_w8a8"), "pams", *pairs, mean_bits=None)
     with pytest.raises(UserError, match="no option 'sweep'"):
@@ -116,12 +117,12 @@ def test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing(
     parent: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     lr, hr = (side[:4] for side in pairs)
-    same, thin = (derive(parent, "cadyq", lr, hr, mean_bits=None, deviation_stride=stride) for stride in (1, 4))
+    same, thin = (derive(parent, "cadyq", lr, hr, mean_bits=None, stats_stride=stride) for stride in (1, 4))
     with torch.no_grad():
         (sr, trace), (sr_same, _), (_, trace_thin) = (trace_forward(net, lr) for net in (parent, same, thin))
     assert torch.equal(sr, sr_same)
     own, thinned_own = (found.bitops_split().selector[0] for found in (trace, trace_thin))
-    points = sum(point.dynamic for point in parent.points.values())
+    points = sum(point.counts_for_fab for point in parent.points.values())
     gradient = 21 * 16 * 16
     for macs, pixels in ((own / 32**2, 16 * 16), (thinned_own / 32**2, 4 * 4)):
         assert macs == gradient + points * (2 * 64 * pixels + 3 * (64 + 2))
@@ -147,10 +148,10 @@ def test_probabilities_of_the_middle_mean_are_equal() -> None:
 def test_random_bits_follow_the_patch_not_the_batch(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
     lr = pairs[0]
     network = transplant(parent, Random(mean_bits=5.5))
-    choices = Random(mean_bits=5.5).choices(network, Content(lr))
-    shuffled = Random(mean_bits=5.5).choices(network, Content(lr.flip(0)))
+    choices = Random(mean_bits=5.5).choices(network, PatchContext(lr))
+    shuffled = Random(mean_bits=5.5).choices(network, PatchContext(lr.flip(0)))
     assert torch.equal(choices, shuffled.flip(0))
-    assert not torch.equal(choices, Random(mean_bits=5.5, seed=1).choices(network, Content(lr)))
+    assert not torch.equal(choices, Random(mean_bits=5.5, seed=1).choices(network, PatchContext(lr)))
     assert choices.shape == (12, 27)
     assert len(choices.unique(dim=0)) == 12, "patches share their bits"
     assert len(choices.unique(dim=1).T) > 20, "layers share their bits"
@@ -160,7 +161,7 @@ def test_random_bits_have_the_wanted_mean_and_are_independent() -> None:
     generator = torch.Generator().manual_seed(1)
     lr = torch.randint(0, 256, (400, 3, 4, 4), generator=generator).float()
     network = cadyq.create_model("edsr", "random", n_feats=4, n_resblocks=8)
-    choices = Random(mean_bits=5.0).choices(network, Content(lr))
+    choices = Random(mean_bits=5.0).choices(network, PatchContext(lr))
     bits = torch.tensor(SEARCH_SPACE, dtype=torch.float64)[choices]
     assert float(bits.mean()) == pytest.approx(5.0, abs=0.06)
     assert float(bits.mean(0).std()) < 0.15, "some layer differs from the others"
@@ -242,26 +243,26 @@ def test_static_is_the_same_for_every_patch_and_meets_the_mean(
     assert isinstance(network.scheme, Static)
     with torch.no_grad():
         _, trace = trace_forward(network, pairs[0])
-    bits = torch.stack([trace.bits[name] for name, point in network.points.items() if point.dynamic], 1)
+    bits = torch.stack([trace.bits[name] for name, point in network.points.items() if point.counts_for_fab], 1)
     assert bool((bits == bits[:1]).all())
     assert float(trace.fab()[0]) == pytest.approx(5.5, abs=0.26)  # four points: the mean moves in steps of 0.5
     with pytest.raises(UserError, match="3 digits for 4 points"):
-        replace(network.scheme, by_point="012").choices(network, Content(pairs[0]))
+        replace(network.scheme, by_point="012").choices(network, PatchContext(pairs[0]))
 
 
 @pytest.mark.parametrize("objective", ["mse", "db"])
 def test_the_oracle_pays_less_than_any_uniform_choice(
     objective: str, small_parent: SRNetwork, pairs: tuple[Tensor, Tensor]
 ) -> None:
-    content = Content(*pairs)
+    context = PatchContext(*pairs)
     scheme = Oracle(objective=objective, price=0.05, sweeps=1)
     network = transplant(small_parent, scheme)
-    chosen = scheme.choices(network, content)
+    chosen = scheme.choices(network, context)
     bits = torch.tensor(SEARCH_SPACE, dtype=torch.float64)
 
     def cost(choices: Tensor) -> Tensor:
         assign(network, choices)
-        error = luma_error(network, content).double()
+        error = luma_error(network, context).double()
         return (error if objective == "mse" else 10 * error.log10()) + 0.05 * bits[choices].mean(1)
 
     middle = torch.full_like(chosen, 1)
@@ -296,4 +297,4 @@ def test_cabm_takes_the_selectors_majority_by_edge_score(parent: SRNetwork, pair
     with pytest.raises(UserError, match="1 edges need 2 rows, not 1"):
         CABM(edges=(0.5,), table=("01",))
     with pytest.raises(UserError, match="2 points, the network 27"):
-        replace(scheme, edges=(), table=("01",)).choices(network, Content(lr))
+        replace(scheme, edges=(), table=("01",)).choices(network, PatchContext(lr))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.lsq import LSQActivation, LSQWeight, quantize_lsq
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import RANGE_SHARE, PointStatistics
+from cadyq.quantizers.base import RANGE_SHARE, PointStatistics
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.ranges import LearnedBoundActivation
 
 Seen = Callable[[Tensor], PointStatistics]
@@ -31,7 +31,7 @@ def test_levels_by_hand() -> None:
     assert _quantizer(8, 1, False).levels() == (0, 255)
 
 
-def test_values_by_hand(no_content: Content) -> None:
+def test_values_by_hand(no_content: PatchContext) -> None:
     x = torch.tensor([-9, -1.2, -0.7, 0.2, 0.3, 0.9, 5]).double().view(1, 1, 1, -1)
     # step 0.5, 2 bits: codes -2 to 1, or 0 to 3
     signed = _quantizer(2, 0.5, True)(x, no_content).value.flatten().tolist()
@@ -56,7 +56,7 @@ def test_equations(bits: int, seed: int, signed: bool, step: float) -> None:
     x = (x * step * 2 ** (bits - 2)).requires_grad_()
     upstream = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
     quantizer = _quantizer(bits, step, signed)
-    value = quantizer(x, Content(torch.zeros(2, 3, 4, 4))).value
+    value = quantizer(x, PatchContext(torch.zeros(2, 3, 4, 4))).value
     value.backward(upstream)
     q_n, q_p = (2 ** (bits - 1), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     v = x.detach() / step

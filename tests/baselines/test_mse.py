@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from baselines.mse import SHARES, MSEActivation, MSEWeight
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import PointStatistics
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, signed_levels
-from cadyq.quantizers.interface import PointStatistics
 
 Seen = Callable[[Tensor], PointStatistics]
 BITS = range(2, 9)
@@ -72,7 +72,7 @@ def test_a_weight_of_zeros_stays_zero() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 3.0, -2.0])
-def test_a_flat_point(value: float, seen: Seen, no_content: Content) -> None:
+def test_a_flat_point(value: float, seen: Seen, no_content: PatchContext) -> None:
     quantizer = MSEActivation(4)
     quantizer.initialize(seen(torch.full((100,), value)))
     found = quantizer(torch.full((1, 1, 2, 2), value), no_content).value

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.pact import PACTActivation
-from cadyq.models.network import SCHEMES
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import RANGE_SHARE, PointStatistics, TanhWeight
+from cadyq.quantizers.base import RANGE_SHARE, PointStatistics, TanhWeight
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.ranges import LearnedBoundActivation
+from cadyq.schemes.base import SCHEMES
 
 Seen = Callable[[Tensor], PointStatistics]
 
@@ -28,19 +28,19 @@ def _map(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64).view(1, 1, 1, -1).requires_grad_()
 
 
-def test_unsigned_by_hand(no_content: Content) -> None:
+def test_unsigned_by_hand(no_content: PatchContext) -> None:
     # a = 3 at 2 bits: levels 0 1 2 3
     value = _quantizer(2, 3.0, False)(_map([-1, 0.4, 0.6, 1.6, 2.4, 2.9, 7]), no_content).value
     assert value.flatten().tolist() == pytest.approx([0, 0, 1, 2, 2, 3, 3], abs=1e-12)
 
 
-def test_signed_by_hand(no_content: Content) -> None:
+def test_signed_by_hand(no_content: PatchContext) -> None:
     # a = 3 at 3 bits: levels -3 to 3
     value = _quantizer(3, 3.0, True)(_map([-9, -1.6, -0.4, 0, 0.6, 2.4, 7]), no_content).value
     assert value.flatten().tolist() == pytest.approx([-3, -2, 0, 0, 1, 2, 3], abs=1e-12)
 
 
-def test_gradients_by_hand(no_content: Content) -> None:
+def test_gradients_by_hand(no_content: PatchContext) -> None:
     """Only what is clipped moves the bound; what is inside goes straight through."""
     for signed, slope_x, slope_alpha in (
         (False, [0, 1, 1, 0, 0], 10 + 100),
@@ -57,7 +57,7 @@ def test_gradients_by_hand(no_content: Content) -> None:
 @given(bits=st.integers(2, 8), alpha=st.floats(1e-2, 1e2), seed=st.integers(0, 999), signed=st.booleans())
 def test_equations(bits: int, alpha: float, seed: int, signed: bool) -> None:
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * alpha
-    value = _quantizer(bits, alpha, signed)(x, Content(torch.zeros(2, 3, 4, 4))).value.detach()
+    value = _quantizer(bits, alpha, signed)(x, PatchContext(torch.zeros(2, 3, 4, 4))).value.detach()
     if signed:
         clipped = ((x + alpha).abs() - (x - alpha).abs()) / 2
         levels = 2 ** (bits - 1) - 1

@@ -8,8 +8,8 @@ from torch import Tensor
 
 import baselines.percentile as module
 from baselines.percentile import PercentileActivation
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import PointStatistics
+from cadyq.quantizers.base import PointStatistics
+from cadyq.quantizers.context import PatchContext
 
 Seen = Callable[[Tensor], PointStatistics]
 
@@ -25,7 +25,7 @@ def test_percentile_of_a_histogram(seen: Seen) -> None:
     assert float(statistics.percentile(100)) == pytest.approx(float(values.max()))
 
 
-def test_ends_by_hand(seen: Seen, monkeypatch: pytest.MonkeyPatch, no_content: Content) -> None:
+def test_ends_by_hand(seen: Seen, monkeypatch: pytest.MonkeyPatch, no_content: PatchContext) -> None:
     # 0, 1, ..., 1000 evenly: the 1st and 99th percentile are 10 and 990; zero stays in the range
     monkeypatch.setattr(module, "PERCENTILE", 99.0)
     quantizer = PercentileActivation(2)
@@ -41,7 +41,7 @@ def test_ends_by_hand(seen: Seen, monkeypatch: pytest.MonkeyPatch, no_content: C
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-def test_an_outlier_is_clipped(bits: int, seen: Seen, no_content: Content) -> None:
+def test_an_outlier_is_clipped(bits: int, seen: Seen, no_content: PatchContext) -> None:
     values = torch.rand(100_000, generator=torch.Generator().manual_seed(bits))
     values[:3] = 50.0
     quantizer = PercentileActivation(bits)
@@ -51,7 +51,7 @@ def test_an_outlier_is_clipped(bits: int, seen: Seen, no_content: Content) -> No
     assert float(error) < float(quantizer.high) / (2**bits - 1) / 2 * 1.01
 
 
-def test_a_flat_point(seen: Seen, no_content: Content) -> None:
+def test_a_flat_point(seen: Seen, no_content: PatchContext) -> None:
     for value in (0.0, 3.0, -2.0):
         quantizer = PercentileActivation(4)
         quantizer.initialize(seen(torch.full((100,), value)))

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 import cadyq
 from baselines.dorefa import DoReFaActivation
 from baselines.minmax import MinMaxActivation
-from cadyq.errors import UserError
-from cadyq.models.network import SCHEMES, SRNetwork
-from cadyq.quantizers.content import Content
-from cadyq.quantizers.interface import RANGE_SHARE, FixedBitScheme, PackedWeight, PointStatistics, TanhWeight
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import RANGE_SHARE, PackedWeight, PointStatistics, TanhWeight
+from cadyq.quantizers.context import PatchContext
+from cadyq.schemes.base import SCHEMES, FixedBitScheme
+from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.subject import backbones_to_check, small_sizes
-from cadyq.training.calibration import initialize, observe
+from cadyq.utils.errors import UserError
 
 BACKBONES = backbones_to_check()
 
@@ -99,7 +100,7 @@ def test_the_projects_schemes_are_registered() -> None:
 @torch.no_grad()
 def test_weight_grid(backbone: str, scheme: str, bits: int) -> None:
     network = _prepared(backbone, scheme, bits)
-    for conv, name in network.conv_names.items():
+    for conv, name in network.layer_names.items():
         if bits == 32:
             assert conv.quantized_weight() is conv.weight
             continue
@@ -151,7 +152,7 @@ def test_packed_networks_refuse_training(
     if bits == 32:
         loaded.train()(patches)
         return
-    assert all(isinstance(conv.weight_quantizer, PackedWeight) for conv in loaded.conv_names)
+    assert all(isinstance(conv.weight_quantizer, PackedWeight) for conv in loaded.layer_names)
     with pytest.raises(UserError, match=f"packed {bits}-bit weights cannot be trained"):
         loaded.train()(patches)
     loaded.eval()(patches)
@@ -168,12 +169,12 @@ def test_eval_equals_the_plain_path(backbone: str, scheme: str, bits: int, patch
 
 
 def _scaled_in_place(network: SRNetwork) -> None:
-    for conv in network.conv_names:
+    for conv in network.layer_names:
         conv.weight.mul_(1.5)
 
 
 def _scaled_data(network: SRNetwork) -> None:
-    for conv in network.conv_names:
+    for conv in network.layer_names:
         conv.weight.data = conv.weight.data * 1.5
 
 
@@ -217,7 +218,7 @@ def test_another_scheme_is_seen_too(scheme: str, patches: Tensor) -> None:
         network(patches)
         network.apply_scheme(SCHEMES.get(scheme)(weight_bits=5, act_bits=8))
         network.apply_scheme(SCHEMES.get(scheme)(weight_bits=2, act_bits=8))
-        for conv, name in network.conv_names.items():
+        for conv, name in network.layer_names.items():
             assert len(conv.quantized_weight().unique()) <= 4, name
 
 
@@ -226,7 +227,7 @@ def test_the_weight_is_quantized_once_in_eval(scheme: str, bits: int, patches: T
     network = _prepared("edsr", scheme, bits)
     with torch.no_grad():
         network(patches)
-        kept = {conv: conv.quantized_weight() for conv in network.conv_names}
+        kept = {conv: conv.quantized_weight() for conv in network.layer_names}
         network(patches)
         assert all(conv.quantized_weight() is weight for conv, weight in kept.items())
     if bits != 32:
@@ -282,7 +283,7 @@ def _seen(minimum: float, maximum: float, channels: int = 1) -> PointStatistics:
 
 def _values(quantizer: Any, values: list[float]) -> list[float]:
     x = torch.tensor(values).view(1, 1, 1, -1)
-    result: list[float] = quantizer(x, Content(torch.zeros(1, 3, 4, 4))).value.flatten().tolist()
+    result: list[float] = quantizer(x, PatchContext(torch.zeros(1, 3, 4, 4))).value.flatten().tolist()
     return result
 
 
@@ -338,7 +339,7 @@ def test_minmax_keeps_zero(bits: int, low: float, high: float, seed: int) -> Non
     quantizer.initialize(_seen(low, high))
     x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(seed)) * 20
     x[0, 0, 0, 0] = 0
-    value = quantizer(x, Content(torch.zeros(1, 3, 6, 6))).value
+    value = quantizer(x, PatchContext(torch.zeros(1, 3, 6, 6))).value
     assert float(value[0, 0, 0, 0]) == 0
     step = (high - low) / (2**bits - 1)
     assert float((value - x.clamp(low, high)).abs().max()) <= step * 1.001 + 1e-6

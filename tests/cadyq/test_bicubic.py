@@ -14,7 +14,7 @@ from torch import Tensor
 from cadyq.data.bicubic import Border, crop_to_multiple, downscale, imresize, upscale
 from cadyq.data.datasets import benchmark
 from cadyq.data.images import read_rgb
-from cadyq.errors import UserError
+from cadyq.utils.errors import UserError
 
 
 def _random_image(height: int, width: int, seed: int = 0) -> Tensor:

@@ -16,14 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import cadyq
-from cadyq.checkpoints.io import read_tensors, resolve, save_model, zoo_name
+from cadyq.checkpoints.io import resolve, save_model, zoo_name
 from cadyq.checkpoints.packing import pack_codes, pack_weight, unpack_codes, unpack_weight
-from cadyq.errors import UserError
-from cadyq.factory import ModelConfig, build, config_of, parse_scheme
+from cadyq.checkpoints.tensors import read_tensors
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import WeightQuantizer
 from cadyq.quantizers.functional import fake_quantize_weight
-from cadyq.quantizers.interface import WeightQuantizer
-from cadyq.registry import Registry
+from cadyq.schemes.factory import ModelConfig, build, config_of, parse_scheme
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import Registry
 
 
 @given(data=st.data(), bits=st.integers(1, 8))
@@ -88,7 +89,7 @@ class _ByChannel(WeightQuantizer):
 @torch.no_grad()
 def test_networks_with_a_grid_for_each_channel(tmp_path: Path) -> None:
     network = _network().eval()
-    for conv in network.conv_names:
+    for conv in network.layer_names:
         conv.weight_quantizer = _ByChannel(4)
     lr = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(0)) * 255
     expected = network(lr)
@@ -96,7 +97,7 @@ def test_networks_with_a_grid_for_each_channel(tmp_path: Path) -> None:
         cadyq.save_model(network, tmp_path / f"{name}.safetensors", packed=True)
         network = cadyq.load_model(tmp_path / f"{name}.safetensors")
         assert torch.equal(network(lr), expected)
-    assert all(len(channel.unique()) <= 16 for conv in network.conv_names for channel in conv.quantized_weight())
+    assert all(len(channel.unique()) <= 16 for conv in network.layer_names for channel in conv.quantized_weight())
 
 
 def _network(scheme: str = "pams:w4a4") -> SRNetwork:

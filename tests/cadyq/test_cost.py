@@ -1,5 +1,6 @@
 """Multiply-adds and BitOPs, against fvcore, published numbers and sums made here."""
 
+from collections import Counter
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cadyq
-from cadyq.cost import count_by_fvcore, count_macs
 from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.quantizers.cost import count_by_fvcore, count_macs
 from cadyq.testing.subject import small_sizes
 
 WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
@@ -43,7 +44,7 @@ def test_published_multiply_adds(backbone: str, options: dict[str, Any], giga: f
 
 def test_multiply_adds_of_srresnet_and_what_papers_print() -> None:
     """The 146 G that papers print are those of a variant: 3x3 head and tail, and one more 3x3 layer at full size."""
-    macs = count_macs(cadyq.create_model("srresnet"), 180, 320).by_conv
+    macs = count_macs(cadyq.create_model("srresnet"), 180, 320).by_layer
     assert sum(macs.values()) / 1e9 == pytest.approx(127.8, abs=0.05)
     pixels = 180 * 320
     body = sum(count for name, count in macs.items() if name.startswith(("blocks", "upsample")))
@@ -52,7 +53,7 @@ def test_multiply_adds_of_srresnet_and_what_papers_print() -> None:
 
 
 def test_multiply_adds_of_idn_by_hand() -> None:
-    macs = count_macs(cadyq.create_model("idn"), 10, 6).by_conv
+    macs = count_macs(cadyq.create_model("idn"), 10, 6).by_layer
     assert macs["upsample"] == 60 * 64 * 3 * 17 * 17  # each input value meets the whole kernel
     assert macs["blocks.3.top.convs.1"] == 60 * 48 * 32 * 9 // 4
     assert macs["blocks.0.bottom.convs.2"] == 60 * 48 * 80 * 9
@@ -65,13 +66,12 @@ def test_multiply_adds_of_idn_by_hand() -> None:
 def test_proportionality_is_fvcores_count(backbone: str, scale: int, size: tuple[int, int]) -> None:
     network = _network(backbone, scale=scale)
     ours, theirs = count_macs(network, *size), count_by_fvcore(network, *size)
-    assert ours.by_conv == theirs.by_conv
-    assert ours.per_use == pytest.approx(theirs.per_use, rel=1e-12)
-    assert ours.total == sum(theirs.by_conv.values())
+    assert ours.by_layer == theirs.by_layer
+    assert ours.total == sum(theirs.by_layer.values())
 
 
 def test_multiply_adds_by_hand() -> None:
-    macs = count_macs(_network("edsr", n_feats=8), 10, 6).by_conv
+    macs = count_macs(_network("edsr", n_feats=8), 10, 6).by_layer
     assert macs["head"] == 60 * 3 * 8 * 9
     assert macs["blocks.1.conv2"] == macs["body_end"] == 60 * 8 * 8 * 9
     assert macs["upsample.0"] == 60 * 8 * 32 * 9
@@ -81,10 +81,12 @@ def test_multiply_adds_by_hand() -> None:
 
 
 def test_recursive_uses_by_hand() -> None:
-    macs = count_macs(_network("carn_m"), 10, 6)
-    assert macs.per_use["blocks.0.residual.conv1"] == 60 * 16 * 4 * 9  # four groups
-    assert macs.by_conv["blocks.0.residual.conv1"] == 3 * 60 * 16 * 4 * 9
-    assert macs.by_conv["blocks.2.residual.conv3"] == 3 * 60 * 16 * 16
+    network = _network("carn_m")
+    macs = count_macs(network, 10, 6)
+    uses = [use for use in cadyq.trace(network, _lr(1, 10, 6, 0))[1].uses() if use.name == "blocks.0.residual.conv1"]
+    assert [use.macs for use in uses] == [60 * 16 * 4 * 9] * 3  # four groups
+    assert macs.by_layer["blocks.0.residual.conv1"] == 3 * 60 * 16 * 4 * 9
+    assert macs.by_layer["blocks.2.residual.conv3"] == 3 * 60 * 16 * 16
 
 
 @every_backbone
@@ -139,16 +141,17 @@ def test_bitops_are_the_sum_over_uses(
     network = _network(backbone, scheme)
     _, trace = cadyq.trace(network, _lr(batch, height, width, seed))
     macs = count_by_fvcore(_network(backbone), height, width)
+    uses = Counter(conv for point in network.points.values() for conv in point.layers)
     split = trace.bitops_split()
     torch.testing.assert_close(split.quantized + split.fp32 + split.selector, trace.bitops())
     for sample in range(batch):
-        quantized, rest = 0.0, float(sum(macs.by_conv.values()))
+        quantized, rest = 0.0, float(sum(macs.by_layer.values()))
         for name, bits in trace.bits.items():
             if int(bits[sample]) == 32:
                 continue
             assert not network.points[name].bypassed_by
             for conv in network.points[name].feeds:
-                use = macs.per_use[network.conv_names[conv]]
+                use = macs.by_layer[network.layer_names[conv]] / uses[conv]
                 quantized += use * conv.weight_bits * int(bits[sample])
                 rest -= use
         assert float(split.quantized[sample]) == pytest.approx(quantized, rel=1e-9)

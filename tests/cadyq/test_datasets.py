@@ -10,7 +10,7 @@ from torch import Tensor
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import available, benchmark, folder, load, photographs
 from cadyq.data.images import write_png
-from cadyq.errors import UserError
+from cadyq.utils.errors import UserError
 
 
 def _image(height: int, width: int, seed: int = 0) -> Tensor:

@@ -12,16 +12,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cadyq
-from cadyq import export
+from cadyq.commands import export
 from cadyq.data.datasets import photographs
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.grid import grid_of, weight_codes
 from cadyq.deploy.onnx_export import Exportable, export_onnx, on_grid
 from cadyq.deploy.runtime import agreement, open_session, run
-from cadyq.errors import UserError
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import Content
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.trace import trace_forward
 from cadyq.training.start import quantized_from
+from cadyq.utils.errors import UserError
 
 onnx = pytest.importorskip("onnx", reason="the extra `deploy` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `deploy` is not installed")
@@ -49,7 +50,7 @@ def test_the_grid_gives_what_the_quantizer_gives(spec: str) -> None:
         steps = torch.arange(-0.3 * width, 1.3 * width, grid.step / 7) + 0.013 * grid.step
         x = (grid.step * (grid.low - grid.zero) + grid.offset + steps).expand(1, point.channels, 1, -1)
         mine = on_grid(x - grid.offset, grid.step, grid.zero, grid.low, grid.high) + grid.offset
-        theirs = point.quantizer(x, Content(torch.zeros(1, 3, 8, 8))).value
+        theirs = point.quantizer(x, PatchContext(torch.zeros(1, 3, 8, 8))).value
         assert torch.allclose(mine, theirs, atol=1e-4 * grid.step)
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 import cadyq
 from cadyq.checkpoints.difference import decode, encode, entries_from_json, entries_to_json
-from cadyq.checkpoints.io import compress, network_sha256, read_tensors, save_model
+from cadyq.checkpoints.io import save_model
 from cadyq.checkpoints.packing import pack_weight
+from cadyq.checkpoints.tensors import compress, network_sha256, read_tensors
 from cadyq.data.images import sha256_file
 
 WORDS = arrays(np.uint32, 24)  # any pattern of a float32: zeros of both signs, infinities, NaN

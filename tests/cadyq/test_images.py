@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cadyq.data.images import read_rgb, sha256_file, write_png
-from cadyq.errors import UserError
+from cadyq.utils.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 GRAY = np.ascontiguousarray(RGB[..., 0])

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 import cadyq
-from analysis.metrics import psnr
 from cadyq.data.datasets import load
-from cadyq.errors import UserError
+from cadyq.metrics.quality import psnr
 from cadyq.models.network import BACKBONES, SRNetwork
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
+from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.subject import small_sizes
-from cadyq.training.calibration import initialize, observe
+from cadyq.utils.errors import UserError
 
 BACKBONES_WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
 every_backbone = pytest.mark.parametrize("backbone", BACKBONES_WITH_POINTS)
@@ -68,8 +69,8 @@ def test_each_convolution_reads_the_point_that_feeds_it(
 
     def before_conv(module: nn.Module, inputs: tuple[Tensor]) -> None:
         point, value = returned[-1]
-        assert inputs[0] is value, f"{network.conv_names.get(module)} reads something else"  # type: ignore[call-overload]
-        assert module in point.feeds, f"{point.name} does not say that it feeds {network.conv_names.get(module)}"  # type: ignore[call-overload]
+        assert inputs[0] is value, f"{network.layer_names.get(module)} reads something else"  # type: ignore[call-overload]
+        assert module in point.feeds, f"{point.name} does not say that it feeds {network.layer_names.get(module)}"  # type: ignore[call-overload]
         reads.append((point, module))
 
     for point in network.points.values():
@@ -94,21 +95,21 @@ def test_only_convolutions_that_read_a_point_are_quantized(backbone: str) -> Non
     for name, module in network.named_modules():
         if isinstance(module, QuantConv2d):
             assert (module.weight_quantizer is not None) == (module in read), name
-            assert (module in network.conv_names) == (module in read)
+            assert (module in network.layer_names) == (module in read)
 
 
 def test_points_of_edsr() -> None:
     points = cadyq.create_model("edsr").points
-    assert sum(point.dynamic for point in points.values()) == 32
-    assert sum(not point.dynamic for point in points.values()) == 16
-    assert all(point.dynamic == bool(point.feeds) for point in points.values())
+    assert sum(point.counts_for_fab for point in points.values()) == 32
+    assert sum(not point.counts_for_fab for point in points.values()) == 16
+    assert all(point.counts_for_fab == bool(point.feeds) for point in points.values())
     assert list(points)[:3] != list(points)[3:6]
 
 
 def test_points_of_carn_m() -> None:
     network = cadyq.create_model("carn_m")
-    assert len(network.points) == sum(point.dynamic for point in network.points.values()) == 27
-    assert len(network.conv_names) == 9
+    assert len(network.points) == sum(point.counts_for_fab for point in network.points.values()) == 27
+    assert len(network.layer_names) == 9
     assert all(len(point.feeds) == 1 for point in network.points.values())
 
 
@@ -125,8 +126,8 @@ def test_points_of_carn_m() -> None:
 )
 def test_points_of_the_others(backbone: str, graph: dict[str, Any], dynamic: int, fixed: int, convs: int) -> None:
     network = cadyq.create_model(backbone, **graph)
-    counted = [point.dynamic for point in network.points.values()]
-    assert (sum(counted), len(counted) - sum(counted), len(network.conv_names)) == (dynamic, fixed, convs)
+    counted = [point.counts_for_fab for point in network.points.values()]
+    assert (sum(counted), len(counted) - sum(counted), len(network.layer_names)) == (dynamic, fixed, convs)
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ def _mixed(backbone: str, patches: Tensor) -> SRNetwork:
 def test_trace_of_mixed_bits(backbone: str, patches: Tensor) -> None:
     network = _mixed(backbone, patches)
     _, trace = cadyq.trace(network, patches)
-    counted = [name for name, point in network.points.items() if point.dynamic]
+    counted = [name for name, point in network.points.items() if point.counts_for_fab]
     for name, bits in trace.bits.items():
         assert set(bits.tolist()) <= ({3, 5, 8} if name in counted else {7}), name
     chosen = torch.stack([trace.bits[name] for name in counted])
@@ -211,7 +212,7 @@ def test_trace_of_mixed_bits(backbone: str, patches: Tensor) -> None:
 def test_mixed_bits_cost_more_where_more_are_chosen(backbone: str, patches: Tensor) -> None:
     network = _mixed(backbone, patches)
     _, trace = cadyq.trace(network, patches)
-    penalties = {n: r.bit_penalty for n, r in trace.records.items() if r.point.dynamic}
+    penalties = {n: r.bit_penalty for n, r in trace.records.items() if r.point.counts_for_fab}
     for name, penalty in penalties.items():
         assert penalty is not None and penalty.shape == (len(patches),), name
         bits = trace.bits[name].float()

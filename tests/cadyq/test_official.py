@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import cadyq
 from cadyq.checkpoints.official import _translate_quantizers
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.utils.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "official"
 TOO_LARGE = ["carn_pams_w8"]  # to ship: read from beside CADYQ_DATA
@@ -122,7 +122,7 @@ def _points(config: Mapping[str, Any]) -> tuple[int, int]:
 
 def test_bits_are_the_published_ones(official: Official, network: SRNetwork) -> None:
     _, trace = cadyq.trace(network, official.tensors["lr"].float())
-    counted = [record for record in trace.records.values() if record.point.dynamic]
+    counted = [record for record in trace.records.values() if record.point.counts_for_fab]
     assert len(counted) == _points(official.config)[0]
     if official.config["scheme"] == "pams":
         assert trace.fab().tolist() == [official.config["weight_bits"]] * 4

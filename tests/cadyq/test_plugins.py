@@ -8,28 +8,29 @@ import pytest
 import torch
 
 import cadyq
-from cadyq.models.network import SCHEMES
+from cadyq.commands.train import build_parser, train
 from cadyq.plugins import load_plugin, load_plugins
-from cadyq.train import build_parser, train
+from cadyq.schemes.base import SCHEMES
 from cadyq.training.distributed import Processes
 
 SCHEME = """
 from __future__ import annotations
 from dataclasses import dataclass
 import cadyq
-from cadyq.quantizers.interface import FixedBitScheme
+from cadyq.schemes.base import FixedBitScheme
 from cadyq.quantizers.ranges import LearnedBoundActivation
 
 DECORATOR
 @dataclass(frozen=True)
 class Mine(FixedBitScheme):
-    def activation_quantizer(self, channels, dynamic):
+    def activation_quantizer(self, channels, counts_for_fab):
         return LearnedBoundActivation(self.act_bits)
 """
 BACKBONE = """
 import cadyq
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.points import QuantConv2d, QuantizationPoint
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 
 DECORATOR
 class Tiny(SRNetwork):
@@ -38,7 +39,7 @@ class Tiny(SRNetwork):
         self.head = QuantConv2d(3, n_feats, 3)
         self.conv = QuantConv2d(n_feats, 3, 3)
         self.point = QuantizationPoint(n_feats, feeds=[self.conv])
-        self.finish(scale, n_feats=n_feats)
+        self.register_points(scale, n_feats=n_feats)
 
     def super_resolve(self, lr, trace):
         y = self.conv(self.point(self.head(lr), trace))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import cadyq
 from cadyq.checkpoints.official import PUBLISHED
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
+from cadyq.utils.errors import UserError
 
 SIZES: dict[str, list[dict[str, Any]]] = {
     "carn": [{"n_feats": 8, "scale": 2}, {"n_feats": 12, "scale": 3}],
@@ -75,11 +75,11 @@ def _fill(template: str, groups: tuple[str, ...]) -> str:
     return re.sub(r"\{(3\*)?(\d)(\+?)\}", value, template)
 
 
-def _published_name(network: SRNetwork, key: str, dynamic: bool) -> str:
+def _published_name(network: SRNetwork, key: str, counts_for_fab: bool) -> str:
     for ours, theirs in NAMES[network.name].items():
         found = re.match(ours.replace(".", r"\.") + r"(?=[.\d])", key)
         if found:
-            first, second = PLACES.get((network.name, dynamic), ("", ""))
+            first, second = PLACES.get((network.name, counts_for_fab), ("", ""))
             last = network.options.get("n_resblocks", 0)
             theirs = theirs.replace("LAST+", str(last + 1)).replace("LAST", str(last))
             theirs = theirs.replace("FIRST", first).replace("SECOND", second).replace("SCALE", str(network.scale))

@@ -12,18 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import cadyq
-from cadyq.models.network import SCHEMES
-from cadyq.quantizers.content import Content
+from cadyq.quantizers.base import PointStatistics, QuantizerOutput, SymmetricWeight, WeightQuantizer, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
-from cadyq.quantizers.interface import (
-    FixedBitScheme,
-    PointStatistics,
-    Quantized,
-    SymmetricWeight,
-    WeightQuantizer,
-    fixed_bits,
-)
 from cadyq.quantizers.ranges import CalibratedRange
+from cadyq.schemes.base import SCHEMES, FixedBitScheme
 from cadyq.testing import SchemeCheckError, check_scheme
 from cadyq.testing.__main__ import main
 from cadyq.testing.subject import backbones_to_check
@@ -41,30 +34,30 @@ class Sound(CalibratedRange):
     def initialize(self, statistics: PointStatistics) -> None:
         self.high.copy_(statistics.max_abs)
 
-    def forward(self, x: Tensor, content: Content) -> Quantized:
-        return Quantized(self.quantize(x, content), self.bits_of(x, content))
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return QuantizerOutput(self.quantize(x, context), self.bits_of(x, context))
 
-    def bits_of(self, x: Tensor, content: Content) -> Tensor:
-        return fixed_bits(x, self.bits)
+    def bits_of(self, x: Tensor, context: PatchContext) -> Tensor:
+        return constant_bits(x, self.bits)
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, self.high, self.bits)
 
 
 class MoreLevels(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, self.high, 8)
 
 
 class NoisyStraightThrough(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return x + (on_grid(x, 0.1 * self.high, self.bits) - x).detach()
 
 
 class SilentChannels(Sound):
     idempotent = False
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, x.abs().amax((2, 3), keepdim=True).clamp_min(1e-8), self.bits)
 
 
@@ -73,32 +66,32 @@ class HonestChannels(SilentChannels):
 
 
 class HalfOfItsBits(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, self.high, 4)
 
 
 class OtherBits(Sound):
-    def bits_of(self, x: Tensor, content: Content) -> Tensor:
-        return fixed_bits(x, 6)
+    def bits_of(self, x: Tensor, context: PatchContext) -> Tensor:
+        return constant_bits(x, 6)
 
 
 class FloatBits(Sound):
-    def bits_of(self, x: Tensor, content: Content) -> Tensor:
+    def bits_of(self, x: Tensor, context: PatchContext) -> Tensor:
         return torch.full((len(x),), 4.0)
 
 
 class BareTensor(Sound):
-    def forward(self, x: Tensor, content: Content) -> Any:
-        return self.quantize(x, content)
+    def forward(self, x: Tensor, context: PatchContext) -> Any:
+        return self.quantize(x, context)
 
 
 class BatchRange(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, x.abs().amax().clamp_min(1e-8), self.bits)
 
 
 class RankedBits(Sound):
-    def bits_of(self, x: Tensor, content: Content) -> Tensor:
+    def bits_of(self, x: Tensor, context: PatchContext) -> Tensor:
         energy = x.abs().mean((1, 2, 3))
         return torch.where(energy >= energy.max(), 8, 4)
 
@@ -106,36 +99,36 @@ class RankedBits(Sound):
 class Dither(Sound):
     idempotent = False
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x + torch.rand_like(x) * self.high * 0.1, self.high, self.bits)
 
 
 class RunningRange(Sound):
     idempotent = False
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         self.high.mul_(0.9)
-        return super().quantize(x, content)
+        return super().quantize(x, context)
 
 
 class OtherWithGradients(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, self.high * (0.5 if torch.is_grad_enabled() else 1), self.bits)
 
 
 class InPlace(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x.clamp_(max=0.5 * float(self.high)) if not x.requires_grad else x, self.high, self.bits)
 
 
 class InPlaceImage(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
-        content.lr.mul_(0.99)
-        return super().quantize(x, content)
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
+        context.lr.mul_(0.99)
+        return super().quantize(x, context)
 
 
 class ShrinkingRange(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         bound = 0.8 * x.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-8)
         return on_grid(x, bound, self.bits)
 
@@ -144,38 +137,38 @@ class Forgetful(Sound):
     def initialize(self, statistics: PointStatistics) -> None:
         self.range = statistics.max_abs.clone()  # no buffer
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, getattr(self, "range", torch.tensor(1.0)), self.bits)
 
 
 class EvenSizes(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         x.unflatten(2, (x.shape[2] // 2, 2))
-        return super().quantize(x, content)
+        return super().quantize(x, context)
 
 
 class ByGradient(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
-        share = content.gradient.mean(1).view(-1, 1, 1, 1)
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
+        share = context.gradient.mean(1).view(-1, 1, 1, 1)
         return on_grid(x, self.high * share / share, self.bits)
 
 
 class ByMaximum(Sound):
     idempotent = False
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, x.abs().amax((1, 2, 3), keepdim=True), self.bits)
 
 
 class NoSlope(Sound):
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return (x / self.high * 7).clamp(-7, 7).round() / 7 * self.high
 
 
 class Steep(Sound):
     idempotent = False
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         unit = (x.abs() / self.high).clamp(max=1).sqrt()
         return straight_through(unit, (unit * 7).round() / 7) * self.high
 
@@ -185,7 +178,7 @@ class CutOff(Sound):
         super().__init__(bits)
         self.bound = nn.Parameter(torch.tensor(10.0))
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         return on_grid(x, self.bound.detach(), self.bits)
 
 
@@ -196,13 +189,13 @@ class IdleInPlaces(CutOff):
         super().initialize(statistics)
         self.bound.data.copy_(statistics.max_abs)
 
-    def quantize(self, x: Tensor, content: Content) -> Tensor:
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
         scale = self.bound / self.bound.detach() if self.bound > 50 else 1.0
-        return super().quantize(x, content) * scale
+        return super().quantize(x, context) * scale
 
 
 class HiddenSelector(CutOff):
-    def bits_of(self, x: Tensor, content: Content) -> Tensor:
+    def bits_of(self, x: Tensor, context: PatchContext) -> Tensor:
         return torch.where(x.abs().mean((1, 2, 3)) * self.bound > 0, self.bits, 8)
 
     def learning_role(self, parameter: str) -> str:
@@ -238,7 +231,7 @@ def register(
     class Broken(FixedBitScheme):
         trained = is_trained
 
-        def activation_quantizer(self, channels: int, dynamic: bool) -> Sound:
+        def activation_quantizer(self, channels: int, counts_for_fab: bool) -> Sound:
             return activation(self.act_bits)
 
         def weight_quantizer(self) -> WeightQuantizer:
@@ -330,7 +323,7 @@ def test_a_label_without_its_bits_is_found() -> None:
     @cadyq.register_scheme("broken")
     @dataclass(frozen=True)
     class Broken(FixedBitScheme):
-        def activation_quantizer(self, channels: int, dynamic: bool) -> None:
+        def activation_quantizer(self, channels: int, counts_for_fab: bool) -> None:
             return None
 
         def label(self) -> str:
@@ -373,7 +366,7 @@ def test_a_refused_bit_width_is_not_tried() -> None:
             if self.act_bits < 4:
                 raise cadyq.UserError(f"act_bits={self.act_bits} is below 4")
 
-        def activation_quantizer(self, channels: int, dynamic: bool) -> Sound:
+        def activation_quantizer(self, channels: int, counts_for_fab: bool) -> Sound:
             return Sound(self.act_bits)
 
     check_scheme("coarse", ["edsr"])

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cadyq.data.tiles import Tile, group_by_size, image_size, overlap_share, place, split, tile_grid
-from cadyq.errors import UserError
+from cadyq.inference.tiles import Tile, group_by_size, image_size, overlap_share, place, split, tile_grid
+from cadyq.utils.errors import UserError
 
 SIDES = st.integers(1, 300)
 

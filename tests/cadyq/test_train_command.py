@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import cadyq
+from cadyq.commands.train import build_parser, main, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file, write_png
-from cadyq.train import build_parser, main, train
 from cadyq.training.distributed import Processes
 
 STEPS = 24

@@ -13,33 +13,33 @@ import torch
 from torch import Tensor
 
 import cadyq
-from cadyq.checkpoints.io import read_tensors, write_tensors
+from cadyq.checkpoints.tensors import read_tensors, write_tensors
 from cadyq.data.bicubic import downscale, upscale
 from cadyq.data.datasets import photographs
-from cadyq.errors import UserError
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.content import image_gradient
-from cadyq.quantizers.interface import PointStatistics
-from cadyq.training.calibration import initialize, load_statistics, observe, save_statistics
-from cadyq.training.patches import PatchBank
+from cadyq.quantizers.base import PointStatistics
+from cadyq.quantizers.context import image_gradient
+from cadyq.schemes.calibration import initialize, load_statistics, observe, save_statistics
+from cadyq.training.bit_controller import BitController
+from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, with_outputs
 from cadyq.training.recipes import FOLDER, Recipe, load_recipe
 from cadyq.training.start import quantized_from
-from cadyq.training.steering import BitSteering
 from cadyq.training.trainer import Trainer
+from cadyq.utils.errors import UserError
 
 SIDE = 10
 
 
 @pytest.fixture(scope="module")
-def bank() -> PatchBank:
+def bank() -> PatchDataset:
     """Three photographs of different sizes; the teacher's image is the bicubic one."""
     images = []
     for k, pair in enumerate(list(photographs(4))[:3]):
         hr = pair.hr[:, 40 : 136 + 8 * k, 120 : 240 - 16 * k].contiguous()
         lr = downscale(hr, 4)
         images.append((lr, hr, upscale(lr, 4).half()))
-    return PatchBank(images, 4)
+    return PatchDataset(images, 4)
 
 
 def _plain() -> SRNetwork:
@@ -47,7 +47,7 @@ def _plain() -> SRNetwork:
     return cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval()
 
 
-def _network(bank: PatchBank, scheme: str) -> SRNetwork:
+def _network(bank: PatchDataset, scheme: str) -> SRNetwork:
     return quantized_from(_plain(), _plain(), scheme, bank.batch(0, 0, 20, SIDE).lr)
 
 
@@ -59,11 +59,11 @@ def _recipe(**changes: Any) -> Recipe:
 # batches
 
 
-def test_a_batch_follows_from_seed_and_step(bank: PatchBank) -> None:
+def test_a_batch_follows_from_seed_and_step(bank: PatchDataset) -> None:
     first = bank.batch(7, 3, 5, SIDE)
     torch.manual_seed(99)
     bank.batch(7, 4, 5, SIDE)
-    again = PatchBank(bank.images, 4).batch(7, 3, 5, SIDE)
+    again = PatchDataset(bank.images, 4).batch(7, 3, 5, SIDE)
     for name in ("lr", "hr", "teacher"):
         assert torch.equal(getattr(again, name), getattr(first, name))
     assert first.lr.shape == (5, 3, SIDE, SIDE)
@@ -73,7 +73,7 @@ def test_a_batch_follows_from_seed_and_step(bank: PatchBank) -> None:
         assert not torch.equal(bank.batch(seed, step, 5, SIDE).lr, first.lr)
 
 
-def test_a_batch_leaves_the_global_generator_alone(bank: PatchBank) -> None:
+def test_a_batch_leaves_the_global_generator_alone(bank: PatchDataset) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -81,7 +81,7 @@ def test_a_batch_leaves_the_global_generator_alone(bank: PatchBank) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_the_three_crops_show_the_same_place(bank: PatchBank) -> None:
+def test_the_three_crops_show_the_same_place(bank: PatchDataset) -> None:
     batch = bank.batch(1, 0, 40, SIDE)
     assert float(batch.lr.std()) > 20
     for lr, hr, teacher in zip(batch.lr, batch.hr, batch.teacher, strict=True):
@@ -92,16 +92,16 @@ def test_the_three_crops_show_the_same_place(bank: PatchBank) -> None:
         assert float((large - teacher[:, 12:-12, 12:-12]).abs().max()) <= 1
 
 
-def test_crops_reach_every_photograph_corner_and_orientation(bank: PatchBank) -> None:
+def test_crops_reach_every_photograph_corner_and_orientation(bank: PatchDataset) -> None:
     """On images that count their pixels, so that every crop says where it comes from."""
     image = torch.arange(12 * 11).view(1, 12, 11).expand(3, -1, -1).byte()
     large = image.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    numbered = PatchBank([(image, large, large.half())], 4)
+    numbered = PatchDataset([(image, large, large.half())], 4)
     batch = numbered.batch(0, 0, 400, SIDE)
     corners = {tuple(int(v) for v in (p[0, 0, 0], p[0, 0, -1], p[0, -1, 0])) for p in batch.lr}
     assert len(corners) == 3 * 2 * 8
     assert torch.equal(batch.hr[..., ::4, ::4], batch.lr)
-    two = PatchBank([bank.images[0]] + [(t.clone().zero_(), h, s) for t, h, s in bank.images[:1]], 4)
+    two = PatchDataset([bank.images[0]] + [(t.clone().zero_(), h, s) for t, h, s in bank.images[:1]], 4)
     assert 0.3 < float((two.batch(0, 0, 100, SIDE).lr.amax((1, 2, 3)) == 0).float().mean()) < 0.7
 
 
@@ -215,7 +215,7 @@ class _Interrupted(Trainer):
     [("pams:w4a4", {}), ("cadyq", {"target_fab": 5.0, "steer": 0.01}), ("dorefa:w8a8", {})],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    bank: PatchBank, tmp_path: Path, scheme: str, changes: dict[str, float]
+    bank: PatchDataset, tmp_path: Path, scheme: str, changes: dict[str, float]
 ) -> None:
     recipe, start = _recipe(scheme=scheme, **changes), _network(bank, scheme)
     whole = Trainer(copy.deepcopy(start), recipe, bank, bank, tmp_path / "whole", {}, seed=4)
@@ -235,7 +235,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert resumed.steering.integral == whole.steering.integral
 
 
-def test_another_seed_or_recipe_does_not_resume(bank: PatchBank, tmp_path: Path) -> None:
+def test_another_seed_or_recipe_does_not_resume(bank: PatchDataset, tmp_path: Path) -> None:
     start = _network(bank, "pams:w4a4")
     with pytest.raises(KeyboardInterrupt):
         _Interrupted(copy.deepcopy(start), _recipe(), bank, bank, tmp_path, {}, seed=4).run()
@@ -245,7 +245,7 @@ def test_another_seed_or_recipe_does_not_resume(bank: PatchBank, tmp_path: Path)
     assert (tmp_path / "checkpoint.pt").exists()
 
 
-def test_what_a_run_leaves(bank: PatchBank, tmp_path: Path) -> None:
+def test_what_a_run_leaves(bank: PatchDataset, tmp_path: Path) -> None:
     recipe = _recipe(scheme="pams:w4a4")
     path = Trainer(_network(bank, "pams:w4a4"), recipe, bank, bank, tmp_path, {"parent": "none"}, seed=2).run()
     assert _files(tmp_path) == {"model.safetensors", "history.csv", "training.json"}
@@ -259,13 +259,13 @@ def test_what_a_run_leaves(bank: PatchBank, tmp_path: Path) -> None:
     assert all(float(row["held_out_fab"]) == 4 for row in rows)
 
 
-def _history(network: SRNetwork, recipe: Recipe, bank: PatchBank, out: Path) -> list[dict[str, float]]:
-    trainer = Trainer(network, recipe, bank, PatchBank(bank.images[:1], 4), out, {}, seed=0)
+def _history(network: SRNetwork, recipe: Recipe, bank: PatchDataset, out: Path) -> list[dict[str, float]]:
+    trainer = Trainer(network, recipe, bank, PatchDataset(bank.images[:1], 4), out, {}, seed=0)
     trainer.run()
     return trainer.history.rows
 
 
-def test_the_loss_goes_down(bank: PatchBank, tmp_path: Path) -> None:
+def test_the_loss_goes_down(bank: PatchDataset, tmp_path: Path) -> None:
     recipe = _recipe(scheme="pams:w4a4", steps=30, validate_every=1, rate_weights=2e-3)
     history = _history(_network(bank, "pams:w4a4"), recipe, bank, tmp_path)
     losses = [row["loss"] for row in history]
@@ -275,15 +275,15 @@ def test_the_loss_goes_down(bank: PatchBank, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("target", "sign"), [(4.3, -1), (7.7, 1)])
-def test_bits_move_to_their_target(bank: PatchBank, tmp_path: Path, target: float, sign: int) -> None:
+def test_bits_move_to_their_target(bank: PatchDataset, tmp_path: Path, target: float, sign: int) -> None:
     changes = {"target_fab": target, "steer": 0.05, "rate_selector": 0.1, "steps": 25, "validate_every": 5}
     history = _history(_network(bank, "cadyq"), _recipe(scheme="cadyq", **changes), bank, tmp_path)
     assert sign * (history[-1]["held_out_fab"] - 6) > 0.5
     assert sign * history[0]["bit_weight"] < 0
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchBank, tmp_path: Path) -> None:
-    broken = PatchBank([(lr, hr, torch.full_like(sr, math.nan)) for lr, hr, sr in bank.images], 4)
+def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchDataset, tmp_path: Path) -> None:
+    broken = PatchDataset([(lr, hr, torch.full_like(sr, math.nan)) for lr, hr, sr in bank.images], 4)
     network = _network(bank, "pams:w4a4")
     before = copy.deepcopy(network.state_dict())
     with pytest.raises(UserError, match=r"loss is nan at step 0.* batch of photograph \d.*no checkpoint was written"):
@@ -293,22 +293,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchBank, tmp_path: Path
 
 
 def test_a_missed_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    BitSteering(0.0, 0.0).warn_if_missed(8.0)
-    BitSteering(5.5, 0.01).warn_if_missed(5.69)
+    BitController(0.0, 0.0).warn_if_missed(8.0)
+    BitController(5.5, 0.01).warn_if_missed(5.69)
     assert not caplog.text
-    BitSteering(5.5, 0.01).warn_if_missed(5.8)
+    BitController(5.5, 0.01).warn_if_missed(5.8)
     assert "held-out FAB ended at 5.80, not 5.50" in caplog.text
 
 
 def test_steering_answers_in_the_right_direction() -> None:
-    above, below = BitSteering(5.5, 0.01), BitSteering(5.5, 0.01)
+    above, below = BitController(5.5, 0.01), BitController(5.5, 0.01)
     high = [above.update(7.0) for _ in range(5)]
     low = [below.update(4.0) for _ in range(5)]
     assert high[0] > 0 and high == sorted(high) and len(set(high)) == 5
     assert low == pytest.approx([-value for value in high])
     # back on target: what was learned stays, the answer to the difference goes
     assert above.update(5.5) == pytest.approx(5 * 0.01 * 1.5)
-    assert [BitSteering(0.0, 0.01).update(fab) for fab in (4.0, 8.0)] == [0, 0]
+    assert [BitController(0.0, 0.01).update(fab) for fab in (4.0, 8.0)] == [0, 0]
 
 
 # calibration
@@ -327,7 +327,7 @@ def _entering(network: SRNetwork, patches: Tensor) -> dict[str, Tensor]:
     return seen
 
 
-def test_calibration_sees_what_enters_the_points(bank: PatchBank) -> None:
+def test_calibration_sees_what_enters_the_points(bank: PatchDataset) -> None:
     network, patches = _plain(), bank.batch(3, 0, 21, 12).lr
     before = copy.deepcopy(network.state_dict())
     statistics = observe(network, patches)
@@ -364,7 +364,7 @@ def test_calibration_sees_what_enters_the_points(bank: PatchBank) -> None:
         torch.testing.assert_close(quantiles[[0, 10, 20]], image_gradient(patches).mean(1).sort().values[[0, 10, 20]])
 
 
-def test_calibration_puts_quantizers_back(bank: PatchBank) -> None:
+def test_calibration_puts_quantizers_back(bank: PatchDataset) -> None:
     network = cadyq.create_model("edsr", "pams:w2a2", n_feats=8, n_resblocks=1).eval()
     network.load_state_dict(_plain().state_dict(), strict=False)
     before = {name: point.quantizer for name, point in network.points.items()}
@@ -372,7 +372,7 @@ def test_calibration_puts_quantizers_back(bank: PatchBank) -> None:
     assert all(point.quantizer is before[name] for name, point in network.points.items())
 
 
-def test_statistics_round_trip(bank: PatchBank, tmp_path: Path) -> None:
+def test_statistics_round_trip(bank: PatchDataset, tmp_path: Path) -> None:
     statistics = observe(_plain(), bank.batch(3, 0, 4, 12).lr)
     save_statistics(statistics, tmp_path / "seen.safetensors", "three photographs")
     loaded = load_statistics(tmp_path / "seen.safetensors")
@@ -382,7 +382,7 @@ def test_statistics_round_trip(bank: PatchBank, tmp_path: Path) -> None:
             assert torch.equal(getattr(loaded[name], key), getattr(point, key))
 
 
-def test_statistics_of_an_older_version_are_refused(bank: PatchBank, tmp_path: Path) -> None:
+def test_statistics_of_an_older_version_are_refused(bank: PatchDataset, tmp_path: Path) -> None:
     path = tmp_path / "seen.safetensors"
     save_statistics(observe(_plain(), bank.batch(3, 0, 4, 12).lr), path, "three photographs")
     tensors, header = read_tensors(path)
@@ -391,14 +391,14 @@ def test_statistics_of_an_older_version_are_refused(bank: PatchBank, tmp_path: P
         load_statistics(path)
 
 
-def test_statistics_of_another_network_are_refused(bank: PatchBank) -> None:
+def test_statistics_of_another_network_are_refused(bank: PatchDataset) -> None:
     statistics = observe(_plain(), bank.batch(3, 0, 4, 12).lr)
     other = cadyq.create_model("edsr", "pams", n_feats=8, n_resblocks=2)
     with pytest.raises(UserError, match=r"no point 'blocks\.1\.\w+' of edsr"):
         initialize(other, statistics)
 
 
-def test_candidates_start_from_the_parents_range(bank: PatchBank) -> None:
+def test_candidates_start_from_the_parents_range(bank: PatchDataset) -> None:
     patches = bank.batch(3, 0, 4, 12).lr
     parent = _network(bank, "pams:w8a8")
     with torch.no_grad():

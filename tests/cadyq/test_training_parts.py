@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 
 import cadyq
-from cadyq.errors import UserError
-from cadyq.models.network import SRNetwork, trace_forward
-from cadyq.quantizers.content import image_gradient
-from cadyq.quantizers.points import QuantConv2d
-from cadyq.selector.bit_selector import channel_std, thinned
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.context import image_gradient
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.bit_selector import channel_std, subsample
+from cadyq.training.bit_controller import bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
-from cadyq.training.patches import Batch, PatchBank, Prefetcher
+from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.recipes import load_recipe
 from cadyq.training.start import calibration_network, quantized_from
-from cadyq.training.steering import bit_loss, growing_weight
 from cadyq.training.trainer import Trainer
+from cadyq.utils.errors import UserError
 
 SIDE = 12
 SIZES: dict[str, dict[str, int]] = {"edsr": {"n_feats": 8, "n_resblocks": 2}, "carn_m": {"n_feats": 8, "groups": 2}}
@@ -33,14 +34,14 @@ def _network(backbone: str = "edsr", scheme: str = "fp32", seed: int = 0, **opti
     return cadyq.create_model(backbone, scheme, **SIZES[backbone], **options)
 
 
-def _photographs(count: int = 4, teacher: bool = True) -> PatchBank:
+def _photographs(count: int = 4, teacher: bool = True) -> PatchDataset:
     generator = torch.Generator().manual_seed(0)
     images: list[tuple[Tensor, ...]] = []
     for k in range(count):
         lr = torch.randint(256, (3, 14 + k, 16), generator=generator, dtype=torch.uint8)
         hr = lr.repeat_interleave(4, 1).repeat_interleave(4, 2)
         images.append((lr, hr, hr.half() + 1) if teacher else (lr, hr))
-    return PatchBank(images, 4, [f"{k}.jpg" for k in range(count)])
+    return PatchDataset(images, 4, [f"{k}.jpg" for k in range(count)])
 
 
 # recipes
@@ -268,7 +269,7 @@ def test_shares_make_up_the_batch_and_photographs_are_named() -> None:
     whole = bank.batch(3, 5, 6, SIDE)
     parts = [bank.batch(3, 5, 6, SIDE, share) for share in (slice(0, 3), slice(3, 6))]
     assert torch.equal(torch.cat([part.lr for part in parts]), whole.lr)
-    only = PatchBank(bank.images[2:3], 4, ["x.jpg"])
+    only = PatchDataset(bank.images[2:3], 4, ["x.jpg"])
     assert only.names_of(3, 5, 6, SIDE) == ["x.jpg"]
     named = bank.names_of(3, 5, 6, SIDE)
     assert set(named) <= set(bank.names) and len(named) == len(set(named)) > 1
@@ -276,7 +277,7 @@ def test_shares_make_up_the_batch_and_photographs_are_named() -> None:
 
 def test_without_augmentation_patches_are_upright() -> None:
     lr = torch.arange(13 * 13, dtype=torch.uint8).view(1, 13, 13).expand(3, -1, -1)
-    bank = PatchBank([(lr, lr.repeat_interleave(4, 1).repeat_interleave(4, 2))], 4)
+    bank = PatchDataset([(lr, lr.repeat_interleave(4, 1).repeat_interleave(4, 2))], 4)
     upright = bank.batch(0, 0, 30, SIDE, augment=False)
     assert bool((upright.lr[:, 0, 0, 1] - upright.lr[:, 0, 0, 0] == 1).all())
     assert upright.teacher is None
@@ -284,13 +285,13 @@ def test_without_augmentation_patches_are_upright() -> None:
 
 def test_steep_patches_are_the_steepest_of_what_was_drawn_whoever_takes_which_share() -> None:
     bank = _photographs()
-    all_drawn, steep = bank.batch(3, 5, 12, SIDE), bank.batch(3, 5, 4, SIDE, steepest_of=3)
+    all_drawn, steep = bank.batch(3, 5, 12, SIDE), bank.batch(3, 5, 4, SIDE, hard_patch_candidates=3)
     gradients = image_gradient(all_drawn.lr).sum(1).view(4, 3)
     assert torch.equal(steep.hr, all_drawn.hr.unflatten(0, (4, 3))[torch.arange(4), gradients.argmax(1)])
     assert len(gradients.argmax(1).unique()) > 1
-    second = bank.batch(3, 5, 4, SIDE, slice(2, 4), steepest_of=3)
+    second = bank.batch(3, 5, 4, SIDE, slice(2, 4), hard_patch_candidates=3)
     assert torch.equal(second.lr, steep.lr[2:])
-    assert set(bank.names_of(3, 5, 4, SIDE, steepest_of=3)) <= set(bank.names_of(3, 5, 12, SIDE))
+    assert set(bank.names_of(3, 5, 4, SIDE, hard_patch_candidates=3)) <= set(bank.names_of(3, 5, 12, SIDE))
 
 
 def test_few_photographs_are_split_and_too_few_refused() -> None:
@@ -357,6 +358,6 @@ def test_deviations_do_not_cancel(mean: float, spread: float, order: torch.memor
 )
 def test_a_stride_leaves_two_rows_and_columns_where_there_are_two(side: int, stride: int, left: int) -> None:
     x = torch.arange(6 * side).view(1, 1, 6, side)
-    assert thinned(x, stride).shape == (1, 1, len(range(0, 6, min(stride, 3))), left)
-    assert thinned(x.mT, stride).shape[2] == left
-    assert int(thinned(x, stride).flatten()[0]) == 0
+    assert subsample(x, stride).shape == (1, 1, len(range(0, 6, min(stride, 3))), left)
+    assert subsample(x.mT, stride).shape[2] == left
+    assert int(subsample(x, stride).flatten()[0]) == 0

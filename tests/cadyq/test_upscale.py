@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 import cadyq
-from cadyq import tiled, upscale
+from cadyq.commands import upscale
 from cadyq.data.images import read_rgb, write_png
-from cadyq.data.tiles import place, split, tile_grid, whole_image
-from cadyq.errors import UserError
+from cadyq.inference import tiled
+from cadyq.inference.tiled import run_tiles
+from cadyq.inference.tiles import place, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
-from cadyq.tiled import run_tiles
+from cadyq.utils.errors import UserError
 
 CPU = torch.device("cpu")
 MODEL = "zoo:carn_m_x4_cadyq"

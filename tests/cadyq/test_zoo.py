@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import cadyq
-from analysis.metrics import psnr
-from cadyq.checkpoints.io import ZOO, network_sha256, read_tensors, write_tensors, zoo_name
+from cadyq.checkpoints.io import ZOO, zoo_name
+from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file
-from cadyq.factory import parse_scheme
+from cadyq.metrics.quality import psnr
+from cadyq.schemes.factory import parse_scheme
 
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
 NETWORKS = MANIFEST["networks"]

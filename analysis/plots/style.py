@@ -1,0 +1,127 @@
+"""One look for every figure: colour-blind-safe, legible at a column of 3.5 in, the same bytes every time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_atomic
+
+COLUMN_IN = 3.5  # width of one column of a two-column paper
+PAGE_IN = 7.16
+PNG_DPI = 200
+SCREEN_DPI = 110
+
+# Okabe and Ito's colours without yellow (too pale on white), and markers told apart in black and white. The
+# lists have coprime lengths, so 63 schemes get different pairs.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+
+_OVERRIDES: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so every machine draws the same
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": "0.4",
+    "grid.linewidth": 0.4,
+    "grid.color": "0.88",
+    "pdf.fonttype": 42,  # TrueType: text in the PDF stays text
+    "text.parse_math": False,  # names of files may hold a dollar sign
+}
+
+
+@contextmanager
+def context() -> Iterator[None]:
+    """The style, for the figures made inside the block; global settings (a notebook's) stay as they are."""
+    theme = {**sns.plotting_context("paper"), **sns.axes_style("whitegrid"), **_OVERRIDES}
+    with mpl.rc_context(theme):
+        yield
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure (inches) on the Agg canvas, outside pyplot: no display and nothing left open."""
+    made = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(made)
+    return made
+
+
+def look(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each name, by its position."""
+    return {n: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, n in enumerate(names)}
+
+
+def save(made: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.png`` (200 dpi) and ``stem.pdf``, without time stamps or program names; returns paths."""
+    nothing = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    paths = []
+    for kind, metadata in nothing.items():
+        buffer = io.BytesIO()
+        made.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
+        made.set_layout_engine("none")  # the first file's layout holds for the second; finding it is slow
+        paths.append(write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
+    return paths
+
+
+class Picture:
+    """A drawn figure, which a notebook shows where it is the value of a cell."""
+
+    def __init__(self, png: bytes) -> None:
+        self.png = png
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def __repr__(self) -> str:  # without an address: a notebook stores it, and runs are compared
+        return "Picture"
+
+
+def picture(
+    draw: Callable[..., Figure | None], *args: Any, dpi: int = SCREEN_DPI, colours: int | None = 256, **kwargs: Any
+) -> Picture:
+    """What one of the plot functions of `analysis` draws of the arguments, in this style.
+
+    Args:
+        colours: at most so many, which halves the size of a chart; None keeps all, for photographs.
+
+    Raises:
+        UserError: it draws nothing of them.
+    """
+    with context():
+        made = draw(*args, **kwargs)
+        if made is None:
+            raise UserError(f"{draw.__name__} has nothing to draw: the records lack what it shows")
+        buffer = io.BytesIO()
+        made.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    image = Image.open(buffer).convert("RGB")
+    buffer = io.BytesIO()
+    (image.quantize(colours, dither=Image.Dither.NONE) if colours else image).save(buffer, "PNG", optimize=True)
+    return Picture(buffer.getvalue())
+
+
+def short(text: str, limit: int = 22) -> str:
+    """One line of at most ``limit`` characters."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def short_number(value: float) -> str:
+    """128, 4.1k, 131k, 2.1M: at most four characters."""
+    for power, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= power:
+            return f"{value / power:.1f}{unit}" if value < 10 * power else f"{value / power:.0f}{unit}"
+    return f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""Records of measured cells and the pictures beside them."""

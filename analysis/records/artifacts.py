@@ -1,0 +1,225 @@
+"""Exhibits: what pictures in plots and report are made of. The numbers of tables come from records only.
+
+Two kinds lie in a run folder: `exhibits/*.npz`, one image with SR, FP32 SR and a fine map of bits for each network
+whose bits depend on content; and `exhibits/views/*.npz`, a crop with the bits of every point for each network.
+
+The maps use tiles far smaller than the 96 pixels of patch-wise evaluation, so that one can see where bits go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from analysis.report.crops import textured
+from cadyq.data.datasets import ImagePair
+from cadyq.metrics.quality import psnr
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.trace import trace_forward
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_atomic
+
+TILE = 12  # LR pixels
+CONTEXT = 6  # LR pixels around a tile that the network sees as well
+VIEW_SIDE = 288  # HR pixels, at most
+BATCH = 128  # tiles a forward
+
+_EXHIBIT = ["lr", "sr", "hr", "reference", "bits", "tile", "low", "high", "backbone", "scheme", "dataset"]
+_EXHIBIT += ["image", "psnr_db", "reference_psnr_db", "fab"]
+_VIEW = ["lr", "sr", "hr", "bits", "points", "counted", "tile", "backbone", "scheme", "dataset", "image", "mode"]
+_REMEDY = "delete it and run the same command again"
+
+
+class Region(NamedTuple):
+    """A part of an LR image, LR pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@torch.no_grad()
+def point_bits(network: SRNetwork, pair: ImagePair, region: Region, device: torch.device) -> Tensor:
+    """Bits that each point gave to each `TILE` x `TILE` tile of a region, int64 (P, rows, columns), P in network order.
+
+    Every tile is seen with `CONTEXT` pixels around it; the image is extended by reflection at its borders.
+    """
+    rows, columns = -(-region.height // TILE), -(-region.width // TILE)
+    windows = _windows(pair.lr, region, rows, columns, 1)
+    answers: list[Tensor | None] = [None] * -(-len(windows) // BATCH)
+    if network.scheme is not None and network.scheme.reads_hr:
+        answers = list(torch.split(_windows(pair.hr, region, rows, columns, network.scale), BATCH))
+    found = []
+    for batch, answer in zip(torch.split(windows, BATCH), answers, strict=True):
+        trace = trace_forward(network, batch.to(device), None if answer is None else answer.to(device))[1]
+        bits = [record.cpu() for record in trace.bits.values()]
+        found.append(torch.stack(bits) if bits else torch.zeros(0, len(batch), dtype=torch.int64))
+    return torch.cat(found, dim=1).reshape(len(network.points), rows, columns)
+
+
+def _windows(image: Tensor, region: Region, rows: int, columns: int, scale: int) -> Tensor:
+    """The tiles of a region with what surrounds them, float (rows * columns, 3, side, side); row by row."""
+    spans = ((region.top, rows, image.shape[1]), (region.left, columns, image.shape[2]))
+    indices = []
+    for start, count, length in spans:
+        first, side = (start - CONTEXT) * scale, (count * TILE + 2 * CONTEXT) * scale
+        before, after = max(0, -first), max(0, first + side - length)
+        folded = np.pad(np.arange(length), (before, after), mode="reflect")  # also where it exceeds the image
+        indices.append(torch.from_numpy(folded[first + before : first + before + side]))
+    padded = image[:, indices[0]][:, :, indices[1]].float()
+    side, step = (TILE + 2 * CONTEXT) * scale, TILE * scale
+    return padded.unfold(1, side, step).unfold(2, side, step).permute(1, 2, 0, 3, 4).reshape(-1, 3, side, side)
+
+
+def counted(network: SRNetwork) -> list[bool]:
+    """Whether each point counts for FAB, in network order."""
+    return [point.counts_for_fab for point in network.points.values()]
+
+
+def write_exhibit(
+    folder: Path, network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
+) -> Path:
+    """Write the exhibit of one image to a folder; the other arguments are those of `exhibit`."""
+    return _write(folder, exhibit(network, reference, sr, pair, scheme, device))
+
+
+def exhibit(
+    network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
+) -> dict[str, Any]:
+    """One image with its bit map: what `read_exhibit` gives back of a stored one, and `bit_map_figure` draws.
+
+    Args:
+        network: the dynamic network.
+        reference: SR of the FP32 network, uint8 (3, H, W).
+        sr: SR of `network`, uint8 (3, H, W).
+        pair: the image.
+        scheme: as written in records.
+        device: to run on.
+    """
+    chosen = point_bits(network, pair, Region(0, 0, *pair.lr.shape[-2:]), device)
+    bits = chosen[torch.tensor(counted(network))].float().mean(0)
+    return _identity(network, scheme, pair) | {
+        "lr": _image(pair.lr),
+        "sr": _image(sr),
+        "hr": _image(pair.hr),
+        "reference": _image(reference),
+        "bits": bits.numpy().astype(np.float32),
+        "tile": np.int64(TILE),
+        "low": np.float64(chosen.min()),
+        "high": np.float64(chosen.max()),
+        "psnr_db": np.float64(psnr(sr[None], pair.hr[None], network.scale)),
+        "reference_psnr_db": np.float64(psnr(reference[None], pair.hr[None], network.scale)),
+        "fab": np.float64(bits.mean()),
+    }
+
+
+def write_view(
+    folder: Path, network: SRNetwork, sr: Tensor, pair: ImagePair, scheme: str, mode: str, device: torch.device
+) -> Path:
+    """Write a crop of one image for the report's viewer: LR, SR, HR and the bits of every point there.
+
+    Args:
+        folder: where to.
+        network: any network.
+        sr: its SR as measured in `mode`, uint8 (3, H, W).
+        pair: the image.
+        scheme: as written in records.
+        mode: as written in records.
+        device: to run on.
+    """
+    scale = network.scale
+    top, left, side = textured(_image(pair.hr), TILE * scale, VIEW_SIDE, share=1)
+    side = side // scale * scale
+    region = Region(top // scale, left // scale, side // scale, side // scale)
+    bits = point_bits(network, pair, region, device)
+    values: dict[str, Any] = {
+        "lr": _image(pair.lr)[region.top :, region.left :][: region.height, : region.width],
+        "sr": _image(sr)[top : top + side, left : left + side],
+        "hr": _image(pair.hr)[top : top + side, left : left + side],
+        "bits": bits.numpy().astype(np.uint8),
+        "points": np.array(list(network.points), dtype=np.str_),
+        "counted": np.array(counted(network), dtype=np.bool_),
+        "tile": np.int64(TILE),
+        "mode": np.str_(mode),
+    }
+    return _write(folder, values | _identity(network, scheme, pair))
+
+
+def _identity(network: SRNetwork, scheme: str, pair: ImagePair) -> dict[str, Any]:
+    names = {"backbone": network.name, "scheme": scheme, "dataset": pair.dataset, "image": pair.name}
+    return {key: np.str_(name) for key, name in names.items()}
+
+
+def _write(folder: Path, values: dict[str, Any]) -> Path:
+    sink = io.BytesIO()
+    np.savez_compressed(sink, **values)
+    names = [str(values[key]) for key in ("backbone", "scheme", "dataset", "image")]
+    stem = "__".join((names[0], names[1].replace(":", "-"), *names[2:]))
+    safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
+    suffix = hashlib.sha256(stem.encode()).hexdigest()[:6] if safe != stem else ""
+    return write_atomic(folder / f"{safe}{suffix}.npz", sink.getvalue())
+
+
+def _image(image: Tensor) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def read_exhibit(path: Path) -> dict[str, Any]:
+    """The arrays of a stored exhibit (one image with its bit map); scalars as Python values.
+
+    Keys: ``lr`` (h, w, 3), ``sr``, ``hr`` and ``reference`` (H, W, 3) uint8; ``bits`` (rows, columns), the
+    mean activation bits of each LR tile of ``tile`` pixels; ``low`` and ``high``, the range of candidate
+    bits; ``backbone scheme dataset image psnr_db reference_psnr_db fab``.
+
+    Raises:
+        UserError: the file is damaged, lacks a key or holds arrays that do not fit each other.
+    """
+    found = _read_arrays(path, _EXHIBIT)
+    fits = found["lr"].ndim == found["hr"].ndim == 3 and found["bits"].ndim == 2 and found["tile"].ndim == 0
+    fits = fits and found["hr"].shape == found["sr"].shape == found["reference"].shape
+    return _checked(path, found, fits)
+
+
+def read_view(path: Path) -> dict[str, Any]:
+    """The arrays of a stored view (a crop of one image); scalars as Python values.
+
+    Keys: ``lr`` (h, w, 3), ``sr`` and ``hr`` (H, W, 3) uint8; ``bits`` (P, rows, columns) uint8, what each point
+    gave to each LR tile of ``tile`` pixels; ``points`` (P,), their names, and ``counted`` (P,), whether they count
+    for FAB; ``backbone scheme dataset image mode``.
+
+    Raises:
+        UserError: the file is damaged, lacks a key or holds arrays that do not fit each other.
+    """
+    found = _read_arrays(path, _VIEW)
+    fits = found["lr"].ndim == found["hr"].ndim == found["bits"].ndim == 3 and found["tile"].ndim == 0
+    fits = fits and found["hr"].shape == found["sr"].shape
+    fits = fits and len(found["bits"]) == len(found["points"]) == len(found["counted"])
+    return _checked(path, found, fits)
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except KeyError as error:
+        raise UserError(f"{path}: exhibit lacks {error.args[0]}; {_REMEDY}") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: damaged exhibit ({type(error).__name__}); {_REMEDY}") from error
+
+
+def _checked(path: Path, found: dict[str, Any], fits: bool) -> dict[str, Any]:
+    sizes = zip(found["hr"].shape[:2], found["lr"].shape[:2], strict=True) if fits else ()
+    if not fits or any(b == 0 or a % b for a, b in sizes):
+        raise UserError(f"{path}: shapes of lr, sr, hr, reference or bits do not fit each other; {_REMEDY}")
+    return {name: value.item() if value.ndim == 0 else value for name, value in found.items()}

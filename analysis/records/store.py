@@ -1,0 +1,220 @@
+"""Records of measured cells: one Parquet file a cell, and one JSON manifest a run.
+
+A cell is (backbone, scheme, scale, dataset, mode). Its file holds one row an image, and is written whole or
+not at all. Everything that is shown (tables, plots, report, notebooks) reads these files only, and for bit
+maps the exhibits beside them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from analysis.records import parquet
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_text
+
+SCHEMA_VERSION = 1
+RESULTS = Path(__file__).parents[2] / "results"
+
+# Unit of a column is its suffix: _db decibel, _g 1e9 operations, _mb 1e6 bytes; seconds are wall-clock.
+_COLUMNS: dict[str, pa.DataType] = {
+    "backbone": pa.string(),
+    "scheme": pa.string(),
+    "scale": pa.int64(),
+    "dataset": pa.string(),
+    "image": pa.string(),
+    "mode": pa.string(),
+    "psnr_db": pa.float64(),  # protocol "matlab"; inf for identical images
+    "ssim": pa.float64(),
+    "psnr_cadyq_db": pa.float64(),  # protocol "cadyq"
+    "ssim_cadyq": pa.float64(),
+    "fab": pa.float64(),  # bits, 1..32
+    "bitops_g": pa.float64(),  # this image; the three that follow add up to it
+    "bitops_quantized_g": pa.float64(),
+    "bitops_fp32_g": pa.float64(),
+    "bitops_selector_g": pa.float64(),
+    "bitops_720p_g": pa.float64(),  # for a 1280x720 output
+    "fp32_equivalent_g": pa.float64(),  # bitops_g / 1024, the unit of the CADyQ and CABM papers
+    "macs_g": pa.float64(),  # 0 for a method without a network, such as interpolation
+    "overlap_share": pa.float64(),  # 0..1, part of the work spent on overlap of tiles
+    "storage_mb": pa.float64(),
+    "params": pa.int64(),
+    "counted_points": pa.int64(),
+    "patches": pa.int64(),
+    "hr_height": pa.int64(),
+    "hr_width": pa.int64(),
+    "gradient": pa.float64(),  # mean absolute Sobel gradient of LR, pixels in 0..1
+    "seconds": pa.float64(),
+    "weights_sha256": pa.string(),
+    "image_sha256": pa.string(),
+}
+SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
+CELL_COLUMNS = ("backbone", "scheme", "scale", "dataset", "mode")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured together: one backbone under one scheme, on one dataset in one mode."""
+
+    backbone: str
+    scheme: str
+    scale: int
+    dataset: str
+    mode: str
+
+    @property
+    def key(self) -> str:
+        """A file stem made of letters, digits, ``.``, ``_`` and ``-``, different for different cells.
+
+        Long names and other characters (or a ``-``, which would clash with a ``:``) get a hash at the end.
+        """
+        parts = (self.backbone, self.scheme, f"x{self.scale}", self.dataset, self.mode)
+        stem = "__".join(re.sub(r"[^A-Za-z0-9._]", "-", part) for part in parts)
+        plain = all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:]*(_[A-Za-z0-9.:]+)*", part) for part in parts)
+        if plain and len(stem) <= 150:
+            return stem
+        return f"{stem[:150]}__{hashlib.sha256(self._json().encode()).hexdigest()[:12]}"
+
+    def _json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], inputs_hash: str) -> Path:
+    """Store the rows of a finished cell, one an image, with the hash of all that they depend on.
+
+    Raises:
+        UserError: a numeric value is NaN (the network diverged, most likely).
+        ValueError: rows are empty, lack or add a column, belong to another cell or name an image twice.
+    """
+    _check_rows(cell, rows)
+    metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": inputs_hash, "cell": cell._json()}
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
+    return parquet.write(_path(run_dir, cell), table)
+
+
+def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
+    """The inputs hash of a stored cell; None where it has to be measured (again).
+
+    None means: no file, or (with a warning in the log) a damaged file, another schema version or other cell.
+    """
+    path = _path(run_dir, cell)
+    if not path.is_file():
+        return None
+    try:
+        metadata = parquet.header(parquet.read(path))
+    except parquet.DAMAGED as error:
+        _log.warning("%s is damaged (%s); the cell will be measured again", path, error)
+        return None
+    if metadata.get("schema_version") != str(SCHEMA_VERSION) or metadata.get("cell") != cell._json():
+        _log.warning("%s has another schema version or cell; the cell will be measured again", path)
+        return None
+    return metadata.get("inputs_hash")
+
+
+def require_records(run_dir: Path) -> list[Path]:
+    """The files of all cells of a run, sorted. Raises UserError where there are none."""
+    paths = sorted((run_dir / "records").glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{run_dir}: holds no records/*.parquet; measure first: python -m analysis.run_all")
+    return paths
+
+
+def load(run_dir: Path | str) -> pd.DataFrame:
+    """All rows of a run, one an image and cell; columns as in ``SCHEMA``.
+
+    Cells come in the order of ``manifest["cells"]``, those not named there after them, sorted.
+
+    Raises:
+        UserError: no records, a damaged record, or one of another schema version.
+    """
+    run_dir = Path(run_dir)
+    paths = require_records(run_dir)
+    rank = {key: position for position, key in reversed(list(enumerate(_manifest_keys(run_dir))))}
+    paths.sort(key=lambda path: (rank.get(path.stem, len(rank)), path.name))
+    return pd.concat([parquet.load(path, SCHEMA_VERSION) for path in paths], ignore_index=True)
+
+
+def shipped(*names: str) -> Path:
+    """The first of these runs that comes with the project, `results/<name>`, whatever the working directory is.
+
+    Raises:
+        UserError: none of them is there.
+    """
+    found = next((RESULTS / name for name in names if (RESULTS / name / "records").is_dir()), None)
+    if found is None:
+        raise UserError(f"results: holds no records of {' or '.join(names)}; run this from a checkout of the project")
+    return found
+
+
+def write_manifest(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
+    """Write ``run_dir/manifest.json`` (sorted keys, atomically). Values must be JSON, without NaN."""
+    text = json.dumps(manifest, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False)
+    return write_text(Path(run_dir) / "manifest.json", text + "\n")
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run; empty if it has none yet.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    path = Path(run_dir) / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # covers broken JSON and broken UTF-8
+        raise UserError(f"{path}: not JSON ({error}); delete it and run the measurement again") from error
+    if not isinstance(manifest, dict):
+        kind = type(manifest).__name__
+        raise UserError(f"{path}: holds a {kind}, not an object; delete it and measure again")
+    for cell in manifest.get("cells", []):
+        lacking = [name for name in (*CELL_COLUMNS, "status") if not isinstance(cell, dict) or name not in cell]
+        if lacking:
+            raise UserError(f"{path}: an entry of cells has no {lacking[0]!r}; delete the file and measure again")
+    return manifest
+
+
+def skipped_cells(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The cells of a manifest that did not run; values as text, keys as in ``Cell`` and ``reason``."""
+    cells: Iterable[Mapping[str, Any]] = manifest.get("cells", [])
+    wanted = (*CELL_COLUMNS, "reason")
+    return [{k: str(cell.get(k, "")) for k in wanted} for cell in cells if cell.get("status") == "skipped"]
+
+
+def _path(run_dir: Path, cell: Cell) -> Path:
+    return Path(run_dir) / "records" / f"{cell.key}.parquet"
+
+
+def _check_rows(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        raise ValueError(f"{cell}: no rows")
+    for row in rows:
+        if set(row) != set(_COLUMNS):
+            raise ValueError(f"{cell}: columns differ from the schema: {sorted(set(row) ^ set(_COLUMNS))}")
+        if any(row[name] != getattr(cell, name) for name in CELL_COLUMNS):
+            raise ValueError(f"{cell}: row of image {row['image']!r} belongs to another cell")
+        for name, kind in _COLUMNS.items():
+            if kind != pa.string() and math.isnan(row[name]):
+                where = f"{cell.key}: {name} of image {row['image']!r} is NaN"
+                raise UserError(f"{where}; check or retrain the weights, the network gives no finite output")
+    if len({row["image"] for row in rows}) != len(rows):
+        raise ValueError(f"{cell}: an image is named twice")
+
+
+def _manifest_keys(run_dir: Path) -> list[str]:
+    cells = read_manifest(run_dir).get("cells", [])
+    return [Cell(**{name: cell[name] for name in CELL_COLUMNS}).key for cell in cells]

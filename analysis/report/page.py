@@ -1,0 +1,200 @@
+"""One self-contained ``report.html`` of a run: it opens without a network, and holds its own plots."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
+from PIL import Image
+
+from analysis.records.store import CELL_COLUMNS, Cell, skipped_cells
+from analysis.report.viewer import cell_rows, views
+from analysis.tables.comparisons import CLAIMS_NOTE, by_claim
+from analysis.tables.intervals import LEVEL
+from analysis.tables.published_values import PUBLISHED_NOTE, published_table
+from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
+from analysis.tables.summary import MISSING, REFERENCE, caption, drop_text, summary
+from cadyq.utils.files import write_text
+
+_WIDTH = 1200  # pixels of an embedded plot; the full one lies in plots/
+_WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
+_BUDGET = 3_500_000  # bytes of embedded plots, so that the page stays below 10 MB with its crops and rows
+_HEADLINE = ("command", "machine", "git_commit")
+_TITLES = {
+    "psnr_bitops": "PSNR against BitOPs",
+    "psnr_fab": "PSNR against FAB",
+    "fab_gradient": "FAB of an image against its gradient",
+    "bits": "Bit map",
+}
+# heading, column of the summary, format, whether the number needs a network to mean anything
+_COLUMNS = [
+    ("Images", "images", "d", False),
+    ("PSNR (dB)", "psnr_db", ".2f", False),
+    (f"Drop (dB) [{LEVEL:.0%}]", "delta_db", "", False),
+    ("SSIM", "ssim", ".4f", False),
+    ("FAB (bits)", "fab", ".2f", True),
+    ("BitOPs (G, 720p)", "bitops_720p_g", ",.1f", True),
+    ("BitOPs (G, image)", "bitops_g", ",.1f", True),
+    ("BitOPs saved (%)", "saved_percent", ".1f", True),
+    ("FP32-equivalent (G, image)", "fp32_equivalent_g", ",.3f", True),
+    ("Storage (MB)", "storage_mb", ".3f", True),
+    ("Tile overlap", "overlap_share", ".1%", True),
+    ("Seconds an image", "seconds", ".3f", False),
+    ("PSNR, protocol cadyq (dB)", "psnr_cadyq_db", ".2f", False),
+    ("SSIM, protocol cadyq", "ssim_cadyq", ".4f", False),
+]
+
+
+class Picture(NamedTuple):
+    """An embedded plot: heading, base64 text of a PNG, and its size in pixels."""
+
+    title: str
+    png: str
+    is_bit_map: bool
+    width: int
+    height: int
+
+    @property
+    def is_wide(self) -> bool:
+        return self.width > _WIDE * self.height
+
+
+def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
+    """Write ``run_dir/report.html`` from records, claims, manifest and the plots that lie in ``run_dir/plots``.
+
+    Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
+    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
+    and ``git_commit`` make the headline.
+    """
+    pictures, left_out = _pictures(Path(run_dir) / "plots")
+    published, footnotes = published_table(df)
+    shown, views_left_out = views(df, Path(run_dir) / "exhibits" / "views")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(
+        headline=[(name, _inline(manifest[name])) for name in _HEADLINE if manifest.get(name)],
+        counts=_counts(df),
+        statuses=_statuses(manifest),
+        tables=_tables(df),
+        claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims)],
+        claims_note=CLAIMS_NOTE,
+        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, claims))],
+        seeds_note=SEEDS_NOTE,
+        published=_texts(published) if len(published) else None,
+        published_note=PUBLISHED_NOTE,
+        footnotes=footnotes,
+        pictures=[picture for picture in pictures if not picture.is_bit_map],
+        bit_maps=[picture for picture in pictures if picture.is_bit_map],
+        left_out=left_out,
+        skipped=skipped_cells(manifest),
+        environment=[(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name != "cells"],
+        reference=REFERENCE,
+        data=htmlsafe_json_dumps(cell_rows(df) | {"views": shown}, separators=(",", ":"), ensure_ascii=False),
+        has_views=bool(shown),
+        views_left_out=views_left_out,
+    )
+    return write_text(Path(run_dir) / "report.html", page)
+
+
+def _counts(df: pd.DataFrame) -> str:
+    networks = df[df["macs_g"] > 0]
+    cells = len(df[["backbone", "scheme", "scale", "dataset", "mode"]].drop_duplicates())
+    images = len(df[["dataset", "image"]].drop_duplicates())
+    parts = [f"{cells} cells", f"{images} images", f"{df['dataset'].nunique()} datasets"]
+    return ", ".join([*parts, f"{networks['backbone'].nunique()} backbones"])
+
+
+def _statuses(manifest: Mapping[str, Any]) -> str:
+    found = pd.Series([str(cell.get("status")) for cell in manifest.get("cells", [])], dtype=str)
+    return ", ".join(f"{number} {status}" for status, number in found.value_counts(sort=False).items())
+
+
+def _tables(df: pd.DataFrame) -> list[dict[str, Any]]:
+    """One table a mode; rows as (key of the cell, [(text, sort key, whether a number)])."""
+    table = summary(df)
+    names = ["scheme", "backbone", "dataset", "scale"]
+    tables = []
+    for mode in df["mode"].unique():
+        rows = [
+            (_key(row), [(str(row[n]), str(row[n]), False) for n in names] + [_cell(row, *c[1:]) for c in _COLUMNS])
+            for row in table[table["mode"] == mode].to_dict("records")
+        ]
+        heads = [*(name.capitalize() for name in names), *(column[0] for column in _COLUMNS)]
+        tables.append({"mode": mode, "heads": heads, "names": len(names), "rows": rows, "caption": caption(df, mode)})
+    return tables
+
+
+def _texts(frame: pd.DataFrame) -> dict[str, Any]:
+    """A frame of texts, with its index, for the page."""
+    rows = [[*map(str, key), *texts] for key, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+    return {"heads": [*frame.index.names, *frame.columns], "names": frame.index.nlevels, "rows": rows}
+
+
+def _key(row: Mapping[Any, Any]) -> str:
+    return Cell(*(row[name] for name in CELL_COLUMNS)).key
+
+
+def _cell(row: Mapping[Any, Any], name: str, form: str, needs_network: bool) -> tuple[str, str, bool]:
+    value = row[name]
+    if math.isnan(value) or (needs_network and row["macs_g"] <= 0):
+        return MISSING, "", True
+    return (drop_text(row) if name == "delta_db" else format(value, form)), repr(float(value)), True
+
+
+def _pictures(folder: Path) -> tuple[list[Picture], int]:
+    """Plots of a folder as base64, charts before bit maps, as many as the budget holds; and how many not."""
+    order = {name: rank for rank, name in enumerate(_TITLES)}
+    paths = sorted(folder.glob("*.png"), key=lambda path: (order.get(_kind(path), 2.5), path.name))
+    pictures: list[Picture] = []
+    spent = 0
+    for path in paths:
+        data, size = _shrunk(path)
+        if spent + len(data) > _BUDGET:
+            continue  # a smaller one may still fit
+        spent += len(data)
+        kind = _kind(path)
+        rest = path.stem.removeprefix(kind).strip("_").replace("_", " ")
+        title = f"{_TITLES.get(kind, kind.replace('_', ' '))}: {rest}".removesuffix(": ")
+        pictures.append(Picture(title, base64.b64encode(data).decode(), kind == "bits", *size))
+    return pictures, len(paths) - len(pictures)
+
+
+def _kind(path: Path) -> str:
+    """The known prefix of a plot's name; the whole stem of a plot that another tool made."""
+    return next((name for name in _TITLES if path.stem.startswith(f"{name}_")), path.stem)
+
+
+def _shrunk(path: Path) -> tuple[bytes, tuple[int, int]]:
+    with Image.open(path) as opened:
+        image = opened.convert("RGB")
+    if image.width > _WIDTH:
+        size = (_WIDTH, round(image.height * _WIDTH / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue(), image.size
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Nested JSON as (dotted name, text)."""
+    if isinstance(value, Mapping):
+        for key in sorted(value):
+            yield from _flat(value[key], f"{name}.{key}" if name else str(key))
+    else:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _inline(value: Any) -> str:
+    return ", ".join(f"{name} {text}".strip() for name, text in _flat(value))

@@ -1,0 +1,175 @@
+"""What the report embeds beside its tables: the rows behind every cell, and crops for its viewer, as compact JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from analysis.records.artifacts import read_view
+from analysis.records.store import CELL_COLUMNS, Cell
+from cadyq.data.bicubic import imresize
+
+BUDGET = 2_200_000  # bytes of crops before base64
+BYTES_A_PIXEL = 2.0  # of a PNG of a textured crop, to choose a size that fits the budget
+SMALLEST = 96  # HR pixels; a smaller crop shows nothing, so rather fewer crops
+_IDENTITY = ("backbone", "scheme", "dataset", "image", "mode")
+
+# column: (heading, digits after the point)
+ROW_COLUMNS: dict[str, tuple[str, int]] = {
+    "psnr_db": ("PSNR (dB)", 3),
+    "ssim": ("SSIM", 4),
+    "fab": ("FAB (bits)", 3),
+    "bitops_g": ("BitOPs (G)", 1),
+    "bitops_quantized_g": ("quantized (G)", 1),
+    "bitops_fp32_g": ("in FP32 (G)", 1),
+    "bitops_selector_g": ("selector (G)", 2),
+    "bitops_720p_g": ("BitOPs (G, 720p)", 1),
+    "overlap_share": ("Tile overlap", 3),
+    "patches": ("Tiles", 0),
+    "gradient": ("Gradient", 4),
+    "seconds": ("Seconds", 3),
+    "psnr_cadyq_db": ("PSNR, protocol cadyq (dB)", 3),
+    "ssim_cadyq": ("SSIM, protocol cadyq", 4),
+}
+
+
+def cell_rows(df: pd.DataFrame) -> dict[str, Any]:
+    """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...]}.
+
+    A cell holds its names, its key, what is the same for all its images, and a list of values a column (a single
+    value where all are the same), six significant digits.
+    """
+    images: dict[str, list[str]] = {}
+    cells = []
+    for key, part in df.groupby(list(CELL_COLUMNS), sort=False):
+        names: Any = key
+        cell = Cell(*names)
+        shown = part["image"].tolist()
+        known = images.setdefault(cell.dataset, shown)
+        cells.append(
+            {
+                **vars(cell),
+                "key": cell.key,
+                "weights": part["weights_sha256"].iloc[0],
+                "params": int(part["params"].iloc[0]),
+                "points": int(part["counted_points"].iloc[0]),
+                "storage": _number(part["storage_mb"].iloc[0]),
+                "values": [_values(part[name].tolist()) for name in ROW_COLUMNS],
+            }
+            | ({} if shown == known else {"images": shown})
+        )
+    return {"columns": list(ROW_COLUMNS.values()), "images": images, "cells": cells}
+
+
+def _values(values: Sequence[float]) -> Any:
+    numbers = [_number(value) for value in values]
+    return numbers[0] if len(set(numbers)) == 1 else numbers
+
+
+def _number(value: float) -> float | str:
+    """Six digits; "inf" as text, which JSON has no number for."""
+    if not math.isfinite(value):
+        return str(float(value))
+    return float(f"{value:.6g}") if value % 1 else int(value)
+
+
+def views(df: pd.DataFrame, folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The images of the viewer, each with the networks that have a crop of it; and how many crops were left out.
+
+    Crops whose cell has no record (any more) are not shown. All are cut to one size that lets them fit into `BUDGET`.
+
+    Raises:
+        UserError: a stored view is damaged.
+    """
+    rows = {tuple(row[name] for name in _IDENTITY): row for row in df.to_dict("records")}
+    order = {key: rank for rank, key in enumerate(rows)}
+    stored = [read_view(path) for path in sorted(folder.glob("*.npz"))]
+    stored = [view for view in stored if _identity(view) in rows]
+    stored.sort(key=lambda view: order[_identity(view)])
+    by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for view in stored:
+        by_image.setdefault((view["dataset"], view["image"]), []).append(view)
+    pictures = sum(len(group) + 2 for group in by_image.values())  # HR and the bicubic one stand beside SR
+    side = max(SMALLEST, int(math.sqrt(BUDGET / (BYTES_A_PIXEL * max(pictures, 1)))))
+    shown: dict[tuple[str, str], dict[str, Any]] = {}
+    spent = count = 0
+    for rank in range(max(map(len, by_image.values()), default=0)):  # in turns, so that no image is left out first
+        for key, group in by_image.items():
+            if rank >= len(group) or spent > BUDGET:
+                continue
+            part = _cut(group[rank], side)
+            if key not in shown:
+                image = shown[key] = _image_entry(part)
+                spent += len(image["hr"] + image["lr"] + image["smooth"]) * 3 // 4
+            network = _network_entry(part, rows[_identity(part)])
+            shown[key]["networks"].append(network)
+            spent += len(network["sr"] + network["bits"]) * 3 // 4
+            count += 1
+    return list(shown.values()), len(stored) - count
+
+
+def _identity(view: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(view[name] for name in _IDENTITY)
+
+
+def _cut(view: dict[str, Any], side: int) -> dict[str, Any]:
+    """The middle of a view, about `side` HR pixels, cut between tiles."""
+    scale = len(view["hr"]) // len(view["lr"])
+    tile = view["tile"]
+    have = view["bits"].shape[1]
+    keep = max(1, min(have, side // (tile * scale)))
+    first = (have - keep) // 2
+    low, high = first * tile, (first + keep) * tile
+    cut = {"lr": view["lr"][low:high, low:high], "bits": view["bits"][:, first : first + keep, first : first + keep]}
+    for name in ("sr", "hr"):
+        cut[name] = view[name][low * scale : high * scale, low * scale : high * scale]
+    return view | cut
+
+
+def _image_entry(view: dict[str, Any]) -> dict[str, Any]:
+    lr, hr = view["lr"], view["hr"]
+    scale = len(hr) // len(lr)
+    large = imresize(torch.from_numpy(lr.copy()).permute(2, 0, 1), scale).permute(1, 2, 0).numpy()
+    return {
+        "dataset": view["dataset"],
+        "image": view["image"],
+        "side": len(hr),
+        "tile": view["tile"] * scale,
+        "lr": _png(lr),
+        "smooth": _png(large),
+        "hr": _png(hr),
+        "networks": [],
+    }
+
+
+def _network_entry(view: dict[str, Any], row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "cell": Cell(*(row[name] for name in CELL_COLUMNS)).key,
+        "backbone": view["backbone"],
+        "scheme": view["scheme"],
+        "psnr": _number(row["psnr_db"]),
+        "fab": _number(row["fab"]),
+        "bitops": _number(row["bitops_g"]),
+        "sr": _png(view["sr"]),
+        "rows": view["bits"].shape[1],
+        "columns": view["bits"].shape[2],
+        "points": view["points"].tolist(),
+        "counted": view["counted"].astype(int).tolist(),
+        "bits": base64.b64encode(view["bits"].tobytes()).decode(),
+    }
+
+
+def _png(pixels: NDArray[np.uint8]) -> str:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, format="PNG", optimize=True)
+    return base64.b64encode(sink.getvalue()).decode()

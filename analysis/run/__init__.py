@@ -1,0 +1,1 @@
+"""Measuring: from the options of a command to records."""

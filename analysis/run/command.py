@@ -1,0 +1,244 @@
+"""`python -m analysis.run_all`: measure schemes on backbones over photographs, then write tables, plots and report."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from analysis.records import store as records
+from analysis.report import build as make_report
+from analysis.run import executors
+from analysis.run.executors import Work
+from analysis.run.jobs import Job, measure_job
+from analysis.run.plan import Plan, make_plan, presets
+from analysis.run.provenance import provenance
+from analysis.tables.summary import REFERENCE, summary, to_text
+from cadyq.commands.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status
+from cadyq.data import datasets
+from cadyq.data.datasets import Dataset
+from cadyq.data.images import sha256_file
+from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
+from cadyq.metrics.quality import smallest_side
+from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.utils.devices import pick_device
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import remove_leftovers
+from cadyq.utils.locks import alone_in
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m analysis.run_all", description=__doc__)
+    parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
+    parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
+    parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
+    parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
+    parser.add_argument("--datasets", nargs="+")
+    parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
+    parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
+    )
+    parser.add_argument("--executor", choices=("local", "dask"), default="local")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
+    add_plugin_option(parser)
+    add_debug_option(parser)
+    return parser
+
+
+def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tuple[list[Job], list[dict[str, Any]]]:
+    """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
+
+    `named` says that the user asked for these datasets by name, so that each has to be there.
+    """
+    jobs: list[Job] = []
+    statuses: list[dict[str, Any]] = []
+    sources = plan.sources()
+    weights = {source: source.sha256() for source in sources if not source.reason}
+    shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
+    loaded, missing = load_datasets(plan, data_root, named)
+    for name in plan.datasets:
+        images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
+        for source in sources:
+            cells = plan.cells(source, name)
+            reason = source.reason or missing.get(name, "")
+            if reason:
+                statuses += [asdict(cell) | {"status": "skipped", "reason": reason} for cell in cells]
+                continue
+            key = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
+            todo = tuple(cell for cell in cells if records.read_inputs_hash(out, cell) != key)
+            for cell in cells:
+                statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
+            if todo:
+                reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
+                jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
+    return jobs, statuses
+
+
+def hash_images(dataset: Dataset) -> tuple[list[str], int]:
+    """The hash of every image of a dataset, and their HR pixels in all.
+
+    Raises:
+        UserError: an image cannot be read or is too small to be measured, or two have one name.
+    """
+    twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
+    if twice:
+        raise UserError(f"dataset '{dataset.name}': two images are named {twice[0]!r}; rename one")
+    need, hashes, pixels = smallest_side(dataset.scale), [], 0
+    for pair in dataset:
+        height, width = pair.hr.shape[-2:]
+        if min(height, width) < need:
+            size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
+            raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
+        hashes.append(pair.sha256)
+        pixels += height * width
+    return hashes, pixels
+
+
+def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """The datasets of the plan that are there, and for those that are not the reason.
+
+    Raises:
+        UserError: none of them is there, or one is not that was asked for by name.
+    """
+    loaded: dict[str, Dataset] = {}
+    missing: dict[str, str] = {}
+    for name in plan.datasets:
+        try:
+            loaded[name] = datasets.load(name, plan.scale, data_root)
+        except UserError as error:
+            if named or len(plan.datasets) == len(missing) + 1:
+                raise
+            missing[name] = str(error)
+    return loaded, missing
+
+
+class Progress:
+    """A live bar with the time left; plain lines where the output is not a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, time.monotonic()
+        self.bar = tqdm(total=total, unit="image", disable=None)
+
+    def images(self, count: int = 1) -> None:
+        self.done += count
+        self.bar.update(count)
+
+    def job(self, job: Job) -> None:
+        if not self.bar.disable:
+            return
+        elapsed = time.monotonic() - self.started
+        left = elapsed / max(self.done, 1) * (self.total - self.done)
+        print(f"measured {job.name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
+
+
+def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> None:
+    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where."""
+    progress = Progress(sum(len(job.dataset) for job in jobs))
+    done = executors.run(jobs, work, processes, scheduler)
+    if done is None:
+        for job in jobs:
+            measure_job(job, work.out, torch.device(work.device), progress.images)
+            progress.job(job)
+    else:
+        for job in done:
+            progress.images(len(job.dataset))
+            progress.job(job)
+    progress.bar.close()
+
+
+def manifest(
+    plan: Plan, preset: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
+) -> dict[str, Any]:
+    """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
+    before = records.read_manifest(out)
+    shown = [Path(word).name if "/" in word else word for word in argv]
+    return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
+        "measurement_version": MEASUREMENT_VERSION,
+        "plan": asdict(plan),
+        "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
+        "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
+        "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
+        "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
+        "earlier_commands": earlier_commands(before),
+    }
+
+
+def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
+    """The cells of several commands on one folder in the order of its preset; those of a single one as they are."""
+    if not earlier:
+        return cells
+    names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
+    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in names.items()}
+
+    def place(cell: dict[str, Any]) -> list[int]:
+        return [rank.get(cell[column], len(rank)) for column, rank in ranks.items()]
+
+    return sorted(cells + earlier, key=place)
+
+
+def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measured cells of earlier commands on the same folder, which stay in its tables."""
+    now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
+    return [
+        cell | {"status": "cached"}
+        for cell in before.get("cells", [])
+        if cell["status"] != "skipped" and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+    ]
+
+
+def earlier_commands(before: Mapping[str, Any]) -> list[str]:
+    """A line each, oldest first, for the earlier commands on the same folder that had something to measure."""
+    lines: list[str] = before.get("earlier_commands", [])
+    if all(cell["status"] != "measured" for cell in before.get("cells", [])):
+        return lines
+    created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
+    return [*lines, f"{created}, commit {commit[:12]}: {command}"]
+
+
+def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
+    """Measure what is missing, write everything that is shown; return the report's path.
+
+    Waits while another command measures into the same folder, and then finds measured what that one did.
+    """
+    plugins = load_plugins(args.plugin)
+    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
+    device = pick_device(args.device)
+    executors.check_options(args.jobs, args.executor, args.scheduler)
+    out = args.out or Path("results") / args.preset
+    check_writable(out)
+    preset = make_plan(args.preset, args.scale, plugins=plugins)
+    with alone_in(out):
+        remove_leftovers(out / "records", out / "exhibits")
+        jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
+        if all(cell["status"] == "skipped" for cell in statuses):
+            raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+        records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
+        measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
+        report = make_report.build(out)[-1]
+    print(to_text(summary(records.load(out)), records.read_manifest(out)))
+    measured = sum(cell["status"] == "measured" for cell in statuses)
+    print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    return exit_status(lambda: run(args, words), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

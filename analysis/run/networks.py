@@ -1,0 +1,117 @@
+"""From (backbone, scheme as written in a command) to a network that can be measured, or the reason why not."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+import cadyq
+from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.tensors import network_sha256
+from cadyq.data.images import sha256_file
+from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.calibration import calibrated, load_statistics
+from cadyq.schemes.factory import parse_scheme, scheme_of
+from cadyq.utils.errors import UserError
+
+PARENT = "fp32"  # where calibration-only schemes take their weights from
+OWN_PACKAGES = ("cadyq", "baselines")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network comes from.
+
+    Attributes:
+        files: tensors it is made of; with `code`, their hashes identify it.
+        reason: why it cannot be had, empty where it can.
+        code: the files of a scheme or backbone from outside the project, which may be edited between two runs.
+    """
+
+    backbone: str
+    scheme: str
+    scale: int
+    files: tuple[Path, ...] = ()
+    reason: str = ""
+    code: tuple[Path, ...] = ()
+
+    def sha256(self) -> str:
+        """Over the files it is made of and the scheme, hexadecimal."""
+        digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
+        for sha256 in (*map(network_sha256, self.files), *map(sha256_file, self.code)):
+            digest.update(sha256.encode())
+        return digest.hexdigest()
+
+
+def canonical(spec: str) -> str:
+    """A scheme as it is written in records: "pams" -> "pams:w8a8".
+
+    Raises:
+        UserError: unknown scheme, or bits out of range.
+    """
+    tag = parse_scheme(spec)[2]
+    label = scheme_of(spec).label()
+    return f"{label}:{tag}" if tag else label
+
+
+@lru_cache  # asked for every scheme, and the answer takes building the network
+def has_weights(backbone: str) -> bool:
+    """False for interpolation."""
+    return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
+
+
+def foreign_code(backbone: str, scheme: str) -> tuple[Path, ...]:
+    """The files that define the two, of those that are not the project's own (which `MEASUREMENT_VERSION` covers)."""
+    classes = (BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0]))
+    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in OWN_PACKAGES]
+    try:
+        return tuple(dict.fromkeys(Path(inspect.getfile(cls)) for cls in foreign))
+    except (TypeError, OSError) as error:
+        raise UserError(
+            f"{backbone} {scheme}: one of the two was typed into a session, so no edit of it could be noticed later; "
+            "put it into a file and pass that as --plugin, or measure it without records: analysis.quick"
+        ) from error
+
+
+def find(backbone: str, scheme: str, scale: int) -> Source:
+    """The source of a network: trained weights of the zoo, or FP32 weights and calibration statistics.
+
+    Raises:
+        UserError: unknown name, or a scheme or backbone that lies in no file.
+    """
+    return replace(locate(backbone, scheme, scale), code=foreign_code(backbone, scheme))
+
+
+def locate(backbone: str, scheme: str, scale: int) -> Source:
+    """`find` without `code`: enough to load the network, not to tell whether a stored measurement is of it."""
+    source = partial(Source, backbone, scheme, scale)
+    if not has_weights(backbone):
+        return source()
+    trained = ZOO / f"{zoo_name(backbone, scale, scheme)}.safetensors"
+    if trained.exists():
+        return source(files=(trained,))
+    if scheme_of(scheme).trained:
+        command = "train" if scheme_of(scheme).parent == PARENT else "derive"
+        return source(
+            reason=f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq.{command}"
+        )
+    parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
+    files = (parent, ZOO / f"{backbone}_x{scale}_calibration.safetensors")
+    missing = [file.name for file in files if not file.exists()]
+    if missing:
+        return source(reason=f"calibration needs {missing[0]}, which is not in the zoo")
+    return source(files=files)
+
+
+def load(source: Source) -> SRNetwork:
+    """The network of a source without a `reason`, in eval mode."""
+    if len(source.files) == 1:
+        return load_model(source.files[0])
+    if not source.files:
+        return cadyq.create_model(source.backbone, source.scheme, source.scale).eval()
+    parent = load_model(source.files[0])
+    return calibrated(parent, source.scheme, load_statistics(source.files[1])).eval()

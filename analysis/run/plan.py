@@ -1,0 +1,108 @@
+"""From the options of a command to the list of cells to measure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.records.store import Cell
+from analysis.run.networks import Source, canonical, find, has_weights
+from cadyq.checkpoints.zoo import read_manifest
+from cadyq.metrics.measure import MODES
+from cadyq.models.network import BACKBONES
+from cadyq.plugins import Plugin
+from cadyq.schemes.factory import scheme_of
+from cadyq.utils import toml
+from cadyq.utils.errors import UserError
+
+PRESETS = Path(__file__).parent / "presets.toml"
+ALL_OF_THE_ZOO = "zoo"
+NO_PLUGIN = Plugin((), ())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures, names checked and in the order of the tables.
+
+    `of_the_zoo`: schemes that only the word "zoo" named, so that nothing is missing where a backbone has none.
+    """
+
+    backbones: tuple[str, ...]
+    schemes: tuple[str, ...]
+    datasets: tuple[str, ...]
+    scale: int
+    modes: tuple[str, ...]
+    of_the_zoo: tuple[str, ...] = ()
+
+    def sources(self) -> list[Source]:
+        """Every (backbone, scheme) of the plan. Interpolation has nothing to quantize and runs unquantized only."""
+        found = [
+            find(backbone, scheme, self.scale)
+            for backbone in self.backbones
+            for scheme in self.schemes
+            if has_weights(backbone) or not _quantizes(scheme)
+        ]
+        return [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
+
+    def cells(self, source: Source, dataset: str) -> list[Cell]:
+        return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
+
+
+def _quantizes(scheme: str) -> bool:
+    return scheme_of(scheme).weight_quantizer() is not None
+
+
+def presets() -> dict[str, dict[str, list[str]]]:
+    return toml.loads(PRESETS.read_text())
+
+
+def _zoo() -> tuple[list[str], list[str]]:
+    """Backbones and schemes of the zoo, in the manifest's order.
+
+    A scheme that searches over HR runs hundreds of forwards an image: it is measured where it is asked for by name.
+    """
+    networks = [row for row in read_manifest()["networks"] if not scheme_of(row["scheme"]).reads_hr]
+    return [row["backbone"] for row in networks], [row["scheme"] for row in networks]
+
+
+def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
+    """Replace "zoo" by the names of the zoo; drop repetitions."""
+    wide = [name for entry in names for name in (zoo if entry == ALL_OF_THE_ZOO else [entry])]
+    return list(dict.fromkeys(wide))
+
+
+def make_plan(
+    preset: str,
+    scale: int,
+    backbones: Sequence[str] | None = None,
+    schemes: Sequence[str] | None = None,
+    datasets: Sequence[str] | None = None,
+    modes: Sequence[str] | None = None,
+    plugins: Plugin = NO_PLUGIN,
+) -> Plan:
+    """The plan of a preset, and of what plugins added, with the options that were given in place of its own.
+
+    Raises:
+        UserError: unknown backbone, scheme or mode, with the nearest known name; scale out of range.
+    """
+    chosen = presets()[preset]
+    zoo_backbones, zoo_schemes = _zoo()
+    names = _expand(backbones or [*chosen["backbones"], *plugins.backbones], zoo_backbones)
+    for name in names:
+        BACKBONES.get(name)
+    asked = schemes or [*chosen["schemes"], *plugins.schemes]
+    specs = tuple(dict.fromkeys(canonical(spec) for spec in _expand(asked, zoo_schemes)))
+    by_name = {canonical(spec) for spec in asked if spec != ALL_OF_THE_ZOO}
+    for mode in modes or ():
+        if mode not in MODES:
+            raise UserError(f"--modes {mode!r} is unknown: choose of {', '.join(MODES)}")
+    if scale not in (2, 3, 4):
+        raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
+    sets = tuple(dict.fromkeys(datasets or chosen["datasets"]))
+    wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
+    if wrong is not None:
+        raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
+    of_the_zoo = tuple(spec for spec in specs if spec not in by_name)
+    return Plan(tuple(names), specs, sets, scale, tuple(modes or chosen.get("modes") or MODES), of_the_zoo)

@@ -1,0 +1,1 @@
+"""Tables, comparisons and intervals, made from records."""

@@ -1,0 +1,56 @@
+"""What a network costs: storage, and MACs and BitOPs by convolution (`python -m analysis.cost --model zoo:NAME`)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+
+from cadyq.checkpoints.io import load_model
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
+from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.quantizers.trace import Trace, trace_forward
+
+
+def layer_table(trace: Trace) -> pd.DataFrame:
+    """One row a use of a convolution: name, point, macs_g, weight_bits, act_bits (mean over samples), bitops_g."""
+    macs, uses = trace.macs, trace.uses()
+    rows = [(use.name, use.point, use.macs / 1e9, use.weight_bits, float(use.act_bits.float().mean())) for use in uses]
+    quantized = {use.name for use in uses}
+    rest = [(name, count) for name, count in macs.by_layer.items() if name not in quantized]
+    rest += [(f"({name})", count) for name, count in macs.products.items()]  # of no layer, such as attention
+    rows += [(name, "", count / 1e9, FULL_PRECISION, float(FULL_PRECISION)) for name, count in rest]
+    table = pd.DataFrame(rows, columns=["layer", "point", "macs_g", "weight_bits", "act_bits"])
+    table["bitops_g"] = table["macs_g"] * table["weight_bits"] * table["act_bits"]
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m analysis.cost", description=__doc__)
+    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
+    parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
+    parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
+    return exit_status(lambda: print_layers(args.model, args.height, args.width), args.debug)
+
+
+def print_layers(model: str, output_height: int, output_width: int) -> None:
+    """Print the layer table, the BitOPs by who spends them, and what was not counted."""
+    network = load_model(model)
+    height, width = output_height // network.scale, output_width // network.scale
+    # the bits of a dynamic scheme depend on content: the table shows them for a flat grey image
+    with torch.no_grad():
+        trace = trace_forward(network, torch.full((1, 3, height, width), 128.0))[1]
+    table, split = layer_table(trace), trace.bitops_split()
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print(f"\nMACs {table['macs_g'].sum():.2f} G for a {width * network.scale}x{height * network.scale} output")
+    parts = ", ".join(f"{name} {float(value) / 1e9:.1f}" for name, value in split._asdict().items())
+    print(f"BitOPs {float(split.total) / 1e9:.1f} G ({parts})")
+    print(f"not counted: {trace.macs.not_counted}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

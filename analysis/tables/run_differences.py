@@ -1,0 +1,111 @@
+"""`python -m analysis.compare RUN_A RUN_B`: what changed between two runs, with intervals."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.records.store import CELL_COLUMNS, load
+from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, paired_drop
+from analysis.tables.summary import MISSING, markdown_table
+from cadyq.commands.cli import Parser, add_debug_option, exit_status
+from cadyq.utils.files import write_text
+
+SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
+# Wall-clock time says nothing about the result.
+_INCIDENTAL = ["seconds"]
+
+
+def compare(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell of either run, in the order of `a`, then of `b`.
+
+    Args:
+        a: records of one run.
+        b: records of the other.
+
+    Returns:
+        ``CELL_COLUMNS``; ``status`` ("same" where every recorded value but time is, "changed", "only in A", "only in
+        B"); ``images`` (that both have), ``psnr_db``, ``psnr_low_db``, ``psnr_high_db`` (b minus a, paired bootstrap
+        over these images), ``fab`` and ``bitops_percent`` (b minus a); ``weights`` and ``photographs``, whether these
+        differ.
+    """
+    cells_a, cells_b = (dict(iter(df.groupby(list(CELL_COLUMNS), sort=False))) for df in (a, b))
+    keys = [*cells_a, *(key for key in cells_b if key not in cells_a)]
+    rows = [dict(zip(CELL_COLUMNS, key, strict=True)) | _change(cells_a.get(key), cells_b.get(key)) for key in keys]
+    return pd.DataFrame(rows)
+
+
+def _change(a: pd.DataFrame | None, b: pd.DataFrame | None) -> dict[str, Any]:
+    if a is None or b is None:
+        return {"status": ONLY_A if b is None else ONLY_B, "images": 0}
+    a, b = a.set_index("image", drop=False), b.set_index("image", drop=False)
+    shared = a.index.intersection(b.index, sort=False)
+    before, after = a.loc[shared], b.loc[shared]
+    mean, low, high = paired_drop(after, before)
+    same = len(a) == len(b) == len(shared) and before.drop(columns=_INCIDENTAL).equals(after.drop(columns=_INCIDENTAL))
+    spent, now = before["bitops_g"].sum(), after["bitops_g"].sum()
+    return {
+        "status": SAME if same else CHANGED,
+        "images": len(shared),
+        "psnr_db": mean,
+        "psnr_low_db": low,
+        "psnr_high_db": high,
+        "fab": float((after["fab"] - before["fab"]).mean()),
+        "bitops_percent": 100 * float(now / spent - 1) if spent else math.nan,
+        "weights": set(before["weights_sha256"]) != set(after["weights_sha256"]),
+        "photographs": not before["image_sha256"].equals(after["image_sha256"]),
+    }
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """The cells that are not the same, and how many are."""
+    counts = ", ".join(f"{n} {status}" for status, n in table["status"].value_counts(sort=False).items())
+    moved = table[table["status"] != SAME]
+    if moved.empty:
+        return f"Cells: {counts}."
+    texts = pd.DataFrame([_texts(row) for row in moved.to_dict("records")])
+    note = (
+        f"B minus A. PSNR in dB with a {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} "
+        f"resamples, seed {SEED})."
+    )
+    return f"{markdown_table(texts.set_index(list(texts.columns[:5])))}\n\nCells: {counts}. {note}"
+
+
+def _texts(row: dict[Any, Any]) -> dict[str, str]:
+    texts = {name: str(row[name]) for name in CELL_COLUMNS}
+    known = row["images"] > 0
+    ends = f" [{row['psnr_low_db']:+.3f}, {row['psnr_high_db']:+.3f}]" if row["images"] > 1 else ""
+    why = [name for name in ("weights", "photographs") if row.get(name) is True]
+    return texts | {
+        "status": row["status"] + (f" ({', '.join(why)})" if why else ""),
+        "images": str(row["images"]),
+        "PSNR": f"{row['psnr_db']:+.3f}{ends}" if known else MISSING,
+        "FAB": f"{row['fab']:+.2f}" if known else MISSING,
+        "BitOPs": f"{row['bitops_percent']:+.2f} %" if known and not math.isnan(row["bitops_percent"]) else MISSING,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m analysis.compare", description=__doc__)
+    parser.add_argument("run_a", type=Path)
+    parser.add_argument("run_b", type=Path)
+    parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
+
+    def act() -> None:
+        table = compare(load(args.run_a), load(args.run_b))
+        print(to_markdown(table))
+        if args.out:
+            write_text(args.out, table.to_csv(index=False, lineterminator="\n"))
+
+    return exit_status(act, args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The spread between seeds: what training a network again by the same recipe changes. Where a difference between two
+schemes is no larger than this, one training each does not tell them apart, however narrow the interval over images.
+
+Networks whose tag is ``seed1``, ``seed2``, ... are further trainings of the one that has the same name without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.tables.comparisons import EQUAL_BITOPS_PAPER
+from analysis.tables.summary import REFERENCE, by_dataset, markdown_table, without_lone_scale
+from cadyq.utils.files import write_text
+
+DROP, FAB, LEAD = "PSNR drop against fp32, dB", "FAB, bits", f"PSNR {EQUAL_BITOPS_PAPER}, dB"
+KEYS = ["quantity", "scale", "mode", "backbone", "scheme", "dataset"]
+STATISTICS = ["seeds", "mean", "std", "low", "high"]
+_FORMS = {DROP: "+.3f", FAB: ".2f", LEAD: "+.3f"}
+_TAG = re.compile(r":seed\d+$")
+
+
+def first_trainings(df: pd.DataFrame) -> pd.DataFrame:
+    """The records of all networks but those that are further trainings of another."""
+    return df[~df["scheme"].str.contains(_TAG)]
+
+
+def spread(df: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation (of a sample) and range over the seeds of each network that has several.
+
+    Args:
+        df: records, as `analysis.records.load` returns them.
+        claims: what `analysis.claims.claims` found in them.
+
+    Returns:
+        A row a quantity (`DROP` and `LEAD` in dB, `FAB` in bits), network and dataset:
+        ``KEYS``, then ``STATISTICS``; seeds: how many.
+    """
+    values = pd.concat([*_of_records(df), _of_claims(claims)], ignore_index=True)
+    values["training"] = values["scheme"]
+    values["scheme"] = values["scheme"].str.replace(_TAG, "", regex=True)
+    again = values.loc[values["training"] != values["scheme"], ["backbone", "scheme"]].drop_duplicates()
+    groups = values.merge(again).groupby(KEYS, sort=False)["value"]
+    table = groups.agg(seeds="count", mean="mean", std="std", low="min", high="max").reset_index()
+    return table[table["seeds"] > 1].reset_index(drop=True)
+
+
+def _of_records(df: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Means over the images of a dataset."""
+    keys = [name for name in KEYS if name != "quantity"]
+    means = df[df["macs_g"] > 0].groupby(keys, sort=False)[["psnr_db", "fab"]].mean().reset_index()
+    full = means[means["scheme"] == REFERENCE].drop(columns=["scheme", "fab"])
+    beside = means.merge(full, on=[name for name in keys if name != "scheme"], suffixes=("", "_full"))
+    for quantity, frame, value in (
+        (DROP, beside, beside["psnr_db"] - beside["psnr_db_full"]),
+        (FAB, means, means["fab"]),
+    ):
+        yield frame[keys].assign(quantity=quantity, value=value)
+
+
+def _of_claims(claims: pd.DataFrame) -> pd.DataFrame:
+    leads = claims[claims["claim"] == EQUAL_BITOPS_PAPER]
+    return leads[["scale", "mode", "backbone", "scheme", "dataset"]].assign(quantity=LEAD, value=leads["mean"])
+
+
+def write_seeds(table: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """Write what `spread` found: ``tables/seeds.csv`` (long form) and ``tables/seeds.md``; nothing of no network."""
+    if table.empty:
+        return []
+    folder = Path(out_dir) / "tables"
+    text = "\n\n".join(
+        [SEEDS_NOTE, *(f"{heading}\n\n{markdown_table(shown)}" for heading, shown in by_quantity(table))]
+    )
+    return [
+        write_text(folder / "seeds.csv", table.to_csv(index=False, lineterminator="\n")),
+        write_text(folder / "seeds.md", f"{text}\n"),
+    ]
+
+
+def by_quantity(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A heading and a table of texts for each quantity: a row a network, a column a dataset."""
+    found = []
+    for (mode, quantity), rows in table.groupby(["mode", "quantity"], sort=False):
+        rows = rows.assign(text=[_text(*row) for row in rows[["quantity", *STATISTICS]].to_numpy()])
+        shown = by_dataset(rows, ["scale", "backbone", "scheme"])
+        found.append((f"Mode {mode}: {quantity}", without_lone_scale(shown)))
+    return found
+
+
+def _text(quantity: str, seeds: int, mean: float, std: float, low: float, high: float) -> str:
+    form = _FORMS[quantity]
+    return f"{mean:{form}} ± {std:{form.lstrip('+')}} ({low:{form}} to {high:{form}}; {seeds} seeds)"
+
+
+SEEDS_NOTE = (
+    "The same recipe trained again with other seeds (tags seed1, seed2, ...), each from a parent that was trained with "
+    "that seed too: mean ± standard deviation (lowest to highest) over trainings. Fixed bits, "
+    "where they are compared with, are those of the first training."
+)

@@ -1,0 +1,309 @@
+"""Summary tables from records: CSV, Markdown, LaTeX and plain text.
+
+Rows are backbone and scheme, column groups are datasets. One table a mode, and beside it the drop against the
+reference with its interval. ``summary.csv`` holds every cell in long form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.records.store import skipped_cells
+from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
+from cadyq.utils.files import write_text
+
+REFERENCE = "fp32"
+GROUP = ["scale", "dataset", "mode", "backbone", "scheme"]
+MEANS = ["psnr_db", "ssim", "psnr_cadyq_db", "ssim_cadyq", "fab", "bitops_g", "bitops_720p_g"]
+MEANS += ["fp32_equivalent_g", "macs_g", "overlap_share", "storage_mb", "counted_points", "seconds"]
+OVERALL = "all images"
+MISSING = "\u2013"
+# column: (heading, format, whether more is better)
+_SHOWN: dict[str, tuple[str, str, bool]] = {
+    "psnr_db": ("PSNR (dB)", ".2f", True),
+    "ssim": ("SSIM", ".4f", True),
+    "fab": ("FAB", ".2f", False),
+    "bitops_720p_g": ("BitOPs (G, 720p)", ",.1f", False),
+    "storage_mb": ("Storage (MB)", ".3f", False),
+}
+_BOLD = f"Bold: best quantized row of each backbone in a column. '{OVERALL}': mean over all datasets' images."
+_TEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"})
+_TEX |= {ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}", ord("\\"): r"\textbackslash{}"}
+_TEX |= {ord(MISSING): "--", ord("\n"): " ", ord("<"): r"\textless{}", ord(">"): r"\textgreater{}"}
+
+
+def summary(
+    df: pd.DataFrame,
+    reference: str = REFERENCE,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = SEED,
+) -> pd.DataFrame:
+    """One row a (scale, dataset, mode, backbone, scheme), modes outermost, names in order of appearance.
+
+    Columns: ``GROUP``, ``images`` (count), the means over images of ``MEANS``, then against the row of the
+    same backbone whose scheme is ``reference``: ``delta_db`` (PSNR minus the reference's), ``delta_low_db``
+    and ``delta_high_db`` (paired bootstrap over the images both have) and ``saved_percent`` (BitOPs saved).
+    These four are NaN without a reference row; the ends alone are NaN where only one image is shared.
+    """
+    groups = dict(iter(df.groupby(GROUP, sort=False)))
+    rows: list[dict[str, Any]] = []
+    for key, part in groups.items():
+        row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
+        base = groups.get((*key[:-1], reference))
+        row["images"] = len(part)
+        row |= dict(zip(MEANS, part[MEANS].to_numpy(dtype=np.float64).mean(axis=0).tolist(), strict=True))
+        drop = paired_drop(part, base, "psnr_db", resamples, level, seed)
+        row["delta_db"], row["delta_low_db"], row["delta_high_db"] = drop
+        row["saved_percent"] = _saved(part, base)
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    ranks = table[["mode", "scale", "dataset"]].apply(lambda names: pd.Series(pd.factorize(names)[0]))
+    order = ranks.sort_values(["mode", "scale", "dataset"], kind="stable").index
+    return table.loc[order].reset_index(drop=True)
+
+
+def _saved(part: pd.DataFrame, base: pd.DataFrame | None) -> float:
+    if base is None:
+        return math.nan
+    spent, full = pair(part, base, "bitops_g")
+    return 100 * (1 - float(spent.sum() / full.sum())) if full.sum() > 0 else math.nan
+
+
+def to_text(table: pd.DataFrame, manifest: Mapping[str, Any] | None = None) -> str:
+    """A summary as a compact text table for a terminal, followed by the cells that did not run."""
+    lines = [["dataset", "scale", "mode", "backbone", "scheme", "PSNR", f"drop [{LEVEL:.0%}]"]]
+    lines[0] += ["SSIM", "FAB", "BitOPs@720p", "saved%", "MB"]
+    for row in table.to_dict("records"):
+        network = row["macs_g"] > 0
+        lines.append([row["dataset"], f"x{row['scale']}", row["mode"], row["backbone"], row["scheme"]])
+        lines[-1] += [_number(row["psnr_db"], ".2f"), drop_text(row), _number(row["ssim"], ".4f")]
+        lines[-1] += [_number(row["fab"], ".2f", network), _number(row["bitops_720p_g"], ",.0f", network)]
+        lines[-1] += [_number(row["saved_percent"], ".1f"), _number(row["storage_mb"], ".3f")]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ["  ".join(_pad(text, widths[i], i < 5) for i, text in enumerate(line)).rstrip() for line in lines]
+    return "\n".join(rows + [f"not run: {note}" for note in skipped_notes(manifest or {})])
+
+
+def drop_text(row: Mapping[Any, Any]) -> str:
+    """``-0.120 [-0.150, -0.090]`` (dB) of a row of a summary; a dash for the reference itself."""
+    if math.isnan(row["delta_db"]) or row["scheme"] == REFERENCE:
+        return MISSING
+    low, high = row["delta_low_db"], row["delta_high_db"]
+    ends = "one image" if math.isnan(low) else f"{low:+.3f}, {high:+.3f}"
+    return f"{row['delta_db']:+.3f} [{ends}]"
+
+
+def skipped_notes(manifest: Mapping[str, Any], modes: Sequence[str] | None = None) -> list[str]:
+    """One line a (backbone, scheme, scale, mode, reason) that did not run, with its datasets."""
+    grouped: dict[tuple[str, ...], list[str]] = {}
+    for cell in skipped_cells(manifest):
+        if modes is None or cell["mode"] in modes:
+            key = tuple(cell[name] for name in ("backbone", "scheme", "scale", "mode", "reason"))
+            grouped.setdefault(key, []).append(cell["dataset"])
+    return [f"{b} {s} x{x}, {m}, on {', '.join(sets)}: {why}" for (b, s, x, m, why), sets in grouped.items()]
+
+
+def caption(df: pd.DataFrame, mode: str) -> str:
+    """What a reader needs beside the table of one mode: protocol, points that count, unit, interval."""
+    part = df[(df["mode"] == mode) & (df["macs_g"] > 0)]
+    points = part.groupby("backbone", sort=False)["counted_points"].unique()
+    counts = ", ".join(f"{name} {'/'.join(map(str, sorted(found)))}" for name, found in points.items())
+    scales = ", ".join(f"x{scale}" for scale in sorted(df["scale"].unique()))
+    overlap = float(part["overlap_share"].max()) if len(part) else 0.0
+    return (
+        f"Mode {mode}, scale {scales}. PSNR and SSIM: protocol matlab, the mean over images. "
+        f"FAB: mean activation bits over the quantization points that count ({counts}). "
+        "BitOPs: MACs x weight bits x activation bits, in G for a 1280x720 output"
+        + (f", overlap of tiles counted (at most {overlap:.1%} of the work). " if overlap > 0 else ". ")
+        + f"Drop: PSNR minus that of {REFERENCE} on the same backbone, in dB, with a {LEVEL:.0%} interval "
+        f"(percentile bootstrap paired over images, {RESAMPLES} resamples, seed {SEED})."
+    )
+
+
+def write_tables(df: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
+    """Write each of `table_files` into ``tables/``; returns the paths."""
+    folder = Path(out_dir) / "tables"
+    return [write_text(folder / name, text) for name, text in table_files(df, manifest).items()]
+
+
+def table_files(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """``summary.csv`` (long form) and ``summary_<mode>.{csv,md,tex}``: text by name of file.
+
+    The same records and manifest give the same text. The CSV files hold full precision; cells that did not
+    run stand under the Markdown and LaTeX tables.
+    """
+    table = summary(df)
+    files = {"summary.csv": table.to_csv(index=False, lineterminator="\n")}
+    modes = list(df["mode"].unique())
+    absent = {cell["mode"] for cell in skipped_cells(manifest)} - set(modes)
+    for mode in modes:
+        paper = _paper(df[df["mode"] == mode], table[table["mode"] == mode])
+        notes = skipped_notes(manifest, [mode, *sorted(absent)])  # no table would show an absent mode's cells
+        shown, bold, drops = _texts(paper), _best(paper), _drops(table[table["mode"] == mode], paper)
+        flat = paper.set_axis([" ".join(pair) for pair in paper.columns], axis="columns")
+        text = f"{caption(df, mode)} {_BOLD}"
+        files[f"summary_{mode}.csv"] = flat.to_csv(lineterminator="\n")
+        files[f"summary_{mode}.md"] = _markdown(shown, bold, drops, text, notes)
+        files[f"summary_{mode}.tex"] = _latex(shown, bold, drops, text, notes)
+    return files
+
+
+def _paper(df: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of one mode: index (scale, backbone, scheme), columns (dataset, name); NaN: not measured."""
+    keys = ["scale", "backbone", "scheme"]
+    order = pd.MultiIndex.from_frame(df[keys].drop_duplicates())
+    names = ["psnr_db", "ssim", "fab", "bitops_720p_g"]
+    names += ["delta_db", "delta_low_db", "delta_high_db", "saved_percent"]
+    parts: dict[str, pd.DataFrame] = {}
+    for dataset in df["dataset"].unique():
+        parts[dataset] = table[table["dataset"] == dataset].set_index(keys)[names].reindex(order)
+    means = df.groupby(keys, sort=False)[["fab", "bitops_720p_g", "storage_mb"]].mean().reindex(order)
+    # A mean over fewer images than the other rows have is not comparable, so it is not shown.
+    images = df.groupby(["scale"])[["dataset", "image"]].apply(lambda part: len(part.drop_duplicates()))
+    complete = df.groupby(keys, sort=False).size().reindex(order) == images.reindex(order, level=0).to_numpy()
+    means.loc[~complete, ["fab", "bitops_720p_g"]] = math.nan
+    paper = pd.concat({**parts, OVERALL: means}, axis="columns")
+    network = (df.groupby(keys, sort=False)["macs_g"].max().reindex(order) > 0).to_numpy()
+    costs = [column for column in paper.columns if column[1] in ("fab", "bitops_720p_g", "storage_mb")]
+    paper.loc[~network, costs] = math.nan  # interpolation has no bits to count
+    return paper
+
+
+def _shown(paper: pd.DataFrame) -> list[tuple[str, str]]:
+    """Columns of the main table: cost once for all images, quality and FAB by dataset."""
+    per_dataset = ("psnr_db", "ssim", "fab")
+    pairs = zip(paper.columns.get_level_values(0), paper.columns.get_level_values(1), strict=True)
+    return [(str(d), str(n)) for d, n in pairs if n in _SHOWN and (d == OVERALL or n in per_dataset)]
+
+
+def _texts(paper: pd.DataFrame) -> pd.DataFrame:
+    columns = _shown(paper)
+    texts = {(d, n): [_number(v, _SHOWN[n][1]) for v in paper[(d, n)]] for d, n in columns}
+    frame = pd.DataFrame(texts, index=paper.index, columns=pd.MultiIndex.from_tuples(columns))
+    heads = pd.MultiIndex.from_tuples([(d, _SHOWN[n][0]) for d, n in columns])
+    return _relabel(frame.set_axis(heads, axis="columns"))
+
+
+def _best(paper: pd.DataFrame) -> pd.DataFrame:
+    """True where a number, as printed, is the best among quantized rows of its scale and backbone."""
+    columns = _shown(paper)
+    network = paper[(OVERALL, "storage_mb")].notna()
+    quantized = network & (paper.index.get_level_values("scheme") != REFERENCE)
+    bold = pd.DataFrame(False, index=paper.index, columns=paper.columns)[columns]
+    for _, rows in paper[quantized].groupby(level=["scale", "backbone"], sort=False):
+        for column in columns:
+            _, form, more = _SHOWN[column[1]]
+            printed = rows[column].map(lambda value, form=form: float(format(value, form).replace(",", "")))
+            bold.loc[rows.index, column] = printed == (printed.max() if more else printed.min())
+    return bold
+
+
+def _drops(table: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
+    """Drop against the reference as text, a column a dataset."""
+    texts = table.assign(text=[drop_text(row) for row in table.to_dict("records")])
+    return _relabel(by_dataset(texts, ["scale", "backbone", "scheme"]).reindex(paper.index))
+
+
+def _relabel(frame: pd.DataFrame) -> pd.DataFrame:
+    """The index as text, without the scale where there is but one."""
+    several = frame.index.get_level_values("scale").nunique() > 1
+    labels = [((f"x{x}", b, s) if several else (b, s)) for x, b, s in frame.index]
+    names = ["Scale", "Backbone", "Scheme"] if several else ["Backbone", "Scheme"]
+    return frame.set_axis(pd.MultiIndex.from_tuples(labels, names=names), axis="index")
+
+
+def _number(value: float, form: str, known: bool = True) -> str:
+    return format(value, form) if known and not math.isnan(value) else MISSING
+
+
+def _pad(text: str, width: int, left: bool) -> str:
+    return text.ljust(width) if left else text.rjust(width)
+
+
+def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text: str, notes: Sequence[str]) -> str:
+    cells = [
+        [f"**{v}**" if b else _md(v) for v, b in zip(line, flags, strict=True)]
+        for line, flags in zip(shown.to_numpy().tolist(), bold.to_numpy().tolist(), strict=True)
+    ]
+    parts = [_md_table(shown, [": ".join(pair) for pair in shown.columns], cells), _md(text)]
+    parts += ["PSNR drop against the reference, dB:", markdown_table(drops)]
+    parts += ["Not run:\n\n" + "\n".join(f"- {_md(note)}" for note in notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def by_dataset(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The column "text" of long rows, wide: a column a dataset, in order of appearance but `OVERALL` last."""
+    order = pd.MultiIndex.from_frame(lines[list(keys)].drop_duplicates())
+    datasets = sorted(lines["dataset"].unique(), key=lambda name: name == OVERALL)
+    wide = lines.pivot(index=list(keys), columns="dataset", values="text").reindex(index=order, columns=datasets)
+    wide.columns.name = None
+    return wide.fillna(MISSING)
+
+
+def without_lone_scale(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame without the scale in its index, where there is but one."""
+    return frame if frame.index.get_level_values("scale").nunique() > 1 else frame.droplevel("scale")
+
+
+def markdown_table(texts: pd.DataFrame) -> str:
+    """A frame of texts, with its index, as a Markdown table."""
+    return _md_table(texts, [str(name) for name in texts.columns], [[_md(v) for v in row] for row in texts.to_numpy()])
+
+
+def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) -> str:
+    head = [_md(str(name)) for name in [*frame.index.names, *headings]]
+    rule = ["---"] * frame.index.nlevels + ["---:"] * len(headings)
+    labels = [[_md(label) for label in key] for key in frame.index]
+    lines = [key + line for key, line in zip(labels, cells, strict=True)]
+    return markdown_lines([head, rule, *lines])
+
+
+def markdown_lines(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells, the heading and its rule the first two, as a Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+def _md(text: str) -> str:
+    """Text that Markdown prints as it is."""
+    escaped = " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
+    return escaped.replace("|", "\\|").replace("*", "\\*").replace("`", "\\`")
+
+
+def _latex(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text: str, notes: Sequence[str]) -> str:
+    css = bold.map(lambda best: "textbf:--rwrap;" if best else "").to_numpy()
+    under = [f"Not run: {_tex(note)}." for note in notes]
+    body = [r"\begin{table*}", r"\centering", rf"\caption{{{_tex(text)}}}", r"\small", _tabular(shown, css)]
+    body += [r"\par\medskip PSNR drop against the reference, dB\par\smallskip", _tabular(drops, None)]
+    body += [r"\par\medskip\footnotesize " + r" \\ ".join(under)] if under else []
+    return "\n".join([r"% needs \usepackage{booktabs}", *body, r"\end{table*}", ""])
+
+
+def _tabular(frame: pd.DataFrame, css: Any) -> str:
+    styler = frame.style.format(_tex).format_index(_tex, axis="index").format_index(_tex, axis="columns")
+    if css is not None:
+        styler = styler.apply(lambda _: css, axis=None)
+    columns = "l" * frame.index.nlevels + "r" * frame.shape[1]
+    tex: str = styler.to_latex(hrules=True, column_format=columns, multicol_align="c", multirow_align="naive")
+    if frame.columns.nlevels > 1:
+        tex = tex.replace(" \\\\\n", " \\\\\n" + _group_rules(frame), 1)
+    return tex.rstrip()
+
+
+def _group_rules(frame: pd.DataFrame) -> str:
+    """A rule under each dataset's heading; pandas draws none."""
+    start, rules = frame.index.nlevels + 1, ""
+    for count in frame.columns.get_level_values(0).value_counts(sort=False):
+        rules += rf"\cmidrule(lr){{{start}-{start + count - 1}}} "
+        start += count
+    return rules.rstrip() + "\n"
+
+
+def _tex(text: Any) -> str:
+    return str(text).translate(_TEX)

@@ -1,0 +1,106 @@
+"""Files of tensors: safetensors, written whole or not at all, maybe compressed against another file."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cadyq.checkpoints.difference import decode, encode, entries_from_json, entries_to_json
+from cadyq.data.images import sha256_file
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import replacing
+
+COMPRESSED = ("entries", "plain_sha256", "parent", "parent_sha256")  # in the header of what `compress` wrote
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all."""
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # hides what the system said in its text
+            found = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) if found else error from error
+        temporary.chmod(0o644)  # safetensors makes files that only their owner can read
+
+
+def compress(path: Path, parent: Path) -> None:
+    """Store a file of `save_model` as its difference to `parent`, without loss. It keeps its `network_sha256`.
+
+    Args:
+        path: replaced, whole or not at all.
+        parent: full-precision file in the same folder that the network was trained from; each file of that backbone
+            will do, but the nearer the smaller.
+    """
+    tensors, metadata = read_tensors(path)
+    stream, entries = encode(tensors, read_tensors(parent)[0])
+    metadata |= {"entries": entries_to_json(entries), "plain_sha256": network_sha256(path)}
+    metadata |= {"parent": parent.name, "parent_sha256": network_sha256(parent)}
+    write_tensors({"stream": stream}, path, metadata)
+
+
+def network_sha256(path: Path) -> str:
+    """SHA-256 of a file of tensors as 64 hex digits; of one that is compressed, that of the file it was made of.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        compressed_from = (file.metadata() or {}).get("plain_sha256")
+    return compressed_from or sha256_file(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file; of one that is compressed, those of the file it was made of.
+
+    Raises:
+        UserError: missing, damaged, made for another parent, or with a value that is not finite.
+    """
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+    if "stream" in tensors and "parent" in metadata:
+        tensors = _decompressed(tensors["stream"], path, metadata)
+        metadata = {key: value for key, value in metadata.items() if key not in COMPRESSED}
+    check_finite(tensors, str(path))
+    return tensors, metadata
+
+
+def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    parent = path.with_name(Path(metadata["parent"]).name)
+    if not parent.exists():
+        raise UserError(f"{path}: holds its difference to {parent.name}, which is not beside it; copy that there too")
+    there, _ = read_tensors(parent)
+    if network_sha256(parent) != metadata.get("parent_sha256"):
+        raise UserError(f"{path}: was made for another {parent.name} than the one beside it; fetch both again")
+    try:
+        return decode(stream, entries_from_json(metadata.get("entries", "")), there)
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); fetch the file again") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, of which only the header is read until a tensor is asked for."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; give the path of a .safetensors file or zoo:NAME") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise UserError naming the first tensor with a value that is not finite."""
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{source}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")

@@ -1,0 +1,137 @@
+"""What all command-line programs share."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import math
+import re
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from cadyq.utils.errors import UserError
+
+# what to do about a file system that takes no more
+UNWRITABLE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that may be written",
+    errno.EFBIG: "raise the limit of file sizes",
+}
+
+
+MOST_SEED = 2**31 - 1  # what every generator of random numbers takes
+MOST_THREADS = 1024
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line as `exit_status` says what is wrong with a file: on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        words = re.sub("^argument ([^:]+):", r"\1", message)
+        self.exit(2, f"error: {words}; see {self.prog} --help\n")
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The `type` of an option that takes whole (or real) numbers in a range, ends included."""
+
+    least: float
+    most: float = math.inf
+    whole: bool = True
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and self.least <= value <= self.most):
+            kind = "a whole number" if self.whole else "a number"
+            span = f"from {self.least} to {self.most}" if math.isfinite(self.most) else f"of {self.least} or more"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: give {kind} {span}")
+        return value
+
+
+def add_threads_option(parser: argparse._ActionsContainer) -> None:
+    """The option `--threads`; None where it is not given."""
+    parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads")
+
+
+def add_debug_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--debug`; hand its value to `exit_status`."""
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
+
+
+STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
+
+
+def exit_status(action: Callable[[], object], debug: bool = False) -> int:
+    """Run `action` and turn how it ends into an exit status.
+
+    Returns:
+        0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
+        interrupted, 143 when terminated. With `debug`, the traceback of an error goes before its line.
+    """
+    with _stopping() as signals:
+        try:
+            action()
+        except (Exception, KeyboardInterrupt) as error:
+            # libraries turn an interrupt within their C code into errors of other names
+            if signals or isinstance(error, KeyboardInterrupt):
+                word, status = STOPPED[signals[0] if signals else signal.SIGINT]
+                print(f"{word}: finished work is kept, the same command goes on from there", file=sys.stderr)
+                return status
+            if isinstance(error, UserError):
+                return _failed(str(error), debug)
+            if isinstance(error, OSError) and error.errno in UNWRITABLE:
+                where = f"{error.filename}: " if error.filename else ""
+                remedy = f"{UNWRITABLE[error.errno]}, then run the same command again"
+                return _failed(f"{where}{error.strerror}; {remedy}", debug)
+            raise
+    return 0
+
+
+def _failed(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _stopping() -> Iterator[list[signal.Signals]]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files are taken away; yields what came."""
+    came: list[signal.Signals] = []
+
+    def stop(number: int, frame: object) -> None:
+        came.append(signal.Signals(number))
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # only the main thread may handle signals
+        return
+    before = {number: signal.signal(number, stop) for number in STOPPED}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises UserError before any work where `folder` cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another command may have taken it away
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error

@@ -1,0 +1,82 @@
+"""`python -m cadyq.derive SCHEME`: take over a trained network, weights and ranges, and choose its bits another way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from cadyq.checkpoints.io import load_model, resolve, save_model
+from cadyq.checkpoints.tensors import network_sha256
+from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, exit_status
+from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
+from cadyq.schemes.base import SCHEMES
+from cadyq.training.derive import derive, mean_fab
+from cadyq.training.photographs import find_photographs, load_bank
+from cadyq.utils.files import write_text
+from cadyq.utils.locks import alone_in
+from cadyq.utils.options import parse_options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m cadyq.derive", description=__doc__)
+    parser.add_argument(
+        "scheme", help="a scheme that is derived, such as static; or the parent's own, for another --option"
+    )
+    parser.add_argument("--parent", required=True, help="trained network: zoo:NAME or a .safetensors file")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
+    parser.add_argument(
+        "--mean-bits",
+        type=Numbers(MIN_BITS, FULL_PRECISION, whole=False),
+        help="FAB to aim for; the parent's own by default",
+    )
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the scheme")
+    parser.add_argument("--patches", type=Numbers(1, 1_000_000), default=96, help="number of training patches")
+    parser.add_argument("--lr-patch", type=Numbers(1), default=64, help="their side in LR pixels")
+    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"))
+    add_threads_option(parser)
+    add_debug_option(parser)
+    return parser
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Derive what the command line asks for; return the path of the model."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    parent = load_model(args.parent)
+    bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)
+    training, _ = bank.split()
+    batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
+    network = derive(parent, args.scheme, batch.lr, batch.hr, args.mean_bits, **parse_options(args.option))
+    path: Path = args.out / "model.safetensors"
+    parent_path = resolve(args.parent)
+    facts = {
+        "backbone": parent.name,
+        "scheme": args.scheme,
+        "scale": parent.scale,
+        "derived_from": {"name": parent_path.stem, "sha256": network_sha256(parent_path)},
+        "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "
+        f"{len(training.images)} photographs",
+        "seed": args.seed,
+        "mean_bits_asked": args.mean_bits,
+        "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
+        "torch": torch.__version__,
+    }
+    with alone_in(args.out):  # the two files belong together
+        save_model(network, path)
+        write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
+    return path
+
+
+def main() -> int:
+    args = build_parser().parse_args()
+    return exit_status(lambda: print(run(args)), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

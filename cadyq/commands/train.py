@@ -1,0 +1,194 @@
+"""`python -m cadyq.train`: train a network, from a trained parent or from scratch, by a recipe.
+
+The same command goes on where it was stopped. `torchrun --nproc-per-node N -m cadyq.train ...` runs on N processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cadyq.commands.cli import (
+    MOST_SEED,
+    MOST_THREADS,
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_threads_option,
+    exit_status,
+)
+from cadyq.models.network import SRNetwork
+from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.training.distributed import Processes, choose_device, join, leave
+from cadyq.training.patches import PatchDataset
+from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
+from cadyq.training.recipes import Recipe, load_recipe
+from cadyq.training.start import (
+    CALIBRATION_SIDE,
+    Source,
+    calibration_network,
+    calibration_patches,
+    load_parent,
+    load_teacher,
+    quantized_from,
+    random_parent,
+)
+from cadyq.training.trainer import CHECKPOINT_SECONDS, Settings, Trainer
+from cadyq.utils.errors import UserError
+
+DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m cadyq.train", description=__doc__)
+    what = parser.add_argument_group("what is trained")
+    what.add_argument("--recipe", required=True, help="fp32, finetune, cadyq, cpu, paper, or a .toml file")
+    what.add_argument("--backbone", required=True)
+    what.add_argument("--scheme", help="as in pams:w4a4; the recipe's by default")
+    what.add_argument("--scale", type=Numbers(2, 4), default=4)
+    what.add_argument("--init", help="trained parent: zoo:NAME or a .safetensors file")
+    what.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    what.add_argument("--size", nargs="+", default=[], metavar="NAME=N", help="with --from-scratch: n_feats=32 ...")
+    what.add_argument("--teacher", help="zoo:NAME or a .safetensors file; who else it is says the recipe")
+    what.add_argument("--steps", type=Numbers(1))
+    what.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step, over all processes")
+    what.add_argument("--target-fab", type=Numbers(0, FULL_PRECISION, whole=False))
+    what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other values for keys of the recipe")
+    what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0)
+    data = parser.add_argument_group("photographs")
+    data.add_argument("--data-root", type=Path, help="folder of training photographs")
+    data.add_argument("--bank", type=Path, help="one file of photographs (python -m cadyq.training.photographs)")
+    data.add_argument("--cache", type=Path, default=Path(".cache"), help="decoded photographs are kept here")
+    how = parser.add_argument_group("how it runs")
+    how.add_argument("--out", type=Path, required=True)
+    how.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    add_threads_option(how)
+    how.add_argument("--workers", type=Numbers(0, MOST_THREADS), default=1, help="threads that crop the next batches")
+    how.add_argument("--amp", action="store_true", help="convolutions in half precision (CUDA)")
+    how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
+    how.add_argument("--checkpoint-seconds", type=Numbers(0, whole=False), default=CHECKPOINT_SECONDS)
+    add_plugin_option(parser)
+    add_debug_option(parser)
+    return parser
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe with what the command line changes."""
+    recipe = load_recipe(args.recipe, args.backbone).with_settings(args.set)
+    changes = {"scheme": args.scheme, "steps": args.steps, "batch": args.batch, "target_fab": args.target_fab}
+    return recipe.with_changes(**changes)
+
+
+def parent_of(args: argparse.Namespace) -> Source:
+    """The network to start from, which has to be asked for.
+
+    Raises:
+        UserError: neither a parent nor random weights are asked for, or both.
+    """
+    if args.from_scratch and args.init:
+        raise UserError(f"--from-scratch and --init {args.init} exclude each other: drop one")
+    if args.from_scratch:
+        return random_parent(args.backbone, args.scale, args.size)
+    if not args.init:
+        raise UserError(f"recipe {args.recipe!r} has no start: pass --init FILE, or --from-scratch for random weights")
+    return load_parent(args.init, args.backbone, args.scale)
+
+
+def bank_of(args: argparse.Namespace, recipe: Recipe, teacher: SRNetwork | None, device: torch.device) -> PatchDataset:
+    """All photographs, with the teacher's outputs if the loss asks for them."""
+    if (args.data_root is None) == (args.bank is None):
+        raise UserError("photographs: pass either --data-root DIR or --bank FILE")
+    photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
+    bank = load_bank(photographs, args.scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
+    return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
+
+
+def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
+    """The bank on the device if it fits, else as it is."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if bank.nbytes() > DEVICE_SHARE * free:
+            sizes = f"{bank.nbytes() / 2**30:.1f} GiB of photographs, {free / 2**30:.1f} GiB free"
+            logging.warning("--bank-on-device: %s; they stay in main memory", sizes)
+            return bank
+    return bank.to(device)
+
+
+def provenance_of(args: argparse.Namespace, recipe: Recipe, parts: tuple[PatchDataset, PatchDataset]) -> dict[str, Any]:
+    """What training.json says of data and command; networks come on top."""
+    source = args.data_root or args.bank
+    return {
+        "backbone": args.backbone,
+        "scheme": recipe.scheme,
+        "scale": args.scale,
+        "data": f"{source.name}: {len(parts[0].images)} photographs, {len(parts[1].images)} more held out",
+        "torch": torch.__version__,
+    }
+
+
+def train(args: argparse.Namespace, processes: Processes) -> Path:
+    """Run what the command line asks for; return the path of the trained full-precision model."""
+    load_plugins(args.plugin)
+    device = processes.device
+    if args.amp and device.type != "cuda":
+        raise UserError(f"--amp needs a CUDA device and this run is on the {device.type}: leave it out")
+    torch.manual_seed(args.seed)
+    recipe, parent = recipe_of(args), parent_of(args)
+    processes.share(recipe.batch)
+    teacher = load_teacher(args.teacher, recipe, parent)
+    if teacher is None:
+        recipe = recipe.without_teacher()
+    guide = teacher.network if teacher else None
+    training, held_out = processes.in_turn(lambda: bank_of(args, recipe, guide, device)).split()
+    reference = calibration_network(parent.network, guide)
+    patches = calibration_patches(training)
+    network = quantized_from(parent.network, reference.cpu(), recipe.scheme, patches, recipe.scheme_options)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    processes.same_start(network)
+    if args.amp:
+        for module in network.modules():
+            if isinstance(module, QuantConv2d):
+                module.arithmetic = torch.float16
+    provenance = provenance_of(args, recipe, (training, held_out)) | {
+        "parent": parent.facts,
+        "teacher_sha256": teacher.facts["sha256"] if teacher else None,
+        "device": device.type,
+        "processes": processes.count,
+        "mixed_precision": args.amp,
+    }
+    if args.bank_on_device:
+        training = on_device(training, device)
+    settings = Settings(args.workers, args.amp, args.checkpoint_seconds)
+    with processes.alone_in(args.out):
+        return Trainer(
+            network, recipe, training, held_out, args.out, provenance, args.seed, guide, processes, settings
+        ).run()
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    args = build_parser().parse_args()
+
+    def act() -> None:
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        processes = join(choose_device(args.device))
+        try:
+            path = train(args, processes)
+        finally:
+            leave(processes)
+        if processes.first:
+            print(path)
+
+    return exit_status(act, args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Measure a network on a dataset in memory: `cadyq.evaluate`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from cadyq.data.datasets import Dataset, load
+from cadyq.inference.threads import one_thread
+from cadyq.metrics.measure import measure_image
+from cadyq.models.network import SRNetwork
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def evaluate(
+    network: SRNetwork,
+    dataset: str | Dataset,
+    data_root: str | Path | None = None,
+    modes: Sequence[str] = ("image", "patch"),
+) -> pd.DataFrame:
+    """PSNR, SSIM, FAB and BitOPs of a network on every image of a dataset, as the records of a run have them.
+
+    As there, the network runs on one CPU thread, so that the number of cores changes no digit.
+
+    Args:
+        network: of `create_model`, `load_model` or `quantize`.
+        dataset: "Set5" or another benchmark set, "skimage" for the photographs inside scikit-image, or a `Dataset`.
+        data_root: the folder that holds `benchmark/`; not needed for "skimage".
+        modes: of "image" (one choice of bits for the whole image) and "patch" (LR tiles of 96, step 90).
+
+    Returns:
+        One row an image and mode; columns as in `analysis.records.load`.
+
+    Raises:
+        UserError: the dataset is not there, or an image of it cannot be read.
+    """
+    import pandas as pd
+
+    root = None if data_root is None else Path(data_root)
+    images = load(dataset, network.scale, root) if isinstance(dataset, str) else dataset
+    device = next(network.parameters(), torch.zeros(())).device
+    identity = {
+        "backbone": network.name,
+        "scheme": "fp32" if network.scheme is None else network.scheme.label(),
+        "scale": network.scale,
+        "dataset": images.name,
+        "weights_sha256": state_sha256(network),
+    }
+    training = network.training
+    network.eval()
+    with one_thread():
+        rows = [row for pair in images for row in measure_image(network, pair, modes, identity, device).values()]
+    network.train(training)
+    return pd.DataFrame(rows)
+
+
+def state_sha256(network: SRNetwork) -> str:
+    """SHA-256 of all tensors of a network and of its scheme, as hex digits."""
+    digest = hashlib.sha256(repr(network.scheme).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Running a trained network over whole images: tiles, batches of tiles, bit maps."""

@@ -1,0 +1,142 @@
+"""Running a network over an image tile by tile: what the harness measures and what `cadyq.upscale` writes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from cadyq.inference.tiles import Tile, group_by_size, image_size, overlap_share, place, split
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.cost import bitops_at
+from cadyq.quantizers.layers import frozen_weights
+from cadyq.quantizers.trace import Trace, trace_forward
+
+BATCH_PIXELS = 96 * 96 * 8  # LR pixels a forward, so that a batch of tiles fits any machine
+REFERENCE_BITS = 8  # bits of weights and activations that a dynamic choice is held against
+
+
+@dataclass(frozen=True)
+class TiledForward:
+    """What running one image gave.
+
+    Attributes:
+        sr: uint8 (3, H, W).
+        tile_fab: mean activation bits over the points that count, float (T,), one a tile in the order given.
+        quantized, fp32, selector: BitOPs, sums over the tiles.
+        macs: multiply-adds, sum over the tiles.
+        seconds: wall-clock.
+        network, tiles: what was run, and on what.
+    """
+
+    sr: Tensor
+    tile_fab: Tensor
+    quantized: float
+    fp32: float
+    selector: float
+    macs: float
+    seconds: float
+    network: SRNetwork = field(repr=False)
+    tiles: Sequence[Tile] = field(repr=False)
+
+    @property
+    def patches(self) -> int:
+        return len(self.tile_fab)
+
+    @property
+    def fab(self) -> float:
+        return float(self.tile_fab.double().mean())
+
+    @property
+    def bitops(self) -> float:
+        return self.quantized + self.fp32 + self.selector
+
+    @property
+    def eight_bit(self) -> float:
+        """BitOPs of the same tiles with `REFERENCE_BITS` bits wherever a scheme may quantize, and no selector."""
+        sizes = [(len(group), self.tiles[group[0]]) for group in group_by_size(self.tiles)]
+        return sum(
+            n * bitops_at(self.network, tile.height, tile.width, REFERENCE_BITS, REFERENCE_BITS) for n, tile in sizes
+        )
+
+    @property
+    def overlap(self) -> float:
+        """How much more pixels the tiles hold than the image, as a share."""
+        return overlap_share(self.tiles)
+
+
+@torch.no_grad()
+def run_tiles(
+    network: SRNetwork,
+    lr: Tensor,
+    tiles: Sequence[Tile],
+    device: torch.device,
+    hr: Tensor | None = None,
+    on_tiles: Callable[[int], object] | None = None,
+) -> TiledForward:
+    """Super-resolve `lr` tile by tile; tiles of one size run as batches; each SR tile is rounded first.
+
+    SR of a batch goes into the 8-bit result at once: beside that, memory holds one batch, however large the image.
+
+    Args:
+        network: in eval mode, on `device`.
+        lr: uint8 (3, h, w).
+        tiles: a grid over `lr`.
+        device: to run on.
+        hr: uint8 (3, h scale, w scale), shown to a scheme that reads HR (an oracle) and to no other.
+        on_tiles: told how many tiles each batch finished.
+    """
+    started = time.perf_counter()
+    height, width = image_size(tiles)
+    out = torch.empty(3, height * network.scale, width * network.scale, dtype=torch.uint8)
+    tile_fab = torch.zeros(len(tiles))
+    costs = torch.zeros(4, dtype=torch.float64)
+    parts, answers = split(lr, tiles), _hr_tiles(network, hr, tiles)
+    with frozen_weights(network):
+        for indices in batches(tiles):
+            answer = _batch([answers[i] for i in indices], device) if answers else None
+            batch = _batch([parts[i] for i in indices], device).contiguous(memory_format=torch.channels_last)
+            sr, trace = trace_forward(network, batch, answer)
+            for i, image in zip(indices, sr.clamp(0, 255).round().to("cpu", torch.uint8), strict=True):
+                place(out, image, tiles[i], network.scale)
+            tile_fab[indices] = trace.fab().cpu()
+            costs += _costs(trace)
+            if on_tiles is not None:
+                on_tiles(len(indices))
+    seconds = time.perf_counter() - started
+    quantized, fp32, selector, macs = costs.tolist()
+    return TiledForward(out, tile_fab, quantized, fp32, selector, macs, seconds, network, tiles)
+
+
+def _batch(images: list[Tensor], device: torch.device) -> Tensor:
+    """Images of one size as float32 (B, 3, h, w) on the device. They travel as bytes, to a GPU from pinned memory."""
+    batch = torch.stack(images)
+    if device.type == "cuda":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True).float()
+
+
+def _costs(trace: Trace) -> Tensor:
+    """Quantized, FP32 and selector BitOPs and MACs of a batch, float64 (4,)."""
+    sums = [part.sum() for part in trace.bitops_split()]
+    macs = len(trace.context.lr) * trace.macs.total
+    return torch.stack([*sums, torch.tensor(float(macs), dtype=torch.float64)])
+
+
+def _hr_tiles(network: SRNetwork, hr: Tensor | None, tiles: Sequence[Tile]) -> list[Tensor]:
+    """The HR image cut as the LR image is, for a scheme that reads HR; empty for all others."""
+    if hr is None or network.scheme is None or not network.scheme.reads_hr:
+        return []
+    return split(hr, [tile.scaled(network.scale) for tile in tiles])
+
+
+def batches(tiles: Sequence[Tile]) -> Iterator[list[int]]:
+    """Indices of tiles of one size, at most `BATCH_PIXELS` (or one tile) at a time."""
+    for indices in group_by_size(tiles):
+        tile = tiles[indices[0]]
+        size = max(1, BATCH_PIXELS // (tile.height * tile.width))
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]

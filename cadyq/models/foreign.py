@@ -1,0 +1,348 @@
+"""Somebody else's network: any `nn.Module` from LR to SR, with quantization points put in front of its layers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from itertools import count
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d, QuantizedLayer, QuantLinear
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import closest
+
+_tokens = count()
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a network takes and gives images.
+
+    Attributes:
+        scale: SR pixels an LR pixel, per side.
+        pixel_range: value of white inside the network: 1 or 255. Outside it is 255.
+        multiple_of: both LR sides have to be a multiple of it; others are padded by reflection, and SR is cropped.
+    """
+
+    scale: int
+    pixel_range: float = 1.0
+    multiple_of: int = 1
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer that stays in FP32, and why."""
+
+    name: str
+    reason: str
+
+
+class ForeignNetwork(SRNetwork):
+    """A network that was not written for this project.
+
+    It computes what the wrapped network computes. Each layer named in `layers` is replaced by its quantizable twin,
+    which shares its parameters and carries a point of its own.
+
+    Args:
+        network: from (B, 3, h, w) to (B, 3, h scale, w scale). Its layers are replaced in place: pass a copy.
+        interface: see `Interface`.
+        layers: dotted names of the layers that a scheme may quantize: convolutions of any stride, dilation, padding and
+            groups, transposed convolutions and linear layers.
+
+    Attributes:
+        skipped: layers that stay in FP32, and why.
+    """
+
+    def __init__(self, network: nn.Module, interface: Interface, layers: Sequence[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.interface = interface
+        self.kind = type(network).__name__
+        self.skipped: list[Skipped] = []
+        self._token = next(_tokens)  # copies keep it: they run the same operations
+        for name in layers:
+            _replace(network, name, _twin(network.get_submodule(name), name))
+        options = asdict(interface) | {"layers": list(layers)}
+        self.register_points(options.pop("scale"), **options)
+        for point in self.points.values():  # of a layer: called after it
+            point.name = point.name.removesuffix(".point").removeprefix("network.")
+        self.points = {point.name: point for point in self.points.values()}
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The class of the wrapped network, in lower case."""
+        return self.kind.lower()
+
+    @property
+    def architecture(self) -> Hashable:
+        return self._token
+
+    def reasons(self) -> dict[str, str]:
+        return {f"network.{layer.name}": layer.reason for layer in self.skipped}
+
+    def forward(self, lr: Tensor) -> Tensor:
+        height, width = lr.shape[-2:]
+        x = padded(lr, self.interface.multiple_of) * (self.interface.pixel_range / 255)
+        sr = self.network(x)
+        if not isinstance(sr, Tensor):
+            raise UserError(f"{self.kind} returns a {type(sr).__name__}, not an image; wrap it so that it returns one")
+        return sr[..., : height * self.scale, : width * self.scale] * (255 / self.interface.pixel_range)
+
+
+def padded(lr: Tensor, multiple_of: int) -> Tensor:
+    """LR (B, 3, h, w) with its sides padded to a multiple, below and to the right, by reflection."""
+    below, right = (math.ceil(side / multiple_of) * multiple_of - side for side in lr.shape[-2:])
+    if not below and not right:
+        return lr
+    fits = below < lr.shape[-2] and right < lr.shape[-1]
+    return F.pad(lr, (0, right, 0, below), mode="reflect" if fits else "replicate")
+
+
+def quantizable_layers(network: nn.Module) -> tuple[list[str], list[Skipped]]:
+    """Dotted names of the layers that a scheme may quantize, and those that only look like it."""
+    found, skipped = [], []
+    for name, module in network.named_modules():
+        if type(module) in _TWINS:
+            reason = _obstacle(module)
+            skipped += [Skipped(name, reason)] if reason else []
+            found += [] if reason else [name]
+        elif isinstance(module, tuple(_TWINS)) and not isinstance(module, QuantizedLayer):
+            skipped.append(Skipped(name, f"{type(module).__name__} computes something of its own"))
+    return found, skipped
+
+
+def _obstacle(module: nn.Module) -> str:
+    """Why a plain layer cannot be replaced, empty where it can."""
+    if not isinstance(module.weight, nn.Parameter):
+        return "its weight is made of others (weight or spectral normalization)"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(vars(module).get(name) for name in hooks):
+        return "it has hooks, which a replacement would lose"
+    return ""
+
+
+def _twin(layer: nn.Module, name: str) -> QuantizedLayer:
+    """The quantizable twin of a layer, with a point in front of it."""
+    if type(layer) not in _TWINS:
+        raise UserError(
+            f"layer {name!r} is a {type(layer).__name__}: only plain convolutions and linear layers can be quantized"
+        )
+    twin = _TWINS[type(layer)].like(layer)  # type: ignore[attr-defined]
+    linear = isinstance(twin, QuantLinear)
+    channels = twin.in_features if linear else twin.in_channels
+    twin.point = QuantizationPoint(channels, feeds=[twin], channel_dim=-1 if linear else 1)
+    return twin  # type: ignore[no-any-return]
+
+
+_TWINS: dict[type[nn.Module], type[QuantizedLayer]] = {
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.Linear: QuantLinear,
+}
+
+
+def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(root.get_submodule(parent), last, module)
+
+
+@torch.no_grad()
+def watch_layers(network: nn.Module, lr: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """What a network returns for `lr`, and a fingerprint of what each of its layers read, in the order they ran."""
+    seen: dict[str, Tensor] = {}
+    samples = len(lr)
+
+    def look(name: str, x: Tensor) -> None:
+        rows = x.detach().reshape(samples, -1).float() if len(x) % samples == 0 else x.detach().reshape(1, -1).float()
+        seen.setdefault(name, torch.stack([rows.mean(1), rows.std(1), rows.amax(1)], 1))
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    ]
+    try:
+        return network(lr), seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class Inspection:
+    """What running a network on photographs told.
+
+    Attributes:
+        interface: how it takes images.
+        order: its layers in the order they ran, those alone whose input belongs to the images, sample by sample.
+        elsewhere: layers that ran on something else, such as a table of relative positions.
+    """
+
+    interface: Interface
+    order: list[str] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+
+
+CONSISTENT_DB = 25.0  # an SR image scaled down again is at least as near to its LR image as this
+CLEARLY_DB = 3.0  # and this much nearer than with the other pixel range
+
+
+def inspect(
+    network: nn.Module, lr: Tensor, scale: int | None = None, pixel_range: float | None = None, multiple_of: int = 1
+) -> Inspection:
+    """Find out how a network takes images, by running it on photographs.
+
+    Args:
+        network: from LR to SR, in eval mode.
+        lr: two LR photographs (2, 3, h, w) in 0..255, neither flat nor alike.
+        scale: where it is known.
+        pixel_range: where it is known.
+        multiple_of: see `Interface`.
+
+    Raises:
+        UserError: the network does not run on these, gives no image, or its range cannot be told.
+    """
+    name, ranges = type(network).__name__, [1.0, 255.0] if pixel_range is None else [float(pixel_range)]
+    lr = padded(lr, multiple_of)
+    runs = {white: _run(network, lr * (white / 255)) for white in ranges}
+    quality = {white: _agreement_db(sr * (255 / white), lr) for white, (sr, _) in runs.items()}
+    best = max(quality, key=lambda white: quality[white])
+    found = _scale_of(name, lr, runs[best][0])
+    if scale is not None and scale != found:
+        raise UserError(f"{name} upscales by {found}, not by scale={scale}; leave scale out")
+    others = [value for white, value in quality.items() if white != best]
+    if others and (quality[best] < CONSISTENT_DB or quality[best] - max(others) < CLEARLY_DB):
+        seen = ", ".join(f"{value:.1f} dB with 0..{white:g}" for white, value in quality.items())
+        raise UserError(
+            f"{name}: it does not show whether its pixels run from 0 to 1 or to 255 (SR scaled down again agrees with "
+            f"LR to {seen}); pass pixel_range=1 or pixel_range=255"
+        )
+    together = runs[best][1]
+    _, alone = _run(network, lr[1:] * (best / 255))
+    own = [key for key, value in together.items() if len(value) == len(lr) and _alike(value[1:], alone[key])]
+    return Inspection(Interface(found, best, multiple_of), own, [key for key in together if key not in own])
+
+
+def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    name = type(network).__name__
+    try:
+        sr, layers = watch_layers(network, x)
+    except UserError:
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(
+            f"{name} does not run on LR images {tuple(x.shape)}: {what}; pass multiple_of=N where it needs sides that "
+            "are multiples of N"
+        ) from error
+    _scale_of(name, x, sr)
+    return sr, layers
+
+
+def _agreement_db(sr: Tensor, lr: Tensor) -> float:
+    """PSNR of SR scaled down again against LR, both in 0..255."""
+    small = F.interpolate(sr, size=lr.shape[-2:], mode="bicubic", antialias=True)
+    error = (small - lr).square().mean()
+    return float(10 * torch.log10(255**2 / error.clamp_min(1e-9))) if bool(error.isfinite()) else -math.inf
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True)
+
+
+def _scale_of(name: str, lr: Tensor, sr: Any) -> int:
+    """The upscaling factor that the shapes show."""
+    if not isinstance(sr, Tensor) or sr.dim() != 4 or sr.shape[:2] != lr.shape[:2]:
+        given = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+        raise UserError(f"{name} makes {given} of LR images {tuple(lr.shape)}, not SR images (N, 3, H, W)")
+    factors = [out / side for out, side in zip(sr.shape[-2:], lr.shape[-2:], strict=True)]
+    if factors[0] != factors[1] or factors[0] != int(factors[0]):
+        raise UserError(f"{name} makes {tuple(sr.shape[-2:])} pixels of {tuple(lr.shape[-2:])}: no whole scale")
+    return int(factors[0])
+
+
+def wrap(
+    network: nn.Module, interface: Interface, layers: Sequence[str], skipped: Sequence[Skipped] = ()
+) -> ForeignNetwork:
+    """A copy of a network, with points at the named layers, in eval mode."""
+    wrapped = ForeignNetwork(copy.deepcopy(network), interface, layers)
+    wrapped.skipped = list(skipped)
+    return wrapped.eval()
+
+
+def prepare(
+    network: nn.Module,
+    patches: Tensor,
+    exclude: Sequence[str] | None = None,
+    scale: int | None = None,
+    pixel_range: float | None = None,
+    multiple_of: int = 1,
+) -> SRNetwork:
+    """A copy of somebody else's network with points in front of its layers, still in FP32.
+
+    Args:
+        network: see `cadyq.quantize`.
+        patches: LR photographs (N, 3, h, w) in 0..255, N of 2 or more.
+        exclude, scale, pixel_range, multiple_of: see there.
+    """
+    parameter = next(network.parameters(), None)
+    if parameter is None:
+        raise UserError(f"{type(network).__name__} has no parameters, so there is nothing to quantize")
+    mode = network.training
+    seen = inspect(network.eval(), _two_unlike(patches).to(parameter.device), scale, pixel_range, multiple_of)
+    network.train(mode)
+    usable, skipped = quantizable_layers(network)
+    ran = [name for name in seen.order if name in usable]
+    never = "it never ran as a layer; what reads its weight is not seen"
+    other = "its input is no feature map of the images"
+    skipped += [Skipped(n, other if n in seen.elsewhere else never) for n in usable if n not in ran]
+    chosen = (
+        {ran[0], ran[-1]} if exclude is None and ran else matching(exclude or [], [*ran, *(s.name for s in skipped)])
+    )
+    reason = "first or last layer" if exclude is None else "excluded"
+    skipped += [Skipped(name, reason) for name in ran if name in chosen]
+    layers = [name for name in ran if name not in chosen]
+    if not layers:
+        raise UserError(f"{type(network).__name__}: no layer is left to quantize; exclude fewer")
+    return wrap(network, seen.interface, layers, skipped)
+
+
+def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+    """The names that a pattern matches.
+
+    Raises:
+        UserError: a pattern matches none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise UserError(
+                f"exclude {pattern!r} matches no layer{closest(pattern, names)}; print(network) shows the names"
+            )
+        found |= matched
+    return found
+
+
+def _two_unlike(patches: Tensor) -> Tensor:
+    """The two patches with the most detail."""
+    if len(patches) < 2:
+        patches = torch.cat([patches, patches.flip(-1)])
+    detail = patches.flatten(1).std(1)
+    return patches[detail.argsort(descending=True)[:2]]
+
+
+def example_images(side: int = 48) -> Tensor:
+    """Two LR images (2, 3, side, side) in 0..255 with detail, the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(2, 3, side // 4, side // 4, generator=generator) * 255
+    return F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 255)

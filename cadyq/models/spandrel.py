@@ -1,0 +1,45 @@
+"""Networks that spandrel knows: SwinIR, HAT, DAT, RCAN, SPAN, CRAFT and others (`pip install cadyq[foreign]`)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cadyq.models.foreign import Interface
+from cadyq.utils.errors import UserError
+
+PREFIX = "spandrel:"
+
+
+def read(path: Path) -> tuple[nn.Module, Interface]:
+    """The network of a published checkpoint, in eval mode, and how it takes images.
+
+    Args:
+        path: .pth, .pt or .safetensors, of an architecture that spandrel knows.
+
+    Raises:
+        UserError: spandrel is not installed, the file cannot be read or is of no super-resolution network for RGB.
+    """
+    if not path.is_file():
+        raise UserError(f"{PREFIX}{path}: no such file; give the path of a checkpoint")
+    loader = _loader()
+    try:
+        found = loader.load_from_file(str(path))
+    except Exception as error:  # whatever a foreign file does to its reader
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{PREFIX}{path}: spandrel cannot read it ({reason}); give another checkpoint") from error
+    if getattr(found, "scale", 1) < 2 or found.input_channels != 3 or found.output_channels != 3:
+        raise UserError(f"{PREFIX}{path}: {found.architecture.id} does not upscale RGB images; give another checkpoint")
+    needs = found.size_requirements
+    return found.model.eval(), Interface(found.scale, 1.0, math.lcm(max(1, needs.multiple_of or 1)))
+
+
+def _loader() -> Any:
+    try:
+        from spandrel import ModelLoader
+    except ImportError as error:
+        raise UserError(f"{PREFIX}...: spandrel cannot be imported ({error}); pip install 'cadyq[foreign]'") from error
+    return ModelLoader(device="cpu")

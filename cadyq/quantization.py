@@ -1,0 +1,144 @@
+"""Quantize a network in one call: `cadyq.quantize`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cadyq.data.images import images_among, read_rgb
+from cadyq.models.foreign import matching, prepare
+from cadyq.models.network import SRNetwork
+from cadyq.schemes.calibration import calibrated, observe
+from cadyq.schemes.factory import parse_scheme
+from cadyq.utils.errors import UserError
+
+PATCHES = 64  # LR patches that calibration sees
+SIDE = 48  # of a patch, LR pixels
+LEAST_SIDE = 8
+
+# what calibration images may be given as
+Images = str | Path | Tensor | NDArray[np.uint8] | Iterable[str | Path | Tensor | NDArray[np.uint8]]
+
+
+def quantize(
+    network: nn.Module,
+    scheme: str,
+    calibration: Images,
+    *,
+    exclude: Sequence[str] | None = None,
+    scale: int | None = None,
+    pixel_range: float | None = None,
+    multiple_of: int = 1,
+    **options: Any,
+) -> SRNetwork:
+    """A quantized copy of a network from LR to SR. `print` of it shows each layer with its bits.
+
+    Schemes that calibrate are ready to use. Those that are trained start from calibrated ranges; `python -m
+    cadyq.train` goes on from there.
+
+    Args:
+        network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It stays as it is.
+        scheme: as in a command: "pams:w8a8", "minmax:w4a8", "cadyq".
+        calibration: LR images: a folder, paths, uint8 arrays (h, w, 3), tensors (3, h, w) or (N, 3, h, w) in 0..255.
+        exclude: shell patterns ("head*") of the names of layers (of points, for a backbone of this project) that stay
+            in FP32. By default the first and the last layer that ran; `[]` excludes none.
+        scale: found by running the network, where it is not given.
+        pixel_range: 1 or 255, what white is to the network; found where it shows.
+        multiple_of: both sides of what the network is given are padded to a multiple of it.
+        **options: of the scheme (`search_space=(4, 5, 6)`).
+
+    Returns:
+        The network in eval mode. As every network of this project it takes and gives RGB in 0..255.
+
+    Raises:
+        UserError: unknown scheme or option, a pattern that matches nothing, images that cannot be read, a network
+            that does not run on them or whose pixel range does not show.
+    """
+    name, _, tag = parse_scheme(scheme)
+    if tag:
+        raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
+    patches = calibration_patches(calibration)
+    if isinstance(network, SRNetwork):
+        fp32 = _with_exclusions(network, exclude)
+    else:
+        fp32 = prepare(network, patches, exclude, scale, pixel_range, multiple_of)
+    parameter = next(network.parameters(), None)
+    if parameter is not None:
+        patches = patches.to(parameter.device)
+    return calibrated(fp32, scheme, observe(fp32, patches), options).eval()
+
+
+def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNetwork:
+    """A copy of a backbone of this project without a scheme."""
+    plain = network.without_scheme().eval()
+    names = {
+        name: [name, *(plain.layer_names[layer] for layer in point.layers)] for name, point in plain.points.items()
+    }
+    everything = [name for group in names.values() for name in group]
+    chosen = matching(exclude or [], everything)
+    plain.exclude([point for point, group in names.items() if chosen & set(group)])
+    return plain
+
+
+def calibration_patches(images: Images) -> Tensor:
+    """LR patches (N, 3, side, side) in 0..255, spread evenly over the images.
+
+    Raises:
+        UserError: no image, one that cannot be read, is too small, or is no image in 0..255.
+    """
+    loaded = list(_each(images))
+    if not loaded:
+        raise UserError("calibration: no image was given; pass a folder, paths, arrays or tensors of LR images")
+    side = min(SIDE, *(min(image.shape[-2:]) for image in loaded))
+    if side < LEAST_SIDE:
+        raise UserError(f"calibration: an image has a side of {side} pixels; give images of {LEAST_SIDE} or more")
+    share, rest = divmod(max(PATCHES, 2), len(loaded))
+    patches = [patch for k, image in enumerate(loaded) for patch in _spread(image, side, max(1, share + (k < rest)))]
+    return torch.stack(patches).float()
+
+
+def _spread(image: Tensor, side: int, number: int) -> list[Tensor]:
+    """That many square patches, evenly along the diagonals of an image (3, h, w)."""
+    height, width = image.shape[-2:]
+    steps = torch.linspace(0, 1, number).tolist()
+    places = [(t, t if k % 2 else 1 - t) for k, t in enumerate(steps)]
+    corners = [(round(y * (height - side)), round(x * (width - side))) for y, x in places]
+    return [image[:, top : top + side, left : left + side] for top, left in corners]
+
+
+def _each(images: Images) -> Iterable[Tensor]:
+    """Every image as a tensor (3, h, w) in 0..255."""
+    if isinstance(images, str | Path):
+        path = Path(images)
+        paths = images_among(path.iterdir()) if path.is_dir() else [path]
+        if not paths:
+            raise UserError(f"{path}: holds no .png, .jpg or other image; give a folder of LR images")
+        yield from (read_rgb(file) for file in paths)
+    elif isinstance(images, Tensor):
+        yield from (_in_range(image) for image in (images if images.dim() == 4 else [images]))
+    elif isinstance(images, np.ndarray):
+        arrays = images if images.ndim == 4 else [images]
+        yield from (_in_range(torch.from_numpy(np.ascontiguousarray(a)).movedim(-1, 0)) for a in arrays)
+    else:
+        for image in images:
+            yield from _each(image)
+
+
+def _in_range(image: Tensor) -> Tensor:
+    """An image in 0..255, checked."""
+    if image.dim() != 3 or len(image) != 3:
+        raise UserError(
+            f"calibration: an image of shape {tuple(image.shape)}; give RGB, (3, h, w) or an array (h, w, 3)"
+        )
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 255):
+        raise UserError(f"calibration: pixels run from {low:g} to {high:g}; give them in 0..255")
+    if image.is_floating_point() and high <= 1:
+        raise UserError(f"calibration: pixels run from {low:g} to {high:g}; multiply by 255")
+    return image

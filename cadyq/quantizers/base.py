@@ -1,0 +1,210 @@
+"""The two kinds of quantizers, for activations and for weights, and what calibration tells them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.functional import fake_quantize_weight, quantize_unit, straight_through
+from cadyq.utils.errors import UserError
+
+Granularity = Literal["tensor", "channel"]
+
+FULL_PRECISION = 32
+MIN_BITS, MAX_BITS = 2, 8
+
+# Share of the largest calibrated value where a trained clipping bound starts, by bit-width: fewer levels pay for
+# a tighter range. Measured on CARN-M before any training; training moves the bounds from there.
+RANGE_SHARE = {8: 1.0, 7: 0.9, 6: 0.75, 5: 0.65, 4: 0.5, 3: 0.4, 2: 0.3}
+
+
+class QuantizerOutput(NamedTuple):
+    """What a quantizer did.
+
+    Attributes:
+        value: fake-quantized feature map (B, C, H, W).
+        bits: bits used for each sample, int64 (B,).
+        bit_penalty: differentiable bit cost of each sample (B,), None for a scheme that chooses no bits.
+    """
+
+    value: Tensor
+    bits: Tensor
+    bit_penalty: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PointStatistics:
+    """What calibration saw at one point of the FP32 network.
+
+    Attributes:
+        minimum, maximum: over all calibration patches, scalars.
+        minimum_spread, maximum_spread: standard deviation over patches of each patch's extremes, scalars.
+        histogram: how many values fell into each of equal bins between minimum and maximum, float32 (N,).
+        log_std_mean, log_std_spread: mean and standard deviation over patches of log(std of a channel), (C,).
+        log_gradient_mean, log_gradient_spread: the same of the log image gradients of the patches, (2,).
+        gradient_quantiles: of the patches' image gradient (mean of the two directions), at equal steps from its
+            smallest to its largest, (Q,).
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+    minimum_spread: Tensor
+    maximum_spread: Tensor
+    histogram: Tensor
+    log_std_mean: Tensor
+    log_std_spread: Tensor
+    log_gradient_mean: Tensor
+    log_gradient_spread: Tensor
+    gradient_quantiles: Tensor
+
+    @property
+    def max_abs(self) -> Tensor:
+        return self.minimum.abs().maximum(self.maximum.abs())
+
+    @property
+    def bin_centers(self) -> Tensor:
+        """The middle of each bin of the histogram (N,)."""
+        share = (torch.arange(len(self.histogram), device=self.histogram.device) + 0.5) / len(self.histogram)
+        return self.minimum + share * (self.maximum - self.minimum)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviation of all values seen, from the histogram, a scalar."""
+        share = self.histogram.double() / self.histogram.double().sum()
+        centers = self.bin_centers.double()
+        mean = (share * centers).sum()
+        return (share * (centers - mean).square()).sum().sqrt().to(self.minimum.dtype)
+
+    def percentile(self, percent: float) -> Tensor:
+        """The value that `percent` of 100 values stay below, a scalar; values lie evenly within their bin."""
+        cumulative = self.histogram.double().cumsum(0)
+        wanted = cumulative[-1] * percent / 100
+        k = int(torch.searchsorted(cumulative, wanted).clamp_max(len(cumulative) - 1))
+        within = (wanted - cumulative[k] + self.histogram[k]) / self.histogram[k].clamp_min(1)
+        share = ((k + within) / len(cumulative)).to(self.minimum.dtype)
+        return self.minimum + share * (self.maximum - self.minimum)
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in module.state_dict().items()}
+
+
+def _mark_calibrated(quantizer: Any, incompatible_keys: Any) -> None:
+    quantizer.calibrated = quantizer.calibrated or not incompatible_keys.missing_keys
+
+
+class ActivationQuantizer(nn.Module, ABC):
+    """Fake-quantizes a feature map at one quantization point.
+
+    Attributes:
+        granularity: what shares one grid of 2^bits levels: a sample's whole feature map, or one channel of it.
+        idempotent: False where the grid is made from the very values it quantizes, so that it moves with them.
+        calibrated: whether its range was set: by calibration, by a parent's, or by loading trained weights.
+    """
+
+    granularity: ClassVar[Granularity] = "tensor"
+    idempotent: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        # a quantizer that takes nothing from calibration has no range to wait for
+        self.calibrated = type(self).initialize is ActivationQuantizer.initialize
+        self.register_load_state_dict_post_hook(_mark_calibrated)  # type: ignore[no-untyped-call]
+
+    @abstractmethod
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        """Quantize `x` (B, C, H, W); `context` knows the LR patches that `x` came from."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        """Set ranges from calibration. A quantizer without ranges needs nothing."""
+
+    def inherit(self, parent: ActivationQuantizer) -> None:
+        """Take over what the trained quantizer of the same point learned. By default only from the same kind."""
+        if type(parent) is type(self) and _shapes(parent) == _shapes(self):
+            self.load_state_dict(parent.state_dict())
+
+    def overhead_macs(self, height: int, width: int) -> int:
+        """FP32 multiply-adds spent on choosing bits or ranges for one sample of this size. Fixed ones cost nothing."""
+        return 0
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that a forward reads: what is learned and must be stored. By default all."""
+        return self.parameters()
+
+    def learning_role(self, parameter: str) -> str:
+        """Which learning rate a parameter takes: "range" or "selector"."""
+        return "range"
+
+
+class WeightQuantizer(nn.Module, ABC):
+    """Fake-quantizes the weight of one convolution.
+
+    Attributes:
+        granularity: what shares one grid of 2^bits levels: the whole weight, or one output channel of it.
+    """
+
+    granularity: Granularity = "tensor"
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    @abstractmethod
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight (Cout, Cin/groups, k, k) on its grid of at most 2^bits values."""
+
+    def initialize(self, weight: Tensor) -> None:
+        """Set learned steps from the weight to be quantized. A quantizer that learns none needs nothing."""
+
+
+class SymmetricWeight(WeightQuantizer):
+    """max|w| / (2^(b-1) - 1) as step, per tensor: what PAMS and CADyQ use for weights."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return fake_quantize_weight(weight, self.bits)
+
+
+class TanhWeight(WeightQuantizer):
+    """DoReFa's weights (Zhou et al. 2016, Eq. 9), at their own scale: per tensor, what DoReFa and PACT use.
+
+    2 quantize_k(tanh(w) / (2 max|tanh w|) + 1/2) - 1, times max|tanh w|.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        squashed = weight.tanh()
+        largest = squashed.abs().amax()
+        unit = squashed / (2 * largest) + 0.5
+        return (2 * straight_through(unit, quantize_unit(unit, self.bits)) - 1) * largest
+
+
+class PackedWeight(WeightQuantizer):
+    """A weight that was stored on its grid already, so there is nothing left to do. Cannot be trained."""
+
+    def __init__(self, bits: int, granularity: Granularity) -> None:
+        super().__init__(bits)
+        self.granularity = granularity
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training and weight.requires_grad:
+            raise UserError(
+                f"packed {self.bits}-bit weights cannot be trained: start from a full-precision checkpoint, "
+                "or call model.eval()"
+            )
+        return weight
+
+
+def constant_bits(x: Tensor, bits: int) -> Tensor:
+    """The bits of each sample (B,) of a quantizer that always uses `bits`."""
+    return torch.full((len(x),), bits, dtype=torch.int64, device=x.device)
+
+
+def check_bits(option: str, bits: int) -> None:
+    """Raise UserError unless 2 <= bits <= 8."""
+    if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise UserError(f"{option}={bits!r} is out of range: give a whole number from {MIN_BITS} to {MAX_BITS}")

@@ -1,0 +1,174 @@
+"""Multiply-adds of a network, counted by fvcore on a plain copy of it, whatever scheme it carries."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.points import QuantizationPoint
+
+COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+# operators that multiply and add, as fvcore calls them; those of no layer (attention) are products
+PRODUCTS = ("conv", "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention")
+# LR sizes that have no common divisor with any stride or window: a network whose counts are proportional to the pixels
+# on all three has neither, and its counts are proportional on every size
+PROBES = ((7, 11), (13, 17), (23, 19))
+
+
+MOST_COUNTERS = 32  # architectures whose plain copies are kept
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-adds for one LR patch. Bias additions are not counted.
+
+    Attributes:
+        by_layer: convolution, transposed convolution or linear layer -> MACs over all its uses.
+        products: operator -> MACs of products that no layer holds, such as attention's. They stay in FP32.
+        not_counted: operator -> number of calls, of what fvcore has no formula for (additions, shuffles,
+            interpolation, ...). Normalization and activation functions multiply no matrices: not counted.
+    """
+
+    by_layer: Mapping[str, float]
+    products: Mapping[str, float]
+    not_counted: Mapping[str, int]
+
+    @property
+    def total(self) -> float:
+        return sum(self.by_layer.values()) + sum(self.products.values())
+
+    def scaled(self, pixels: int, counted: int) -> Macs:
+        """All counts times pixels / counted."""
+        return Macs(
+            {name: macs * pixels / counted for name, macs in self.by_layer.items()},
+            {name: macs * pixels / counted for name, macs in self.products.items()},
+            self.not_counted,
+        )
+
+    def close_to(self, other: Macs) -> bool:
+        """Whether every count agrees within half a MAC."""
+        pairs = [
+            (own.get(key, 0.0), others.get(key, 0.0))
+            for own, others in ((self.by_layer, other.by_layer), (self.products, other.products))
+            for key in {*own, *others}
+        ]
+        return all(abs(a - b) < 0.5 for a, b in pairs)
+
+
+class HasPoints(Protocol):
+    """A network with quantization points; `cadyq.models.network.SRNetwork` is one."""
+
+    points: dict[str, QuantizationPoint]
+    layer_names: dict[QuantizedLayer, str]
+
+    @property
+    def architecture(self) -> Hashable:
+        """What networks of the same operations share, whatever their weights and scheme."""
+
+    def without_scheme(self) -> nn.Module:
+        """A copy whose points and layers carry no quantizer."""
+
+
+@dataclass
+class _Counter:
+    """Counts of one network: by size, or for one pixel where they are proportional to the pixels."""
+
+    plain: nn.Module
+    on_probe: Macs | None = None  # of PROBES[0], where counts are proportional to the pixels
+    by_size: dict[tuple[int, int], Macs] = field(default_factory=dict)
+
+    def count(self, height: int, width: int) -> Macs:
+        if self.on_probe is not None:
+            return self.on_probe.scaled(height * width, pixels_of(PROBES[0]))
+        if (height, width) not in self.by_size:
+            self.by_size[height, width] = count_by_fvcore(self.plain, height, width)
+        return self.by_size[height, width]
+
+
+_counters: OrderedDict[Hashable, _Counter] = OrderedDict()
+
+
+def count_macs(network: HasPoints, height: int, width: int) -> Macs:
+    """MACs of `network` on an LR input (1, 3, height, width).
+
+    fvcore runs what it counts. A network whose counts are proportional to the pixels is counted on three small inputs
+    once; every other one (strides, pooling, windows, global attention) on each size that is asked for.
+    """
+    key = network.architecture
+    if key not in _counters:
+        _counters[key] = _counter(network)
+        if len(_counters) > MOST_COUNTERS:
+            _counters.popitem(last=False)
+    return _counters[key].count(height, width)
+
+
+def _counter(network: HasPoints) -> _Counter:
+    plain = network.without_scheme().eval()
+    try:
+        first, counted = count_by_fvcore(plain, *PROBES[0]), pixels_of(PROBES[0])
+        for size in PROBES[1:]:
+            if not first.scaled(pixels_of(size), counted).close_to(count_by_fvcore(plain, *size)):
+                return _Counter(plain)
+    except Exception:  # a foreign network may take no image as small as these
+        return _Counter(plain)
+    return _Counter(plain, first)
+
+
+def pixels_of(size: tuple[int, int]) -> int:
+    """Height times width."""
+    return size[0] * size[1]
+
+
+def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
+    """Run fvcore on an FP32 network with an LR input (1, 3, height, width) on the device of its parameters."""
+    layers = {name: module for name, module in plain.named_modules() if isinstance(module, COUNTED)}
+    if not layers:
+        return Macs({}, {}, {})
+    device = next(plain.parameters()).device
+    analysis = FlopCountAnalysis(plain, torch.zeros(1, 3, height, width, device=device))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+    by_module = analysis.by_module()
+    by_layer = {name: float(by_module[name]) for name in layers}
+    return Macs(by_layer, _products(analysis, list(layers)), dict(analysis.unsupported_ops()))
+
+
+def _products(analysis: FlopCountAnalysis, layers: list[str]) -> dict[str, float]:
+    """MACs by operator that belong to none of the layers."""
+    by_operator: dict[str, Counter[str]] = analysis.by_module_and_operator()
+    products: dict[str, float] = {}
+    for name in PRODUCTS:
+        outside = float(by_operator[""][name]) - sum(float(by_operator[layer][name]) for layer in layers)
+        if outside > 0:
+            products[name] = outside
+    return products
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Query times key, and the result times value: B N M d + B N M e over all heads."""
+    query, key, value = (list(x.type().sizes()) for x in inputs[:3])
+    *batch, rows, width = query
+    columns = key[-2]
+    count = rows * columns * (width + value[-1])
+    for side in batch:
+        count *= side
+    return Counter({"scaled_dot_product_attention": count})
+
+
+def bitops_at(network: HasPoints, height: int, width: int, weight_bits: int, act_bits: int) -> float:
+    """BitOPs on an LR input of that size with these bits at every point, whatever scheme it carries; no selector."""
+    macs = count_macs(network, height, width)
+    read = {layer for point in network.points.values() for layer in point.feeds}
+    rest, inside = macs.total, 0.0
+    for layer, name in network.layer_names.items():
+        rest -= macs.by_layer[name]
+        inside += macs.by_layer[name] * weight_bits * (act_bits if layer in read else FULL_PRECISION)
+    return inside + rest * FULL_PRECISION**2

@@ -1,0 +1,1 @@
+"""What a scheme is, how it is applied to a network, and CADyQ itself."""

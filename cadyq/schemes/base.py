@@ -1,0 +1,130 @@
+"""What a quantization scheme is: activation quantizers for the points, weight quantizers for the layers.
+
+A new fixed-bit scheme is one file with one `ActivationQuantizer`, one `WeightQuantizer` (or one of
+`cadyq.quantizers.base`) and one frozen dataclass derived from `FixedBitScheme`. See CONTRIBUTING.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import (
+    ActivationQuantizer,
+    PointStatistics,
+    SymmetricWeight,
+    WeightQuantizer,
+    check_bits,
+)
+from cadyq.quantizers.context import PatchContext
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import Registry
+
+
+@dataclass(frozen=True)
+class Scheme(ABC):
+    """A quantization scheme and its options. Subclasses are frozen dataclasses whose fields are the options.
+
+    Attributes:
+        trained: False where the scheme runs from calibration alone.
+        parent: the scheme whose trained network a network of this one starts from.
+        reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
+    """
+
+    name: ClassVar[str]
+    trained: ClassVar[bool] = True
+    parent: ClassVar[str] = "fp32"
+    reads_hr: ClassVar[bool] = False
+
+    @abstractmethod
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer | None:
+        """The quantizer of one point with that many channels; None leaves it in FP32.
+
+        `counts_for_fab` is False at points that do not count for FAB (a residual branch before its addition), where a
+        scheme with input-dependent bits uses fixed ones.
+        """
+
+    @abstractmethod
+    def weight_quantizer(self) -> WeightQuantizer | None:
+        """The weight quantizer of one layer that reads a point; None leaves it in FP32."""
+
+    def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
+        """Set what depends on several points at once, such as which layers get more bits.
+
+        Called after `ActivationQuantizer.initialize` of every point, with the same statistics. By default nothing.
+        """
+
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Scheme:
+        """This scheme with its options chosen on training patches, for schemes that are derived, not trained.
+
+        Args:
+            parent: the trained network of scheme `parent`, in eval mode, whose weights and ranges are taken over.
+            lr: patches (N, 3, h, w) in 0..255 of training photographs.
+            hr: what they should become, (N, 3, h scale, w scale).
+            mean_bits: FAB to aim for.
+        """
+        raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
+
+    def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
+        """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        return [field.name for field in fields(cls)]
+
+    def options(self) -> dict[str, Any]:
+        """The options as JSON-ready values."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in ((name, getattr(self, name)) for name in self.option_names())
+        }
+
+    def label(self) -> str:
+        """As written in a command: "pams:w8a8", "cadyq"."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class FixedBitScheme(Scheme):
+    """A scheme with one bit-width for all weights and one for all activations."""
+
+    weight_bits: int = 8
+    act_bits: int = 8
+
+    def __post_init__(self) -> None:
+        check_bits("weight_bits", self.weight_bits)
+        check_bits("act_bits", self.act_bits)
+
+    def label(self) -> str:
+        return f"{self.name}:w{self.weight_bits}a{self.act_bits}"
+
+    def weight_quantizer(self) -> WeightQuantizer | None:
+        return SymmetricWeight(self.weight_bits)
+
+
+SCHEMES: Registry[Scheme] = Registry("scheme", "cadyq.schemes")
+register_scheme = SCHEMES.register
+"""Class decorator: makes a subclass of `Scheme` known under a name."""
+
+
+def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
+    """Fill the points and the layers that belong to them with the scheme's quantizers, in place."""
+    network.scheme = scheme
+    left_out = {layer for name in network.excluded for layer in network.points[name].layers}
+    for name, point in network.points.items():
+        excluded = name in network.excluded
+        point.quantizer = None if excluded else scheme.activation_quantizer(point.channels, point.counts_for_fab)
+    for layer in network.layer_names:
+        layer.weight_quantizer = None if layer in left_out else scheme.weight_quantizer()
+
+
+def with_scheme(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
+    """A copy of `parent` with its weights under another scheme, whose quantizers are not initialized yet."""
+    network = parent.without_scheme()
+    apply_scheme(network, scheme)
+    return network

@@ -1,0 +1,156 @@
+"""Calibration: what the quantization points of an FP32 network see on training photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadyq.checkpoints.tensors import read_tensors, write_tensors
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, PointStatistics, QuantizerOutput, constant_bits
+from cadyq.quantizers.context import PatchContext, image_gradient
+from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
+from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
+from cadyq.schemes.factory import parse_scheme
+from cadyq.utils.errors import UserError
+
+BATCH = 16
+BINS = 2048
+GRADIENT_QUANTILES = 21
+
+
+class Observer(ActivationQuantizer):
+    """Passes the feature map through; keeps the extremes (B, 2) and channel deviations (B, C) of each patch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extremes: list[Tensor] = []
+        self.log_std: list[Tensor] = []
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        self.extremes.append(torch.stack([x.amin((1, 2, 3)), x.amax((1, 2, 3))], 1))
+        self.log_std.append(channel_std(x).clamp_min(LOG_FLOOR).log())
+        return QuantizerOutput(x, constant_bits(x, FULL_PRECISION))
+
+
+class Histogram(ActivationQuantizer):
+    """Passes the feature map through and counts its values in equal bins between `low` and `high`."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+        self.counts = torch.zeros(BINS, dtype=torch.float64)
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        self.counts += torch.histc(x.float(), BINS, self.low, self.high).double().cpu()
+        return QuantizerOutput(x, constant_bits(x, FULL_PRECISION))
+
+
+def _run(network: SRNetwork, patches: Tensor, observers: Mapping[str, ActivationQuantizer]) -> None:
+    """Forward all patches with the observers in the place of the network's own quantizers."""
+    before = {name: point.quantizer for name, point in network.points.items()}
+    for name, point in network.points.items():
+        point.quantizer = observers[name]
+    try:
+        for batch in torch.split(patches, BATCH):
+            network(batch)
+    finally:
+        for name, point in network.points.items():
+            point.quantizer = before[name]
+
+
+@torch.no_grad()
+def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
+    """Statistics of every point, in two passes: a histogram needs its ends first.
+
+    Args:
+        network: FP32 (no scheme that quantizes); left as it was.
+        patches: LR patches (N, 3, h, w) in 0..255, from training photographs.
+    """
+    observers = {name: Observer() for name in network.points}
+    _run(network, patches, observers)
+    ends = {name: torch.cat(observer.extremes) for name, observer in observers.items()}
+    histograms = {name: Histogram(float(end[:, 0].min()), float(end[:, 1].max())) for name, end in ends.items()}
+    _run(network, patches, histograms)
+    gradient = image_gradient(patches)
+    return {name: _summarize(observers[name], histograms[name], gradient) for name in network.points}
+
+
+def _summarize(observer: Observer, histogram: Histogram, gradient: Tensor) -> PointStatistics:
+    extremes, log_std = torch.cat(observer.extremes), torch.cat(observer.log_std)
+    log_gradient = gradient.clamp_min(LOG_FLOOR).log()
+    shares = torch.linspace(0, 1, GRADIENT_QUANTILES, device=gradient.device)
+    return PointStatistics(
+        minimum=extremes[:, 0].min(),
+        maximum=extremes[:, 1].max(),
+        minimum_spread=extremes[:, 0].std(),
+        maximum_spread=extremes[:, 1].std(),
+        histogram=histogram.counts.float().to(extremes.device),
+        log_std_mean=log_std.mean(0),
+        log_std_spread=log_std.std(0),
+        log_gradient_mean=log_gradient.mean(0),
+        log_gradient_spread=log_gradient.std(0),
+        gradient_quantiles=gradient.mean(1).quantile(shares),
+    )
+
+
+def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> None:
+    """Start every quantizer of `network`: from the statistics of its point, or from the weight it quantizes."""
+    for name, point in network.points.items():
+        if point.quantizer is not None:
+            if name not in statistics:
+                raise UserError(f"calibration has no point {name!r} of {network.name}: calibrate this very network")
+            point.quantizer.initialize(statistics[name])
+            point.quantizer.calibrated = True
+    for layer in network.layer_names:
+        if layer.weight_quantizer is not None:
+            layer.weight_quantizer.initialize(layer.rows(layer.weight.detach()))
+    if isinstance(network.scheme, Scheme):
+        network.scheme.allocate(network, statistics)
+
+
+def calibrated(
+    parent: SRNetwork, scheme: str, statistics: dict[str, PointStatistics], options: dict[str, Any] | None = None
+) -> SRNetwork:
+    """A network of `parent`'s backbone and weights under a scheme as written in a command, initialized.
+
+    `options` are further options of the scheme.
+    """
+    name, bits, _ = parse_scheme(scheme)
+    network = with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
+    initialize(network, statistics)
+    return network
+
+
+def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:
+    """Write statistics to a safetensors file; `note` says on what they were measured."""
+    tensors = {
+        f"{name}/{field.name}": getattr(point, field.name).contiguous().clone()
+        for name, point in statistics.items()
+        for field in fields(PointStatistics)
+    }
+    write_tensors(tensors, path, {"note": note})
+
+
+def load_statistics(path: Path) -> dict[str, PointStatistics]:
+    """Read what `save_statistics` wrote.
+
+    Raises:
+        UserError: see `read_tensors`; the file lacks a field, as one made by an older version does.
+    """
+    tensors, _ = read_tensors(path)
+    names = dict.fromkeys(key.partition("/")[0] for key in tensors)
+    keys = [field.name for field in fields(PointStatistics)]
+    for name in names:
+        for key in keys:
+            if f"{name}/{key}" not in tensors:
+                raise UserError(
+                    f"{path}: has no {key!r} of point {name!r}, so it is of another version; make it again with "
+                    "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR"
+                )
+    return {name: PointStatistics(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}

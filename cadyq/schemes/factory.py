@@ -1,0 +1,210 @@
+"""Networks by name, and the configuration that rebuilds them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from torch import nn
+
+import cadyq.models
+import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
+from cadyq.models.foreign import ForeignNetwork, Interface, wrap
+from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.schemes.base import SCHEMES, Scheme, apply_scheme
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import closest
+
+CONFIG_VERSION = 2
+# names that options had in version 1
+RENAMED_OPTIONS = {"deviation_stride": "stats_stride"}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to rebuild a network without its weights. Its JSON form is the checkpoint's header.
+
+    Attributes:
+        backbone: its registered name; the class of a foreign network.
+        scheme: its registered name.
+        scale: upscaling factor.
+        backbone_options: the constructor's arguments besides scale.
+        scheme_options: the fields of the scheme.
+        excluded: points that the scheme leaves in FP32.
+        foreign: whether the backbone is no class of ours, so that its owner has to hand it in again.
+        version: of this format.
+    """
+
+    backbone: str
+    scheme: str
+    scale: int
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    scheme_options: dict[str, Any] = field(default_factory=dict)
+    excluded: list[str] = field(default_factory=list)
+    foreign: bool = False
+    version: int = CONFIG_VERSION
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """Raises UserError for what is no configuration, or of a version this package does not know."""
+        try:
+            values = json.loads(text)
+            version = values.get("version")
+        except (ValueError, AttributeError) as error:
+            raise UserError(f"config {text[:40]!r} is not a JSON object; fetch the file again") from error
+        if version == 1:
+            values = _from_version_1(values)
+            version = CONFIG_VERSION
+        if version != CONFIG_VERSION:
+            raise UserError(f"config version {version!r} is not {CONFIG_VERSION}: update cadyq")
+        expected = {entry.name for entry in fields(cls)}
+        wrong = sorted(set(values) ^ expected)
+        if wrong:
+            raise UserError(f"config key {wrong[0]!r} is missing or unknown: it has {', '.join(sorted(expected))}")
+        return cls(**values)
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    options = {RENAMED_OPTIONS.get(key, key): value for key, value in values.get("scheme_options", {}).items()}
+    return values | {"scheme_options": options, "excluded": [], "foreign": False, "version": CONFIG_VERSION}
+
+
+def backbone_option_names(name: str) -> list[str]:
+    """The size options of a backbone: its constructor's arguments besides scale."""
+    return [key for key in inspect.signature(BACKBONES.get(name)).parameters if key != "scale"]
+
+
+def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
+    """A scheme as written in a command to (name, options, tag).
+
+    "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5");
+    "pams:w8a5:seed1" has both.
+
+    Raises:
+        UserError: unknown scheme, bits out of range, a tag that is no part of a file name.
+    """
+    name, _, variant = spec.partition(":")
+    scheme = SCHEMES.get(name)
+    first, _, rest = variant.partition(":")
+    bits = _parse_bits(first)
+    tag = variant if bits is None else rest
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise UserError(
+            f"scheme {spec!r}: the tag {tag!r} is out of range; write NAME, NAME:wXaY, NAME:TAG, NAME:wXaY:TAG"
+        )
+    if bits is None:
+        return name, {}, tag
+    unknown = sorted(set(bits) - set(scheme.option_names()))
+    if unknown:
+        raise UserError(f"scheme {spec!r}: {name} has no option {unknown[0]}; write {name!r} alone, or {name}:TAG")
+    scheme(**bits)  # a bit-width out of range is refused here, before any work
+    return name, bits, tag
+
+
+def scheme_of(spec: str) -> Scheme:
+    """The scheme as written in a command, without its tag; raises as `parse_scheme` does."""
+    name, options, _ = parse_scheme(spec)
+    return SCHEMES.get(name)(**options)
+
+
+def _parse_bits(variant: str) -> dict[str, int] | None:
+    found = re.fullmatch(r"w(\d+)a(\d+)", variant)
+    return {"weight_bits": int(found[1]), "act_bits": int(found[2])} if found else None
+
+
+def build(config: ModelConfig) -> SRNetwork:
+    """The network of a configuration, with random weights, the scheme applied.
+
+    Raises:
+        UserError: unknown names or options out of range.
+    """
+    if config.foreign:
+        raise UserError(
+            f"this file is of a {config.backbone}, which is no backbone of this project: make that network as its "
+            "authors do, then cadyq.load_into(network, path)"
+        )
+    for option, value in config.backbone_options.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise UserError(f"{option}={value} is out of range: give a whole number of 1 or more")
+    try:
+        network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)
+        scheme: Scheme = SCHEMES.get(config.scheme)(**config.scheme_options)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{config.backbone}/{config.scheme}: {error}; see cadyq.create_model") from error
+    network.exclude(config.excluded)
+    apply_scheme(network, scheme)
+    return network
+
+
+def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
+    """`network` with the points, the scheme and the sizes of a configuration; its weights stay.
+
+    Raises:
+        UserError: the network is another one than the configuration is of.
+    """
+    if not config.foreign:
+        if not isinstance(network, SRNetwork) or network.name != config.backbone:
+            raise UserError(
+                f"this file is of {config.backbone!r}, not of a {type(network).__name__}; pass such a network"
+            )
+        prepared = network.without_scheme()
+        prepared.exclude(config.excluded)
+    else:
+        if type(network).__name__ != config.backbone:
+            raise UserError(
+                f"this file is of a {config.backbone}, not of a {type(network).__name__}; pass such a network"
+            )
+        options = dict(config.backbone_options)
+        layers = options.pop("layers")
+        prepared = wrap(network, Interface(config.scale, **options), layers)
+    apply_scheme(prepared, SCHEMES.get(config.scheme)(**config.scheme_options))
+    return prepared.eval()
+
+
+def config_of(network: SRNetwork) -> ModelConfig:
+    """The configuration that `build` turns into this network."""
+    name, options = ("fp32", {}) if network.scheme is None else (network.scheme.name, network.scheme.options())
+    foreign = isinstance(network, ForeignNetwork)
+    backbone = network.kind if isinstance(network, ForeignNetwork) else network.name
+    return ModelConfig(backbone, name, network.scale, network.options, options, list(network.excluded), foreign)
+
+
+def create_model(backbone: str, scheme: str = "fp32", scale: int = 4, **options: Any) -> SRNetwork:
+    """A network with random weights.
+
+    Args:
+        backbone: see `list_backbones`.
+        scheme: see `list_schemes`; "pams:w4a4" sets both bit-widths.
+        scale: upscaling factor.
+        **options: sizes of the backbone (n_feats, ...) and options of the scheme (weight_bits, ...).
+
+    Raises:
+        UserError: unknown name or option, with the nearest known one.
+    """
+    name, bits, tag = parse_scheme(scheme)
+    if tag:
+        raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; use load_model('zoo:...')")
+    sizes, scheme_names = backbone_option_names(backbone), SCHEMES.get(name).option_names()
+    for key in options:
+        if key not in sizes + scheme_names:
+            known = sizes + scheme_names
+            raise UserError(f"option {key!r} is unknown{closest(key, known)}: known are {', '.join(known)}")
+    backbone_options = {key: value for key, value in options.items() if key in sizes}
+    scheme_options = bits | {key: value for key, value in options.items() if key in scheme_names}
+    return build(ModelConfig(backbone, name, scale, backbone_options, scheme_options))
+
+
+def list_backbones() -> list[str]:
+    """Names of all registered backbones."""
+    return BACKBONES.names()
+
+
+def list_schemes() -> list[str]:
+    """Names of all registered schemes."""
+    return SCHEMES.names()

@@ -1,1 +1,0 @@
-"""The CADyQ method: its bit selector, and the scheme that uses it."""

@@ -1,0 +1,83 @@
+"""The bit penalty's weight: steered to a target FAB, or growing by the epoch as published."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from cadyq.quantizers.trace import Trace
+from cadyq.training.recipes import Recipe
+from cadyq.utils.errors import UserError
+
+log = logging.getLogger(__name__)
+
+BATCH_DECAY = 0.9  # of the running mean of the batches' FAB
+REACHED = 0.2  # bits from the target that count as there
+PROPORTIONAL = 40.0  # the steering's answer to the present difference, in steps of its integral
+
+
+class BitController:
+    """Moves the bit penalty's weight until held-out photographs reach the target FAB (a PI controller).
+
+    Deviations are larger over a whole photograph than over a training patch, so the selector gives it more bits. The
+    difference is measured at every validation and added to what the batches show in between.
+    """
+
+    def __init__(self, target: float, speed: float) -> None:
+        self.target = target
+        self.speed = speed
+        self.integral = 0.0
+        self.offset = 0.0
+        self.batches = 0.0
+
+    def update(self, fab: float) -> float:
+        """The penalty's weight for a batch of that FAB; negative where more bits are wanted."""
+        if not self.target:
+            return 0.0
+        self.batches = fab if not self.batches else BATCH_DECAY * self.batches + (1 - BATCH_DECAY) * fab
+        excess = fab + self.offset - self.target
+        self.integral += self.speed * excess
+        return self.integral + PROPORTIONAL * self.speed * excess
+
+    def validated(self, fab: float) -> None:
+        """Take in the FAB of the held-out photographs."""
+        self.offset = fab - self.batches
+
+    def warn_if_missed(self, fab: float) -> None:
+        """Say so where the FAB of the held-out photographs ends away from the target."""
+        if self.target and abs(fab - self.target) > REACHED:
+            log.warning(
+                "held-out FAB ended at %.2f, not %.2f: give more --steps, or a larger `steer`", fab, self.target
+            )
+
+    def state(self) -> dict[str, float]:
+        return {"integral": self.integral, "offset": self.offset, "batches": self.batches}
+
+    def load(self, state: dict[str, float]) -> None:
+        self.integral, self.offset, self.batches = state["integral"], state["offset"], state["batches"]
+
+
+def growing_weight(recipe: Recipe, step: int) -> float:
+    """w_bit of the paper: it grows by the same amount every epoch."""
+    return recipe.bit_weight + recipe.bit_weight_growth * (step // recipe.epoch_steps)
+
+
+def bit_loss(trace: Trace, weight: float, recipe: Recipe) -> Tensor | float:
+    """The bit penalty's share of the loss, a mean over the patches of the trace (so processes may average it).
+
+    A steered weight counts for the mean over selectors and patches, the published one for their sum.
+
+    Raises:
+        UserError: bits are to be steered in a network that chooses none.
+    """
+    selectors = sum(record.bit_penalty is not None for record in trace.records.values())
+    if not selectors and recipe.target_fab:
+        raise UserError(
+            f"target_fab={recipe.target_fab} cannot be steered to: scheme {recipe.scheme!r} chooses no bits; "
+            "use a recipe for fixed bits, or --target-fab 0"
+        )
+    if not selectors or not weight:
+        return 0.0
+    penalty = weight * trace.bit_penalty().mean()
+    return penalty / selectors if recipe.target_fab else penalty * recipe.batch

@@ -1,0 +1,71 @@
+"""Take over a trained network, weights and ranges, and choose its bits another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import PackedWeight
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
+from cadyq.utils.errors import UserError
+
+BATCH = 16
+
+
+def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
+    """A network of the parent's backbone under `scheme`, with its weights and ranges, in eval mode."""
+    network = with_scheme(parent, scheme)
+    network.inherit_ranges(parent)
+    for layer, source in zip(network.layer_names, parent.layer_names, strict=True):
+        if isinstance(source.weight_quantizer, PackedWeight):
+            layer.weight_quantizer = source.weight_quantizer
+    return network.eval()
+
+
+def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
+    """The scheme of that name with the options that it shares with the parent's, and others; nothing is fitted yet.
+
+    Raises:
+        UserError: the scheme is not derived from the parent's; an unknown option.
+    """
+    kind = SCHEMES.get(name)
+    origin = name if kind.parent == "fp32" else kind.parent  # one that is trained can only be given other options
+    if parent.scheme is None or parent.scheme.name != origin:
+        has = "fp32" if parent.scheme is None else parent.scheme.name
+        raise UserError(
+            f"scheme {name!r} is derived from a network of {origin!r}, not of {has!r}: name one as --parent"
+        )
+    shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
+    unknown = sorted(options.keys() - set(kind.option_names()))
+    if unknown:
+        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+    return kind(**(shared | options))
+
+
+@torch.no_grad()
+def mean_fab(network: SRNetwork, lr: Tensor) -> float:
+    """FAB of `network` on patches (N, 3, h, w), mean over them."""
+    return float(torch.cat([trace_forward(network, batch)[1].fab() for batch in torch.split(lr, BATCH)]).mean())
+
+
+def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: float | None, **options: Any) -> SRNetwork:
+    """A network of scheme `name` from a trained one.
+
+    Args:
+        parent: trained, in eval mode.
+        name: a scheme whose `parent` is the parent's scheme.
+        lr: patches of training photographs (N, 3, h, w) in 0..255.
+        hr: what they should become (N, 3, h scale, w scale).
+        mean_bits: FAB to aim for; None for the parent's own on these patches.
+        **options: of the scheme, beside those it shares with the parent's.
+
+    Raises:
+        UserError: see `derived_scheme`.
+    """
+    scheme = derived_scheme(parent, name, **options)
+    target = mean_fab(parent, lr) if mean_bits is None else mean_bits
+    return transplant(parent, scheme.fit(parent, lr, hr, target))

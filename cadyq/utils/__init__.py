@@ -1,0 +1,1 @@
+"""Small helpers that every room shares: errors, files, locks, options, registries."""

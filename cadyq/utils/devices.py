@@ -1,0 +1,22 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import torch
+
+from cadyq.utils.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """Raises UserError where the device is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    usable = [kind for kind, is_there in there.items() if is_there]
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name}: no such device; use one of {', '.join(usable)}") from error
+    if device.type not in usable:
+        raise UserError(f"--device {name} is not available: use one of {', '.join(usable)}")
+    return device

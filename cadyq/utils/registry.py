@@ -1,0 +1,114 @@
+"""Names to classes: the package's own, those of installed packages (entry points), and a user's."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from cadyq.utils.errors import UserError
+
+T = TypeVar("T")
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The words `(did you mean X?)` behind a space for the nearest known name, whatever its case, or nothing."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
+    return f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+
+
+@cache
+def _entry_points(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Those of the packages on `search_path`, which is Python's: a scan takes 20 ms, and names are asked for often."""
+    return tuple(entry_points(group=group))
+
+
+class Registry(Generic[T]):
+    """Classes by name. Entry points of `group` are imported when first asked for.
+
+    Args:
+        kind: what is registered, for messages ("scheme").
+        group: entry-point group through which installed packages add to it ("cadyq.schemes").
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind = kind
+        self.group = group
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator. Refuses a name that is taken; a class of a session may be typed in again."""
+
+        def add(cls: type[T]) -> type[T]:
+            own = f"{cls.__module__}:{cls.__qualname__}"
+            before = self._classes.get(name, cls)
+            again = cls.__module__ == "__main__" and own == f"{before.__module__}:{before.__qualname__}"
+            if (before is not cls and not again) or self._installed().get(name, own) != own:
+                raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
+            self._classes[name] = self._named(name, cls)
+            return cls
+
+        return add
+
+    def discard(self, name: str) -> None:
+        """Take back a registration, as of a plugin that failed half-way."""
+        self._classes.pop(name, None)
+
+    def check(self, name: str, cls: type[T]) -> None:
+        """Raise UserError for a class that cannot be registered. By default every one can."""
+
+    def _named(self, name: str, cls: type[T]) -> type[T]:
+        """`cls`, whose attribute `name` is set to the registered one where it has none of its own."""
+        self.check(name, cls)
+        own = vars(cls).get("name", name)
+        if own != name:
+            raise UserError(
+                f"{self.kind} {name!r} calls itself {own!r}: write name = {name!r} in the class, or leave it out"
+            )
+        cls.name = name  # type: ignore[attr-defined]
+        return cls
+
+    def _points(self) -> tuple[EntryPoint, ...]:
+        return _entry_points(self.group, tuple(sys.path))
+
+    def _installed(self) -> dict[str, str]:
+        return {point.name: point.value for point in self._points()}
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted({*self._classes, *self._installed()})
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            UserError: unknown name; the message lists the known ones and the nearest.
+        """
+        if name not in self._classes:
+            found = [point for point in self._points() if point.name == name]
+            if not found:
+                known = self.names()
+                raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: known are {', '.join(known)}")
+            self._classes[name] = self._named(name, self._loaded(found))
+        return self._classes[name]
+
+    def _loaded(self, found: list[EntryPoint]) -> type[T]:
+        """The class of an entry point; several of one name may only repeat each other."""
+        name, value, distribution = found[0].name, found[0].value, found[0].dist
+        others = sorted({point.value for point in found})
+        if len(others) > 1:
+            raise UserError(
+                f"{self.kind} {name!r} is offered by several packages ({', '.join(others)}): uninstall all but one"
+            )
+        try:
+            loaded: type[T] = found[0].load()
+        except (ImportError, AttributeError) as error:
+            package = distribution.name if distribution else "its package"
+            raise UserError(
+                f"{self.kind} {name!r}: {value} of {package} cannot be imported ({error}); put the entry point right"
+            ) from error
+        return loaded

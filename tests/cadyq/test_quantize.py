@@ -1,0 +1,388 @@
+"""The front door: any network from LR to SR is quantized, traced, saved and loaded by one call each."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import cadyq
+from cadyq import UserError
+from cadyq.models.foreign import ForeignNetwork
+from cadyq.quantizers.cost import count_by_fvcore, count_macs
+from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d, QuantLinear, frozen_weights
+
+SCALE = 2
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, with linear layers on channels last."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, width, height, columns = x.shape
+        q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).chunk(3, -1)
+        y = (q @ k.transpose(1, 2) / width**0.5).softmax(-1) @ v
+        return x + self.project(y).transpose(1, 2).reshape(samples, width, height, columns)
+
+
+class Mixed(nn.Module):
+    """Every kind of layer that can be quantized: strided, dilated, grouped, padded otherwise, transposed, linear."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, width, 3, padding=1, padding_mode="reflect")
+        self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.dilated = nn.Conv2d(2 * width, 2 * width, 3, padding=2, dilation=2, groups=2)
+        self.attention = Attention(2 * width)
+        self.up = nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1, groups=2)
+        self.tail = nn.Conv2d(width, 3 * SCALE**2, 3, padding="same")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        z = self.attention(F.gelu(self.dilated(self.down(y).relu())))
+        out = F.pixel_shuffle(self.tail(y + self.up(z)), SCALE)
+        return out * 0.01 + F.interpolate(x, scale_factor=SCALE, mode="bilinear")
+
+
+def photographs(count: int = 4, side: int = 24) -> Tensor:
+    """Smooth LR images (N, 3, side, side) in 0..255."""
+    generator = torch.Generator().manual_seed(1)
+    coarse = torch.rand(count, 3, side // 4, side // 4, generator=generator) * 255
+    return F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 255)
+
+
+@pytest.fixture
+def network() -> Mixed:
+    torch.manual_seed(0)
+    return Mixed().eval()
+
+
+def _quantized(network: nn.Module, scheme: str = "minmax:w8a8", **options: object) -> ForeignNetwork:
+    made = cadyq.quantize(network, scheme, photographs(), pixel_range=1, **options)  # type: ignore[arg-type]
+    assert isinstance(made, ForeignNetwork)
+    return made
+
+
+@torch.no_grad()
+def test_one_call_quantizes_what_it_was_given(network: Mixed) -> None:
+    lr = photographs(3, 20)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    made = _quantized(network)
+    sr, trace = cadyq.trace(made, lr)
+    assert list(trace.bits) == ["down", "dilated", "attention.qkv", "attention.project", "up"]
+    assert made.scale == SCALE and sr.shape == (3, 3, 40, 40)
+    assert all(bits.tolist() == [8, 8, 8] for bits in trace.bits.values())
+    assert float((sr - 255 * network(lr / 255)).abs().max()) < 4
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items()), "the original changed"
+    assert type(network.down) is nn.Conv2d
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("exclude", [[], ["up*", "attention.*"], ["*"]])
+def test_what_is_excluded_stays_in_fp32(network: Mixed, exclude: list[str]) -> None:
+    if exclude == ["*"]:
+        with pytest.raises(UserError, match="no layer is left to quantize"):
+            _quantized(network, exclude=exclude)
+        return
+    trace = cadyq.trace(_quantized(network, exclude=exclude), photographs(1))[1]
+    everything = ["head", "down", "dilated", "attention.qkv", "attention.project", "up", "tail"]
+    left = [name for name in everything if not name.startswith(("up", "attention"))] if exclude else everything
+    assert list(trace.bits) == left
+
+
+@torch.no_grad()
+def test_without_quantizers_the_points_change_nothing(network: Mixed) -> None:
+    plain = _quantized(network).without_scheme()
+    lr = photographs(2, 28)
+    torch.testing.assert_close(plain(lr), 255 * network(lr / 255), atol=1e-3, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["minmax:w4a8", "dynamic_range:w8a4", "pams:w4a4", "cadyq", "daq:w4a4"])
+def test_saved_and_loaded_it_gives_the_same(network: Mixed, scheme: str, tmp_path: Path) -> None:
+    lr = photographs(2)
+    made = _quantized(network, scheme)
+    path = cadyq.save(made, tmp_path / "q.safetensors")
+    sr, trace = cadyq.trace(cadyq.load_into(Mixed(), path), lr)
+    expected, before = cadyq.trace(made, lr)
+    assert torch.equal(sr, expected)
+    assert {name: bits.tolist() for name, bits in trace.bits.items()} == {n: b.tolist() for n, b in before.bits.items()}
+    with pytest.raises(UserError, match="Mixed, which is no backbone of this project.*load_into"):
+        cadyq.load_model(path)
+    with pytest.raises(UserError, match="of a Mixed, not of a Attention"):
+        cadyq.load_into(Attention(4), path)
+    with pytest.raises(UserError, match=r"q\.safetensors: tensor 'network\..* is .*needs"):
+        cadyq.load_into(Mixed(16), path)
+
+
+@torch.no_grad()
+def test_a_trained_scheme_learns_from_there(network: Mixed) -> None:
+    made = _quantized(network, "cadyq")
+    with torch.enable_grad():
+        sr, trace = cadyq.trace(made.train(), photographs(2))
+        (sr.mean() + trace.bit_penalty().mean()).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 24), (17, 23), (20, 20)])
+def test_macs_are_those_of_the_network_in_hand(network: Mixed, size: tuple[int, int]) -> None:
+    """Counted on the real size: strides and attention are not proportional to the pixels."""
+    made = _quantized(network)
+    height, width = size
+    small = -(-height // 2) * -(-width // 2)
+    if height % 2 or width % 2:
+        with pytest.raises(Exception):  # noqa: B017  (the network itself takes even sides only)
+            made(torch.zeros(1, 3, height, width))
+        return
+    trace = cadyq.trace(made, torch.rand(1, 3, height, width) * 255)[1]
+    assert trace.macs.by_layer["network.head"] == height * width * 3 * 8 * 9
+    assert trace.macs.by_layer["network.down"] == small * 8 * 16 * 9
+    assert trace.macs.by_layer["network.dilated"] == small * 16 * 8 * 9
+    assert trace.macs.by_layer["network.attention.qkv"] == small * 16 * 48
+    assert trace.macs.by_layer["network.up"] == small * 16 * 4 * 16
+    assert trace.macs.products == {"matmul": 2 * small * small * 16}
+    quantized = sum(trace.macs.by_layer[f"network.{name}"] for name in trace.bits)
+    split = trace.bitops_split()
+    assert float(split.quantized) == quantized * 64
+    assert float(split.fp32) == (trace.macs.total - quantized) * 1024
+
+
+@torch.no_grad()
+def test_scaled_dot_product_attention_is_counted() -> None:
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv2d(3, 12, 1)
+            self.out = nn.Conv2d(4, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part.flatten(2).transpose(1, 2) for part in self.mix(x).split(4, 1))
+            y = F.scaled_dot_product_attention(q, k, v)
+            return self.out(y.transpose(1, 2).reshape(len(x), 4, *x.shape[-2:]))
+
+    macs = count_by_fvcore(Fused().eval(), 6, 4)
+    assert macs.products == {"scaled_dot_product_attention": 2 * 24 * 24 * 4}
+    assert macs.by_layer == {"mix": 24 * 36, "out": 24 * 12}
+
+
+def test_it_says_what_is_unclear(network: Mixed) -> None:
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.interpolate(self.conv(x), scale_factor=2)
+
+    with pytest.raises(UserError, match="pass pixel_range=1 or pixel_range=255"):
+        cadyq.quantize(Shifted(), "minmax:w8a8", photographs(), exclude=[])
+    with pytest.raises(UserError, match="upscales by 2, not by scale=4"):
+        _quantized(network, scale=4)
+    with pytest.raises(UserError, match=r"exclude 'haed' matches no layer \(did you mean 'head'\?\)"):
+        _quantized(network, exclude=["haed"])
+    with pytest.raises(UserError, match="no parameters"):
+        cadyq.quantize(nn.Upsample(scale_factor=2), "minmax:w8a8", photographs())
+    with pytest.raises(UserError, match="multiply by 255"):
+        cadyq.quantize(network, "minmax:w8a8", photographs() / 255, pixel_range=1)
+    with pytest.raises(UserError, match="no image was given"):
+        cadyq.quantize(network, "minmax:w8a8", [], pixel_range=1)
+    with pytest.raises(UserError, match="names trained weights"):
+        cadyq.quantize(network, "minmax:w8a8:seed1", photographs(), pixel_range=1)
+    with pytest.raises(UserError, match="does not run on LR images"):
+        cadyq.quantize(nn.Sequential(nn.Conv2d(4, 3, 1)), "minmax:w8a8", photographs())
+
+
+def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
+    from cadyq.data.images import write_png
+    from cadyq.quantization import calibration_patches
+
+    images = photographs(2, 60).round().to(torch.uint8)
+    arrays = [image.permute(1, 2, 0).numpy() for image in images]
+    for index, image in enumerate(images):
+        write_png(tmp_path / f"{index}.png", image)
+    expected = calibration_patches(images)
+    assert expected.shape == (64, 3, 48, 48)
+    for given in (list(images), arrays, np.stack(arrays), tmp_path, str(tmp_path), sorted(tmp_path.iterdir())):
+        assert torch.equal(calibration_patches(given), expected)
+
+
+class Folded(nn.Module):
+    """Windows folded into the batch, a table of positions through a layer, and a weight that is read elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(3, 8, 1)
+        self.window = nn.Linear(8, 8)
+        self.position = nn.Linear(2, 8)
+        self.borrowed = nn.Linear(8, 8)
+        self.normed = nn.utils.spectral_norm(nn.Conv2d(8, 8, 1))
+        self.tail = nn.Conv2d(8, 3, 1)
+        self.register_buffer("table", torch.rand(16, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        samples, _, height, width = x.shape
+        y = self.head(x)
+        windows = F.unfold(y, 4, stride=4).view(samples, 8, 16, -1).permute(0, 3, 2, 1).reshape(-1, 16, 8)
+        windows = self.window(windows) + self.position(self.table)
+        windows = F.linear(windows, self.borrowed.weight)
+        folded = windows.view(samples, -1, 16, 8).permute(0, 3, 2, 1).reshape(samples, 128, -1)
+        y = self.normed(F.fold(folded, (height, width), 4, stride=4))
+        return F.interpolate(self.tail(y), scale_factor=2) * 0.01 + F.interpolate(x, scale_factor=2)
+
+
+@torch.no_grad()
+def test_windows_in_the_batch_belong_to_their_sample() -> None:
+    torch.manual_seed(0)
+    made = _quantized(Folded().eval(), "dynamic_range:w8a4")
+    lr = photographs(3, 24)
+    sr, trace = cadyq.trace(made, lr)
+    alone = torch.cat([made(one[None]) for one in lr])
+    torch.testing.assert_close(sr, alone, atol=1e-3, rtol=0)
+    assert list(trace.bits) == ["window"] and trace.bits["window"].shape == (3,)
+    reasons = {layer.name: layer.reason for layer in made.skipped}
+    assert "no feature map" in reasons["position"]
+    assert "never ran" in reasons["borrowed"]
+    assert "normalization" in reasons["normed"]
+    assert "first or last" in reasons["head"] == reasons["tail"] or reasons["head"] == reasons["tail"]
+
+
+def test_print_shows_each_layer_with_its_bits(network: Mixed) -> None:
+    lines = repr(_quantized(network, "minmax:w4a8")).splitlines()
+    assert lines[0] == "mixed x2, minmax:w4a8: 5 layers with quantized weights"
+    found = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+    assert found["network.down"] == ["4", "bit", "8", "bit"]
+    assert found["network.head"] == ["FP32", "FP32", "first", "or", "last", "layer"]
+    assert "4/6/8 bit" in repr(_quantized(network, "cadyq"))
+
+
+def test_a_range_that_was_never_calibrated_raises() -> None:
+    model = cadyq.create_model("edsr", scheme="pams:w4a4", n_feats=8, n_resblocks=1)
+    with pytest.raises(UserError, match=r"point 'blocks\.0\.input' has no range yet"):
+        model(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(UserError, match="not written, as point 'blocks.0.input' has no range yet"):
+        cadyq.save(model, "never.safetensors")
+
+
+@torch.no_grad()
+def test_a_backbone_of_this_project_goes_through_the_same_door(tmp_path: Path) -> None:
+    model = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
+    made = cadyq.quantize(model, "minmax:w8a8", photographs(), exclude=["blocks.0.*"])
+    trace = cadyq.trace(made, photographs(1))[1]
+    assert {name: int(bits) for name, bits in trace.bits.items() if "blocks.0" in name} == dict.fromkeys(
+        ["blocks.0.input", "blocks.0.middle", "blocks.0.branch"], 32
+    )
+    assert float(trace.fab()) == 8
+    path = cadyq.save(made, tmp_path / "m.safetensors")
+    lr = photographs(1)
+    assert torch.equal(cadyq.load_model(path)(lr), made(lr))
+    assert torch.equal(cadyq.load_into(model, path)(lr), made(lr))
+
+
+@torch.no_grad()
+def test_threads_and_nested_forwards_keep_apart(network: Mixed) -> None:
+    made = _quantized(network, "cadyq")
+    teacher = _quantized(network, "minmax:w8a8")
+    lr = [photographs(1) * share for share in (0.2, 0.5, 0.8, 1.0)]
+    alone = [cadyq.trace(made, one) for one in lr]
+    found: dict[int, tuple[Tensor, dict[str, Tensor]]] = {}
+
+    def work(index: int) -> None:
+        with torch.no_grad():
+            for _ in range(3):
+                sr, trace = cadyq.trace(made, lr[index])
+                made(lr[index])  # records nothing
+                found[index] = sr, trace.bits
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(lr))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, (sr, trace) in enumerate(alone):
+        assert torch.equal(found[index][0], sr)
+        assert {n: b.tolist() for n, b in found[index][1].items()} == {n: b.tolist() for n, b in trace.bits.items()}
+    handle = made.points["dilated"].register_forward_hook(lambda *_: teacher(lr[0]) and None)
+    try:
+        _, trace = cadyq.trace(made, lr[0])
+    finally:
+        handle.remove()
+    assert list(trace.bits) == list(alone[0][1].bits)
+
+
+@torch.no_grad()
+def test_a_point_that_runs_twice_has_a_record_for_each() -> None:
+    class Recursive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body, self.tail = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 12, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.body(self.body(self.head(x)))
+            return F.pixel_shuffle(self.tail(y), 2) * 0.01 + F.interpolate(x, scale_factor=2)
+
+    trace = cadyq.trace(_quantized(Recursive().eval()), photographs(1, 20))[1]
+    assert list(trace.bits) == ["body", "body@2"]
+    assert [use.macs for use in trace.uses()] == [20 * 20 * 4 * 4 * 9] * 2
+    assert float(trace.bitops_split().quantized) == 2 * 400 * 144 * 64
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (
+            nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=1, groups=2, padding_mode="circular"),
+            (2, 4, 9, 8),
+        ),
+        (nn.Conv2d(4, 4, 3, padding="same", dilation=2, bias=False), (1, 4, 9, 9)),
+        (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 6, 5, 4)),
+        (nn.Linear(5, 7), (2, 3, 5)),
+    ],
+)
+def test_the_quantizable_twin_computes_the_same(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    twins = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
+    twin = twins[type(layer)].like(layer)  # type: ignore[index, attr-defined]
+    x = torch.randn(shape)
+    torch.testing.assert_close(twin(x), layer(x))
+    rows = twin.rows(twin.weight)
+    assert torch.equal(twin.from_rows(rows), twin.weight)
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    assert len(rows) == outputs and rows.dim() == 4
+
+
+@torch.no_grad()
+def test_frozen_weights_are_those_of_the_moment(network: Mixed) -> None:
+    made, lr = _quantized(network), photographs(1)
+    with frozen_weights(made):
+        frozen = made(lr)
+        assert torch.equal(frozen, made(lr))
+    assert torch.equal(frozen, made(lr))
+    made.network.down.weight.mul_(2)
+    assert not torch.equal(frozen, made(lr))
+
+
+def test_counts_need_no_registry() -> None:
+    class Mine(cadyq.SRNetwork):
+        name = "mine"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = QuantConv2d(3, 12, 3)
+            self.register_points(2)
+
+        def forward(self, lr: Tensor) -> Tensor:
+            return F.pixel_shuffle(self.conv(lr), 2)
+
+    assert count_macs(Mine(), 10, 7).by_layer == {"conv": 70 * 3 * 12 * 9}
+    assert float(cadyq.trace(Mine(), torch.zeros(1, 3, 10, 7))[1].bitops()) == 70 * 324 * 1024
