@@ -35,6 +35,7 @@ def quantize(
     scale: int | None = None,
     pixel_range: float | None = None,
     multiple_of: int = 1,
+    patches: int = PATCHES,
     **options: Any,
 ) -> SRNetwork:
     """A quantized copy of a network from LR to SR. `print` of it shows each layer with its bits.
@@ -51,6 +52,7 @@ def quantize(
         scale: found by running the network, where it is not given.
         pixel_range: 1 or 255, what white is to the network; found where it shows.
         multiple_of: both sides of what the network is given are padded to a multiple of it.
+        patches: how many LR patches of 48x48 are cropped from the images for calibration.
         **options: of the scheme (`search_space=(4, 5, 6)`).
 
     Returns:
@@ -63,15 +65,15 @@ def quantize(
     name, _, tag = parse_scheme(scheme)
     if tag:
         raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
-    patches = calibration_patches(calibration)
+    lr = calibration_patches(calibration, patches)
     if isinstance(network, SRNetwork):
         fp32 = _with_exclusions(network, exclude)
     else:
-        fp32 = prepare(network, patches, exclude, scale, pixel_range, multiple_of)
+        fp32 = prepare(network, lr, exclude, scale, pixel_range, multiple_of)
     parameter = next(network.parameters(), None)
     if parameter is not None:
-        patches = patches.to(parameter.device)
-    return calibrated(fp32, scheme, observe(fp32, patches), options).eval()
+        lr = lr.to(parameter.device)
+    return calibrated(fp32, scheme, observe(fp32, lr), options).eval()
 
 
 def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNetwork:
@@ -86,8 +88,8 @@ def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNet
     return plain
 
 
-def calibration_patches(images: Images) -> Tensor:
-    """LR patches (N, 3, side, side) in 0..255, spread evenly over the images.
+def calibration_patches(images: Images, count: int = PATCHES) -> Tensor:
+    """LR patches (N, 3, side, side) in 0..255, spread evenly over the images: `count` of them, or one an image.
 
     Raises:
         UserError: no image, one that cannot be read, is too small, or is no image in 0..255.
@@ -98,7 +100,7 @@ def calibration_patches(images: Images) -> Tensor:
     side = min(SIDE, *(min(image.shape[-2:]) for image in loaded))
     if side < LEAST_SIDE:
         raise UserError(f"calibration: an image has a side of {side} pixels; give images of {LEAST_SIDE} or more")
-    share, rest = divmod(max(PATCHES, 2), len(loaded))
+    share, rest = divmod(max(count, 2), len(loaded))
     patches = [patch for k, image in enumerate(loaded) for patch in _spread(image, side, max(1, share + (k < rest)))]
     return torch.stack(patches).float()
 

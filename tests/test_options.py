@@ -91,9 +91,9 @@ def refusal(option: Option, value: str, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_every_command_and_number_is_checked() -> None:
     assert len(COMMANDS) >= 13 and len(NUMBERS) >= 34
     own = [path.name for path in SOURCES if re.search(r"ArgumentParser\(\w", path.read_text())]
-    assert own == [], "use cadyq.cli.Parser, which says errors on one line"
+    assert own == [], "use cadyq.commands.cli.Parser, which says errors on one line"
     bare = [identify(option) for option in OPTIONS if option.action.type in (int, float)]
-    assert bare == [], "use cadyq.cli.Numbers, which knows the range"
+    assert bare == [], "use cadyq.commands.cli.Numbers, which knows the range"
 
 
 @pytest.mark.parametrize("option", NUMBERS, ids=identify)

@@ -111,7 +111,7 @@ def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[s
         except KeyError as error:
             raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error
         except ValueError as error:
-            raise UserError(f"{source}: tensor {name}.weight is damaged ({error}); fetch the file again") from error
+            raise UserError(f"{source}: tensor {name}.weight is damaged or of another size ({error})") from error
         layer.weight_quantizer = PackedWeight(layer.weight_bits, "tensor" if codebook.dim() == 1 else "channel")
     return state
 
@@ -149,7 +149,7 @@ def zoo_names() -> list[str]:
 
 
 def resolve(source: str | Path) -> Path:
-    """A path, or "zoo:NAME", to the path of the file.
+    """A path, "zoo:NAME" or "spandrel:PATH", to the path of the file.
 
     Raises:
         UserError: no such file; for the zoo, the names that exist.
@@ -160,7 +160,7 @@ def resolve(source: str | Path) -> Path:
         if name not in known:
             raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
         return ZOO / f"{name}.safetensors"
-    return Path(source)
+    return Path(str(source).removeprefix(spandrel.PREFIX))
 
 
 def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetwork:
@@ -175,7 +175,7 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
         UserError: see `read_tensors` and `load_state`; a file without a configuration.
     """
     if str(source).startswith(spandrel.PREFIX):
-        return load_spandrel(Path(str(source).removeprefix(spandrel.PREFIX))).to(device)
+        return load_spandrel(resolve(source)).to(device)
     path = resolve(source)
     tensors, metadata = read_tensors(path)
     if "config" not in metadata:

@@ -25,14 +25,14 @@ from cadyq.commands.cli import (
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.training.distributed import Processes, choose_device, join, leave
 from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
 from cadyq.training.recipes import Recipe, load_recipe
 from cadyq.training.start import (
     CALIBRATION_SIDE,
-    Source,
+    Start,
     calibration_network,
     calibration_patches,
     load_parent,
@@ -43,6 +43,7 @@ from cadyq.training.start import (
 from cadyq.training.trainer import CHECKPOINT_SECONDS, Settings, Trainer
 from cadyq.utils.errors import UserError
 
+DEFAULT_SCALE = 4  # of --from-scratch
 DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
@@ -50,13 +51,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m cadyq.train", description=__doc__)
     what = parser.add_argument_group("what is trained")
     what.add_argument("--recipe", required=True, help="fp32, finetune, cadyq, cpu, paper, or a .toml file")
-    what.add_argument("--backbone", required=True)
+    what.add_argument("--backbone", help="needed with --from-scratch; otherwise that of --model")
     what.add_argument("--scheme", help="as in pams:w4a4; the recipe's by default")
-    what.add_argument("--scale", type=Numbers(2, 4), default=4)
-    what.add_argument("--init", help="trained parent: zoo:NAME or a .safetensors file")
+    what.add_argument("--scale", type=Numbers(2, 4), help="needed with --from-scratch; otherwise that of --model")
+    what.add_argument(
+        "--model", "--init", dest="init", help="network to start from: zoo:NAME, a .safetensors file or spandrel:PATH"
+    )
     what.add_argument("--from-scratch", action="store_true", help="start from random weights")
     what.add_argument("--size", nargs="+", default=[], metavar="NAME=N", help="with --from-scratch: n_feats=32 ...")
-    what.add_argument("--teacher", help="zoo:NAME or a .safetensors file; who else it is says the recipe")
+    what.add_argument("--teacher", help="zoo:NAME, a .safetensors file or spandrel:PATH; else the recipe says who")
     what.add_argument("--steps", type=Numbers(1))
     what.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step, over all processes")
     what.add_argument("--target-fab", type=Numbers(0, FULL_PRECISION, whole=False))
@@ -79,34 +82,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe with what the command line changes."""
-    recipe = load_recipe(args.recipe, args.backbone).with_settings(args.set)
+def recipe_of(args: argparse.Namespace, backbone: str) -> Recipe:
+    """The recipe for that backbone with what the command line changes."""
+    recipe = load_recipe(args.recipe, backbone).with_settings(args.set)
     changes = {"scheme": args.scheme, "steps": args.steps, "batch": args.batch, "target_fab": args.target_fab}
     return recipe.with_changes(**changes)
 
 
-def parent_of(args: argparse.Namespace) -> Source:
+def parent_of(args: argparse.Namespace) -> Start:
     """The network to start from, which has to be asked for.
 
     Raises:
         UserError: neither a parent nor random weights are asked for, or both.
     """
     if args.from_scratch and args.init:
-        raise UserError(f"--from-scratch and --init {args.init} exclude each other: drop one")
+        raise UserError(f"--from-scratch and --model {args.init} exclude each other: drop one")
     if args.from_scratch:
-        return random_parent(args.backbone, args.scale, args.size)
+        if not args.backbone:
+            raise UserError("--from-scratch: pass --backbone NAME with it")
+        return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size)
     if not args.init:
-        raise UserError(f"recipe {args.recipe!r} has no start: pass --init FILE, or --from-scratch for random weights")
+        raise UserError(f"recipe {args.recipe!r} has no start: pass --model FILE, or --from-scratch for random weights")
     return load_parent(args.init, args.backbone, args.scale)
 
 
-def bank_of(args: argparse.Namespace, recipe: Recipe, teacher: SRNetwork | None, device: torch.device) -> PatchDataset:
+def bank_of(
+    args: argparse.Namespace, recipe: Recipe, scale: int, teacher: SRNetwork | None, device: torch.device
+) -> PatchDataset:
     """All photographs, with the teacher's outputs if the loss asks for them."""
     if (args.data_root is None) == (args.bank is None):
         raise UserError("photographs: pass either --data-root DIR or --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
-    bank = load_bank(photographs, args.scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
+    bank = load_bank(photographs, scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
 
 
@@ -121,13 +128,15 @@ def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
     return bank.to(device)
 
 
-def provenance_of(args: argparse.Namespace, recipe: Recipe, parts: tuple[PatchDataset, PatchDataset]) -> dict[str, Any]:
+def provenance_of(
+    args: argparse.Namespace, recipe: Recipe, parent: SRNetwork, parts: tuple[PatchDataset, PatchDataset]
+) -> dict[str, Any]:
     """What training.json says of data and command; networks come on top."""
     source = args.data_root or args.bank
     return {
-        "backbone": args.backbone,
+        "backbone": parent.name,
         "scheme": recipe.scheme,
-        "scale": args.scale,
+        "scale": parent.scale,
         "data": f"{source.name}: {len(parts[0].images)} photographs, {len(parts[1].images)} more held out",
         "torch": torch.__version__,
     }
@@ -140,13 +149,14 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     if args.amp and device.type != "cuda":
         raise UserError(f"--amp needs a CUDA device and this run is on the {device.type}: leave it out")
     torch.manual_seed(args.seed)
-    recipe, parent = recipe_of(args), parent_of(args)
+    parent = parent_of(args)
+    recipe = recipe_of(args, parent.network.name)
     processes.share(recipe.batch)
     teacher = load_teacher(args.teacher, recipe, parent)
     if teacher is None:
         recipe = recipe.without_teacher()
     guide = teacher.network if teacher else None
-    training, held_out = processes.in_turn(lambda: bank_of(args, recipe, guide, device)).split()
+    training, held_out = processes.in_turn(lambda: bank_of(args, recipe, parent.network.scale, guide, device)).split()
     reference = calibration_network(parent.network, guide)
     patches = calibration_patches(training)
     network = quantized_from(parent.network, reference.cpu(), recipe.scheme, patches, recipe.scheme_options)
@@ -154,9 +164,9 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     processes.same_start(network)
     if args.amp:
         for module in network.modules():
-            if isinstance(module, QuantConv2d):
+            if isinstance(module, QuantizedLayer):
                 module.arithmetic = torch.float16
-    provenance = provenance_of(args, recipe, (training, held_out)) | {
+    provenance = provenance_of(args, recipe, parent.network, (training, held_out)) | {
         "parent": parent.facts,
         "teacher_sha256": teacher.facts["sha256"] if teacher else None,
         "device": device.type,

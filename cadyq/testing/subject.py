@@ -14,6 +14,7 @@ from torch import Tensor
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.base import ActivationQuantizer, PointStatistics, QuantizerOutput
 from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.running import running
 from cadyq.quantizers.trace import Trace
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.calibration import initialize, observe
@@ -143,13 +144,20 @@ def watch(
     entered: dict[str, tuple[Tensor, Tensor]] = {}
     seen: dict[str, Seen] = {}
 
+    def watched() -> bool:
+        """False in forwards that a scheme runs to prepare this one."""
+        forward = running()
+        return forward is not None and forward.listener is not None
+
     def before(point: QuantizationPoint, args: tuple[Tensor]) -> tuple[Tensor]:
+        if not watched():
+            return args
         x = inputs[point.name].clone() if inputs is not None and point.name in inputs else args[0]
         entered[point.name] = x, x.detach().clone()
         return (x,)
 
     def after(point: QuantizationPoint, args: tuple[Tensor], value: Tensor) -> None:
-        if point.quantizer is None:
+        if point.quantizer is None or not watched():
             return
         x, copy = entered[point.name]
         changed = not torch.equal(x.detach(), copy)

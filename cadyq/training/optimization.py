@@ -12,6 +12,21 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cadyq.models.network import SRNetwork
 from cadyq.training.recipes import Recipe
+from cadyq.utils.errors import UserError
+
+
+def freeze_fp32_layers(network: SRNetwork) -> None:
+    """Let only quantized layers and quantizers learn, so that a drop against FP32 is due to these alone.
+
+    Raises:
+        UserError: no layer of the network is quantized.
+    """
+    learning = {p for layer in network.layer_names if layer.weight_quantizer for p in layer.parameters()}
+    learning |= {p for point in network.points.values() if point.quantizer for p in point.quantizer.parameters()}
+    if not learning:
+        raise UserError(f"{network.name} has no quantized layer to train: set trained_layers=all, or give a --scheme")
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter in learning)
 
 
 def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]:
@@ -35,7 +50,7 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
         for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
             quantizer_parameters.add(parameter)
             add_range(parameter)
-    weights = [parameter for parameter in network.parameters() if parameter not in quantizer_parameters]
+    weights = [p for p in network.parameters() if p.requires_grad and p not in quantizer_parameters]
     groups.append({"params": weights, "base": recipe.rate_weights})
     if selectors:
         groups.append({"params": selectors, "base": recipe.rate_selector})

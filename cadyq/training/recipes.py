@@ -16,7 +16,12 @@ from cadyq.utils.registry import closest
 FOLDER = Path(__file__).parent / "recipes"
 POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps", "hard_patch_candidates")
 SHARES = ("halve_at", "average")  # an average of 1 would never move, and rates halved at 1 are never halved
-CHOICES = {"schedule": ("cosine", "halve"), "teacher": ("fp32", "parent", "none"), "batch_norm": ("frozen", "trained")}
+CHOICES = {
+    "schedule": ("cosine", "halve"),
+    "teacher": ("fp32", "parent", "none"),
+    "batch_norm": ("frozen", "trained"),
+    "trained_layers": ("all", "quantized"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,8 @@ class Recipe:
             the first.
         batch_norm: "frozen" keeps the parent's running statistics, in which its ranges were calibrated; "trained" takes
             those of each batch.
+        trained_layers: "quantized" leaves all other layers as they are in the parent, so that a drop against FP32 is
+            due to the quantized layers alone and a file needs to hold only these; "all" trains every layer.
     """
 
     name: str
@@ -83,6 +90,7 @@ class Recipe:
     augment: bool = True
     hard_patch_candidates: int = 1
     batch_norm: str = "frozen"
+    trained_layers: str = "all"
 
     def with_changes(self, **changes: Any) -> Recipe:
         """A copy with the options of the command line that were given (None means not given)."""

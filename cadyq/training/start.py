@@ -26,7 +26,7 @@ CALIBRATION_SIDE = 48
 
 
 @dataclass(frozen=True)
-class Source:
+class Start:
     """A network, where it came from, and what training.json says of it."""
 
     network: SRNetwork
@@ -34,32 +34,33 @@ class Source:
     facts: dict[str, Any]
 
 
-def load_parent(init: str, backbone: str, scale: int) -> Source:
-    """The trained network to start from.
+def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
+    """The trained network to start from: of this project, or "spandrel:PATH".
 
     Raises:
-        UserError: no such file, or of another backbone or scale.
+        UserError: no such file, or of another backbone or scale than is asked for.
     """
     network = load_model(init)
-    if (network.name, network.scale) != (backbone, scale):
+    wanted = f"{backbone or network.name} x{scale or network.scale}"
+    if wanted != f"{network.name} x{network.scale}":
         raise UserError(
-            f"{init}: is {network.name} x{network.scale}, not {backbone} x{scale}; "
-            "name its --backbone and --scale, or another file"
+            f"{init}: is {network.name} x{network.scale}, not {wanted}; "
+            "name its --backbone and --scale, leave them out, or name another file"
         )
-    return Source(network, init, _file_facts(init))
+    return Start(network, init, _file_facts(init))
 
 
-def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Source:
+def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Start:
     """A network with random weights; sizes as on a command line, "n_feats=32"."""
     options, known = parse_options(sizes, "--size"), backbone_option_names(backbone)
     for key, value in options.items():
         if key not in known or type(value) is not int:
             named = f"{closest(key, known)}; {backbone} has {', '.join(known)}"
             raise UserError(f"--size {key}={value}: not NAME=NUMBER{named}")
-    return Source(create_model(backbone, scale=scale, **options), "random weights", {"name": "random weights"})
+    return Start(create_model(backbone, scale=scale, **options), "random weights", {"name": "random weights"})
 
 
-def load_teacher(source: str | None, recipe: Recipe, parent: Source) -> Source | None:
+def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | None:
     """The teacher that the command or the recipe names; None where there is none.
 
     Raises:
@@ -71,7 +72,9 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Source) -> Source |
     if source is None and recipe.teacher == "parent":
         if "sha256" not in parent.facts:
             raise UserError(f"recipe {recipe.name!r} is taught by its parent: pass --init with a trained network")
-        return Source(load_model(parent.name), parent.name, parent.facts)
+        return Start(load_model(parent.name), parent.name, parent.facts)
+    if source is None and plain(network) and "sha256" in parent.facts:
+        return Start(load_model(parent.name), parent.name, parent.facts)  # the FP32 network that is to be quantized
     source = source or f"zoo:{zoo_name(network.name, network.scale, 'fp32')}"
     teacher = load_model(source)
     wanted = [teacher.scale == network.scale, teacher.name == network.name or not recipe.transfers_attention]
@@ -80,7 +83,7 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Source) -> Source |
             f"{source}: is {teacher.name} x{teacher.scale}, and cannot teach {network.name} x{network.scale} by "
             f"recipe {recipe.name!r}; name another --teacher"
         )
-    return Source(teacher, source, _file_facts(source))
+    return Start(teacher, source, _file_facts(source))
 
 
 def _file_facts(source: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from cadyq.training.checkpoint import read_checkpoint, require_same, write_check
 from cadyq.training.distributed import Processes
 from cadyq.training.logs import History, Progress, Row, TensorBoard
 from cadyq.training.losses import AttentionTransfer, reconstruction
-from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
+from cadyq.training.optimization import WeightAverage, freeze_fp32_layers, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.recipes import Recipe
 from cadyq.training.validation import validate
@@ -81,6 +81,8 @@ class Trainer:
         self.processes, self.settings = processes or Processes(), settings or Settings()
         self.device = next(network.parameters()).device
         self._training_mode()
+        if recipe.trained_layers == "quantized":
+            freeze_fp32_layers(network)
         self.optimizer = torch.optim.Adam(parameter_groups(network, recipe), lr=0.0)
         self.bases = [group["base"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.mixed_precision)

@@ -12,7 +12,7 @@ import cadyq
 from analysis.sensitivity.replay import Replay
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
-from cadyq.quantizers.trace import Trace
+from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
 
 SIZES: list[tuple[str, dict[str, Any]]] = [
@@ -62,7 +62,7 @@ def test_what_comes_before_a_point_is_not_run_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_quantized_convolutions_are_quantized() -> None:
-    network = cadyq.create_model("edsr", scheme="minmax:w3a8", n_feats=8, n_resblocks=1).eval()
+    network = calibrated_model("edsr", scheme="minmax:w3a8", n_feats=8, n_resblocks=1).eval()
     lr = torch.rand(1, 3, 8, 8) * 255
     with torch.no_grad():
         quantizers = {name: point.quantizer for name, point in network.points.items()}
@@ -76,13 +76,13 @@ def test_quantized_convolutions_are_quantized() -> None:
 class Branching(SRNetwork):
     name = "branching"
 
-    def super_resolve(self, lr: Tensor, trace: Trace) -> Tensor:
+    def forward(self, lr: Tensor) -> Tensor:
         return lr if float(lr.mean()) > 0 else -lr
 
 
 def test_a_figure_that_looks_at_values_is_refused_in_one_line() -> None:
     network = Branching()
-    network.finish(1)
-    with pytest.raises(UserError, match="branching: super_resolve cannot be traced") as error:
+    network.register_points(1)
+    with pytest.raises(UserError, match="branching: forward cannot be traced") as error:
         Replay(network)
     assert "\n" not in str(error.value)

@@ -26,7 +26,9 @@ from cadyq.data.datasets import photographs
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated, observe
+from cadyq.testing.models import calibrated_model
 from cadyq.training.derive import derive, mean_fab, transplant
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import parse_options
@@ -74,7 +76,7 @@ def test_the_parents_bits_give_the_parents_output(name: str, parent: SRNetwork, 
         expected, trace = trace_forward(parent, lr)
         bits = torch.stack([trace.bits[point] for point in trace.bits], 1)
         assign(network, (bits[..., None] == torch.tensor(SEARCH_SPACE)).long().argmax(2))
-        actual = network.super_resolve(lr, cadyq.models.network.Trace(network, lr))
+        actual = network.run(PatchContext(lr), prepare=False)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
@@ -107,7 +109,7 @@ def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor,
     with pytest.raises(UserError, match="no option 'sweep'"):
         derive(parent, "oracle", *pairs, mean_bits=6, sweep=1)
     with pytest.raises(UserError, match="not derived from a trained network"):
-        cadyq.models.network.SCHEMES.get("pams")().fit(parent, *pairs, 6.0)
+        SCHEMES.get("pams")().fit(parent, *pairs, 6.0)
     with pytest.raises(UserError, match="NAME=VALUE"):
         parse_options(["objective"])
     assert parse_options(["objective=db", "sweeps=1"]) == {"objective": "db", "sweeps": 1}
@@ -160,7 +162,7 @@ def test_random_bits_follow_the_patch_not_the_batch(parent: SRNetwork, pairs: tu
 def test_random_bits_have_the_wanted_mean_and_are_independent() -> None:
     generator = torch.Generator().manual_seed(1)
     lr = torch.randint(0, 256, (400, 3, 4, 4), generator=generator).float()
-    network = cadyq.create_model("edsr", "random", n_feats=4, n_resblocks=8)
+    network = calibrated_model("edsr", "random", n_feats=4, n_resblocks=8)
     choices = Random(mean_bits=5.0).choices(network, PatchContext(lr))
     bits = torch.tensor(SEARCH_SPACE, dtype=torch.float64)[choices]
     assert float(bits.mean()) == pytest.approx(5.0, abs=0.06)
@@ -271,7 +273,7 @@ def test_the_oracle_pays_less_than_any_uniform_choice(
 
 
 def test_the_oracle_is_told_hr_and_others_are_not() -> None:
-    assert [name for name in cadyq.list_schemes() if cadyq.models.network.SCHEMES.get(name).reads_hr] == ["oracle"]
+    assert [name for name in cadyq.list_schemes() if SCHEMES.get(name).reads_hr] == ["oracle"]
     with pytest.raises(UserError, match="choose one of mse, db"):
         Oracle(objective="psnr")
 

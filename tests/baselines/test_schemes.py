@@ -21,6 +21,7 @@ from cadyq.quantizers.base import RANGE_SHARE, PackedWeight, PointStatistics, Ta
 from cadyq.quantizers.context import PatchContext
 from cadyq.schemes.base import SCHEMES, FixedBitScheme
 from cadyq.schemes.calibration import initialize, observe
+from cadyq.testing.models import calibrated_model
 from cadyq.testing.subject import backbones_to_check, small_sizes
 from cadyq.utils.errors import UserError
 
@@ -64,7 +65,7 @@ def _statistics(backbone: str) -> dict[str, PointStatistics]:
 
 @lru_cache(maxsize=64)
 def _calibrated(backbone: str, scheme: str, bits: int) -> SRNetwork:
-    network = cadyq.create_model(backbone, scheme, **small_sizes(backbone), **_options(scheme, bits))
+    network = calibrated_model(backbone, scheme, **small_sizes(backbone), **_options(scheme, bits))
     network.load_state_dict(_plain(backbone).state_dict(), strict=False)
     initialize(network, _statistics(backbone))
     return network
@@ -119,7 +120,7 @@ def test_weight_grid(backbone: str, scheme: str, bits: int) -> None:
 
 @torch.no_grad()
 def test_packing_pays_at_the_paper_sizes(tmp_path: Path) -> None:
-    network = cadyq.create_model("edsr", "pams:w8a8", n_resblocks=1)
+    network = calibrated_model("edsr", "pams:w8a8", n_resblocks=1)
     for name, packed in (("full", False), ("packed", True)):
         cadyq.save_model(network, tmp_path / f"{name}.safetensors", packed)
     saved = (tmp_path / "full.safetensors").stat().st_size - (tmp_path / "packed.safetensors").stat().st_size
@@ -269,7 +270,7 @@ def test_labels_read_back(scheme: str) -> None:
 
 @pytest.mark.parametrize(("scheme", "bits"), [c for c in CASES if "act_bits" in _options(*c)])
 def test_bits_in_the_name(scheme: str, bits: int) -> None:
-    network = cadyq.create_model("edsr", f"{scheme}:w{bits}a8", n_feats=8, n_resblocks=1)
+    network = calibrated_model("edsr", f"{scheme}:w{bits}a8", n_feats=8, n_resblocks=1)
     assert network.scheme is not None
     assert network.scheme.label() == f"{scheme}:w{bits}a8"
     assert network.scheme.options()["weight_bits"] == bits
@@ -326,7 +327,7 @@ def test_minmax_by_hand() -> None:
 
 def test_pams_starts_at_its_share_of_the_range() -> None:
     for bits, share in RANGE_SHARE.items():
-        network = cadyq.create_model("edsr", f"pams:w8a{bits}", n_feats=8, n_resblocks=2)
+        network = calibrated_model("edsr", f"pams:w8a{bits}", n_feats=8, n_resblocks=2)
         initialize(network, _statistics("edsr"))
         for name, point in network.points.items():
             found = point.quantizer.bound.item()  # type: ignore[union-attr, arg-type]

@@ -23,6 +23,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import WeightQuantizer
 from cadyq.quantizers.functional import fake_quantize_weight
 from cadyq.schemes.factory import ModelConfig, build, config_of, parse_scheme
+from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import Registry
 
@@ -102,7 +103,7 @@ def test_networks_with_a_grid_for_each_channel(tmp_path: Path) -> None:
 
 def _network(scheme: str = "pams:w4a4") -> SRNetwork:
     torch.manual_seed(0)
-    return cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1)
+    return calibrated_model("edsr", scheme, n_feats=8, n_resblocks=1)
 
 
 @pytest.fixture
@@ -338,20 +339,20 @@ def test_tag_that_is_no_part_of_a_file_name_is_refused(spec: str) -> None:
 
 
 def test_options_override_the_specification() -> None:
-    network = cadyq.create_model("edsr", "pams:w4a4", act_bits=6, n_feats=8, n_resblocks=1)
+    network = calibrated_model("edsr", "pams:w4a4", act_bits=6, n_feats=8, n_resblocks=1)
     assert network.scheme is not None and network.scheme.label() == "pams:w4a6"
 
 
 def _child_of(parent: SRNetwork) -> SRNetwork:
     """Another network with the parent's weights and one tensor of its own."""
-    child = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1)
+    child = calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1)
     child.load_state_dict(parent.state_dict())
     next(point for point in child.points.values() if point.quantizer).quantizer.bound.data.fill_(3.0)
     return child.eval()
 
 
 def test_a_file_built_on_another_holds_only_what_differs(tmp_path: Path) -> None:
-    parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    parent = calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
     child = _child_of(parent)
     save_model(parent, tmp_path / "parent.safetensors", packed=True)
     save_model(child, tmp_path / "child.safetensors", packed=True, base=tmp_path / "parent.safetensors")
@@ -364,7 +365,7 @@ def test_a_file_built_on_another_holds_only_what_differs(tmp_path: Path) -> None
 
 
 def test_files_may_build_on_files_that_build_on_others(tmp_path: Path) -> None:
-    networks = [cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()]
+    networks = [calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()]
     networks += [_child_of(networks[0]), _child_of(networks[0])]
     networks[2].get_parameter("head.bias").data.add_(1)
     paths = [tmp_path / f"{number}.safetensors" for number in range(3)]
@@ -382,7 +383,7 @@ def test_files_may_build_on_files_that_build_on_others(tmp_path: Path) -> None:
 
 
 def test_a_file_built_on_another_refuses_a_changed_parent(tmp_path: Path) -> None:
-    parent = cadyq.create_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    parent = calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
     path = tmp_path / "child.safetensors"
     save_model(parent, tmp_path / "parent.safetensors")
     save_model(_child_of(parent), path, base=tmp_path / "parent.safetensors")

@@ -13,6 +13,7 @@ from torch import Tensor
 import cadyq
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
+from cadyq.testing.models import calibrated_model
 from cadyq.testing.subject import small_sizes
 
 WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
@@ -21,7 +22,7 @@ every_backbone = pytest.mark.parametrize("backbone", WITH_POINTS)
 
 @lru_cache(maxsize=32)
 def _network(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
-    network = cadyq.create_model(backbone, scheme, **(small_sizes(backbone) | options)).eval()
+    network = calibrated_model(backbone, scheme, **(small_sizes(backbone) | options)).eval()
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -181,7 +182,7 @@ def test_the_selector_by_hand() -> None:
 @pytest.mark.parametrize("scheme", ["pams:w4a4", "cadyq"])
 @torch.no_grad()
 def test_the_selector_costs_little(scheme: str) -> None:
-    network = cadyq.create_model("edsr", scheme, n_resblocks=2).eval()
+    network = calibrated_model("edsr", scheme, n_resblocks=2).eval()
     split = cadyq.trace(network, _lr(1, 24, 24))[1].bitops_split()
     assert float(split.selector / split.total) < 0.02
 
@@ -191,8 +192,8 @@ def test_the_selector_costs_little(scheme: str) -> None:
 def test_quantized_weights_on_unquantized_inputs_cost_32_bit_activations(scheme: str, act_bits: int) -> None:
     """Published SRResNet: a block's first convolution bypasses the point of the shortcut."""
     sizes: dict[str, Any] = {"n_feats": 8, "n_resblocks": 2}
-    native = cadyq.create_model("srresnet", scheme, **sizes).eval()
-    published = cadyq.create_model("srresnet", scheme, quantized_input=False, **sizes).eval()
+    native = calibrated_model("srresnet", scheme, **sizes).eval()
+    published = calibrated_model("srresnet", scheme, quantized_input=False, **sizes).eval()
     lr = _lr(2, 9, 5)
     use = 2 * 45 * 8 * 8 * 9  # two blocks
     splits = [cadyq.trace(network, lr)[1].bitops_split() for network in (native, published)]

@@ -11,6 +11,7 @@ import cadyq
 from cadyq.commands.train import build_parser, train
 from cadyq.plugins import load_plugin, load_plugins
 from cadyq.schemes.base import SCHEMES
+from cadyq.testing.models import calibrated_model
 from cadyq.training.distributed import Processes
 
 SCHEME = """
@@ -41,8 +42,8 @@ class Tiny(SRNetwork):
         self.point = QuantizationPoint(n_feats, feeds=[self.conv])
         self.register_points(scale, n_feats=n_feats)
 
-    def super_resolve(self, lr, trace):
-        y = self.conv(self.point(self.head(lr), trace))
+    def forward(self, lr):
+        y = self.conv(self.point(self.head(lr)))
         return y.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
 """
 
@@ -56,7 +57,7 @@ def plugin(folder: Path, text: str, kind: str = "scheme", name: str = "mine", fi
 
 
 def runs(backbone: str, scheme: str) -> bool:
-    network = cadyq.create_model(backbone, scheme, n_feats=4)
+    network = calibrated_model(backbone, scheme, n_feats=4)
     return network(torch.zeros(1, 3, 6, 5)).shape == (1, 3, 24, 20)
 
 
@@ -168,7 +169,7 @@ def test_a_foreign_distribution_takes_part(decorated: bool, tmp_path: Path, monk
     assert "tiny" in cadyq.list_backbones()
     assert runs("tiny", "mine:w4a3")
     assert runs("tiny", "minmax")
-    network = cadyq.create_model("tiny", "mine", n_feats=4)
+    network = calibrated_model("tiny", "mine", n_feats=4)
     cadyq.save_model(network, tmp_path / "net.safetensors")
     assert cadyq.load_model(tmp_path / "net.safetensors").scheme == network.scheme
 
@@ -183,7 +184,7 @@ def test_a_broken_foreign_distribution_is_named(tmp_path: Path, monkeypatch: pyt
 def test_a_foreign_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, "rival", "[cadyq.schemes]\npams = elsewhere:PAMS\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(cadyq.models.network.SCHEMES._classes, "pams", raising=False)
+    monkeypatch.delitem(SCHEMES._classes, "pams", raising=False)
     with pytest.raises(
         cadyq.UserError, match=r"'pams' is offered by several packages \(baselines.pams:PAMS, elsewhere"
     ):

@@ -106,9 +106,8 @@ def published(network: SRNetwork) -> dict[str, Tensor]:
 
 def _made(backbone: str, scheme: str, **options: Any) -> SRNetwork:
     torch.manual_seed(0)
-    network = cadyq.create_model(
-        backbone, scheme, **(options | PUBLISHED.get((backbone, scheme.partition(":")[0]), {}))
-    )
+    options |= PUBLISHED.get((backbone, scheme.partition(":")[0]), {})
+    network = cadyq.create_model(backbone, scheme, **options)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.rand_like(parameter) + 0.1)

@@ -117,11 +117,11 @@ def test_saved_and_loaded_it_gives_the_same(network: Mixed, scheme: str, tmp_pat
     expected, before = cadyq.trace(made, lr)
     assert torch.equal(sr, expected)
     assert {name: bits.tolist() for name, bits in trace.bits.items()} == {n: b.tolist() for n, b in before.bits.items()}
-    with pytest.raises(UserError, match="Mixed, which is no backbone of this project.*load_into"):
+    with pytest.raises(UserError, match="Mixed, which is no backbone of this project"):
         cadyq.load_model(path)
     with pytest.raises(UserError, match="of a Mixed, not of a Attention"):
         cadyq.load_into(Attention(4), path)
-    with pytest.raises(UserError, match=r"q\.safetensors: tensor 'network\..* is .*needs"):
+    with pytest.raises(UserError, match=r"q\.safetensors: tensor network\..* is damaged or of another size"):
         cadyq.load_into(Mixed(16), path)
 
 
@@ -271,7 +271,7 @@ def test_a_range_that_was_never_calibrated_raises() -> None:
     model = cadyq.create_model("edsr", scheme="pams:w4a4", n_feats=8, n_resblocks=1)
     with pytest.raises(UserError, match=r"point 'blocks\.0\.input' has no range yet"):
         model(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(UserError, match="not written, as point 'blocks.0.input' has no range yet"):
+    with pytest.raises(UserError, match="not written, as point"):
         cadyq.save(model, "never.safetensors")
 
 
@@ -313,7 +313,11 @@ def test_threads_and_nested_forwards_keep_apart(network: Mixed) -> None:
     for index, (sr, trace) in enumerate(alone):
         assert torch.equal(found[index][0], sr)
         assert {n: b.tolist() for n, b in found[index][1].items()} == {n: b.tolist() for n, b in trace.bits.items()}
-    handle = made.points["dilated"].register_forward_hook(lambda *_: teacher(lr[0]) and None)
+
+    def run_teacher(*_: object) -> None:
+        teacher(lr[0])
+
+    handle = made.points["dilated"].register_forward_hook(run_teacher)
     try:
         _, trace = cadyq.trace(made, lr[0])
     finally:

@@ -153,12 +153,12 @@ def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
     before = model.stat().st_mtime_ns
     assert _run_here(arguments) == model
     assert model.stat().st_mtime_ns == before
-    with pytest.raises(cadyq.errors.UserError, match=r"training\.json.*another recipe.*differing: seed"):
+    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*differing: seed"):
         _run_here([*arguments, "--seed", "5"])
 
 
 def test_two_processes_train_like_one(folder: Path) -> None:
-    fast = ("validate_every=1", "rate_weights=5e-3", "rate_selector=0.3", "warmup=0")
+    fast = ("trained_layers=all", "validate_every=1", "rate_weights=5e-3", "rate_selector=0.3", "warmup=0")
     one, two = ([*OPTIONS["cadyq"], *_arguments(folder, out, *fast), "--steps", "12"] for out in ("one", "two"))
     _run_here(one)
     process = _start(two, torchrun=2)
@@ -175,7 +175,7 @@ def test_two_processes_train_like_one(folder: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(cadyq.errors.UserError, match="batch=9 cannot be shared by 2 processes"):
+    with pytest.raises(cadyq.UserError, match="batch=9 cannot be shared by 2 processes"):
         Processes(0, 2).share(9)
     assert [Processes(rank, 2).share(8) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
 
@@ -196,7 +196,7 @@ def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (["--recipe", "fp32", "--init", ""], "recipe 'fp32' has no start.*--from-scratch"),
-        (["--recipe", "fp32", "--from-scratch"], "--from-scratch and --init.*exclude"),
+        (["--recipe", "fp32", "--from-scratch"], "--from-scratch and --model.*exclude"),
         (["--recipe", "fp32", "--from-scratch", "--init", "", "--size", "n_feat=8"], "did you mean 'n_feats'"),
         (["--recipe", "finetune", "--amp"], "--amp needs a CUDA device"),
         (["--recipe", "finetune", "--device", "tpu"], "--device tpu: no such device"),

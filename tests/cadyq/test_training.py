@@ -20,6 +20,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.context import image_gradient
 from cadyq.schemes.calibration import initialize, load_statistics, observe, save_statistics
+from cadyq.testing.models import calibrated_model
 from cadyq.training.bit_controller import BitController
 from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, with_outputs
@@ -155,7 +156,7 @@ def test_recipes_load(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert recipe.steps % recipe.validate_every == 0
-    network = cadyq.create_model("edsr", recipe.scheme, n_feats=8, n_resblocks=1, **recipe.scheme_options)
+    network = calibrated_model("edsr", recipe.scheme, n_feats=8, n_resblocks=1, **recipe.scheme_options)
     chooses = "search_space" in (network.scheme.options() if network.scheme else {})
     assert (recipe.target_fab > 0 or recipe.bit_weight > 0) == chooses
     assert not chooses or recipe.steer > 0  # so that --target-fab works
@@ -266,12 +267,27 @@ def _history(network: SRNetwork, recipe: Recipe, bank: PatchDataset, out: Path) 
 
 
 def test_the_loss_goes_down(bank: PatchDataset, tmp_path: Path) -> None:
-    recipe = _recipe(scheme="pams:w4a4", steps=30, validate_every=1, rate_weights=2e-3)
+    changes = {"steps": 30, "validate_every": 1, "rate_weights": 2e-3, "trained_layers": "all"}
+    recipe = _recipe(scheme="pams:w4a4", **changes)
     history = _history(_network(bank, "pams:w4a4"), recipe, bank, tmp_path)
     losses = [row["loss"] for row in history]
     assert len(losses) == 30
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
     assert history[-1]["held_out_psnr_db"] > history[0]["held_out_psnr_db"] + 1
+
+
+def test_only_quantized_layers_learn_where_the_recipe_says_so(bank: PatchDataset, tmp_path: Path) -> None:
+    network = _network(bank, "pams:w4a4")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    recipe = _recipe(scheme="pams:w4a4", steps=2, rate_weights=1e-2, trained_layers="quantized")
+    _history(network, recipe, bank, tmp_path)
+    changed = {
+        key.rpartition(".")[0] for key, value in network.state_dict().items() if not torch.equal(value, before[key])
+    }
+    quantized = set(network.layer_names.values())
+    assert {name for name in changed if "quantizer" not in name} == quantized
+    with pytest.raises(UserError, match="edsr has no quantized layer to train: set trained_layers=all"):
+        _history(_network(bank, "fp32"), recipe.with_changes(scheme="fp32"), bank, tmp_path / "fp32")
 
 
 @pytest.mark.parametrize(("target", "sign"), [(4.3, -1), (7.7, 1)])
@@ -365,7 +381,7 @@ def test_calibration_sees_what_enters_the_points(bank: PatchDataset) -> None:
 
 
 def test_calibration_puts_quantizers_back(bank: PatchDataset) -> None:
-    network = cadyq.create_model("edsr", "pams:w2a2", n_feats=8, n_resblocks=1).eval()
+    network = calibrated_model("edsr", "pams:w2a2", n_feats=8, n_resblocks=1).eval()
     network.load_state_dict(_plain().state_dict(), strict=False)
     before = {name: point.quantizer for name, point in network.points.items()}
     observe(network, bank.batch(3, 0, 4, 12).lr)

@@ -14,6 +14,7 @@ from cadyq.quantizers.context import image_gradient
 from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.bit_selector import channel_std, subsample
+from cadyq.testing.models import calibrated_model
 from cadyq.training.bit_controller import bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
@@ -31,7 +32,7 @@ BRANCHES = {"edsr": 2, "carn_m": 9}
 
 def _network(backbone: str = "edsr", scheme: str = "fp32", seed: int = 0, **options: Any) -> SRNetwork:
     torch.manual_seed(seed)
-    return cadyq.create_model(backbone, scheme, **SIZES[backbone], **options)
+    return calibrated_model(backbone, scheme, **SIZES[backbone], **options)
 
 
 def _photographs(count: int = 4, teacher: bool = True) -> PatchDataset:
@@ -181,6 +182,8 @@ def test_the_bit_loss_counts_as_published_or_by_the_selector() -> None:
 
 def test_rates_of_bounds_are_relative_or_absolute() -> None:
     network = _network(scheme="pams")
+    for point in network.points.values():
+        point.quantizer.bound.data.fill_(10)  # type: ignore[union-attr, operator]
     for relative, expected in ((True, 0.1 * 10), (False, 0.1)):
         recipe = load_recipe("finetune").with_changes(rate_range=0.1, range_rate_relative=relative)
         groups = parameter_groups(network, recipe)

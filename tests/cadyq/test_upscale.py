@@ -17,6 +17,7 @@ from cadyq.inference import tiled
 from cadyq.inference.tiled import run_tiles
 from cadyq.inference.tiles import place, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
+from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -75,8 +76,8 @@ def test_a_forward_never_holds_more_than_a_batch(network: SRNetwork, monkeypatch
 @pytest.mark.parametrize("scheme", ["cadyq", "fp32", "minmax:w4a4"])
 def test_eight_bits_everywhere_is_what_an_eight_bit_network_costs(backbone: str, scheme: str) -> None:
     lr, tiles = noise(9, 14), whole_image(9, 14)
-    eight = run_tiles(cadyq.create_model(backbone, "minmax:w8a8").eval(), lr, tiles, CPU)
-    ran = run_tiles(cadyq.create_model(backbone, scheme).eval(), lr, tiles, CPU)
+    eight = run_tiles(calibrated_model(backbone, "minmax:w8a8").eval(), lr, tiles, CPU)
+    ran = run_tiles(calibrated_model(backbone, scheme).eval(), lr, tiles, CPU)
     assert ran.eight_bit == pytest.approx(eight.bitops)
 
 
@@ -194,7 +195,7 @@ def test_bad_options(words: list[str], parts: list[str], tmp_path: Path, capsys:
 
 def test_a_scheme_that_reads_hr_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_png(tmp_path / "a.png", noise(8, 8))
-    cadyq.save_model(cadyq.create_model("carn_m", "oracle"), tmp_path / "oracle.safetensors")
+    cadyq.save_model(calibrated_model("carn_m", "oracle"), tmp_path / "oracle.safetensors")
     words = [tmp_path / "a.png", "--model", tmp_path / "oracle.safetensors", "--out", tmp_path / "out"]
     assert upscale.main([str(word) for word in words]) == 2
     assert "reads the HR image" in errors(capsys)[0]
