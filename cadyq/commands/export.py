@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
@@ -25,6 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
     parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")
+    parser.add_argument(
+        "--size", type=Numbers(1, 100_000), nargs=2, metavar=("HEIGHT", "WIDTH"), help="one LR size; any by default"
+    )
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -44,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"bits frozen by {len(shown)} photographs of {shown.name}: {sum(bits) / len(bits):.2f} in the mean")
     elif args.photographs is not None:
         raise UserError(f"--photographs {args.photographs}: {args.model} has fixed bits; leave the option out")
-    made = export_onnx(network, args.out)
-    integers = f"{made.convolutions} convolutions with integer weights, {made.points} quantized feature maps"
+    made = export_onnx(network, args.out, tuple(args.size) if args.size else None)
+    integers = f"{made.layers} layers with integer weights, {made.points} quantized feature maps"
     print(f"{made.path}: {integers}, {made.bytes / 1e6:.2f} MB")
     pair = photographs[0]
     found = agreement(open_session(args.out), network, pair.lr, pair.hr)

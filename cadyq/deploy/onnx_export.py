@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cadyq.deploy.grid import Grid, grid_of, weight_codes
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.schemes.base import Scheme
 from cadyq.utils.errors import UserError
+from cadyq.utils.files import replacing
 
 OPSET = 18
 
@@ -62,26 +62,29 @@ class _Point(nn.Module):
         return torch.add(on_grid(x - g.offset, g.step, g.zero, g.low, g.high), g.offset)
 
 
-class _Convolution(nn.Module):
-    """A convolution whose weight is stored as integers where it has a grid."""
+class _Layer(nn.Module):
+    """A convolution or a linear layer whose weight is stored as integers where it has a grid."""
 
-    def __init__(self, conv: QuantConv2d) -> None:
+    def __init__(self, layer: QuantizedLayer, point: _Point | None) -> None:
         super().__init__()
-        weight = conv.quantized_weight().detach()
-        coded = None if conv.weight_quantizer is None else weight_codes(weight)
+        rows = layer.rows(layer.quantized_weight()).detach()
+        coded = None if layer.weight_quantizer is None else weight_codes(rows)
         self.integer = coded is not None
         if coded is None:
-            self.weight = nn.Parameter(weight.contiguous().clone())
+            self.rows = nn.Parameter(rows.contiguous().clone())
         else:
             self.register_buffer("codes", coded[0].contiguous())
             self.register_buffer("steps", coded[1])
             self.register_buffer("zeros", torch.zeros(len(coded[1]), dtype=torch.int8))
-        self.bias = None if conv.bias is None else nn.Parameter(conv.bias.detach().clone())
-        self.padding, self.groups = conv.padding, conv.groups
+        self.point = point
+        self.plain = copy.deepcopy(layer)
+        self.plain.weight_quantizer = self.plain.point = None
+        self.plain.register_parameter("weight", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = from_codes(self.codes, self.steps, self.zeros) if self.integer else self.weight
-        return F.conv2d(x, weight, self.bias, padding=self.padding, groups=self.groups)
+        x = x if self.point is None else self.point(x)
+        rows = from_codes(self.codes, self.steps, self.zeros) if self.integer else self.rows
+        return self.plain.apply_to(x, self.plain.from_rows(rows))
 
 
 class Exportable(nn.Module):
@@ -101,19 +104,24 @@ class Exportable(nn.Module):
             raise UserError(
                 f"scheme {name!r} chooses bits before each forward; freeze them, or export a fixed-bit scheme"
             )
-        grids = {
-            name: None if point.quantizer is None else grid_of(point.quantizer, point.channels, f"point {name}")
+        points = {
+            point: _Point(grid_of(point.quantizer, point.channels, f"point {name}") if point.quantizer else None)
             for name, point in network.points.items()
         }
+        layers = {
+            module: _Layer(module, None if module.point is None else points[module.point])
+            for module in network.modules()
+            if isinstance(module, QuantizedLayer)
+        }
         self.network = copy.deepcopy(network)
-        # a convolution may be called by more than one name; the copy is walked in the original's order
-        for name, module in [*self.network.named_modules()]:
-            if isinstance(module, QuantConv2d):
-                _replace(self.network, name, _Convolution(module))
-            elif name in grids:
-                _replace(self.network, name, _Point(grids[name]))
-        self.points = len([grid for grid in grids.values() if grid is not None])
-        self.convolutions = sum(isinstance(m, _Convolution) and m.integer for m in self.network.modules())
+        # a layer may be called by more than one name; the copy is walked in the original's order
+        for name, module in [*network.named_modules()]:
+            if module in layers:
+                _replace(self.network, name, layers[module])
+            elif module in points and not name.endswith(".point"):
+                _replace(self.network, name, points[module])
+        self.points = sum(point.grid is not None for point in points.values())
+        self.layers = sum(layer.integer for layer in layers.values())
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.network.forward(lr)
@@ -126,50 +134,63 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: how many points and convolutions became integers."""
+    """What was written: how many points and layers became integers, and whether it takes images of any size."""
 
     path: Path
     points: int
-    convolutions: int
+    layers: int
     bytes: int
+    any_size: bool
 
 
-def export_onnx(network: SRNetwork, path: Path) -> Exported:
+def export_onnx(network: SRNetwork, path: Path, size: tuple[int, int] | None = None) -> Exported:
     """Write `network` to `path`: from "lr" (B, 3, H, W) to "sr" (B, 3, H scale, W scale), float32 RGB in 0..255.
 
     Args:
         network: of a fixed-bit scheme of 8 bits or fewer, or FP32; or with bits frozen, see `cadyq.deploy.frozen`.
-        path: of the .onnx file.
+        path: of the .onnx file, written whole or not at all.
+        size: LR height and width, for a network whose graph cannot be written for every size.
 
     Raises:
-        UserError: the network has a point without a fixed grid, or onnx and onnxscript are not installed.
+        UserError: the network has a point without a fixed grid, onnx and onnxscript are not installed, or the graph
+            needs a `size`.
     """
     onnx = _onnx()
     exportable = Exportable(network.eval()).eval()
-    sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    ours = {torch.ops.cadyq.on_grid.default: _on_grid, torch.ops.cadyq.from_codes.default: _from_codes}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch's own exporter
-        program = torch.onnx.export(
-            exportable,
-            (torch.zeros(2, 3, 24, 32),),
-            input_names=["lr"],
-            output_names=["sr"],
-            opset_version=OPSET,
-            dynamo=True,
-            dynamic_shapes=(sizes,),
-            custom_translation_table=ours,  # type: ignore[arg-type]
-            verbose=False,
-        )
-    assert program is not None
-    model = program.model_proto
+    model = _graph(exportable, size)
     fuse_relu(model)
     own_weights(model)
     onnx.checker.check_model(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save_model(model, str(path))
-    return Exported(path, exportable.points, exportable.convolutions, path.stat().st_size)
+    with replacing(path) as temporary:
+        onnx.save_model(model, str(temporary))
+    return Exported(path, exportable.points, exportable.layers, path.stat().st_size, size is None)
+
+
+def _graph(exportable: Exportable, size: tuple[int, int] | None) -> Any:
+    """The ONNX model, for any batch and LR size, or for one size alone."""
+    ours = {torch.ops.cadyq.on_grid.default: _on_grid, torch.ops.cadyq.from_codes.default: _from_codes}
+    free = dict.fromkeys((0, 2, 3) if size is None else (0,), torch.export.Dim.DYNAMIC)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch's own exporter
+        try:
+            program = torch.onnx.export(
+                exportable,
+                (torch.zeros(2, 3, *(size or (24, 32))),),
+                input_names=["lr"],
+                output_names=["sr"],
+                opset_version=OPSET,
+                dynamo=True,
+                dynamic_shapes=(free,),
+                custom_translation_table=ours,  # type: ignore[arg-type]
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0][:160]
+            remedy = "its layers cannot be written as ONNX" if size else "give one LR size: --size HEIGHT WIDTH"
+            raise UserError(f"{exportable.network.name}: no graph can be written ({reason}); {remedy}") from error
+    assert program is not None
+    return program.model_proto
 
 
 def _onnx() -> Any:
@@ -247,7 +268,8 @@ def own_weights(model: Any) -> None:
 
     graph = model.graph
     values = {tensor.name: tensor for tensor in graph.initializer}
-    weights = {node.output[0]: node for node in graph.node if node.input and node.input[0] in values}
+    stored = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
+    weights = {node.output[0]: node for node in stored}
     for reader in [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]:
         own = onnx.NodeProto()
         own.CopyFrom(weights[reader.input[1]])
@@ -258,7 +280,8 @@ def own_weights(model: Any) -> None:
             tensor.name = own.input[place] = f"{own.name}_{part}"
             graph.initializer.append(tensor)
         graph.node.insert(list(graph.node).index(reader), own)
-    for node in weights.values():
+    used = {name for node in graph.node for name in node.input}
+    for node in [node for node in stored if node.output[0] not in used]:
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:

@@ -112,11 +112,12 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
         )
         return _with_parameters(made, conv)
 
-    def quantized_weight(self) -> Tensor:
-        return _channels_last(super().quantized_weight())
+    def freeze(self) -> None:
+        super().freeze()
+        self._frozen = _channels_last(self.quantized_weight())
 
     def apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)  # type: ignore[no-any-return]
+        return self._conv_forward(x, _channels_last(weight), self.bias)  # type: ignore[no-any-return]
 
 
 class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):

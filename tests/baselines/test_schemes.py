@@ -19,7 +19,8 @@ from baselines.minmax import MinMaxActivation
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import RANGE_SHARE, PackedWeight, PointStatistics, TanhWeight
 from cadyq.quantizers.context import PatchContext
-from cadyq.schemes.base import SCHEMES, FixedBitScheme
+from cadyq.quantizers.layers import frozen_weights
+from cadyq.schemes.base import SCHEMES, FixedBitScheme, apply_scheme
 from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.models import calibrated_model
 from cadyq.testing.subject import backbones_to_check, small_sizes
@@ -215,24 +216,26 @@ def test_another_scheme_is_seen_too(scheme: str, patches: Tensor) -> None:
     """Also when the new weight quantizer happens to lie where the first one lay in memory."""
     network = _prepared("edsr", scheme, 8)
     for _ in range(20):
-        network.apply_scheme(SCHEMES.get(scheme)(weight_bits=8, act_bits=8))
+        apply_scheme(network, SCHEMES.get(scheme)(weight_bits=8, act_bits=8))
+        initialize(network, _statistics("edsr"))
         network(patches)
-        network.apply_scheme(SCHEMES.get(scheme)(weight_bits=5, act_bits=8))
-        network.apply_scheme(SCHEMES.get(scheme)(weight_bits=2, act_bits=8))
+        apply_scheme(network, SCHEMES.get(scheme)(weight_bits=5, act_bits=8))
+        apply_scheme(network, SCHEMES.get(scheme)(weight_bits=2, act_bits=8))
         for conv, name in network.layer_names.items():
             assert len(conv.quantized_weight().unique()) <= 4, name
 
 
 @some_cases
-def test_the_weight_is_quantized_once_in_eval(scheme: str, bits: int, patches: Tensor) -> None:
+@torch.no_grad()
+def test_frozen_weights_are_quantized_once(scheme: str, bits: int, patches: Tensor) -> None:
     network = _prepared("edsr", scheme, bits)
-    with torch.no_grad():
-        network(patches)
-        kept = {conv: conv.quantized_weight() for conv in network.layer_names}
-        network(patches)
-        assert all(conv.quantized_weight() is weight for conv, weight in kept.items())
+    expected = network(patches)
+    with frozen_weights(network):
+        kept = {layer: layer.quantized_weight() for layer in network.layer_names}
+        assert torch.equal(network(patches), expected)
+        assert all(layer.quantized_weight() is weight for layer, weight in kept.items())
     if bits != 32:
-        assert all(conv.quantized_weight() is not weight for conv, weight in kept.items())
+        assert all(layer.quantized_weight() is not weight for layer, weight in kept.items())
 
 
 @some_cases

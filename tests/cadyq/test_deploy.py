@@ -91,7 +91,7 @@ def test_weights_without_a_grid_have_no_codes() -> None:
 def test_an_exported_network_runs_at_any_size(spec: str, tmp_path: Path) -> None:
     network = _network(spec)
     made = export_onnx(network, tmp_path / "m.onnx")
-    assert (made.convolutions > 0) == (spec != "fp32")
+    assert (made.layers > 0) == (spec != "fp32")
     session = open_session(made.path, threads=1)
     for batch, height, width in ((1, 24, 31), (3, 17, 9)):
         lr = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(2)) * 255

@@ -126,6 +126,20 @@ def test_saved_and_loaded_it_gives_the_same(network: Mixed, scheme: str, tmp_pat
 
 
 @torch.no_grad()
+def test_it_is_exported_and_runs_in_onnxruntime(network: Mixed, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    from cadyq.deploy.onnx_export import export_onnx
+    from cadyq.deploy.runtime import open_session, run
+
+    made = _quantized(network)
+    exported = export_onnx(made, tmp_path / "q.onnx", (20, 28))
+    assert (exported.points, exported.layers, exported.any_size) == (5, 5, False)
+    lr = F.interpolate(photographs(2), size=(20, 28), mode="bilinear")
+    difference = (run(open_session(exported.path), lr) - made(lr)).abs()
+    assert float(difference.max()) < 1 and float(difference.mean()) < 0.05
+
+
+@torch.no_grad()
 def test_a_trained_scheme_learns_from_there(network: Mixed) -> None:
     made = _quantized(network, "cadyq")
     with torch.enable_grad():
