@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 import cadyq
-from cadyq.quantizers import base as interface
-from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers import CalibratedRange, PatchContext, PointStatistics, QuantizerOutput, WeightQuantizer
+from cadyq.quantizers.base import RANGE_SHARE, constant_bits
 from cadyq.quantizers.functional import fake_quantize_affine, signed_levels, straight_through
-from cadyq.quantizers.ranges import CalibratedRange
+from cadyq.schemes import FixedBitScheme
 
 
 def power_of_two(step: Tensor) -> Tensor:
@@ -26,20 +26,20 @@ def power_of_two(step: Tensor) -> Tensor:
 
 
 class ShiftActivation(CalibratedRange):
-    def initialize(self, statistics: interface.PointStatistics) -> None:
+    def initialize(self, statistics: PointStatistics) -> None:
         steps = 2**self.bits - 1
         signed = statistics.minimum < 0
-        width = statistics.max_abs * interface.RANGE_SHARE[self.bits] * (1 + signed)
+        width = statistics.max_abs * RANGE_SHARE[self.bits] * (1 + signed)
         step = power_of_two(width / steps)
         self.low.copy_(torch.where(signed, -(2 ** (self.bits - 1)) * step, 0))
         self.high.copy_(self.low + steps * step)
 
-    def forward(self, x: Tensor, context: PatchContext) -> interface.QuantizerOutput:
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         value = fake_quantize_affine(x, self.low, self.high, self.bits)
-        return interface.QuantizerOutput(value, interface.constant_bits(x, self.bits))
+        return QuantizerOutput(value, constant_bits(x, self.bits))
 
 
-class ShiftWeight(interface.WeightQuantizer):
+class ShiftWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         levels = signed_levels(self.bits)
         step = power_of_two(weight.detach().abs().amax() / levels)
@@ -48,7 +48,7 @@ class ShiftWeight(interface.WeightQuantizer):
 
 @cadyq.register_scheme("my_scheme")
 @dataclass(frozen=True)
-class MyScheme(interface.FixedBitScheme):
+class MyScheme(FixedBitScheme):
     trained = False  # runs from calibration alone
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ShiftActivation:

@@ -30,7 +30,7 @@ import cadyq.zoo.ship
 from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
 from cadyq.checkpoints.io import ZOO
-from cadyq.training import photographs
+from cadyq.commands import photographs as pack_command
 
 Words = list[str]
 Case = Callable[[Path], tuple[Callable[..., int], Words]]
@@ -300,7 +300,7 @@ def pickle_with_code(tmp: Path) -> tuple[Callable[..., int], Words]:
 @case("x2.safetensors", "x2", "4")
 def parent_of_another_scale(tmp: Path) -> tuple[Callable[..., int], Words]:
     cadyq.save_model(cadyq.create_model("edsr", scale=2, n_feats=8, n_resblocks=1), tmp / "x2.safetensors")
-    main, words = train(tmp, "--recipe", "fp32", "--init", str(tmp / "x2.safetensors"))
+    main, words = train(tmp, "--recipe", "fp32", "--scale", "4", "--init", str(tmp / "x2.safetensors"))
     return main, [word for word in words if word != "--from-scratch"]
 
 
@@ -535,7 +535,7 @@ def comparing_with_nothing(tmp: Path) -> tuple[Callable[..., int], Words]:
 
 @case("nowhere")
 def no_photographs_to_pack(tmp: Path) -> tuple[Callable[..., int], Words]:
-    return photographs.main, ["--data-root", str(tmp / "nowhere"), "--out", str(tmp / "bank.safetensors")]
+    return pack_command.main, ["--data-root", str(tmp / "nowhere"), "--out", str(tmp / "bank.safetensors")]
 
 
 @case("none.py")

@@ -24,15 +24,15 @@ ORDINARY_WORDS = {"static", "random", "gradient", "oracle", "mse", "percentile",
 
 # (file, name): why the name may stand there
 ALLOWED = {
-    ("analysis/networks.py", "fp32"): "the parent of schemes that are calibrated only",
-    ("analysis/tables.py", "fp32"): "the reference of every comparison",
-    ("analysis/metrics.py", "cadyq"): "a protocol of PSNR, named after the code that prints it",
-    ("analysis/measure.py", "cadyq"): "the same protocol",
-    ("analysis/networks.py", "cadyq"): "the package, not the scheme",
+    ("analysis/run/networks.py", "fp32"): "the parent of schemes that are calibrated only",
+    ("analysis/tables/summary.py", "fp32"): "the reference of every comparison",
+    ("analysis/run/networks.py", "cadyq"): "the package, not the scheme",
     ("cadyq/testing/subject.py", "fp32"): "the network that is calibrated on",
+    ("cadyq/testing/models.py", "fp32"): "the default of cadyq.create_model",
+    ("cadyq/models/network.py", "fp32"): "what a network is printed as that carries no scheme",
 }
 
-SCHEME_FILES = sorted([*(ROOT / "baselines").glob("*.py"), *(ROOT / "cadyq/selector").glob("*.py")])
+SCHEME_FILES = sorted([*(ROOT / "baselines").glob("*.py"), *(ROOT / "cadyq/schemes").glob("*.py")])
 BACKBONE_FILES = sorted(path for path in (ROOT / "cadyq/models").glob("*.py") if path.name != "__init__.py")
 HARNESS_FILES = sorted([*(ROOT / "analysis").rglob("*.py"), *(ROOT / "cadyq/testing").glob("*.py")])
 
@@ -107,7 +107,7 @@ def test_every_exception_is_needed() -> None:
         ('f"{scale}" + "carn_m"', "names 'carn_m'"),
         ("from baselines.pams import PAMS", "imports baselines.pams"),
         ("from cadyq.models import edsr", "imports cadyq.models.edsr"),
-        ("import cadyq.selector.scheme", "imports cadyq.selector.scheme"),
+        ("import cadyq.schemes.cadyq", "imports cadyq.schemes.cadyq"),
         ('"""On edsr."""\n# edsr, pams\n"edsr"\nx = "the edsr network"', None),
     ],
 )

@@ -1,1 +1,37 @@
-"""The shared interface of all schemes: fake-quantization primitives, points, traces, Scheme and registry."""
+"""Quantizers, the points and layers they work at, and the trace of what they did. What a scheme's file imports."""
+
+from cadyq.quantizers.base import (
+    FULL_PRECISION,
+    RANGE_SHARE,
+    ActivationQuantizer,
+    PointStatistics,
+    QuantizerOutput,
+    SymmetricWeight,
+    TanhWeight,
+    WeightQuantizer,
+    constant_bits,
+)
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.functional import fake_quantize_affine, fake_quantize_bounds, signed_levels, straight_through
+from cadyq.quantizers.ranges import AffineRange, CalibratedRange, CandidateActivation, LearnedBoundActivation
+
+__all__ = [
+    "FULL_PRECISION",
+    "RANGE_SHARE",
+    "ActivationQuantizer",
+    "AffineRange",
+    "CalibratedRange",
+    "CandidateActivation",
+    "LearnedBoundActivation",
+    "PatchContext",
+    "PointStatistics",
+    "QuantizerOutput",
+    "SymmetricWeight",
+    "TanhWeight",
+    "WeightQuantizer",
+    "constant_bits",
+    "fake_quantize_affine",
+    "fake_quantize_bounds",
+    "signed_levels",
+    "straight_through",
+]
