@@ -135,6 +135,8 @@ def build(config: ModelConfig) -> SRNetwork:
     try:
         network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)
         scheme: Scheme = SCHEMES.get(config.scheme)(**config.scheme_options)
+    except UserError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{config.backbone}/{config.scheme}: {error}; see cadyq.create_model") from error
     network.exclude(config.excluded)

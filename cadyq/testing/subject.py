@@ -46,7 +46,7 @@ def small_sizes(backbone: str) -> dict[str, int]:
             sizes[name] = min(default, MOST_FEATURES if "feat" in name else MOST_BLOCKS)
     try:
         BACKBONES.get(backbone)(scale=SCALE, **sizes)
-    except (ValueError, RuntimeError, IndexError, UserError):  # sizes that depend on each other
+    except (ValueError, RuntimeError, IndexError):  # sizes that depend on each other
         return {}
     return sizes
 
