@@ -30,7 +30,7 @@ import cadyq.zoo.ship
 from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
 from cadyq.checkpoints.io import ZOO
-from cadyq.training import photographs
+from cadyq.commands import photographs
 
 Words = list[str]
 Case = Callable[[Path], tuple[Callable[..., int], Words]]

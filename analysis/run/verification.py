@@ -20,7 +20,7 @@ from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import networks
 from analysis.tables.comparisons import claims
-from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, exit_status
+from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, exit_status, program
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.metrics.measure import measure_image
@@ -159,7 +159,7 @@ def verify(run_dir: Path, data_root: Path | None, size: int, seed: int, device: 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m analysis.verify", description=__doc__)
+    parser = Parser(prog=program("analysis.verify"), description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, such as results/paper")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument("--sample", type=Numbers(0), default=5, help="how many images are measured again")

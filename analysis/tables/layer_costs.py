@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status, program
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.trace import Trace, trace_forward
 
@@ -28,7 +28,7 @@ def layer_table(trace: Trace) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m analysis.cost", description=__doc__)
+    parser = Parser(prog=program("analysis.cost"), description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
     parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from cadyq.checkpoints.io import load_model, resolve, save_model
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, exit_status
+from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, exit_status, program
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES
 from cadyq.training.derive import derive, mean_fab
@@ -22,7 +23,7 @@ from cadyq.utils.options import parse_options
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.derive", description=__doc__)
+    parser = Parser(prog=program("cadyq.derive"), description=__doc__)
     parser.add_argument(
         "scheme", help="a scheme that is derived, such as static; or the parent's own, for another --option"
     )
@@ -73,8 +74,8 @@ def run(args: argparse.Namespace) -> Path:
     return path
 
 
-def main() -> int:
-    args = build_parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     return exit_status(lambda: print(run(args)), args.debug)
 
 
