@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis.run.networks import canonical, locate
+from analysis.run.networks import locate
 from analysis.run.plan import presets
 from cadyq.checkpoints.io import ZOO
+from cadyq.schemes.specs import canonical
 from cadyq.utils import toml
 
 ROOT = Path(__file__).parent.parent

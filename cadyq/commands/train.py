@@ -29,6 +29,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.layers import QuantConv2d
+from cadyq.schemes.specs import canonical
 from cadyq.training.distributed import Processes, choose_device, join, leave
 from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
@@ -129,7 +130,7 @@ def provenance_of(args: argparse.Namespace, recipe: Recipe, parts: tuple[PatchDa
     source = args.data_root or args.bank
     return {
         "backbone": args.backbone,
-        "scheme": recipe.scheme,
+        "scheme": canonical(recipe.scheme),
         "scale": args.scale,
         "data": f"{source.name}: {len(parts[0].images)} photographs, {len(parts[1].images)} more held out",
         "torch": torch.__version__,

@@ -16,7 +16,7 @@ from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, PointStat
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
-from cadyq.schemes.factory import parse_scheme
+from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 
 BATCH = 16

@@ -17,7 +17,8 @@ from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.calibration import initialize, observe
-from cadyq.schemes.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme
+from cadyq.schemes.factory import ModelConfig, backbone_option_names, build, list_backbones
+from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 
 BIT_OPTIONS = ("weight_bits", "act_bits")
