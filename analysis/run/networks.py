@@ -10,11 +10,12 @@ from pathlib import Path
 
 import cadyq
 from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.data.images import sha256_file
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.calibration import calibrated, load_statistics
+from cadyq.schemes.calibration import calibrated
 from cadyq.schemes.specs import parse_scheme, scheme_of
 from cadyq.utils.errors import UserError
 

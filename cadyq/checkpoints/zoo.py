@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
+from cadyq.checkpoints.statistics import save_statistics
 from cadyq.checkpoints.tensors import compress, network_sha256
 from cadyq.data.images import sha256_file
 from cadyq.models.network import SRNetwork
-from cadyq.schemes.calibration import observe, save_statistics
+from cadyq.schemes.calibration import observe
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import CALIBRATION_SIDE, calibration_patches
 from cadyq.utils.errors import UserError
