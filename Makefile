@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup bench run test lint docs format results notebooks clean
+.PHONY: setup bench run test test-fast lint docs format results notebooks clean
 
 setup: $(STAMP)
 
@@ -12,6 +12,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -n 2
+
+# without the tests that take more than some seconds each
+test-fast: $(STAMP)
+	$(PY) -m pytest -n 2 -m "not slow"
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -38,6 +42,9 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# without their dependencies, which would replace the installed torch
+	$(VENV)/bin/pip install --quiet --no-deps torchvision==0.28.0 spandrel==0.4.2 einops==0.8.2
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt pooch
 	touch $(STAMP)
 
 # one table after another; nothing else should run meanwhile

@@ -2,7 +2,9 @@
 
 import sys
 
-from analysis.tables.run_differences import main
+from analysis.cli import main_of
+
+main = main_of("compare")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,9 @@
 
 import sys
 
-from analysis.tables.layer_costs import main
+from analysis.cli import main_of
+
+main = main_of("cost")
 
 if __name__ == "__main__":
     sys.exit(main())

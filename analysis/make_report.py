@@ -2,7 +2,9 @@
 
 import sys
 
-from analysis.report.build import main
+from analysis.cli import main_of
+
+main = main_of("report")
 
 if __name__ == "__main__":
     sys.exit(main())

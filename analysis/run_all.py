@@ -2,7 +2,9 @@
 
 import sys
 
-from analysis.run.command import main
+from analysis.cli import main_of
+
+main = main_of("run")
 
 if __name__ == "__main__":
     sys.exit(main())

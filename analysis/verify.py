@@ -2,7 +2,9 @@
 
 import sys
 
-from analysis.run.verification import main
+from analysis.cli import main_of
+
+main = main_of("verify")
 
 if __name__ == "__main__":
     sys.exit(main())

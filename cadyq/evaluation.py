@@ -13,6 +13,7 @@ from cadyq.data.datasets import Dataset, load
 from cadyq.inference.threads import one_thread
 from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
+from cadyq.utils.extras import needs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,10 +39,10 @@ def evaluate(
         One row an image and mode; columns as in `analysis.records.load`.
 
     Raises:
-        UserError: the dataset is not there, or an image of it cannot be read.
+        UserError: pandas is not installed, the dataset is not there, or an image of it cannot be read.
     """
-    import pandas as pd
-
+    with needs("analysis", "cadyq.evaluate"):
+        import pandas as pd
     root = None if data_root is None else Path(data_root)
     images = load(dataset, network.scale, root) if isinstance(dataset, str) else dataset
     device = next(network.parameters(), torch.zeros(())).device

@@ -1,8 +1,7 @@
-"""Schemes and backbones that live outside any package: a Python file named on the command line."""
+"""Schemes and backbones that live outside any package: a Python file, named by its path."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import traceback
@@ -27,18 +26,6 @@ class Plugin(NamedTuple):
 
 
 _loaded: dict[Path, tuple[bytes, Plugin]] = {}
-
-
-def add_plugin_option(parser: argparse.ArgumentParser) -> None:
-    """The option `--plugin FILE`, which may be given several times; hand its value to `load_plugins`."""
-    parser.add_argument(
-        "--plugin",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="Python file that registers schemes or backbones of your own; may be given several times",
-    )
 
 
 def load_plugins(paths: Sequence[Path]) -> Plugin:

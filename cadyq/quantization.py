@@ -15,7 +15,7 @@ from cadyq.data.images import images_among, read_rgb
 from cadyq.models.foreign import matching, prepare
 from cadyq.models.network import SRNetwork
 from cadyq.schemes.calibration import calibrated, observe
-from cadyq.schemes.factory import parse_scheme
+from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 
 PATCHES = 64  # LR patches that calibration sees

@@ -30,7 +30,7 @@ import cadyq.zoo.ship
 from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
 from cadyq.checkpoints.io import ZOO
-from cadyq.commands import photographs as pack_command
+from cadyq.commands import photographs
 
 Words = list[str]
 Case = Callable[[Path], tuple[Callable[..., int], Words]]
@@ -535,7 +535,7 @@ def comparing_with_nothing(tmp: Path) -> tuple[Callable[..., int], Words]:
 
 @case("nowhere")
 def no_photographs_to_pack(tmp: Path) -> tuple[Callable[..., int], Words]:
-    return pack_command.main, ["--data-root", str(tmp / "nowhere"), "--out", str(tmp / "bank.safetensors")]
+    return photographs.main, ["--data-root", str(tmp / "nowhere"), "--out", str(tmp / "bank.safetensors")]
 
 
 @case("none.py")

@@ -16,7 +16,7 @@ from analysis.tables.comparisons import claims, write_claims
 from analysis.tables.published_values import write_published
 from analysis.tables.seeds import spread, write_seeds
 from analysis.tables.summary import write_tables
-from cadyq.commands.cli import Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.utils.files import remove_leftovers
 from cadyq.utils.locks import alone_in
 
@@ -45,7 +45,7 @@ def write_all_tables(df: pd.DataFrame, answers: pd.DataFrame, manifest: Mapping[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
-    parser = Parser(prog="python -m analysis.make_report", description=__doc__)
+    parser = Parser(prog=program("analysis.make_report"), description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
     add_debug_option(parser)
     args = parser.parse_args(argv)

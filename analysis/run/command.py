@@ -24,13 +24,22 @@ from analysis.run.jobs import Job, measure_job
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
 from analysis.tables.summary import REFERENCE, summary, to_text
-from cadyq.commands.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status
+from cadyq.commands.cli import (
+    MOST_THREADS,
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_plugin_option,
+    check_writable,
+    exit_status,
+    program,
+)
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
-from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import remove_leftovers
@@ -38,7 +47,7 @@ from cadyq.utils.locks import alone_in
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m analysis.run_all", description=__doc__)
+    parser = Parser(prog=program("analysis.run_all"), description=__doc__)
     parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")

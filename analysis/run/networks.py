@@ -10,12 +10,13 @@ from pathlib import Path
 
 import cadyq
 from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.data.images import sha256_file
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.calibration import calibrated, load_statistics
-from cadyq.schemes.factory import parse_scheme, scheme_of
+from cadyq.schemes.calibration import calibrated
+from cadyq.schemes.specs import parse_scheme, scheme_of
 from cadyq.utils.errors import UserError
 
 PARENT = "fp32"  # where calibration-only schemes take their weights from
@@ -45,17 +46,6 @@ class Source:
         for sha256 in (*map(network_sha256, self.files), *map(sha256_file, self.code)):
             digest.update(sha256.encode())
         return digest.hexdigest()
-
-
-def canonical(spec: str) -> str:
-    """A scheme as it is written in records: "pams" -> "pams:w8a8".
-
-    Raises:
-        UserError: unknown scheme, or bits out of range.
-    """
-    tag = parse_scheme(spec)[2]
-    label = scheme_of(spec).label()
-    return f"{label}:{tag}" if tag else label
 
 
 @lru_cache  # asked for every scheme, and the answer takes building the network

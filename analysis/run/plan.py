@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.records.store import Cell
-from analysis.run.networks import Source, canonical, find, has_weights
+from analysis.run.networks import Source, find, has_weights
 from cadyq.checkpoints.zoo import read_manifest
 from cadyq.metrics.measure import MODES
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
-from cadyq.schemes.factory import scheme_of
+from cadyq.schemes.specs import canonical, scheme_of
 from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 

@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 
 from analysis.report.crops import textured
-from analysis.run.networks import canonical, load, locate
+from analysis.run.networks import load, locate
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import ImagePair
 from cadyq.inference.threads import one_thread
 from cadyq.metrics.measure import MODES, measure_image
+from cadyq.schemes.specs import canonical
 from cadyq.utils.errors import UserError
 
 DEVICE = torch.device("cpu")

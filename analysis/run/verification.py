@@ -20,10 +20,11 @@ from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import networks
 from analysis.tables.comparisons import claims
-from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, exit_status
+from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.metrics.measure import measure_image
+from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 
@@ -159,12 +160,13 @@ def verify(run_dir: Path, data_root: Path | None, size: int, seed: int, device: 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m analysis.verify", description=__doc__)
+    parser = Parser(prog=program("analysis.verify"), description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, such as results/paper")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument("--sample", type=Numbers(0), default=5, help="how many images are measured again")
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of their choice")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    add_plugin_option(parser)
     add_debug_option(parser)
     return parser
 
@@ -175,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings: list[Finding] = []
 
     def act() -> None:
+        load_plugins(args.plugin)
         for finding in verify(args.run_dir, args.data_root, args.sample, args.seed, pick_device(args.device)):
             print(finding, flush=True)
             findings.append(finding)

@@ -23,12 +23,14 @@ from cadyq.commands.cli import (
     Numbers,
     Parser,
     add_debug_option,
+    add_plugin_option,
     add_threads_option,
     check_writable,
     exit_status,
+    program,
 )
 from cadyq.models.network import BACKBONES
-from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError
@@ -36,7 +38,7 @@ from cadyq.utils.locks import alone_in
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m analysis.sensitivity", description=__doc__)
+    parser = Parser(prog=program("analysis.sensitivity"), description=__doc__)
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--scale", type=Numbers(2, 4), default=4)
     parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and training photographs")

@@ -20,10 +20,10 @@ from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
 from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import measure_selector, selectors
 from cadyq.checkpoints.io import ZOO, load_model, resolve, zoo_name
+from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.calibration import load_statistics
 from cadyq.utils.errors import UserError
 
 Tables = dict[str, pd.DataFrame]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cadyq
 from analysis.tables.summary import markdown_lines
+from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.metrics.storage import parameter_count
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.cost import count_macs
@@ -60,6 +62,8 @@ def table() -> str:
     return markdown_lines([COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *rows])
 
 
-def main() -> int:
-    print(table())
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=program("analysis.backbones"), description=__doc__)
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
+    return exit_status(lambda: print(table()), args.debug)

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
 from analysis.tables.summary import OVERALL, REFERENCE, by_dataset, markdown_table, without_lone_scale
-from cadyq.schemes.factory import list_schemes, parse_scheme, scheme_of
+from cadyq.schemes.factory import list_schemes
+from cadyq.schemes.specs import parse_scheme, scheme_name, scheme_of
 from cadyq.utils import toml
 from cadyq.utils.files import write_text
 
@@ -223,7 +224,7 @@ def bitops_without_selector(rows: Rows) -> float:
 
 def _base(name: str) -> str:
     """The scheme of a name in the records, without bits and tag."""
-    return name.partition(":")[0]
+    return scheme_name(name)
 
 
 def _fixed_bits(names: Iterable[str]) -> Iterator[tuple[int, str]]:

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
+from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.trace import Trace, trace_forward
 
@@ -28,13 +29,19 @@ def layer_table(trace: Trace) -> pd.DataFrame:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m analysis.cost", description=__doc__)
+    parser = Parser(prog=program("analysis.cost"), description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
     parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")
+    add_plugin_option(parser)
     add_debug_option(parser)
     args = parser.parse_args(argv)
-    return exit_status(lambda: print_layers(args.model, args.height, args.width), args.debug)
+
+    def act() -> None:
+        load_plugins(args.plugin)
+        print_layers(args.model, args.height, args.width)
+
+    return exit_status(act, args.debug)
 
 
 def print_layers(model: str, output_height: int, output_width: int) -> None:

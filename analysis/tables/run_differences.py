@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.records.store import CELL_COLUMNS, load
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, paired_drop
 from analysis.tables.summary import MISSING, markdown_table
-from cadyq.commands.cli import Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.utils.files import write_text
 
 SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
@@ -91,7 +91,7 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog="python -m analysis.compare", description=__doc__)
+    parser = Parser(prog=program("analysis.compare"), description=__doc__)
     parser.add_argument("run_a", type=Path)
     parser.add_argument("run_b", type=Path)
     parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")

@@ -26,7 +26,7 @@ from cadyq.utils.registry import closest
 ZOO = Path(__file__).parent.parent / "zoo"
 
 
-def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path | None = None) -> None:
+def save_model(network: SRNetwork, path: str | Path, packed: bool = False, base: Path | None = None) -> None:
     """Write `network` to `path`, whole or not at all.
 
     Args:
@@ -55,7 +55,7 @@ def save_model(network: SRNetwork, path: Path, packed: bool = False, base: Path 
         there = _all_tensors(base)
         state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
         metadata |= {"base": base.name, "base_sha256": network_sha256(base)}
-    write_tensors(state, path, metadata)
+    write_tensors(state, Path(path), metadata)
 
 
 def save_packed(network: SRNetwork, path: str | Path) -> Path:

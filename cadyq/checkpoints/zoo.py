@@ -1,21 +1,17 @@
-"""Put trained networks and calibration statistics into the zoo: `python -m cadyq.zoo.ship run RUN_DIR ...`,
-`python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR`.
-"""
+"""The zoo: trained networks and calibration statistics, with a manifest."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
+from cadyq.checkpoints.statistics import save_statistics
 from cadyq.checkpoints.tensors import compress, network_sha256
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
 from cadyq.data.images import sha256_file
 from cadyq.models.network import SRNetwork
-from cadyq.plugins import add_plugin_option, load_plugins
-from cadyq.schemes.calibration import observe, save_statistics
+from cadyq.schemes.calibration import observe
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import CALIBRATION_SIDE, calibration_patches
 from cadyq.utils.errors import UserError
@@ -91,34 +87,3 @@ def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) ->
     identity = {"file": path.name, "backbone": backbone, "scale": scale}
     _put("calibration", identity | {"sha256": sha256_file(path), "data": note})
     return path
-
-
-def main() -> int:
-    parser = Parser(prog="python -m cadyq.zoo.ship", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run")
-    run.add_argument("run_dirs", type=Path, nargs="+")
-    run.add_argument("--tag", default="", help="another variant of a scheme: cadyq:TAG")
-    calibration = commands.add_parser("calibration")
-    calibration.add_argument("backbone")
-    calibration.add_argument("--scale", type=Numbers(2, 4), default=4)
-    calibration.add_argument("--data-root", type=Path, required=True)
-    calibration.add_argument("--cache", type=Path, default=Path(".cache"))
-    for command in (run, calibration):
-        add_plugin_option(command)
-        add_debug_option(command)
-    args = parser.parse_args()
-
-    def act() -> None:
-        load_plugins(args.plugin)
-        if args.command == "run":
-            for run_dir in args.run_dirs:
-                print(ship_run(run_dir, args.tag))
-        else:
-            print(ship_calibration(args.backbone, args.scale, args.data_root, args.cache))
-
-    return exit_status(act, args.debug)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

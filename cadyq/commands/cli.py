@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -27,9 +28,25 @@ UNWRITABLE = {
     errno.EFBIG: "raise the limit of file sizes",
 }
 
+_called_as: ContextVar[str] = ContextVar("called_as", default="")
 
 MOST_SEED = 2**31 - 1  # what every generator of random numbers takes
 MOST_THREADS = 1024
+
+
+def program(module: str) -> str:
+    """How the running command was called, for its help: `python -m MODULE`, or what `called_as` says."""
+    return _called_as.get() or f"python -m {module}"
+
+
+@contextmanager
+def called_as(words: str) -> Iterator[None]:
+    """Inside, commands call themselves that in their help, as in "cadyq train"."""
+    token = _called_as.set(words)
+    try:
+        yield
+    finally:
+        _called_as.reset(token)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,6 +80,18 @@ class Numbers:
 def add_threads_option(parser: argparse._ActionsContainer) -> None:
     """The option `--threads`; None where it is not given."""
     parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads")
+
+
+def add_plugin_option(parser: argparse.ArgumentParser) -> None:
+    """The option `--plugin FILE`, which may be given several times; hand its value to `cadyq.plugins.load_plugins`."""
+    parser.add_argument(
+        "--plugin",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="Python file that registers schemes or backbones of your own; may be given several times",
+    )
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:

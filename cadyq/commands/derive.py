@@ -5,15 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from cadyq.checkpoints.io import load_model, resolve, save_model
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_threads_option, exit_status
+from cadyq.commands.cli import (
+    MOST_SEED,
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_plugin_option,
+    add_threads_option,
+    exit_status,
+    program,
+)
+from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.specs import canonical, parse_scheme
 from cadyq.training.derive import derive, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.utils.files import write_text
@@ -22,7 +34,7 @@ from cadyq.utils.options import parse_options
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.derive", description=__doc__)
+    parser = Parser(prog=program("cadyq.derive"), description=__doc__)
     parser.add_argument(
         "scheme", help="a scheme that is derived, such as static; or the parent's own, for another --option"
     )
@@ -40,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     add_threads_option(parser)
+    add_plugin_option(parser)
     add_debug_option(parser)
     return parser
 
@@ -48,23 +61,25 @@ def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    load_plugins(args.plugin)
+    name, options, _ = parse_scheme(args.scheme)
     parent = load_model(args.parent)
     bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)
     training, _ = bank.split()
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
-    network = derive(parent, args.scheme, batch.lr, batch.hr, args.mean_bits, **parse_options(args.option))
+    network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **(options | parse_options(args.option)))
     path: Path = args.out / "model.safetensors"
     parent_path = resolve(args.parent)
     facts = {
         "backbone": parent.name,
-        "scheme": args.scheme,
+        "scheme": canonical(args.scheme),
         "scale": parent.scale,
         "derived_from": {"name": parent_path.stem, "sha256": network_sha256(parent_path)},
         "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "
         f"{len(training.images)} photographs",
         "seed": args.seed,
         "mean_bits_asked": args.mean_bits,
-        "fab_on_patches": None if SCHEMES.get(args.scheme).reads_hr else mean_fab(network, batch.lr),
+        "fab_on_patches": None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
     with alone_in(args.out):  # the two files belong together
@@ -73,8 +88,8 @@ def run(args: argparse.Namespace) -> Path:
     return path
 
 
-def main() -> int:
-    args = build_parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
     return exit_status(lambda: print(run(args)), args.debug)
 
 

@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
 from cadyq.deploy.runtime import agreement, open_session
-from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.plugins import load_plugins
 from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.export", description=__doc__)
+    parser = Parser(prog=program("cadyq.export"), description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
     parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.commands.cli import Parser, add_debug_option, exit_status
+from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.training.photographs import pack_photographs
 
 
-def main() -> int:
-    parser = Parser(prog="python -m cadyq.training.photographs", description=pack_photographs.__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=program("cadyq.training.photographs"), description=pack_photographs.__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="the bank file, for --bank of cadyq.train")
     add_debug_option(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     def act() -> None:
         count = pack_photographs(args.data_root, args.out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from cadyq.commands.cli import (
     Numbers,
     Parser,
     add_debug_option,
+    add_plugin_option,
     add_threads_option,
     exit_status,
+    program,
 )
 from cadyq.models.network import SRNetwork
-from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.schemes.specs import canonical
 from cadyq.training.distributed import Processes, choose_device, join, leave
 from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
@@ -48,7 +52,7 @@ DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.train", description=__doc__)
+    parser = Parser(prog=program("cadyq.train"), description=__doc__)
     what = parser.add_argument_group("what is trained")
     what.add_argument("--recipe", required=True, help="fp32, finetune, cadyq, cpu, paper, or a .toml file")
     what.add_argument("--backbone", help="needed with --from-scratch; otherwise that of --model")
@@ -135,7 +139,7 @@ def provenance_of(
     source = args.data_root or args.bank
     return {
         "backbone": parent.name,
-        "scheme": recipe.scheme,
+        "scheme": canonical(recipe.scheme),
         "scale": parent.scale,
         "data": f"{source.name}: {len(parts[0].images)} photographs, {len(parts[1].images)} more held out",
         "torch": torch.__version__,
@@ -182,9 +186,9 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
         ).run()
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    args = build_parser().parse_args()
+    args = build_parser().parse_args(argv)
 
     def act() -> None:
         if args.threads:

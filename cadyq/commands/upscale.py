@@ -6,29 +6,38 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_threads_option, check_writable, exit_status
+from cadyq.commands.cli import (
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_plugin_option,
+    add_threads_option,
+    check_writable,
+    exit_status,
+    program,
+)
 from cadyq.data.images import IMAGE_SUFFIXES, images_among, read_rgb, write_png
-from cadyq.inference.bit_map import write_bit_map
 from cadyq.inference.tiled import REFERENCE_BITS, TiledForward, run_tiles
 from cadyq.inference.tiles import Tile, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
-from cadyq.plugins import add_plugin_option, load_plugins
+from cadyq.plugins import load_plugins
+from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 from cadyq.utils.files import write_text
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.upscale", description=__doc__)
+    parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
     parser.add_argument("--model", required=True, help="zoo:NAME, as in zoo:edsr_x4_cadyq, or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="folder for <name>_x4.png and <name>_x4.json")
@@ -151,9 +160,9 @@ def upscale(network: SRNetwork, job: Job, tiling: Tiling, device: torch.device) 
     lr = read_rgb(job.source)
     height, width = lr.shape[-2:]
     tiles = tiling.grid(height, width)
-    with tqdm(total=len(tiles), desc=job.name, unit="tile", leave=False, disable=None) as bar:
+    with bar(total=len(tiles), desc=job.name, unit="tile", leave=False, disable=None) as shown:
         try:
-            ran = run_tiles(network, lr, tiles, device, on_tiles=bar.update)
+            ran = run_tiles(network, lr, tiles, device, on_tiles=shown.update)
         except (RuntimeError, MemoryError) as error:  # what torch raises where memory is short
             if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
                 raise
@@ -163,9 +172,16 @@ def upscale(network: SRNetwork, job: Job, tiling: Tiling, device: torch.device) 
     write_png(job.sr, ran.sr)
     if job.bit_map is not None:
         title = f"{job.name}: {ran.fab:.2f} bits on average"
-        write_bit_map(job.bit_map, lr, tiles, ran.tile_fab, _limits(network, ran), title)
+        _bit_map_writer()(job.bit_map, lr, tiles, ran.tile_fab, _limits(network, ran), title)
     write_text(job.facts, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return ran, facts
+
+
+def _bit_map_writer() -> Callable[..., None]:
+    """`write_bit_map`; raises UserError where matplotlib is not installed."""
+    with needs("analysis", "--bit-map"):
+        from cadyq.inference.bit_map import write_bit_map
+    return write_bit_map
 
 
 def _limits(network: SRNetwork, ran: TiledForward) -> tuple[float, float]:
@@ -213,6 +229,8 @@ def run(args: argparse.Namespace) -> int:
     """Do what the command line asks for; returns 0, or 2 where some input gave no result."""
     load_plugins(args.plugin)
     tiling = _tiling(args)
+    if args.bit_map:
+        _bit_map_writer()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import images_among, read_rgb
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 from cadyq.utils.registry import closest
 
 EMBEDDED = "skimage"
@@ -180,9 +181,10 @@ def photographs(scale: int) -> Dataset:
     """Open the embedded set "skimage": photographs inside scikit-image's wheel, degraded by MATLAB's bicubic.
 
     Raises:
-        UserError: the installed scikit-image ships without one of them.
+        UserError: scikit-image is not installed, or ships without one of them.
     """
-    folder = Path(str(resources.files("skimage"))) / "data"
+    with needs("analysis", f"dataset {EMBEDDED!r}"):
+        folder = Path(str(resources.files("skimage"))) / "data"
     missing = [name for name in _PHOTOGRAPHS if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder}: no {', '.join(missing)}; install scikit-image from its wheel")

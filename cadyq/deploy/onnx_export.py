@@ -104,7 +104,7 @@ class Exportable(nn.Module):
             raise UserError(
                 f"scheme {name!r} chooses bits before each forward; freeze them, or export a fixed-bit scheme"
             )
-        points = {
+        points: dict[nn.Module, _Point] = {
             point: _Point(grid_of(point.quantizer, point.channels, f"point {name}") if point.quantizer else None)
             for name, point in network.points.items()
         }

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
+from cadyq.utils.extras import needs
+
+if TYPE_CHECKING:
+    from fvcore.nn import FlopCountAnalysis
 
 COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # operators that multiply and add, as fvcore calls them; those of no layer (attention) are products
@@ -128,10 +131,16 @@ def pixels_of(size: tuple[int, int]) -> int:
 
 
 def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
-    """Run fvcore on an FP32 network with an LR input (1, 3, height, width) on the device of its parameters."""
+    """Run fvcore on an FP32 network with an LR input (1, 3, height, width) on the device of its parameters.
+
+    Raises:
+        UserError: fvcore is not installed.
+    """
     layers = {name: module for name, module in plain.named_modules() if isinstance(module, COUNTED)}
     if not layers:
         return Macs({}, {}, {})
+    with needs("analysis", "counting MACs and BitOPs"):
+        from fvcore.nn import FlopCountAnalysis
     device = next(plain.parameters()).device
     analysis = FlopCountAnalysis(plain, torch.zeros(1, 3, height, width, device=device))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

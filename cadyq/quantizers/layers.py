@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadyq.quantizers.base import FULL_PRECISION, WeightQuantizer
-from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
 
 
@@ -43,7 +42,7 @@ class QuantizedLayer(nn.Module):
     def prepare(self) -> None:
         """Set what the constructor of the plain layer does not. Called once, at the end of a constructor."""
         self.weight_quantizer: WeightQuantizer | None = None
-        self.point: QuantizationPoint | None = None
+        self.point: nn.Module | None = None
         self.arithmetic: torch.dtype | None = None
         self._frozen: Tensor | None = None
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, QuantizerOutput, constant_bits
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.running import Forward, running
 from cadyq.utils.errors import UserError
-
-if TYPE_CHECKING:
-    from cadyq.quantizers.layers import QuantizedLayer
 
 
 class QuantizationPoint(nn.Module):

@@ -7,8 +7,8 @@ A new fixed-bit scheme is one file with one `ActivationQuantizer`, one `WeightQu
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from cadyq.quantizers.base import (
 )
 from cadyq.quantizers.context import PatchContext
 from cadyq.utils.errors import UserError
+from cadyq.utils.options import written
 from cadyq.utils.registry import Registry
 
 
@@ -85,8 +86,14 @@ class Scheme(ABC):
         }
 
     def label(self) -> str:
-        """As written in a command: "pams:w8a8", "cadyq"."""
-        return self.name
+        """As written in a command, with the options that are not at their defaults: "cadyq", "cadyq,stats_stride=8"."""
+        return self.name + self._written_options()
+
+    def _written_options(self, but: Sequence[str] = ()) -> str:
+        """ ",option=value" for each option that is not at its default, `but` for some."""
+        values = {name: getattr(self, name) for name in self.option_names() if name not in but}
+        defaults = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(self)}
+        return "".join(f",{name}={written(value)}" for name, value in values.items() if value != defaults[name])
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ class FixedBitScheme(Scheme):
         check_bits("act_bits", self.act_bits)
 
     def label(self) -> str:
-        return f"{self.name}:w{self.weight_bits}a{self.act_bits}"
+        """As written in a command: "pams:w8a8", and further options as `Scheme.label` does."""
+        return f"{self.name}:w{self.weight_bits}a{self.act_bits}{self._written_options(('weight_bits', 'act_bits'))}"
 
     def weight_quantizer(self) -> WeightQuantizer | None:
         return SymmetricWeight(self.weight_bits)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cadyq.checkpoints.tensors import read_tensors, write_tensors
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, PointStatistics, QuantizerOutput, constant_bits
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
-from cadyq.schemes.factory import parse_scheme
+from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 
 BATCH = 16
@@ -125,32 +122,3 @@ def calibrated(
     network = with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
     initialize(network, statistics)
     return network
-
-
-def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:
-    """Write statistics to a safetensors file; `note` says on what they were measured."""
-    tensors = {
-        f"{name}/{field.name}": getattr(point, field.name).contiguous().clone()
-        for name, point in statistics.items()
-        for field in fields(PointStatistics)
-    }
-    write_tensors(tensors, path, {"note": note})
-
-
-def load_statistics(path: Path) -> dict[str, PointStatistics]:
-    """Read what `save_statistics` wrote.
-
-    Raises:
-        UserError: see `read_tensors`; the file lacks a field, as one made by an older version does.
-    """
-    tensors, _ = read_tensors(path)
-    names = dict.fromkeys(key.partition("/")[0] for key in tensors)
-    keys = [field.name for field in fields(PointStatistics)]
-    for name in names:
-        for key in keys:
-            if f"{name}/{key}" not in tensors:
-                raise UserError(
-                    f"{path}: has no {key!r} of point {name!r}, so it is of another version; make it again with "
-                    "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR"
-                )
-    return {name: PointStatistics(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -15,6 +14,7 @@ import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
 from cadyq.models.foreign import ForeignNetwork, Interface, wrap
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES, Scheme, apply_scheme
+from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
 
@@ -80,44 +80,6 @@ def backbone_option_names(name: str) -> list[str]:
     return [key for key in inspect.signature(BACKBONES.get(name)).parameters if key != "scale"]
 
 
-def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
-    """A scheme as written in a command to (name, options, tag).
-
-    "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5");
-    "pams:w8a5:seed1" has both.
-
-    Raises:
-        UserError: unknown scheme, bits out of range, a tag that is no part of a file name.
-    """
-    name, _, variant = spec.partition(":")
-    scheme = SCHEMES.get(name)
-    first, _, rest = variant.partition(":")
-    bits = _parse_bits(first)
-    tag = variant if bits is None else rest
-    if not re.fullmatch(r"[\w.-]*", tag):
-        raise UserError(
-            f"scheme {spec!r}: the tag {tag!r} is out of range; write NAME, NAME:wXaY, NAME:TAG, NAME:wXaY:TAG"
-        )
-    if bits is None:
-        return name, {}, tag
-    unknown = sorted(set(bits) - set(scheme.option_names()))
-    if unknown:
-        raise UserError(f"scheme {spec!r}: {name} has no option {unknown[0]}; write {name!r} alone, or {name}:TAG")
-    scheme(**bits)  # a bit-width out of range is refused here, before any work
-    return name, bits, tag
-
-
-def scheme_of(spec: str) -> Scheme:
-    """The scheme as written in a command, without its tag; raises as `parse_scheme` does."""
-    name, options, _ = parse_scheme(spec)
-    return SCHEMES.get(name)(**options)
-
-
-def _parse_bits(variant: str) -> dict[str, int] | None:
-    found = re.fullmatch(r"w(\d+)a(\d+)", variant)
-    return {"weight_bits": int(found[1]), "act_bits": int(found[2])} if found else None
-
-
 def build(config: ModelConfig) -> SRNetwork:
     """The network of a configuration, with random weights, the scheme applied.
 
@@ -135,6 +97,8 @@ def build(config: ModelConfig) -> SRNetwork:
     try:
         network = BACKBONES.get(config.backbone)(scale=config.scale, **config.backbone_options)
         scheme: Scheme = SCHEMES.get(config.scheme)(**config.scheme_options)
+    except UserError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{config.backbone}/{config.scheme}: {error}; see cadyq.create_model") from error
     network.exclude(config.excluded)

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, exit_status
-from cadyq.plugins import add_plugin_option, load_plugin, load_plugins
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
+from cadyq.plugins import load_plugin, load_plugins
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.testing.subject import BITS_TO_TRY
 from cadyq.testing.suite import outcomes
@@ -16,7 +16,7 @@ from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m cadyq.testing", description=__doc__)
+    parser = Parser(prog=program("cadyq.testing"), description=__doc__)
     parser.add_argument("schemes", nargs="+", metavar="SCHEME", help="a Python file with schemes, or a registered name")
     parser.add_argument("--backbones", nargs="+", help="names; by default all that have quantization points")
     parser.add_argument(

@@ -17,9 +17,9 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.running import running
 from cadyq.quantizers.trace import trace_forward
-from cadyq.schemes.factory import scheme_of
+from cadyq.schemes.specs import scheme_of
 from cadyq.testing.fault import Fault
-from cadyq.testing.subject import BIT_OPTIONS, SIDES, Seen, Subject, patches, watch
+from cadyq.testing.subject import SIDES, Seen, Subject, patches, watch
 
 ODD_SIDES = ((7, 3), (2, 5), (33, 1))
 PENALTY = 1e-2
@@ -30,10 +30,9 @@ STEEP = "one such patch ends a training; the slopes of sqrt, log and std at zero
 def label(subject: Subject) -> Iterator[Fault]:
     """The scheme as written in a command gives the scheme, and its options fit into a checkpoint's header."""
     scheme = subject.scheme
-    # options beyond wXaY are not part of a label: there the defaults have to be read back
-    written = scheme if set(subject.case.options) == set(BIT_OPTIONS) else type(scheme)()
-    if scheme_of(written.label()) != written:
-        yield Fault(f"label() is {written.label()!r}, which is another scheme", "write the name, or name:wXaY")
+    if scheme_of(scheme.label()) != scheme:
+        hint = "leave label() to Scheme or FixedBitScheme"
+        yield Fault(f"label() is {scheme.label()!r}, which is another scheme", hint)
     if type(scheme)(**json.loads(json.dumps(scheme.options()))) != scheme:
         hint = "options are numbers, strings and tuples of them; __post_init__ may turn lists into tuples"
         yield Fault("its options do not survive JSON", hint)

@@ -18,7 +18,8 @@ from cadyq.quantizers.running import running
 from cadyq.quantizers.trace import Trace
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.calibration import initialize, observe
-from cadyq.schemes.factory import ModelConfig, backbone_option_names, build, list_backbones, parse_scheme
+from cadyq.schemes.factory import ModelConfig, backbone_option_names, build, list_backbones
+from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 
 BIT_OPTIONS = ("weight_bits", "act_bits")
@@ -47,7 +48,7 @@ def small_sizes(backbone: str) -> dict[str, int]:
             sizes[name] = min(default, MOST_FEATURES if "feat" in name else MOST_BLOCKS)
     try:
         BACKBONES.get(backbone)(scale=SCALE, **sizes)
-    except (ValueError, RuntimeError, IndexError, UserError):  # sizes that depend on each other
+    except (ValueError, RuntimeError, IndexError):  # sizes that depend on each other
         return {}
     return sizes
 

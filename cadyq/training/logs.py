@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from cadyq.utils.bars import bar
 from cadyq.utils.files import write_text
 
 Row = dict[str, float]
@@ -68,7 +67,7 @@ class Progress:
     """
 
     def __init__(self, name: str, step: int, steps: int, batch: int, shown: bool) -> None:
-        self._bar = tqdm(total=steps, initial=step, disable=None if shown else True, desc=name)
+        self._bar = bar(total=steps, initial=step, disable=None if shown else True, desc=name)
         self._lines = shown and not sys.stderr.isatty()
         self._first, self._steps, self._batch = step, steps, batch
         self._started = time.monotonic()

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from tqdm import tqdm
 
 from cadyq.checkpoints.tensors import read_tensors, write_tensors
 from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import decode_rgb, images_among, read_rgb
 from cadyq.models.network import SRNetwork
 from cadyq.training.patches import PatchDataset
+from cadyq.utils.bars import bar
 from cadyq.utils.errors import UserError
 
 CACHE_VERSION = 2
@@ -103,7 +103,7 @@ def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cach
 def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, file: Path) -> None:
     tensors: dict[str, Tensor] = {}
     names: list[str] = []
-    for photograph in tqdm(photographs, desc="photographs", disable=None):
+    for photograph in bar(photographs, desc="photographs", disable=None):
         try:
             hr = crop_to_multiple(photograph.read(), scale)
         except UserError as error:
@@ -146,7 +146,7 @@ def _super_resolve_all(bank: PatchDataset, teacher: SRNetwork, file: Path) -> No
     device = next(teacher.parameters()).device
     outputs = {
         str(k): teacher(lr.float()[None].to(device))[0].half().contiguous().cpu()
-        for k, (lr, *_) in enumerate(tqdm(bank.images, desc="teacher", disable=None))
+        for k, (lr, *_) in enumerate(bar(bank.images, desc="teacher", disable=None))
     }
     write_tensors(outputs, file, {})
 

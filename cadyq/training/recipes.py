@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from cadyq.schemes.specs import parse_scheme, scheme_name
 from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import parse_options
@@ -95,8 +96,10 @@ class Recipe:
     def with_changes(self, **changes: Any) -> Recipe:
         """A copy with the options of the command line that were given (None means not given)."""
         given = {key: value for key, value in changes.items() if value is not None}
-        if given.get("scheme", self.scheme).partition(":")[0] != self.scheme.partition(":")[0]:
-            given.setdefault("scheme_options", {})
+        if "scheme" in given:
+            name, options, _ = parse_scheme(given["scheme"])
+            kept = self.scheme_options if name == scheme_name(self.scheme) else {}
+            given.setdefault("scheme_options", {key: value for key, value in kept.items() if key not in options})
         return replace(self, **given)
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:

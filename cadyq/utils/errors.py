@@ -1,7 +1,7 @@
 """The one exception that means "the user can fix this"."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad input that the user can put right.
 
     The message is one line that names the file or option, the value found and the remedy. Command-line

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from cadyq.utils.extras import needs
 
 POLL_SECONDS = 0.5
 
@@ -25,6 +25,8 @@ def alone_in(folder: Path, name: str = ".lock") -> Iterator[None]:
         folder: is made where it is missing.
         name: of the lock; those of different names know nothing of each other.
     """
+    with needs("train", "locking a folder"):
+        from filelock import FileLock, Timeout
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
     lock = FileLock(path)

@@ -1,8 +1,8 @@
-"""`python -m cadyq.zoo.ship`, see `cadyq.checkpoints.zoo`."""
+"""`python -m cadyq.zoo.ship`, see `cadyq.commands.zoo`."""
 
 import sys
 
-from cadyq.checkpoints.zoo import main
+from cadyq.commands.zoo import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -22,7 +22,8 @@ from cadyq.checkpoints.tensors import read_tensors
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import WeightQuantizer
 from cadyq.quantizers.functional import fake_quantize_weight
-from cadyq.schemes.factory import ModelConfig, build, config_of, parse_scheme
+from cadyq.schemes.factory import ModelConfig, build, config_of
+from cadyq.schemes.specs import parse_scheme
 from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import Registry

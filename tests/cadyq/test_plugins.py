@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage.data import astronaut
 
 import cadyq
+from analysis.cli import main_of
+from analysis.run.command import main as run_all
+from analysis.run.verification import main as verify
+from analysis.tables.layer_costs import main as cost
+from cadyq import plugins
+from cadyq.commands.derive import main as derive
 from cadyq.commands.train import build_parser, train
 from cadyq.plugins import load_plugin, load_plugins
 from cadyq.schemes.base import SCHEMES
-from cadyq.testing.models import calibrated_model
 from cadyq.training.distributed import Processes
 
 SCHEME = """
@@ -56,9 +66,12 @@ def plugin(folder: Path, text: str, kind: str = "scheme", name: str = "mine", fi
     return path
 
 
+def quantized(backbone: str, scheme: str, **sizes: int) -> cadyq.SRNetwork:
+    return cadyq.quantize(cadyq.create_model(backbone, **sizes), scheme, torch.rand(2, 3, 16, 16) * 255)
+
+
 def runs(backbone: str, scheme: str) -> bool:
-    network = calibrated_model(backbone, scheme, n_feats=4)
-    return network(torch.zeros(1, 3, 6, 5)).shape == (1, 3, 24, 20)
+    return quantized(backbone, scheme)(torch.zeros(1, 3, 6, 5)).shape == (1, 3, 24, 20)
 
 
 def test_a_scheme_and_a_backbone_of_files_take_part(tmp_path: Path) -> None:
@@ -146,6 +159,74 @@ def test_training_loads_plugins_first(tmp_path: Path) -> None:
     assert "mine" in cadyq.list_schemes()
 
 
+CALIBRATED = SCHEME.replace("class Mine(FixedBitScheme):", "class Mine(FixedBitScheme):\n    trained = False\n")
+CONTROL = """
+from dataclasses import dataclass
+import cadyq
+from baselines.random import Random
+
+DECORATOR
+@dataclass(frozen=True)
+class Mine(Random):
+    name = "mine"
+"""
+
+
+def forget(path: Path) -> None:
+    """As in another process, which has not loaded the file."""
+    plugins._forget(plugins._loaded.pop(path.resolve())[1])
+
+
+def test_verify_knows_a_plugin(
+    tmp_path: Path, write_set: Callable[[int, int, int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, run = plugin(tmp_path, CALIBRATED), tmp_path / "run"
+    write_set(2, 48, 30)
+    words = ["--backbones", "edsr", "--schemes", "fp32", "mine:w4a4", "--datasets", "Mine", "--modes", "patch"]
+    where = ["--data-root", str(tmp_path)]
+    assert run_all([*words, *where, "--out", str(run), "--plugin", str(path)]) == 0
+    forget(path)
+    assert verify([str(run), *where, "--sample", "0"]) == 0
+    assert "not checked weights of edsr mine:w4a4: unknown scheme 'mine'" in capsys.readouterr().out
+    assert verify([str(run), *where, "--sample", "4", "--plugin", str(path)]) == 0
+    assert ", 0 WRONG, 0 not checked" in capsys.readouterr().out
+
+
+def test_cost_knows_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = plugin(tmp_path, BACKBONE, "backbone", "tiny")
+    load_plugin(path)
+    cadyq.save_model(cadyq.create_model("tiny"), tmp_path / "net.safetensors")
+    forget(path)
+    words = ["--model", str(tmp_path / "net.safetensors"), "--height", "32", "--width", "32"]
+    assert cost(words) == 2
+    assert "unknown backbone 'tiny'" in capsys.readouterr().err
+    assert cost([*words, "--plugin", str(path)]) == 0
+    assert "head" in capsys.readouterr().out
+
+
+def test_derive_knows_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = plugin(tmp_path, CONTROL)
+    for number in range(4):
+        crop = np.ascontiguousarray(astronaut()[40 * number :][:320, :320])
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(crop).save(tmp_path / "photos" / f"{number}.png")
+    words = ["mine,seed=3", "--parent", "zoo:idn_x4_cadyq", "--data-root", str(tmp_path / "photos"), "--patches", "2"]
+    words += ["--lr-patch", "24", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    assert derive(words) == 2
+    assert "unknown scheme 'mine'" in capsys.readouterr().err
+    assert derive([*words, "--plugin", str(path)]) == 0
+    made = cadyq.load_model(tmp_path / "out" / "model.safetensors")
+    assert made.scheme is not None and made.scheme.options()["seed"] == 3
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["scheme"] == "mine,seed=3"
+
+
+def test_every_command_on_a_network_takes_plugins(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("run", "train", "derive", "upscale", "export", "check", "verify", "sensitivity", "cost"):
+        with pytest.raises(SystemExit):
+            main_of(name)(["--help"])
+        assert "--plugin FILE" in capsys.readouterr().out, name
+
+
 def distribution(folder: Path, name: str, entry_points: str) -> None:
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
@@ -169,7 +250,7 @@ def test_a_foreign_distribution_takes_part(decorated: bool, tmp_path: Path, monk
     assert "tiny" in cadyq.list_backbones()
     assert runs("tiny", "mine:w4a3")
     assert runs("tiny", "minmax")
-    network = calibrated_model("tiny", "mine", n_feats=4)
+    network = quantized("tiny", "mine", n_feats=4)
     cadyq.save_model(network, tmp_path / "net.safetensors")
     assert cadyq.load_model(tmp_path / "net.safetensors").scheme == network.scheme
 

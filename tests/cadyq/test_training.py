@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 import cadyq
+from cadyq.checkpoints.statistics import load_statistics, save_statistics
 from cadyq.checkpoints.tensors import read_tensors, write_tensors
 from cadyq.data.bicubic import downscale, upscale
 from cadyq.data.datasets import photographs
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.context import image_gradient
-from cadyq.schemes.calibration import initialize, load_statistics, observe, save_statistics
+from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.models import calibrated_model
 from cadyq.training.bit_controller import BitController
 from cadyq.training.patches import PatchDataset

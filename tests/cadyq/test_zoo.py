@@ -15,7 +15,7 @@ from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensor
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file
 from cadyq.metrics.quality import psnr
-from cadyq.schemes.factory import parse_scheme
+from cadyq.schemes.specs import parse_scheme, scheme_name, scheme_of
 
 MANIFEST = json.loads((ZOO / "manifest.json").read_text())
 NETWORKS = MANIFEST["networks"]
@@ -95,8 +95,10 @@ def test_trained_schemes_had_the_same_budget() -> None:
 def test_networks_load_and_beat_interpolation(row: dict[str, Any]) -> None:
     network = cadyq.load_model(f"zoo:{zoo_name(row['backbone'], row['scale'], row['scheme'])}")
     assert network.scheme is not None
-    tag = parse_scheme(row["scheme"])[2]
-    assert network.scheme.label() == row["scheme"].removesuffix(f":{tag}" if tag else "")
+    label, (name, bits, tag) = network.scheme.label(), parse_scheme(row["scheme"])
+    assert scheme_of(label) == network.scheme and scheme_name(label) == name
+    if row not in DERIVED and (bits or not tag):  # the others differ from the defaults by what is in the file
+        assert label == row["scheme"].removesuffix(f":{tag}" if tag else "")
     pair = photographs(4)[0]
     lr, hr = pair.lr[:, 20:68, 40:88], pair.hr[:, 80:272, 160:352]
     floor = cadyq.create_model("bicubic")

@@ -1,0 +1,110 @@
+"""The console command `cadyq`: one sub-command for each program. What a sub-command needs is imported when it runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple, Protocol
+
+
+class Main(Protocol):
+    """The `main` of a command."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run with these words, `sys.argv` by default; returns the exit status."""
+
+
+class Command(NamedTuple):
+    """A program.
+
+    Attributes:
+        module: holds `main(argv)`, which returns the exit status.
+        extra: of the package, with what the module imports beyond the core.
+        summary: one line for `cadyq --help`.
+    """
+
+    module: str
+    extra: str
+    summary: str
+
+
+COMMANDS = {
+    "run": Command("analysis.run.command", "analysis", "measure schemes on backbones; write tables, plots and report"),
+    "train": Command("cadyq.commands.train", "train", "train a network by a recipe"),
+    "derive": Command("cadyq.commands.derive", "train", "choose the bits of a trained network another way"),
+    "upscale": Command("cadyq.commands.upscale", "analysis", "enlarge photographs and report the cost"),
+    "export": Command("cadyq.commands.export", "deploy", "write a quantized network as ONNX with INT8 convolutions"),
+    "check": Command("cadyq.testing.__main__", "analysis", "check that a scheme keeps the rules of the harness"),
+    "verify": Command("analysis.run.verification", "analysis", "check the numbers of a run against its records"),
+    "compare": Command("analysis.tables.run_differences", "analysis", "compare two runs image by image"),
+    "report": Command("analysis.report.build", "analysis", "make tables, plots and report of a run again"),
+    "sensitivity": Command("analysis.sensitivity.__main__", "analysis", "measure what the loss by layer depends on"),
+    "cost": Command("analysis.tables.layer_costs", "analysis", "list MACs and BitOPs of a network by layer"),
+}
+
+
+def usage() -> str:
+    """What `cadyq --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cadyq [--help] [--version] COMMAND ...",
+            "",
+            "A benchmark for quantized image super-resolution.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "cadyq COMMAND --help lists the options of a command.",
+        ]
+    )
+
+
+def main_of(name: str, called: str = "") -> Main:
+    """The `main` of a command, whose module is imported when it is called.
+
+    Args:
+        name: of `COMMANDS`.
+        called: what the help of the command calls it; `python -m MODULE` by default.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        from cadyq.commands.cli import called_as, exit_status
+        from cadyq.utils.extras import needs
+
+        command, loaded = COMMANDS[name], list[Main]()
+
+        def load() -> None:
+            with needs(command.extra, called or name):
+                loaded.append(import_module(command.module).main)
+
+        with called_as(called):
+            return exit_status(load) or loaded[0](argv)
+
+    return main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("--help", "-h"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        import cadyq
+
+        print(f"cadyq {cadyq.__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        from cadyq.utils.registry import closest
+
+        known = f"{closest(words[0], COMMANDS)}: known are {', '.join(COMMANDS)}"
+        print(f"error: unknown command {words[0]!r}{known}; see cadyq --help", file=sys.stderr)
+        return 2
+    return main_of(words[0], f"cadyq {words[0]}")(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

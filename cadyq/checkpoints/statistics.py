@@ -1,0 +1,39 @@
+"""Calibration statistics in files."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from cadyq.checkpoints.tensors import read_tensors, write_tensors
+from cadyq.quantizers.base import PointStatistics
+from cadyq.utils.errors import UserError
+
+
+def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:
+    """Write statistics to a safetensors file; `note` says on what they were measured."""
+    tensors = {
+        f"{name}/{field.name}": getattr(point, field.name).contiguous().clone()
+        for name, point in statistics.items()
+        for field in fields(PointStatistics)
+    }
+    write_tensors(tensors, path, {"note": note})
+
+
+def load_statistics(path: Path) -> dict[str, PointStatistics]:
+    """Read what `save_statistics` wrote.
+
+    Raises:
+        UserError: see `read_tensors`; the file lacks a field, as one made by an older version does.
+    """
+    tensors, _ = read_tensors(path)
+    names = dict.fromkeys(key.partition("/")[0] for key in tensors)
+    keys = [field.name for field in fields(PointStatistics)]
+    for name in names:
+        for key in keys:
+            if f"{name}/{key}" not in tensors:
+                raise UserError(
+                    f"{path}: has no {key!r} of point {name!r}, so it is of another version; make it again with "
+                    "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR"
+                )
+    return {name: PointStatistics(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}

@@ -1,0 +1,44 @@
+"""Put trained networks and calibration statistics into the zoo: `python -m cadyq.zoo.ship run RUN_DIR ...`,
+`python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cadyq.checkpoints.zoo import ship_calibration, ship_run
+from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
+from cadyq.plugins import load_plugins
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=program("cadyq.zoo.ship"), description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run")
+    run.add_argument("run_dirs", type=Path, nargs="+")
+    run.add_argument("--tag", default="", help="another variant of a scheme: cadyq:TAG")
+    calibration = commands.add_parser("calibration")
+    calibration.add_argument("backbone")
+    calibration.add_argument("--scale", type=Numbers(2, 4), default=4)
+    calibration.add_argument("--data-root", type=Path, required=True)
+    calibration.add_argument("--cache", type=Path, default=Path(".cache"))
+    for command in (run, calibration):
+        add_plugin_option(command)
+        add_debug_option(command)
+    args = parser.parse_args(argv)
+
+    def act() -> None:
+        load_plugins(args.plugin)
+        if args.command == "run":
+            for run_dir in args.run_dirs:
+                print(ship_run(run_dir, args.tag))
+        else:
+            print(ship_calibration(args.backbone, args.scale, args.data_root, args.cache))
+
+    return exit_status(act, args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

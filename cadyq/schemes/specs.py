@@ -1,0 +1,121 @@
+"""Schemes as written in a command: `name[:wXaY][,option=value...][:tag]`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from typing import Any, get_type_hints
+
+import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
+from cadyq.schemes.base import SCHEMES, Scheme
+from cadyq.utils.errors import UserError
+from cadyq.utils.options import read_as, written
+from cadyq.utils.registry import closest
+
+FORMS = "NAME, NAME:wXaY, NAME:TAG or NAME:wXaY:TAG, options as in NAME:wXaY,OPTION=VALUE"
+
+
+SPEC = re.compile(
+    r"(?P<name>[^:,]*)(:w(?P<weight>\d+)a(?P<act>\d+)(?=[:,]|$))?(?P<options>,[^:]*)?(:(?P<tag>.*))?", re.DOTALL
+)
+
+
+def scheme_name(spec: str) -> str:
+    """The name of a scheme as written in a command; nothing is checked."""
+    return re.split("[:,]", spec, maxsplit=1)[0]
+
+
+def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
+    """A scheme as written in a command to (name, options, tag).
+
+    "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5");
+    "cadyq,search_space=4-5-6:seed1" -> ("cadyq", {"search_space": (4, 5, 6)}, "seed1").
+
+    Raises:
+        UserError: unknown scheme or option, a value of another type or out of range, a tag that is no part of a file
+            name.
+    """
+    found = SPEC.fullmatch(spec)
+    if found is None:
+        raise UserError(f"scheme {spec!r} cannot be read; write {FORMS}")
+    name, tag = found["name"], found["tag"] or ""
+    scheme = SCHEMES.get(name)
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise UserError(f"scheme {spec!r}: the tag {tag!r} is out of range; write {FORMS}")
+    options = _bits(spec, scheme, found["weight"], found["act"])
+    for word in (found["options"] or "").split(",")[1:]:
+        option, value = _option(spec, scheme, word)
+        if option in options:
+            raise UserError(f"scheme {spec!r}: {option} is given twice; write it once")
+        options[option] = value
+    if options:
+        _check(spec, scheme, options)
+    return name, options, tag
+
+
+def scheme_of(spec: str) -> Scheme:
+    """The scheme as written in a command, without its tag; raises as `parse_scheme` does."""
+    name, options, _ = parse_scheme(spec)
+    return SCHEMES.get(name)(**options)
+
+
+def canonical(spec: str) -> str:
+    """A scheme as it is written in records: "pams" -> "pams:w8a8".
+
+    Raises:
+        UserError: see `parse_scheme`.
+    """
+    tag = parse_scheme(spec)[2]
+    label = scheme_of(spec).label()
+    return f"{label}:{tag}" if tag else label
+
+
+def _check(spec: str, scheme: type[Scheme], options: dict[str, Any]) -> None:
+    """Raise UserError for values that the scheme refuses, before any work."""
+    try:
+        scheme(**options)
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"scheme {spec!r}: {error}; give other values") from error
+
+
+def _bits(spec: str, scheme: type[Scheme], weight: str | None, act: str | None) -> dict[str, Any]:
+    """The options that wXaY sets."""
+    if weight is None or act is None:
+        return {}
+    missing = sorted({"weight_bits", "act_bits"} - set(scheme.option_names()))
+    if missing:
+        name = scheme.name
+        raise UserError(f"scheme {spec!r}: {name} has no option {missing[0]}; write {name!r} alone, or {name}:TAG")
+    return {"weight_bits": int(weight), "act_bits": int(act)}
+
+
+def _option(spec: str, scheme: type[Scheme], word: str) -> tuple[str, Any]:
+    """Name and value of one option."""
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise UserError(f"scheme {spec!r}: {word!r} is no option; write OPTION=VALUE")
+    kinds = option_kinds(scheme)
+    if name not in kinds:
+        known = ", ".join(kinds) or "none"
+        raise UserError(
+            f"scheme {spec!r}: {scheme.name} has no option {name!r}{closest(name, kinds)}: known are {known}"
+        )
+    try:
+        return name, read_as(kinds[name], text)
+    except TypeError as error:
+        raise UserError(f"scheme {spec!r}: {name} cannot be given here ({error}); give it in Python") from error
+    except ValueError as error:
+        default = next(field.default for field in fields(scheme) if field.name == name)
+        example = "" if default is MISSING else f", such as {written(default)}"
+        raise UserError(f"scheme {spec!r}: {name}={text!r} is out of range: give {error}{example}") from error
+
+
+def option_kinds(scheme: type[Scheme]) -> dict[str, Any]:
+    """Option -> its type; that of the default where the annotation cannot be evaluated."""
+    try:
+        hints = get_type_hints(scheme)
+    except (NameError, TypeError, AttributeError):  # names that only a type checker sees
+        hints = {}
+    return {field.name: hints.get(field.name, type(field.default)) for field in fields(scheme)}

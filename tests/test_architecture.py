@@ -1,0 +1,127 @@
+"""Who may import whom: no circle, arrows one way, rooms with doors, no command line in a library.
+
+Imports are read from the source. Those inside functions count for arrows and rooms, and not for circles. Those that
+only a type checker sees count as any other. Code under `if __name__ == "__main__":` is a program, not the library.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("cadyq", "baselines", "analysis")
+# package -> those it may import beside itself
+ARROWS = {"cadyq": set[str](), "baselines": {"cadyq"}, "analysis": {"cadyq", "baselines"}}
+# room of cadyq -> rooms and modules it may import beside itself
+ROOMS = {
+    "utils": set[str](),
+    "quantizers": {"cadyq.utils"},
+    "data": {"cadyq.utils"},
+    "models": {"cadyq.quantizers", "cadyq.utils", "cadyq.data.bicubic"},
+    "schemes": {"cadyq.models", "cadyq.quantizers", "cadyq.utils"},
+    "inference": {"cadyq.models", "cadyq.quantizers", "cadyq.utils"},
+}
+# packages and rooms whose modules are used from Python, without a command line
+LIBRARIES = [
+    *(f"cadyq.{room}" for room in ("quantizers", "schemes", "models", "data", "metrics", "training", "checkpoints")),
+    *("cadyq.deploy", "cadyq.inference", "cadyq.utils", "cadyq.plugins", "cadyq.evaluation", "cadyq.quantization"),
+    "baselines",
+]
+COMMAND_LINE = ("cadyq.commands", "argparse")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
+
+
+def is_program(node: ast.AST) -> bool:
+    """Whether it is `if __name__ == "__main__":`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def statements(nodes: Iterable[ast.AST], inside_functions: bool) -> Iterator[ast.AST]:
+    """All statements of the library, those in branches and classes as well."""
+    for node in nodes:
+        function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        if not is_program(node) and (inside_functions or not function):
+            yield node
+            yield from statements(ast.iter_child_nodes(node), inside_functions)
+
+
+@cache
+def imported(module: str, inside_functions: bool = True) -> frozenset[str]:
+    """The modules that a module names; `from a import b` names a.b where that is a module, and a where not."""
+    found = set()
+    for node in statements(ast.parse(MODULES[module].read_text()).body, inside_functions):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{module}: import by the full name"
+            names = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full if full in MODULES else node.module for full in names.values()}
+    return frozenset(found)
+
+
+def within(module: str, rooms: Iterable[str]) -> bool:
+    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+
+
+def test_the_modules_have_no_circle() -> None:
+    graph = {name: {other for other in imported(name, False) if other in MODULES} for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"these import one another: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_arrows_point_one_way(package: str) -> None:
+    allowed = {package, *ARROWS[package]}
+    wrong = [
+        f"{name} imports {other}"
+        for name in MODULES
+        if within(name, [package])
+        for other in imported(name)
+        if within(other, PACKAGES) and not within(other, allowed)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_keep_their_doors(room: str) -> None:
+    allowed = {f"cadyq.{room}", *ROOMS[room]}
+    wrong = [
+        f"{name} imports {other}"
+        for name in MODULES
+        if within(name, [f"cadyq.{room}"])
+        for other in imported(name)
+        if within(other, ["cadyq"]) and not within(other, allowed)
+    ]
+    assert wrong == []
+
+
+def test_libraries_import_no_command_line() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name in MODULES
+        if within(name, LIBRARIES)
+        for other in imported(name)
+        if within(other, COMMAND_LINE)
+    ]
+    assert wrong == []
+
+
+def test_every_module_is_read() -> None:
+    assert len(MODULES) > 150 and {"cadyq", "analysis.cli", "baselines.pams"} <= set(MODULES)
+    assert "cadyq.quantizers.layers" in imported("cadyq.quantizers.points", False)
+    assert "cadyq.models.carn" in imported("cadyq.models")
