@@ -12,8 +12,7 @@ from torch import Tensor
 
 from baselines.search import bisect
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.ranges import CandidateActivation
+from cadyq.quantizers import CandidateActivation, PatchContext
 from cadyq.schemes.candidates import CandidateScheme
 
 

@@ -23,11 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.base import QuantizerOutput, WeightQuantizer, constant_bits
-from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.functional import straight_through
+from cadyq.quantizers import PatchContext, QuantizerOutput, WeightQuantizer, constant_bits, straight_through
 from cadyq.quantizers.ranges import SignAware
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 STEP = {1: 1.5958, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 TINY = 1e-8

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.base import PointStatistics, WeightQuantizer
-from cadyq.quantizers.functional import fake_quantize_bounds
+from cadyq.quantizers import PointStatistics, WeightQuantizer, fake_quantize_bounds
 from cadyq.quantizers.ranges import LearnedBounds
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points that have one (the paper: 0.1 to 0.5)
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.base import RANGE_SHARE, PointStatistics, QuantizerOutput, TanhWeight, constant_bits
-from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers import CalibratedRange, PatchContext, PointStatistics, QuantizerOutput, TanhWeight
+from cadyq.quantizers.base import RANGE_SHARE, constant_bits
 from cadyq.quantizers.functional import quantize_unit, straight_through
-from cadyq.quantizers.ranges import CalibratedRange
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 
 class DoReFaActivation(CalibratedRange):

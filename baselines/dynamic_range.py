@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.base import ActivationQuantizer, QuantizerOutput, constant_bits
-from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers import ActivationQuantizer, PatchContext, QuantizerOutput, constant_bits
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 SHARE = {8: 1.0, 7: 0.9, 6: 0.8, 5: 0.75, 4: 0.7, 3: 0.6, 2: 0.5}
 TINY = 1e-12

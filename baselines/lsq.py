@@ -18,11 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cadyq.quantizers.base import QuantizerOutput, WeightQuantizer, constant_bits
-from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.functional import straight_through
+from cadyq.quantizers import PatchContext, QuantizerOutput, WeightQuantizer, constant_bits, straight_through
 from cadyq.quantizers.ranges import LearnedRange, SignAware
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 
 def quantize_lsq(v: Tensor, step: Tensor, q_n: int, q_p: int, count: int) -> Tensor:

@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.base import PointStatistics
-from cadyq.quantizers.ranges import AffineRange
-from cadyq.schemes.base import FixedBitScheme
-
-
-class MinMaxActivation(AffineRange):
-    def initialize(self, statistics: PointStatistics) -> None:
-        self.low.copy_(statistics.minimum.clamp_max(0))
-        self.high.copy_(statistics.maximum.clamp_min(0))
+from cadyq.quantizers import MinMaxRange
+from cadyq.schemes import FixedBitScheme
 
 
 @dataclass(frozen=True)
@@ -26,5 +19,5 @@ class MinMax(FixedBitScheme):
     name = "minmax"
     trained = False
 
-    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> MinMaxActivation:
-        return MinMaxActivation(self.act_bits)
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> MinMaxRange:
+        return MinMaxRange(self.act_bits)

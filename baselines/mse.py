@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cadyq.quantizers.base import PointStatistics, WeightQuantizer
+from cadyq.quantizers import AffineRange, PointStatistics, WeightQuantizer
 from cadyq.quantizers.functional import fake_quantize_affine, quantize_symmetric, signed_levels, straight_through
-from cadyq.quantizers.ranges import AffineRange
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 SHARES = torch.linspace(0.02, 1, 50)
 ROUNDS = 2

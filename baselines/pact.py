@@ -18,11 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cadyq.quantizers.base import QuantizerOutput, TanhWeight, constant_bits
-from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.functional import signed_levels, straight_through
+from cadyq.quantizers import PatchContext, QuantizerOutput, TanhWeight, constant_bits, signed_levels, straight_through
 from cadyq.quantizers.ranges import LearnedRange, SignAware
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.schemes import FixedBitScheme
 
 
 class PACTActivation(SignAware, LearnedRange):

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.ranges import LearnedBoundActivation
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.quantizers import LearnedBoundActivation
+from cadyq.schemes import FixedBitScheme
 
 
 @dataclass(frozen=True)

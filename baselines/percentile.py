@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cadyq.quantizers.base import PointStatistics
-from cadyq.quantizers.ranges import AffineRange
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.quantizers import AffineRange, PointStatistics
+from cadyq.schemes import FixedBitScheme
 
 PERCENTILE = 99.99
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baselines.assigned import AssignedScheme, assigned, mean_probabilities
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers import PatchContext
 
 MODULUS = 2**31 - 1  # a prime: products of two residues fit int64
 MULTIPLIER = 48271  # of Park and Miller's generator, Communications of the ACM 36 (7), 1993

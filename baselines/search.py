@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import PatchContext, luma
+from cadyq.quantizers import PatchContext
+from cadyq.quantizers.context import luma
 from cadyq.utils.errors import UserError
 
 SEARCH_PATCHES, SEARCH_SIDE = 16, 24

@@ -14,7 +14,7 @@ from torch import Tensor
 from baselines.assigned import AssignedScheme, assign, assigned, choices_of, rows_of
 from baselines.search import descend, luma_error, price_for, search_patches, settle
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers import PatchContext
 from cadyq.training.derive import transplant
 from cadyq.utils.errors import UserError
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cadyq.data.images import images_among, read_rgb
 from cadyq.models.foreign import matching, prepare
 from cadyq.models.network import SRNetwork
-from cadyq.schemes.calibration import calibrated, observe
+from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
 
@@ -73,7 +73,7 @@ def quantize(
     parameter = next(network.parameters(), None)
     if parameter is not None:
         lr = lr.to(parameter.device)
-    return calibrated(fp32, scheme, observe(fp32, lr), options).eval()
+    return calibrated_on(fp32, scheme, lr, options).eval()
 
 
 def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNetwork:

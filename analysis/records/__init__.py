@@ -1,1 +1,29 @@
 """Records of measured cells and the pictures beside them."""
+
+from analysis.records.store import (
+    CELL_COLUMNS,
+    SCHEMA,
+    Cell,
+    load,
+    read_inputs_hash,
+    read_manifest,
+    require_records,
+    shipped,
+    skipped_cells,
+    write_cell,
+    write_manifest,
+)
+
+__all__ = [
+    "CELL_COLUMNS",
+    "SCHEMA",
+    "Cell",
+    "load",
+    "read_inputs_hash",
+    "read_manifest",
+    "require_records",
+    "shipped",
+    "skipped_cells",
+    "write_cell",
+    "write_manifest",
+]

@@ -6,12 +6,13 @@ A network that chooses bits by content (CADyQ) is written with the bits it chose
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
+from cadyq.commands.cli import Parser, add_debug_option, add_plugin_option, exit_status, program
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
@@ -25,12 +26,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
     parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")
-    parser.add_argument(
-        "--size", type=Numbers(1, 100_000), nargs=2, metavar=("HEIGHT", "WIDTH"), help="one LR size; any by default"
-    )
+    parser.add_argument("--size", type=image_size, metavar="HEIGHTxWIDTH", help="one LR size; any by default")
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
+
+
+def image_size(text: str) -> tuple[int, int]:
+    """Height and width of "180x320"."""
+    found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text} is no size: write HEIGHTxWIDTH in LR pixels, as in 180x320")
+    return int(found[1]), int(found[2])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"bits frozen by {len(shown)} photographs of {shown.name}: {sum(bits) / len(bits):.2f} in the mean")
     elif args.photographs is not None:
         raise UserError(f"--photographs {args.photographs}: {args.model} has fixed bits; leave the option out")
-    made = export_onnx(network, args.out, tuple(args.size) if args.size else None)
+    made = export_onnx(network, args.out, args.size)
     integers = f"{made.layers} layers with integer weights, {made.points} quantized feature maps"
     print(f"{made.path}: {integers}, {made.bytes / 1e6:.2f} MB")
     pair = photographs[0]

@@ -187,7 +187,7 @@ def _graph(exportable: Exportable, size: tuple[int, int] | None) -> Any:
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0][:160]
-            remedy = "its layers cannot be written as ONNX" if size else "give one LR size: --size HEIGHT WIDTH"
+            remedy = "its layers cannot be written as ONNX" if size else "give one LR size: --size HEIGHTxWIDTH"
             raise UserError(f"{exportable.network.name}: no graph can be written ({reason}); {remedy}") from error
     assert program is not None
     return program.model_proto

@@ -57,25 +57,25 @@ class ForeignNetwork(SRNetwork):
         interface: see `Interface`.
         layers: dotted names of the layers that a scheme may quantize: convolutions of any stride, dilation, padding and
             groups, transposed convolutions and linear layers.
+        outer: those that stay in FP32 unless a scheme's `outer_bits` says otherwise.
 
     Attributes:
         skipped: layers that stay in FP32, and why.
     """
 
-    def __init__(self, network: nn.Module, interface: Interface, layers: Sequence[str]) -> None:
+    def __init__(
+        self, network: nn.Module, interface: Interface, layers: Sequence[str], outer: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.network = network
         self.interface = interface
         self.kind = type(network).__name__
         self.skipped: list[Skipped] = []
         self._token = next(_tokens)  # copies keep it: they run the same operations
-        for name in layers:
-            _replace(network, name, _twin(network.get_submodule(name), name))
-        options = asdict(interface) | {"layers": list(layers)}
+        for name in (*layers, *outer):
+            _replace(network, name, _twin(network.get_submodule(name), name, with_point=name in layers))
+        options = asdict(interface) | {"layers": list(layers), "outer": list(outer)}
         self.register_points(options.pop("scale"), **options)
-        for point in self.points.values():  # of a layer: called after it
-            point.name = point.name.removesuffix(".point").removeprefix("network.")
-        self.points = {point.name: point for point in self.points.values()}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -85,6 +85,12 @@ class ForeignNetwork(SRNetwork):
     @property
     def architecture(self) -> Hashable:
         return self._token
+
+    def _name_points(self) -> None:
+        super()._name_points()
+        for point in self.points.values():  # as its owner calls it
+            point.name = point.name.removeprefix("network.")
+        self.points = {point.name: point for point in self.points.values()}
 
     def reasons(self) -> dict[str, str]:
         return {f"network.{layer.name}": layer.reason for layer in self.skipped}
@@ -130,16 +136,15 @@ def _obstacle(module: nn.Module) -> str:
     return ""
 
 
-def _twin(layer: nn.Module, name: str) -> QuantizedLayer:
-    """The quantizable twin of a layer, with a point in front of it."""
+def _twin(layer: nn.Module, name: str, with_point: bool) -> QuantizedLayer:
+    """The quantizable twin of a layer, with a point in front of it or without."""
     if type(layer) not in _TWINS:
         raise UserError(
             f"layer {name!r} is a {type(layer).__name__}: only plain convolutions and linear layers can be quantized"
         )
     twin = _TWINS[type(layer)].like(layer)  # type: ignore[attr-defined]
-    linear = isinstance(twin, QuantLinear)
-    channels = twin.in_features if linear else twin.in_channels
-    twin.point = QuantizationPoint(channels, feeds=[twin], channel_dim=-1 if linear else 1)
+    channels, dim = twin.inputs
+    twin.point = QuantizationPoint(channels, feeds=[twin], channel_dim=dim) if with_point else None
     return twin  # type: ignore[no-any-return]
 
 
@@ -271,10 +276,14 @@ def _scale_of(name: str, lr: Tensor, sr: Any) -> int:
 
 
 def wrap(
-    network: nn.Module, interface: Interface, layers: Sequence[str], skipped: Sequence[Skipped] = ()
+    network: nn.Module,
+    interface: Interface,
+    layers: Sequence[str],
+    outer: Sequence[str] = (),
+    skipped: Sequence[Skipped] = (),
 ) -> ForeignNetwork:
     """A copy of a network, with points at the named layers, in eval mode."""
-    wrapped = ForeignNetwork(copy.deepcopy(network), interface, layers)
+    wrapped = ForeignNetwork(copy.deepcopy(network), interface, layers, outer)
     wrapped.skipped = list(skipped)
     return wrapped.eval()
 
@@ -313,7 +322,7 @@ def prepare(
     layers = [name for name in ran if name not in chosen]
     if not layers:
         raise UserError(f"{type(network).__name__}: no layer is left to quantize; exclude fewer")
-    return wrap(network, seen.interface, layers, skipped)
+    return wrap(network, seen.interface, layers, [name for name in ran if name in chosen], skipped)
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cadyq.models.layers import check_scale
 from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
-from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d
 from cadyq.quantizers.points import QuantizationPoint
 
 GROUPS = 4  # of the middle convolution of an enhancement unit
@@ -120,7 +120,7 @@ class IDN(SRNetwork):
         check_scale(scale)
         self.features = (QuantizedFeatureBlock if quantized_features else FeatureBlock)(n_feats)
         self.blocks = nn.ModuleList(DistillationBlock(n_feats) for _ in range(n_resblocks))
-        self.upsample = nn.ConvTranspose2d(
+        self.upsample = QuantConvTranspose2d(
             n_feats, 3, KERNEL, stride=scale, padding=KERNEL // 2, output_padding=scale - 1
         )
         self.register_points(scale, n_feats=n_feats, n_resblocks=n_resblocks, quantized_features=quantized_features)

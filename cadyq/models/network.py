@@ -64,14 +64,28 @@ class SRNetwork(nn.Module, ABC):
         self.options = options
         self.scheme: AppliedScheme | None = None
         self.excluded: tuple[str, ...] = ()
+        self._name_points()
+
+    def _name_points(self) -> None:
+        """Name each point after its place, one of a layer's own after the layer."""
         self.points: dict[str, QuantizationPoint] = {}
         names = {module: name for name, module in self.named_modules() if isinstance(module, QuantizedLayer)}
         for name, module in self.named_modules():
             if isinstance(module, QuantizationPoint):
-                module.name = name
-                self.points[name] = module
+                owned = [names[layer] for layer in module.feeds if layer.point is module]
+                module.name = owned[0] if owned else name
+                self.points[module.name] = module
         read = {layer for point in self.points.values() for layer in point.layers}
         self.layer_names = {layer: name for layer, name in names.items() if layer in read}
+
+    def add_outer_points(self) -> None:
+        """Put a point in front of every layer that reads none: head, upsampler and tail, which papers leave in FP32."""
+        read = set(self.layer_names)
+        for module in self.modules():
+            if isinstance(module, QuantizedLayer) and module not in read:
+                channels, dim = module.inputs
+                module.point = QuantizationPoint(channels, [module], counts_for_fab=False, channel_dim=dim, outer=True)
+        self._name_points()
 
     def exclude(self, names: Iterable[str]) -> None:
         """Let schemes leave these points in FP32; FAB no longer counts them."""

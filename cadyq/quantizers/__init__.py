@@ -4,6 +4,7 @@ from cadyq.quantizers.base import (
     FULL_PRECISION,
     RANGE_SHARE,
     ActivationQuantizer,
+    ChannelWeight,
     PointStatistics,
     QuantizerOutput,
     SymmetricWeight,
@@ -13,7 +14,13 @@ from cadyq.quantizers.base import (
 )
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, fake_quantize_bounds, signed_levels, straight_through
-from cadyq.quantizers.ranges import AffineRange, CalibratedRange, CandidateActivation, LearnedBoundActivation
+from cadyq.quantizers.ranges import (
+    AffineRange,
+    CalibratedRange,
+    CandidateActivation,
+    LearnedBoundActivation,
+    MinMaxRange,
+)
 
 __all__ = [
     "FULL_PRECISION",
@@ -22,7 +29,9 @@ __all__ = [
     "AffineRange",
     "CalibratedRange",
     "CandidateActivation",
+    "ChannelWeight",
     "LearnedBoundActivation",
+    "MinMaxRange",
     "PatchContext",
     "PointStatistics",
     "QuantizerOutput",

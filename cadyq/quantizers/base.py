@@ -170,6 +170,18 @@ class SymmetricWeight(WeightQuantizer):
         return fake_quantize_weight(weight, self.bits)
 
 
+class ChannelWeight(WeightQuantizer):
+    """max|w| of each output channel / (2^(b-1) - 1) as its step."""
+
+    granularity: Granularity = "channel"
+
+    def forward(self, weight: Tensor) -> Tensor:
+        levels = 2 ** (self.bits - 1) - 1
+        largest = weight.detach().abs().amax((1, 2, 3), keepdim=True)
+        step = (largest / levels).clamp_min(1e-12)
+        return straight_through(weight, (weight.detach() / step).round() * step)
+
+
 class TanhWeight(WeightQuantizer):
     """DoReFa's weights (Zhou et al. 2016, Eq. 9), at their own scale: per tensor, what DoReFa and PACT use.
 

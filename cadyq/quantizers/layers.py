@@ -47,6 +47,11 @@ class QuantizedLayer(nn.Module):
         self._frozen: Tensor | None = None
 
     @property
+    def inputs(self) -> tuple[int, int]:
+        """Channels of the feature map that the layer reads, and the dimension that they are in."""
+        raise NotImplementedError
+
+    @property
     def weight_bits(self) -> int:
         return FULL_PRECISION if self.weight_quantizer is None else self.weight_quantizer.bits
 
@@ -111,6 +116,10 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
         )
         return _with_parameters(made, conv)
 
+    @property
+    def inputs(self) -> tuple[int, int]:
+        return self.in_channels, 1
+
     def freeze(self) -> None:
         super().freeze()
         self._frozen = _channels_last(self.quantized_weight())
@@ -139,6 +148,10 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
             conv.in_channels, conv.out_channels, conv.kernel_size, bias=conv.bias is not None, device="meta", **options
         )
         return _with_parameters(made, conv)
+
+    @property
+    def inputs(self) -> tuple[int, int]:
+        return self.in_channels, 1
 
     def rows(self, weight: Tensor) -> Tensor:
         inputs, outputs, *kernel = weight.shape
@@ -177,6 +190,10 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
         """The same layer, with the same parameters."""
         bias = linear.bias is not None
         return _with_parameters(cls(linear.in_features, linear.out_features, bias=bias, device="meta"), linear)
+
+    @property
+    def inputs(self) -> tuple[int, int]:
+        return self.in_features, -1
 
     def rows(self, weight: Tensor) -> Tensor:
         return weight[:, :, None, None]

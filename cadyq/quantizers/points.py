@@ -23,6 +23,7 @@ class QuantizationPoint(nn.Module):
         counts_for_fab: whether a scheme may choose the bits here by content. FAB is the mean over these points.
         bypassed_by: the layers that read the feature map as it entered, yet have their weights quantized.
         channel_dim: of the feature map: 1 as in (B, C, H, W), or -1 as in (B, ..., C), the input of a linear layer.
+        outer: whether it stands before a layer that papers leave in FP32, see `Scheme.outer_bits`.
 
     Attributes:
         name: dotted name in its network.
@@ -36,11 +37,13 @@ class QuantizationPoint(nn.Module):
         counts_for_fab: bool = True,
         bypassed_by: Sequence[QuantizedLayer] = (),
         channel_dim: int = 1,
+        outer: bool = False,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.counts_for_fab = counts_for_fab
         self.channel_dim = channel_dim
+        self.outer = outer
         # tuples, so that the layers are not registered a second time as submodules
         self.feeds = tuple(feeds)
         self.bypassed_by = tuple(bypassed_by)

@@ -41,6 +41,14 @@ class AffineRange(CalibratedRange):
         return QuantizerOutput(fake_quantize_affine(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
 
 
+class MinMaxRange(AffineRange):
+    """[min, max] seen in calibration, stretched to hold zero exactly."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.low.copy_(statistics.minimum.clamp_max(0))
+        self.high.copy_(statistics.maximum.clamp_min(0))
+
+
 class SignAware(ActivationQuantizer):
     """What fixed-bit quantizers share that have an unsigned grid where calibration saw no negative value."""
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import (
+    FULL_PRECISION,
     ActivationQuantizer,
+    ChannelWeight,
     PointStatistics,
     SymmetricWeight,
     WeightQuantizer,
     check_bits,
 )
 from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.ranges import MinMaxRange
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import written
 from cadyq.utils.registry import Registry
@@ -32,10 +36,16 @@ class Scheme(ABC):
     """A quantization scheme and its options. Subclasses are frozen dataclasses whose fields are the options.
 
     Attributes:
+        outer_bits: of weights and activations in the layers that no point of the network stands before: head,
+            upsampler and tail, which papers leave in FP32 (32, the default). With 8 bits or fewer they are quantized
+            the same way under every scheme: weights symmetric for each output channel, activations by the range that
+            calibration saw.
         trained: False where the scheme runs from calibration alone.
         parent: the scheme whose trained network a network of this one starts from.
         reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
     """
+
+    outer_bits: int = field(default=FULL_PRECISION, kw_only=True)
 
     name: ClassVar[str]
     trained: ClassVar[bool] = True
@@ -76,7 +86,7 @@ class Scheme(ABC):
 
     @classmethod
     def option_names(cls) -> list[str]:
-        return [field.name for field in fields(cls)]
+        return [entry.name for entry in fields(cls)]
 
     def options(self) -> dict[str, Any]:
         """The options as JSON-ready values."""
@@ -122,13 +132,28 @@ register_scheme = SCHEMES.register
 
 def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
     """Fill the points and the layers that belong to them with the scheme's quantizers, in place."""
+    if scheme.outer_bits != FULL_PRECISION:
+        check_bits("outer_bits", scheme.outer_bits)
+        network.add_outer_points()
     network.scheme = scheme
     left_out = {layer for name in network.excluded for layer in network.points[name].layers}
-    for name, point in network.points.items():
-        excluded = name in network.excluded
-        point.quantizer = None if excluded else scheme.activation_quantizer(point.channels, point.counts_for_fab)
+    outer = {layer for point in network.points.values() if point.outer for layer in point.layers}
+    for point in network.points.values():
+        point.quantizer = None if point.name in network.excluded else _activation_quantizer(scheme, point)
     for layer in network.layer_names:
-        layer.weight_quantizer = None if layer in left_out else scheme.weight_quantizer()
+        layer.weight_quantizer = None if layer in left_out else _weight_quantizer(scheme, layer in outer)
+
+
+def _activation_quantizer(scheme: Scheme, point: QuantizationPoint) -> ActivationQuantizer | None:
+    if point.outer:
+        return None if scheme.outer_bits == FULL_PRECISION else MinMaxRange(scheme.outer_bits)
+    return scheme.activation_quantizer(point.channels, point.counts_for_fab)
+
+
+def _weight_quantizer(scheme: Scheme, outer: bool) -> WeightQuantizer | None:
+    if outer:
+        return None if scheme.outer_bits == FULL_PRECISION else ChannelWeight(scheme.outer_bits)
+    return scheme.weight_quantizer()
 
 
 def with_scheme(parent: SRNetwork, scheme: Scheme) -> SRNetwork:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, PointStatistics, QuantizerOutput, constant_bits
+from cadyq.quantizers.base import (
+    FULL_PRECISION,
+    ActivationQuantizer,
+    ChannelWeight,
+    PointStatistics,
+    QuantizerOutput,
+    constant_bits,
+)
 from cadyq.quantizers.context import PatchContext, image_gradient
+from cadyq.quantizers.ranges import MinMaxRange
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
 from cadyq.schemes.specs import parse_scheme
@@ -122,3 +132,53 @@ def calibrated(
     network = with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
     initialize(network, statistics)
     return network
+
+
+def calibrated_on(
+    parent: SRNetwork,
+    scheme: str,
+    patches: Tensor,
+    options: dict[str, Any] | None = None,
+    reference: SRNetwork | None = None,
+) -> SRNetwork:
+    """A network of `parent`'s weights under a scheme as written in a command, calibrated on LR patches.
+
+    Args:
+        parent: any network.
+        scheme: "pams:w8a8".
+        patches: (N, 3, h, w) in 0..255, from training photographs.
+        options: further options of the scheme.
+        reference: whose FP32 network runs on the patches; by default the parent's own.
+    """
+    name, bits, _ = parse_scheme(scheme)
+    network = with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
+    fp32 = (reference or parent).without_scheme().eval()
+    if any(point.outer for point in network.points.values()):
+        fp32.add_outer_points()
+    initialize(network, observe(fp32, patches))
+    return network
+
+
+def with_outer_bits(network: SRNetwork, patches: Tensor, bits: int = 8) -> SRNetwork:
+    """A copy of a quantized network whose head, upsampler and tail are quantized too, see `Scheme.outer_bits`.
+
+    Args:
+        network: of any scheme, also a trained one; its own quantizers stay as they are.
+        patches: LR patches (N, 3, h, w) in 0..255 that the outer layers are calibrated on, in FP32.
+        bits: of their weights and activations.
+    """
+    fp32 = network.without_scheme().eval()
+    fp32.add_outer_points()
+    statistics = observe(fp32, patches)
+    whole = copy.deepcopy(network)
+    whole.add_outer_points()
+    if isinstance(network.scheme, Scheme):
+        whole.scheme = replace(network.scheme, outer_bits=bits)
+    for name, point in whole.points.items():
+        if point.outer:
+            point.quantizer = MinMaxRange(bits)
+            point.quantizer.initialize(statistics[name])
+            point.quantizer.calibrated = True
+            for layer in point.feeds:
+                layer.weight_quantizer = ChannelWeight(bits)
+    return whole.eval()

@@ -125,8 +125,8 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
                 f"this file is of a {config.backbone}, not of a {type(network).__name__}; pass such a network"
             )
         options = dict(config.backbone_options)
-        layers = options.pop("layers")
-        prepared = wrap(network, Interface(config.scale, **options), layers)
+        layers, outer = options.pop("layers"), options.pop("outer")
+        prepared = wrap(network, Interface(config.scale, **options), layers, outer)
     apply_scheme(prepared, SCHEMES.get(config.scheme)(**config.scheme_options))
     return prepared.eval()
 

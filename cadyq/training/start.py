@@ -13,7 +13,7 @@ from cadyq.checkpoints.io import load_model, resolve, zoo_name
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.schemes.calibration import calibrated, observe
+from cadyq.schemes.calibration import calibrated, calibrated_on
 from cadyq.schemes.factory import backbone_option_names, create_model
 from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import Recipe
@@ -130,6 +130,6 @@ def quantized_from(
         patches: LR patches (N, 3, h, w) in 0..255 for calibration.
         options: further options of the scheme.
     """
-    network = calibrated(parent, spec, observe(reference, patches), options)
+    network = calibrated_on(parent, spec, patches, options, reference)
     network.inherit_ranges(parent)
     return network

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import cadyq
 from baselines.dorefa import DoReFaActivation
-from baselines.minmax import MinMaxActivation
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers import MinMaxRange
 from cadyq.quantizers.base import RANGE_SHARE, PackedWeight, PointStatistics, TanhWeight
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.layers import frozen_weights
@@ -318,7 +318,7 @@ def test_dorefa_weight_gradient_by_hand() -> None:
 
 
 def test_minmax_by_hand() -> None:
-    quantizer = MinMaxActivation(2)
+    quantizer = MinMaxRange(2)
     quantizer.initialize(_seen(-1.0, 2.0))
     assert _values(quantizer, [-5, -0.6, -0.4, 0, 0.7, 1.4, 1.6, 9]) == [-1, -1, 0, 0, 1, 1, 2, 2]
     # a range on one side of zero is stretched to hold it
@@ -339,7 +339,7 @@ def test_pams_starts_at_its_share_of_the_range() -> None:
 
 @given(bits=st.integers(2, 8), low=st.floats(-50, 0), high=st.floats(0.01, 50), seed=st.integers(0, 1000))
 def test_minmax_keeps_zero(bits: int, low: float, high: float, seed: int) -> None:
-    quantizer = MinMaxActivation(bits)
+    quantizer = MinMaxRange(bits)
     quantizer.initialize(_seen(low, high))
     x = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(seed)) * 20
     x[0, 0, 0, 0] = 0

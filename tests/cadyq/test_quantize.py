@@ -16,6 +16,7 @@ from cadyq import UserError
 from cadyq.models.foreign import ForeignNetwork
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
 from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d, QuantLinear, frozen_weights
+from cadyq.schemes.base import SCHEMES
 
 SCALE = 2
 
@@ -404,3 +405,40 @@ def test_counts_need_no_registry() -> None:
 
     assert count_macs(Mine(), 10, 7).by_layer == {"conv": 70 * 3 * 12 * 9}
     assert float(cadyq.trace(Mine(), torch.zeros(1, 3, 10, 7))[1].bitops()) == 70 * 324 * 1024
+
+
+CALIBRATED = [name for name in cadyq.list_schemes() if not SCHEMES.get(name).trained and name != "fp32"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", CALIBRATED)
+def test_outer_bits_quantize_every_layer(network: Mixed, scheme: str, tmp_path: Path) -> None:
+    made = _quantized(network, f"{scheme}:w8a8", outer_bits=8)
+    lr = photographs(1, 20)
+    sr, trace = cadyq.trace(made, lr)
+    plain = cadyq.trace(_quantized(network, f"{scheme}:w8a8"), lr)[1]
+    assert float(trace.fab()) == float(plain.fab()), "head and tail do not count for FAB"
+    assert {use.name for use in trace.uses()} == set(trace.macs.by_layer)
+    assert float(trace.bitops_split().fp32) == sum(trace.macs.products.values()) * 1024
+    path = cadyq.save(made, tmp_path / "whole.safetensors")
+    assert torch.equal(cadyq.load_into(Mixed(), path)(lr), sr)
+
+
+@torch.no_grad()
+def test_a_trained_network_gets_outer_bits_afterwards() -> None:
+    from cadyq.schemes.calibration import with_outer_bits
+
+    model = cadyq.load_model("zoo:idn_x4_cadyq")
+    patches = photographs(2, 24)
+    whole = with_outer_bits(model, patches, bits=8)
+    (sr, trace), (expected, before) = cadyq.trace(whole, patches), cadyq.trace(model, patches)
+    assert float((sr - expected).abs().mean()) < 2
+    assert [n for n in trace.bits if n not in before.bits] == [
+        "features.conv1",
+        "features.conv2",
+        *(f"blocks.{k}.compression" for k in range(4)),
+        "upsample",
+    ]
+    assert float(trace.bitops_split().fp32.max()) == 0
+    assert torch.equal(trace.fab(), before.fab()) or float((trace.fab() - before.fab()).abs().max()) < 1
+    assert whole.scheme.outer_bits == 8 and model.scheme.outer_bits == 32  # type: ignore[union-attr, attr-defined]
