@@ -28,7 +28,7 @@ def _small(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
 
 
 def test_the_list_is_not_empty() -> None:
-    assert {"edsr", "carn", "carn_m", "idn", "srresnet"} <= set(BACKBONES_WITH_POINTS)
+    assert {"edsr", "carn", "carn_m", "idn", "imdn", "rlfn", "srresnet"} <= set(BACKBONES_WITH_POINTS)
 
 
 @every_backbone
@@ -121,6 +121,8 @@ def test_points_of_carn_m() -> None:
         ("srresnet", {"quantized_input": False}, 32, 0, 32),
         ("idn", {}, 24, 0, 24),
         ("idn", {"quantized_features": True}, 24, 2, 26),
+        ("imdn", {}, 32, 0, 32),
+        ("rlfn", {}, 18, 0, 18),
         ("edsr", {"n_feats": 256, "n_resblocks": 32, "res_scale": 0.1}, 64, 32, 64),
     ],
 )
