@@ -43,6 +43,12 @@ class Published:
     sha256_safetensors: str
     sha256_begins: str = ""
     sha256_tensors: str = ""
+    sha256_records: str = ""
+
+    @property
+    def identity(self) -> str:
+        """64 hex digits for the network, the same whichever file holds its values."""
+        return self.sha256_records or self.sha256_safetensors
 
     @property
     def authors_file(self) -> str:

@@ -30,6 +30,7 @@ def test_rows_say_what_is_needed(row: Published) -> None:
     assert row.licence in ("MIT", "Apache-2.0")
     assert len(row.sha256_safetensors) == 64
     assert (len(row.sha256_begins), len(row.sha256_tensors)) in [(16, 0), (0, 64)]
+    assert len(row.identity) == 64
     assert 30 < row.psnr_set5_db < 40
 
 
