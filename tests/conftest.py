@@ -11,6 +11,23 @@ from PIL import Image
 from skimage import data
 
 from cadyq import plugins
+from cadyq.checkpoints.published import FOLDER_VARIABLE
+
+
+def pytest_configure() -> None:
+    """Published weights of other authors are looked for beside the benchmark sets, unless a folder is named."""
+    folder = Path(os.environ.get("CADYQ_DATA", "")).parent / "weights" / "published"
+    if os.environ.get("CADYQ_DATA") and folder.is_dir():
+        os.environ.setdefault(FOLDER_VARIABLE, str(folder))
+
+
+@pytest.fixture(scope="session")
+def published_folder() -> Path:
+    """The folder of published weights as safetensors; tests that need them are skipped without it."""
+    value = os.environ.get(FOLDER_VARIABLE)
+    if not value:
+        pytest.skip(f"set {FOLDER_VARIABLE} to a folder that holds the files of cadyq/checkpoints/published.toml")
+    return Path(value)
 
 
 @pytest.fixture(scope="session")

@@ -218,8 +218,8 @@ def spoilt(tmp: Path, spoil: Callable[[Path], object]) -> tuple[Callable[..., in
 
 def compressed(tmp: Path, spoil: Callable[[Path, Path], object]) -> tuple[Callable[..., int], Words]:
     """`spoil` gets a compressed network and its parent."""
-    path = Path(shutil.copy(ZOO / "carn_m_x4_pams_w8a8.safetensors", tmp / "net.safetensors"))
-    spoil(path, Path(shutil.copy(ZOO / "carn_m_x4_fp32.safetensors", tmp)))
+    path = Path(shutil.copy(ZOO / "idn_x4_pams_w8a8.safetensors", tmp / "net.safetensors"))
+    spoil(path, Path(shutil.copy(ZOO / "idn_x4_fp32.safetensors", tmp)))
     return cost.main, ["--model", str(path)]
 
 
@@ -243,14 +243,14 @@ def empty_checkpoint(tmp: Path) -> tuple[Callable[..., int], Words]:
     return spoilt(tmp, lambda path: path.write_bytes(b""))
 
 
-@case("net.safetensors", "carn_m_x4_fp32.safetensors", "copy")
+@case("net.safetensors", "idn_x4_fp32.safetensors", "copy")
 def compressed_checkpoint_without_its_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
     return compressed(tmp, lambda path, parent: parent.unlink())
 
 
-@case("net.safetensors", "another carn_m_x4_fp32.safetensors", "fetch")
+@case("net.safetensors", "another idn_x4_fp32.safetensors", "fetch")
 def compressed_checkpoint_beside_another_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
-    return compressed(tmp, lambda path, parent: _rewrite(parent, lambda t: t["entry.bias"].fill_(1)))
+    return compressed(tmp, lambda path, parent: _rewrite(parent, lambda t: t["features.conv1.bias"].fill_(1)))
 
 
 @case("net.safetensors", "damaged", "fetch")
@@ -569,7 +569,7 @@ def sensitivity_of_no_dataset(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(hr(tmp))
     return sensitivity, [
         "--backbone",
-        "carn_m",
+        "idn",
         "--data-root",
         str(tmp),
         "--dataset",

@@ -87,7 +87,7 @@ def photo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(out: Path, device: str) -> pd.DataFrame:
-    words = ["--backbones", "carn_m", "--schemes", "fp32", "pams:w8a8", "cadyq", "--datasets", "skimage"]
+    words = ["--backbones", "idn", "--schemes", "fp32", "pams:w8a8", "cadyq", "--datasets", "skimage"]
     assert run_all.main([*words, "--modes", "patch", "--device", device, "--out", str(out)]) == 0
     return records.load(out).set_index(["scheme", "image"])
 
@@ -100,7 +100,7 @@ def test_run_all_on_a_gpu(tmp_path: Path) -> None:
 
 
 def losses(photo_root: Path, out: Path, device: str, *more: str) -> list[float]:
-    words = ["--recipe", "cadyq", "--backbone", "carn_m", "--init", "zoo:carn_m_x4_fp32", "--steps", "8"]
+    words = ["--recipe", "cadyq", "--backbone", "idn", "--init", "zoo:idn_x4_fp32", "--steps", "8"]
     words += ["--set", "batch=4", "lr_patch=12", "validate_every=4", "--data-root", str(photo_root), *more]
     words += ["--cache", str(out.parent / "cache"), "--out", str(out), "--device", device]
     processes = join(choose_device(device))

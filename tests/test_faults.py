@@ -69,7 +69,7 @@ def test_upscale_on_a_full_disk(small_disk: Path, photographs: Path) -> None:
 
 def test_run_all_on_a_full_disk(small_disk: Path, photographs: Path) -> None:
     where = ("--data-root", photographs.parents[2], "--datasets", "Mine", "--out", small_disk / "out", "--jobs", "1")
-    one_line(run("analysis.run_all", "--backbones", "carn_m", *where), "No space left on device", "free some space")
+    one_line(run("analysis.run_all", "--backbones", "idn", *where), "No space left on device", "free some space")
 
 
 def test_train_on_a_full_disk(small_disk: Path, photographs: Path, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on(
     number: signal.Signals, status: int, word: str, photographs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ["--backbones", "carn_m", "--schemes", "fp32", "pams:w8a8", "pams:w8a5", "--datasets", "Mine"]
+    words = ["--backbones", "idn", "--schemes", "fp32", "pams:w8a8", "pams:w8a5", "--datasets", "Mine"]
     command = [sys.executable, "-m", "analysis.run_all", *words, "--data-root", str(tmp_path), "--modes", "patch"]
     command += ["--jobs", "1", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

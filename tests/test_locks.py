@@ -82,7 +82,7 @@ def test_two_runs_on_one_folder_lose_and_double_nothing(photographs: Path, tmp_p
     out = tmp_path / "out"
     words = ["--data-root", photographs, "--datasets", "Mine", "--modes", "patch", "--jobs", 1, "--out", out]
     schemes = (["fp32", "minmax:w8a8"], ["fp32", "minmax:w4a4"])
-    both = [python("-m", "analysis.run_all", "--backbones", "carn_m", "--schemes", *few, *words) for few in schemes]
+    both = [python("-m", "analysis.run_all", "--backbones", "idn", "--schemes", *few, *words) for few in schemes]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(error.count("waiting until it has ended") for _, error in said) == [0, 1]

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.records import store as records
+from analysis.run.networks import find
 from analysis.run.verification import WRONG, check_tables
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +30,14 @@ def test_no_photograph_of_a_benchmark_is_passed_on() -> None:
     for path in (p for p in paths if p.name == "report.html"):
         page = path.read_text()
         assert not re.search(r'"views": ?\[\{', page), f"{path} holds crops: make it again without exhibits"
+
+
+@pytest.mark.usefixtures("published_folder")
+@pytest.mark.parametrize("scheme", ["fp32", "minmax:w8a8"])
+def test_records_of_published_weights_stay_valid(scheme: str) -> None:
+    """They were made when a copy of CARN-M's weights was part of the project."""
+    df = records.load(ROOT / "results/calibrated").query("backbone == 'carn_m' and scheme == @scheme")
+    assert len(df) and set(df["weights_sha256"]) == {find("carn_m", scheme, 4).sha256()}
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)

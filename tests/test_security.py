@@ -118,7 +118,7 @@ def evil_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def evil_run(evil_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folder with <b>markup<b>") / "run"
-    words = ["--backbones", "carn_m", "--schemes", "fp32", "cadyq", "cadyq:tag-of-none", "--datasets", "Evil"]
+    words = ["--backbones", "idn", "--schemes", "fp32", "cadyq", "cadyq:tag-of-none", "--datasets", "Evil"]
     assert run_all.main([*words, "--data-root", str(evil_root), "--out", str(out), "--modes", "patch"]) == 0
     Image.new("RGB", (8, 8)).save(out / "plots" / f"{EVIL[1]}.png")  # of another tool; the report shows it as well
     assert make_report.main([str(out)]) == 0
@@ -138,7 +138,7 @@ def test_a_real_report_shows_names_of_files_as_text(evil_run: Path) -> None:
 
 @pytest.mark.parametrize("words", [["--schemes", "cadyq:<b>"], ["--datasets", "<b>"], ["--backbones", "<b>"]])
 def test_names_on_the_command_line_are_names(words: list[str], tmp_path: Path) -> None:
-    assert run_all.main(["--backbones", "carn_m", *words, "--out", str(tmp_path / "out")]) == 2
+    assert run_all.main(["--backbones", "idn", *words, "--out", str(tmp_path / "out")]) == 2
 
 
 def strings(value: object) -> Iterator[str]:
@@ -228,7 +228,7 @@ def test_no_command_touches_the_network(evil_root: Path, tmp_path: Path) -> None
     train = ["--backbone", "edsr", "--from-scratch", "--size", "n_feats=8", "n_resblocks=1", "--recipe", "fp32"]
     train += ["--steps", "2", "--batch", "2", "--data-root", str(photographs), "--cache", str(tmp_path / "cache")]
     result = offline(
-        ["analysis.run_all", "--backbones", "carn_m", "--schemes", "fp32", "cadyq", *where],
+        ["analysis.run_all", "--backbones", "idn", "--schemes", "fp32", "cadyq", *where],
         ["analysis.make_report", run],
         ["analysis.verify", run, "--data-root", str(evil_root), "--sample", "1"],
         ["analysis.compare", run, run],

@@ -9,7 +9,9 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
+from cadyq.checkpoints import published
 from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.data.images import sha256_file
@@ -31,6 +33,7 @@ class Source:
         files: tensors it is made of; with `code`, their hashes identify it.
         reason: why it cannot be had, empty where it can.
         code: the files of a scheme or backbone from outside the project, which may be edited between two runs.
+        parent: "published:NAME" where the first file is an FP32 network that other authors trained.
     """
 
     backbone: str
@@ -39,11 +42,16 @@ class Source:
     files: tuple[Path, ...] = ()
     reason: str = ""
     code: tuple[Path, ...] = ()
+    parent: str = ""
 
     def sha256(self) -> str:
         """Over the files it is made of and the scheme, hexadecimal."""
         digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
-        for sha256 in (*map(network_sha256, self.files), *map(sha256_file, self.code)):
+        if self.parent:  # which of the files that hold its values is here does not matter
+            hashes = [published.get(self.parent).identity, *map(network_sha256, self.files[1:])]
+        else:
+            hashes = [network_sha256(file) for file in self.files]
+        for sha256 in (*hashes, *map(sha256_file, self.code)):
             digest.update(sha256.encode())
         return digest.hexdigest()
 
@@ -68,7 +76,7 @@ def foreign_code(backbone: str, scheme: str) -> tuple[Path, ...]:
 
 
 def find(backbone: str, scheme: str, scale: int) -> Source:
-    """The source of a network: trained weights of the zoo, or FP32 weights and calibration statistics.
+    """The source of a network: trained weights of the zoo, published ones, or FP32 weights and calibration statistics.
 
     Raises:
         UserError: unknown name, or a scheme or backbone that lies in no file.
@@ -84,24 +92,36 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
     trained = ZOO / f"{zoo_name(backbone, scale, scheme)}.safetensors"
     if trained.exists():
         return source(files=(trained,))
+    parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
+    authors = None if parent.exists() else published.of_backbone(backbone, scale)
+    if scheme == PARENT and authors is not None:
+        return _published(source, authors)
     if scheme_of(scheme).trained:
         command = "train" if scheme_of(scheme).parent == PARENT else "derive"
         return source(
             reason=f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq.{command}"
         )
-    parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
-    files = (parent, ZOO / f"{backbone}_x{scale}_calibration.safetensors")
+    statistics = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
+    files = (parent, statistics) if authors is None else (statistics,)
     missing = [file.name for file in files if not file.exists()]
     if missing:
         return source(reason=f"calibration needs {missing[0]}, which is not in the zoo")
-    return source(files=files)
+    return source(files=files) if authors is None else _published(source, authors, statistics)
+
+
+def _published(source: partial[Source], row: Published, *others: Path) -> Source:
+    """With the FP32 weights that other authors published, and the files that belong to them."""
+    try:
+        return source(files=(published.locate(row.name), *others), parent=f"{published.PREFIX}{row.name}")
+    except UserError as error:
+        return source(reason=str(error))
 
 
 def load(source: Source) -> SRNetwork:
     """The network of a source without a `reason`, in eval mode."""
-    if len(source.files) == 1:
-        return load_model(source.files[0])
     if not source.files:
         return cadyq.create_model(source.backbone, source.scheme, source.scale).eval()
-    parent = load_model(source.files[0])
+    parent = load_model(source.parent or source.files[0])
+    if len(source.files) == 1:
+        return parent
     return calibrated(parent, source.scheme, load_statistics(source.files[1])).eval()

@@ -3,7 +3,7 @@
 ```python
 from analysis.run import quick
 from analysis.tables import summary as tables
-rows = quick.measure("carn_m", ["fp32", "minmax:w8a8", "my_scheme:w8a8"], quick.crops(photographs(4), 192))
+rows = quick.measure("idn", ["fp32", "minmax:w8a8", "my_scheme:w8a8"], quick.crops(photographs(4), 192))
 print(tables.to_text(tables.summary(rows)))
 ```
 """

@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cadyq.checkpoints import published
+from cadyq.checkpoints.official import load_official
 from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_weight, unpack_weight
+from cadyq.checkpoints.state import load_state
 from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
 from cadyq.models import spandrel
 from cadyq.models.foreign import example_images, prepare
@@ -116,28 +119,6 @@ def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[s
     return state
 
 
-def load_state(network: SRNetwork, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a complete state into `network`.
-
-    Raises:
-        UserError: keys or shapes do not fit; names the source and the first offender.
-    """
-    own = network.state_dict()
-    for kind, keys in (("lacks", own.keys() - state.keys()), ("has the unknown", state.keys() - own.keys())):
-        if keys:
-            raise UserError(
-                f"{source}: not weights of {network.name} (scale {network.scale}): it {kind} tensor {min(keys)!r} "
-                f"and {len(keys) - 1} more; name the backbone, scheme and sizes it was made with"
-            )
-    for key, value in state.items():
-        if own[key].shape != value.shape:
-            raise UserError(
-                f"{source}: tensor {key!r} is {tuple(value.shape)}, {network.name} needs {tuple(own[key].shape)}; "
-                "name the sizes it was made with"
-            )
-    network.load_state_dict(dict(state))
-
-
 def zoo_name(backbone: str, scale: int, scheme: str) -> str:
     """File stem of a zoo network: ("edsr", 4, "pams:w8a8") -> "edsr_x4_pams_w8a8"."""
     return f"{backbone}_x{scale}_{scheme.replace(':', '_')}"
@@ -149,11 +130,13 @@ def zoo_names() -> list[str]:
 
 
 def resolve(source: str | Path) -> Path:
-    """A path, "zoo:NAME" or "spandrel:PATH", to the path of the file.
+    """A path, "zoo:NAME", "published:NAME" or "spandrel:PATH", to the path of the file.
 
     Raises:
-        UserError: no such file; for the zoo, the names that exist.
+        UserError: no such file; for a name, those that exist.
     """
+    if str(source).startswith(published.PREFIX):
+        return published.locate(str(source))
     if str(source).startswith("zoo:"):
         name = str(source)[4:]
         known = zoo_names()
@@ -167,8 +150,8 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
     """A network with its trained weights, in eval mode.
 
     Args:
-        source: "zoo:edsr_x4_cadyq" (see `list_models`), the path of a file that `save` or `save_model` wrote, or
-            "spandrel:PATH", a published checkpoint of an architecture that spandrel knows.
+        source: "zoo:edsr_x4_cadyq" or "published:imdn_x4" (see `list_models`), the path of a file that `save` or
+            `save_model` wrote, or "spandrel:PATH", a published checkpoint of an architecture that spandrel knows.
         device: where its tensors go, as in "cuda".
 
     Raises:
@@ -176,6 +159,8 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
     """
     if str(source).startswith(spandrel.PREFIX):
         return load_spandrel(resolve(source)).to(device)
+    if str(source).startswith(published.PREFIX):
+        return load_published(str(source)).to(device)
     path = resolve(source)
     tensors, metadata = read_tensors(path)
     if "config" not in metadata:
@@ -199,6 +184,18 @@ def load_spandrel(path: Path) -> SRNetwork:
     """
     network, interface = spandrel.read(path)
     return prepare(network, example_images(), None, interface.scale, interface.pixel_range, interface.multiple_of)
+
+
+def load_published(name: str) -> SRNetwork:
+    """The FP32 network of a row of `published.toml`, in eval mode.
+
+    Raises:
+        UserError: see `cadyq.checkpoints.published.locate`; spandrel is needed and not installed.
+    """
+    row, path = published.get(name), published.locate(name)
+    if row.loader == published.SPANDREL:
+        return load_spandrel(path)
+    return load_official(path, row.loader, scale=row.scale)
 
 
 def load_into(network: nn.Module, path: str | Path) -> SRNetwork:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from cadyq.checkpoints.io import zoo_names
+from cadyq.checkpoints import published
+from cadyq.checkpoints.io import zoo_name, zoo_names
+
+FP32 = "fp32"
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that `load_model` takes.
+    """Names that `load_model` takes; those that are published by other authors have to be fetched first.
 
     Args:
         pattern: shell pattern of the name behind the colon, as in "edsr*".
 
     Returns:
-        "zoo:edsr_x4_cadyq", and so on, sorted.
+        "published:imdn_x4", "zoo:edsr_x4_cadyq", and so on, sorted.
     """
-    return [f"zoo:{name}" for name in zoo_names() if fnmatchcase(name, pattern)]
+    names = {published.PREFIX: [row.name for row in published.table()], "zoo:": zoo_names()}
+    return [f"{prefix}{name}" for prefix, found in names.items() for name in found if fnmatchcase(name, pattern)]
+
+
+def fp32_name(backbone: str, scale: int) -> str:
+    """Name of the trained FP32 network of a backbone: of the zoo, or published where only others have trained one."""
+    name, row = zoo_name(backbone, scale, FP32), published.of_backbone(backbone, scale)
+    return f"{published.PREFIX}{row.name}" if name not in zoo_names() and row else f"zoo:{name}"

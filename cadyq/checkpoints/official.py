@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadyq.checkpoints.io import load_state
-from cadyq.checkpoints.tensors import check_finite, read_tensors
+from cadyq.checkpoints.state import load_state
+from cadyq.checkpoints.tensors import check_finite, read_state
 from cadyq.models.network import SRNetwork
 from cadyq.schemes.factory import create_model
 from cadyq.utils.errors import UserError
@@ -58,7 +57,7 @@ def load_official(
     Raises:
         UserError: unreadable file, a pickle that carries code, keys that do not fit.
     """
-    state, origin = (source, "state dict") if isinstance(source, Mapping) else (_read(Path(source)), str(source))
+    state, origin = (source, "state dict") if isinstance(source, Mapping) else (read_state(Path(source)), str(source))
     state = {key.removeprefix("module."): value for key, value in state.items()}
     check_finite(state, origin)
     options: dict[str, Any] = {}
@@ -75,22 +74,6 @@ def load_official(
     _complete_buffers(network, translated)
     load_state(network, translated, origin)
     return network.eval()
-
-
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[0]
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: refused, not plain tensors ({reason}); convert it to safetensors") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state dict; save model.state_dict() and import that")
-    return state
 
 
 def _translate_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

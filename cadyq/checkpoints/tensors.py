@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +19,7 @@ from cadyq.data.images import sha256_file
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import replacing
 
+PICKLES = (".pt", ".pth")  # containers of other authors' files, beside safetensors
 COMPRESSED = ("entries", "plain_sha256", "parent", "parent_sha256")  # in the header of what `compress` wrote
 
 
@@ -53,6 +55,8 @@ def network_sha256(path: Path) -> str:
     Raises:
         UserError: the file cannot be read.
     """
+    if path.suffix in PICKLES and path.is_file():
+        return sha256_file(path)
     with _opened(path) as file:
         compressed_from = (file.metadata() or {}).get("plain_sha256")
     return compressed_from or sha256_file(path)
@@ -85,6 +89,27 @@ def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> di
         return decode(stream, entries_from_json(metadata.get("entries", "")), there)
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); fetch the file again") from error
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """The state dict of a .safetensors, .pt or .pth file. Pickles are read by torch's weights-only reader.
+
+    Raises:
+        UserError: unreadable file, a pickle that carries code, or no state dict.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except Exception as error:  # bytes that are no pickle raise whatever their first byte asks for
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path}: refused, not plain tensors ({reason}); convert it to safetensors") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path}: holds no state dict; save model.state_dict() and import that")
+    return state
 
 
 @contextmanager

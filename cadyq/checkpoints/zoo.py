@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
+from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.statistics import save_statistics
 from cadyq.checkpoints.tensors import compress, network_sha256
 from cadyq.data.images import sha256_file
@@ -78,7 +79,7 @@ def ship_run(run_dir: Path, tag: str) -> Path:
 
 def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) -> Path:
     """Measure and ship what the points of the FP32 network see on training photographs."""
-    network = load_model(f"zoo:{zoo_name(backbone, scale, 'fp32')}")
+    network = load_model(fp32_name(backbone, scale))
     bank = load_bank(find_photographs(data_root), scale, CALIBRATION_SIDE, cache)
     patches = calibration_patches(bank.split()[0])
     note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"

@@ -155,12 +155,12 @@ def _stopping() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def check_writable(folder: Path) -> None:
-    """Raises UserError before any work where `folder` cannot be written."""
+def check_writable(folder: Path, option: str = "--out") -> None:
+    """Raises UserError before any work where `folder`, which that option names, cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink(missing_ok=True)  # another command may have taken it away
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from error
+        raise UserError(f"{option} {folder}: cannot be written ({error.strerror}); choose another folder") from error

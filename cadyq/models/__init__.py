@@ -1,5 +1,5 @@
 """Backbones, each written once, as plain FP32 networks with quantization points. Importing registers them."""
 
-from cadyq.models import bicubic, carn, edsr, idn, srresnet
+from cadyq.models import bicubic, carn, edsr, idn, imdn, rlfn, srresnet
 
-__all__ = ["bicubic", "carn", "edsr", "idn", "srresnet"]
+__all__ = ["bicubic", "carn", "edsr", "idn", "imdn", "rlfn", "srresnet"]

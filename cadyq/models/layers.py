@@ -48,3 +48,13 @@ def upsampler(channels: int, scale: int, groups: int = 1, activation: bool = Fal
             layers.append(nn.ReLU(inplace=True))
         layers.append(nn.PixelShuffle(step))
     return nn.Sequential(*layers)
+
+
+def one_step_upsampler(channels: int, scale: int) -> nn.Sequential:
+    """Sub-pixel upsampling at the network's end: one convolution to RGB, and one shuffle whatever the scale.
+
+    Raises:
+        UserError: the scale is not 2, 3 or 4.
+    """
+    check_scale(scale)
+    return nn.Sequential(QuantConv2d(channels, 3 * scale**2, 3), nn.PixelShuffle(scale))

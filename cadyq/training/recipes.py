@@ -50,7 +50,7 @@ class Recipe:
             patches, and what it grows by every `epoch_steps` steps (w_bit of the paper).
         weight_at_features, weight_at_branches: factors of attention transfer from the teacher, on the features before
             upsampling and summed over the blocks' branch outputs.
-        teacher: who that is where --teacher names none: "fp32" (the zoo's FP32 network of that backbone and scale),
+        teacher: who that is where --teacher names none: "fp32" (the trained FP32 network of that backbone and scale),
             "parent" (the network to start from) or "none", with which all terms of a teacher lapse.
         average: decay of the exponential moving average of the weights, which is then what is measured and saved; 0
             for none.

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from cadyq.checkpoints.io import load_model, resolve, zoo_name
+from cadyq.checkpoints import published
+from cadyq.checkpoints.io import load_model, resolve
+from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
@@ -75,7 +77,7 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
         return Start(load_model(parent.name), parent.name, parent.facts)
     if source is None and plain(network) and "sha256" in parent.facts:
         return Start(load_model(parent.name), parent.name, parent.facts)  # the FP32 network that is to be quantized
-    source = source or f"zoo:{zoo_name(network.name, network.scale, 'fp32')}"
+    source = source or fp32_name(network.name, network.scale)
     teacher = load_model(source)
     wanted = [teacher.scale == network.scale, teacher.name == network.name or not recipe.transfers_attention]
     if not all(wanted):
@@ -89,8 +91,9 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
 def _file_facts(source: str) -> dict[str, Any]:
     """Name and hash of a network; if it was trained by this command, its own training facts as well."""
     path = resolve(source)
+    name = path.parent.name if path.stem == "model" else path.stem
     facts: dict[str, Any] = {
-        "name": path.parent.name if path.stem == "model" else path.stem,
+        "name": source if source.startswith(published.PREFIX) else name,
         "sha256": network_sha256(path),
     }
     trained = path.with_name("training.json")

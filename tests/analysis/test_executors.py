@@ -37,7 +37,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _command(data_root: Path, out: Path) -> list[str]:
-    words = ["--backbones", "carn_m", "--schemes", *SCHEMES, "--datasets", "A", "B", "--modes", "patch"]
+    words = ["--backbones", "idn", "--schemes", *SCHEMES, "--datasets", "A", "B", "--modes", "patch"]
     return [*words, "--data-root", str(data_root), "--device", "cpu", "--out", str(out)]
 
 

@@ -28,9 +28,9 @@ def test_crops_are_textured_squares_of_both_images() -> None:
 
 
 def test_rows_are_those_of_a_run(tmp_path: Path) -> None:
-    names = ["--backbones", "carn_m", "--schemes", "minmax:w8a4", "--datasets", "skimage", "--modes", "patch"]
+    names = ["--backbones", "idn", "--schemes", "minmax:w8a4", "--datasets", "skimage", "--modes", "patch"]
     pair = photographs(4)[1]
-    rows = quick.measure("carn_m", ["minmax:w8a4"], [pair], "patch").set_index("image")
+    rows = quick.measure("idn", ["minmax:w8a4"], [pair], "patch").set_index("image")
     assert run_all([*names, "--out", str(tmp_path)]) == 0
     stored = records.load(tmp_path).set_index("image").loc[[pair.name]]
     free = ["seconds", "weights_sha256"]
@@ -42,7 +42,7 @@ def test_what_has_no_weights_or_name_is_refused() -> None:
     with pytest.raises(UserError, match=r"carn pams:w8a8: no trained weights"):
         quick.measure("carn", ["pams:w8a8"], [])
     with pytest.raises(UserError, match="mode 'tile' is unknown"):
-        quick.measure("carn_m", ["fp32"], [], "tile")
+        quick.measure("idn", ["fp32"], [], "tile")
 
 
 @pytest.mark.usefixtures("registries")
@@ -57,7 +57,7 @@ def test_a_scheme_of_a_session_can_be_measured_but_not_recorded(monkeypatch: pyt
 
     Typed.__module__ = "__main__"
     cadyq.register_scheme("typed")(Typed)
-    rows = quick.measure("carn_m", ["typed:w8a4"], quick.crops([photographs(4)[1]], 32))
+    rows = quick.measure("idn", ["typed:w8a4"], quick.crops([photographs(4)[1]], 32))
     assert rows.loc[0, "scheme"] == "typed:w8a4" and rows.loc[0, "fab"] == 4
-    with pytest.raises(UserError, match=r"carn_m typed: .* --plugin"):
-        networks.find("carn_m", "typed", 4)
+    with pytest.raises(UserError, match=r"idn typed: .* --plugin"):
+        networks.find("idn", "typed", 4)

@@ -17,7 +17,7 @@ from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 
 SIDE = 160
-OPTIONS = ["--backbones", "bicubic", "carn_m", "--schemes", "fp32", "minmax:w8a8", "cadyq", "--datasets", "Photos"]
+OPTIONS = ["--backbones", "bicubic", "idn", "--schemes", "fp32", "minmax:w8a8", "cadyq", "--datasets", "Photos"]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 def test_writes_records_tables_plots_and_report(finished: Path) -> None:
     df = records.load(finished)
-    assert len(df) == 2 * 2 * 4  # images, modes, (bicubic fp32) + (carn_m: fp32, minmax, cadyq)
+    assert len(df) == 2 * 2 * 4  # images, modes, (bicubic fp32) + (idn: fp32, minmax, cadyq)
     assert set(statuses(finished)) == {"measured"}
     for name in ("report.html", "tables/summary_image.md", "tables/summary_patch.tex", "tables/summary.csv"):
         assert (finished / name).stat().st_size > 0
@@ -58,7 +58,7 @@ def test_writes_records_tables_plots_and_report(finished: Path) -> None:
 def test_figures_are_consistent(finished: Path) -> None:
     rows = records.load(finished).query("mode == 'image'")
     df = rows.groupby(["backbone", "scheme"])[["psnr_db", "fab", "bitops_g"]].mean()
-    fp32, dynamic = df.loc[("carn_m", "fp32")], df.loc[("carn_m", "cadyq")]
+    fp32, dynamic = df.loc[("idn", "fp32")], df.loc[("idn", "cadyq")]
     assert fp32["fab"] == 32
     assert 4 <= dynamic["fab"] <= 8
     assert dynamic["bitops_g"] < fp32["bitops_g"]
@@ -127,7 +127,7 @@ def test_an_interrupted_run_has_all_pictures_in_the_end(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    command = ["--backbones", "carn_m", "--schemes", "fp32", "cadyq", "--datasets", "Photos"]
+    command = ["--backbones", "idn", "--schemes", "fp32", "cadyq", "--datasets", "Photos"]
     command += ["--data-root", str(photo_root), "--out", str(tmp_path)]
     for moment in ("analysis.run.jobs.show_bits", "analysis.run.command.make_report.build"):
         monkeypatch.setattr(moment, interrupted)
@@ -158,7 +158,7 @@ def test_modes_agree_where_the_image_is_one_tile(finished: Path) -> None:
 
 
 def test_a_scheme_without_weights_is_listed_with_its_reason(photo_root: Path, tmp_path: Path) -> None:
-    options = ["--backbones", "carn_m", "--schemes", "fp32", "pams:w3a5", "--datasets", "Photos", "--modes", "image"]
+    options = ["--backbones", "idn", "--schemes", "fp32", "pams:w3a5", "--datasets", "Photos", "--modes", "image"]
     assert main([*options, "--data-root", str(photo_root), "--out", str(tmp_path)]) == 0
     cells = json.loads((tmp_path / "manifest.json").read_text())["cells"]
     assert [cell["status"] for cell in cells] == ["measured", "skipped"]
@@ -207,7 +207,7 @@ def test_bad_input_is_one_line_and_status_2(
     root = Path(shutil.copytree(photo_root, tmp_path / "data"))
     if callable(damage):
         damage(root)
-    base = ["--backbones", "carn_m", "--schemes", "fp32", "--datasets", "Photos", "--data-root", str(root)]
+    base = ["--backbones", "idn", "--schemes", "fp32", "--datasets", "Photos", "--data-root", str(root)]
     assert main([*base, "--out", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -218,7 +218,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 def test_a_folder_that_cannot_be_written(photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("in the way")
-    base = ["--backbones", "carn_m", "--schemes", "fp32", "--datasets", "Photos", "--data-root", str(photo_root)]
+    base = ["--backbones", "idn", "--schemes", "fp32", "--datasets", "Photos", "--data-root", str(photo_root)]
     assert main([*base, "--out", str(tmp_path / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -231,9 +231,9 @@ def test_data_root_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
     from cadyq.utils.errors import UserError
 
-    network = load_model("zoo:carn_m_x4_fp32")
+    network = load_model("zoo:idn_x4_fp32")
     with torch.no_grad():
-        network.get_parameter("entry.weight")[0, 0, 0, 0] = float("nan")
+        network.get_parameter("features.conv1.weight")[0, 0, 0, 0] = float("nan")
     save_model(network, tmp_path / "nan.safetensors")
     with pytest.raises(UserError, match="NaN"):
         load_model(tmp_path / "nan.safetensors")

@@ -29,7 +29,7 @@ from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.trace import trace_forward
 from cadyq.utils.errors import UserError
 
-BACKBONE = "carn_m"
+BACKBONE, POINTS = "idn", 24
 OPTIONS = ["--backbone", BACKBONE, "--dataset", "skimage", "--train", "skimage", "--bits", "3", "5", "--patches", "12"]
 OPTIONS += ["--side", "10", "--second", "3", "--additivity-patches", "3", "--capture-patches", "6", "--threads", "1"]
 OPTIONS += ["--capture-side", "8", "--train-patches", "8", "--searched", "2", "--controls", "random", "oracle"]
@@ -80,7 +80,7 @@ def recomputed(inputs: Inputs, cell: pd.Series) -> list[float]:
 def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path) -> None:
     inputs = Inputs(build_parser().parse_args([*OPTIONS, "--out", "x"]))
     cells = store.read(finished, "cells")
-    assert cells is not None and len(cells) == 27 * 2 * (12 + 3)
+    assert cells is not None and len(cells) == POINTS * 2 * (12 + 3)
     for _, cell in cells.sample(10, random_state=0).iterrows():
         found = [cell["rise_luma_sq"], cell["error_luma_sq"]]
         assert found == pytest.approx(recomputed(inputs, cell), rel=1e-3, abs=1e-4)
@@ -96,7 +96,7 @@ def test_writes_records_tables_and_plots(finished: Path) -> None:
     assert {part["status"] for part in manifest["parts"].values()} == {"measured"}
     assert len(manifest["tensors_sha256"]) == 3
     table = pd.read_csv(finished / "tables/correlations.csv")
-    assert set(table["background_bits"]) == {32, 8} and table["layer"].nunique() == 27 + 2
+    assert set(table["background_bits"]) == {32, 8} and table["layer"].nunique() == POINTS + 2
     pooled = table[(table["layer"] == "pooled") & (table["feature"] == "gradient") & (table["background_bits"] == 32)]
     assert (pooled["spearman_low"] <= pooled["spearman_high"]).all()
 
@@ -106,7 +106,7 @@ def test_error_grows_as_bits_shrink_and_a_single_point_adds_up_to_itself(finishe
     assert cells is not None and joint is not None
     means = cells.groupby("bits")["error_luma_sq"].mean()
     assert means[3] > 2 * means[5] > 0
-    assert (joint["joint_error_luma_sq"] > 0).all() and joint["points"].max() == 27
+    assert (joint["joint_error_luma_sq"] > 0).all() and joint["points"].max() == POINTS
 
 
 def test_the_oracle_captures_all_of_its_gain_and_random_none(finished: Path) -> None:

@@ -100,7 +100,7 @@ def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor,
     with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'pams'"):
         derive(cadyq.load_model("zoo:carn_m_x4_pams_w8a8"), "static", *pairs, mean_bits=6)
     with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'fp32'"):
-        derive(cadyq.load_model("zoo:carn_m_x4_fp32"), "cadyq", *pairs, mean_bits=None, stats_stride=8)
+        derive(cadyq.load_model("zoo:idn_x4_fp32"), "cadyq", *pairs, mean_bits=None, stats_stride=8)
     for stride in (0, 2.5, "8"):
         with pytest.raises(UserError, match=f"stats_stride={stride!r}: give a whole number"):
             derive(parent, "cadyq", *pairs, mean_bits=None, stats_stride=stride)

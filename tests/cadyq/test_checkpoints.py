@@ -215,7 +215,7 @@ def test_damaged_packed_weights_are_refused(tmp_path: Path, damage: Callable[[di
 
 
 def test_unknown_zoo_names() -> None:
-    with pytest.raises(UserError, match=r"zoo has no 'edsr_x4_fp23' \(did you mean 'edsr_x4_fp32'\?\).*carn_m_x4_fp32"):
+    with pytest.raises(UserError, match=r"zoo has no 'edsr_x4_fp23' \(did you mean 'edsr_x4_fp32'\?\).*carn_x4_fp32"):
         cadyq.load_model("zoo:edsr_x4_fp23")
     with pytest.raises(UserError, match="zoo has no 'zzz': it holds"):
         resolve("zoo:zzz")
@@ -229,7 +229,7 @@ def test_zoo_names_are_names_not_paths(name: str) -> None:
 
 def test_zoo_names_are_made_of_what_they_hold() -> None:
     assert zoo_name("edsr", 4, "pams:w8a8") == "edsr_x4_pams_w8a8"
-    assert resolve("zoo:" + zoo_name("carn_m", 4, "fp32")).is_file()
+    assert resolve("zoo:" + zoo_name("carn", 4, "fp32")).is_file()
     for path in resolve("zoo:edsr_x4_fp32").parent.glob("*_x?_*.safetensors"):
         if "calibration" not in path.stem:
             network = cadyq.load_model(f"zoo:{path.stem}")

@@ -61,6 +61,15 @@ def test_multiply_adds_of_idn_by_hand() -> None:
     assert macs["blocks.1.compression"] == 60 * 80 * 64
 
 
+def test_multiply_adds_of_rlfns_attention_by_hand() -> None:
+    """21x31 pixels: 10x15 behind the stride of 2, and 2x3 behind the pooling."""
+    macs = count_macs(cadyq.create_model("rlfn"), 21, 31).by_layer
+    assert macs["blocks.0.convs.2"] == 21 * 31 * 52 * 52 * 9
+    assert macs["blocks.0.attention.reduce"] == macs["blocks.0.attention.expand"] == 21 * 31 * 52 * 16
+    assert macs["blocks.0.attention.stride"] == 10 * 15 * 16 * 16 * 9
+    assert macs["blocks.5.attention.conv"] == 2 * 3 * 16 * 16 * 9
+
+
 @every_backbone
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("size", [(31, 45), (1, 7)])

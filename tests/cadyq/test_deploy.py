@@ -112,6 +112,18 @@ def test_convolutions_read_integers(tmp_path: Path) -> None:
     assert len(integer) == 4 and all(made_by[node.input[0]] == "DequantizeLinear" for node in integer)
 
 
+@pytest.mark.parametrize("backbone", ["imdn", "rlfn"])
+@torch.no_grad()
+def test_splits_and_attention_are_exported(tmp_path: Path, backbone: str) -> None:
+    torch.manual_seed(0)
+    network = cadyq.create_model(backbone, n_feats=8, n_resblocks=1).eval()
+    export_onnx(network, tmp_path / "net.onnx")
+    session = open_session(tmp_path / "net.onnx")
+    for sides in [(24, 32), (19, 40)]:
+        lr = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(1)) * 255
+        assert np.abs(run(session, lr) - network(lr).numpy()).max() < 1e-3
+
+
 @pytest.mark.parametrize("name", ["edsr_x4_pams_w8a8", "carn_m_x4_pams_w8a8"])
 def test_trained_networks_keep_their_pixels(name: str, tmp_path: Path) -> None:
     network = cadyq.load_model(f"zoo:{name}")

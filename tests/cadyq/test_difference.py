@@ -79,8 +79,8 @@ def test_an_end_that_is_missing_or_too_much_is_noticed() -> None:
 
 def test_a_compressed_file_is_read_like_the_one_it_was_made_of(tmp_path: Path) -> None:
     parent, path = tmp_path / "parent.safetensors", tmp_path / "child.safetensors"
-    network = cadyq.load_model("zoo:carn_m_x4_pams_w4a4")
-    save_model(cadyq.load_model("zoo:carn_m_x4_fp32"), parent)
+    network = cadyq.load_model("zoo:idn_x4_pams_w4a4")
+    save_model(cadyq.load_model("zoo:idn_x4_fp32"), parent)
     save_model(network, path)
     before, size = sha256_file(path), path.stat().st_size
     tensors, header = read_tensors(path)

@@ -198,7 +198,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, kept: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"no pickle at all", b"\x80\x02", b"\xff" * 64, b"PK\x03\x04" + bytes(60)]
+    "content", [b"", b"\n", b"no pickle at all", b"another file", b"\x80\x02", b"\xff" * 64, b"PK\x03\x04" + bytes(60)]
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "weights.pt"

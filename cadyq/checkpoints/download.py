@@ -1,0 +1,75 @@
+"""Fetching published weights from their authors, with pooch."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cadyq.checkpoints.published import Published
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import replacing
+
+ATTEMPTS = 2
+TIMEOUT_SECONDS = 30
+
+
+def fetch(row: Published, folder: Path) -> Path:
+    """The authors' file in `folder`, fetched unless it is there and right.
+
+    What breaks off is tried once more, from its beginning. The file is written whole, after its hash was checked, or
+    not at all.
+
+    Raises:
+        UserError: pooch is not installed, the address cannot be read, or what it gives is another file.
+    """
+    path = folder / row.authors_file
+    if path.is_file() and not row.authors_fault(path):
+        return path
+    requests = _requests()
+    with replacing(path) as temporary:
+        for attempt in range(ATTEMPTS):
+            try:
+                _download(row.address, temporary)
+                break
+            except requests.RequestException as error:
+                if attempt == ATTEMPTS - 1 or error.response is not None:
+                    raise _failed(row, path, _reason(error)) from error
+        fault = row.authors_fault(temporary)
+        if fault:
+            raise UserError(f"{row.name}: {row.address} gives another file than it did: {fault}; it was not kept")
+    return path
+
+
+def _requests() -> Any:
+    """The library that pooch downloads with."""
+    try:
+        import pooch  # noqa: F401
+        import requests
+    except ImportError as error:
+        raise UserError("downloading needs pooch: pip install 'cadyq[foreign]'") from error
+    return requests
+
+
+def _download(address: str, path: Path) -> None:
+    from pooch import HTTPDownloader
+
+    shown = sys.stderr.isatty() and find_spec("tqdm") is not None
+    HTTPDownloader(progressbar=shown, timeout=TIMEOUT_SECONDS)(address, str(path), None)
+
+
+def _failed(row: Published, path: Path, reason: str) -> UserError:
+    return UserError(
+        f"{row.name}: {row.address} could not be fetched ({reason}); run the same command again, or put that file "
+        f"there as {path}"
+    )
+
+
+def _reason(error: Any) -> str:
+    if error.response is not None:
+        return f"HTTP status {error.response.status_code}"
+    names = {"ChunkedEncodingError": "it broke off", "ConnectionError": "no connection"}
+    if "Timeout" in type(error).__name__:
+        return f"no answer within {TIMEOUT_SECONDS} s"
+    return names.get(type(error).__name__, type(error).__name__)
