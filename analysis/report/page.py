@@ -16,7 +16,7 @@ from PIL import Image
 
 from analysis.records.store import CELL_COLUMNS, Cell, skipped_cells
 from analysis.report.viewer import cell_rows, views
-from analysis.tables.comparisons import CLAIMS_NOTE, by_claim
+from analysis.tables.comparisons import COMPARISONS_NOTE, by_kind
 from analysis.tables.intervals import LEVEL
 from analysis.tables.published_values import PUBLISHED_NOTE, published_table
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
@@ -66,8 +66,8 @@ class Picture(NamedTuple):
         return self.width > _WIDE * self.height
 
 
-def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from records, claims, manifest and the plots that lie in ``run_dir/plots``.
+def write_report(df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
+    """Write ``run_dir/report.html`` from records, comparisons, manifest and the plots that lie in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
     below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
@@ -88,9 +88,9 @@ def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, 
         counts=_counts(df),
         statuses=_statuses(manifest),
         tables=_tables(df),
-        claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims)],
-        claims_note=CLAIMS_NOTE,
-        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, claims))],
+        comparisons=[(heading, _texts(frame)) for heading, frame in by_kind(compared)],
+        comparisons_note=COMPARISONS_NOTE,
+        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, compared))],
         seeds_note=SEEDS_NOTE,
         published=_texts(published) if len(published) else None,
         published_note=PUBLISHED_NOTE,

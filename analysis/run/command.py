@@ -23,6 +23,7 @@ from analysis.run.executors import Work
 from analysis.run.jobs import Job, measure_job
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
+from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
 from cadyq.commands.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status
 from cadyq.data import datasets
@@ -168,6 +169,7 @@ def manifest(
     return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
         "measurement_version": MEASUREMENT_VERSION,
         "plan": asdict(plan),
+        "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
         "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
         "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},

@@ -19,7 +19,8 @@ import torch
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import networks
-from analysis.tables.comparisons import claims
+from analysis.tables.comparisons import comparisons
+from analysis.tables.roles import from_manifest
 from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, exit_status
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
@@ -61,7 +62,8 @@ def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _tables_of(df: pd.DataFrame, run_dir: Path, folder: Path) -> list[Path]:
-    return make_report.write_all_tables(df, claims(df), records.read_manifest(run_dir), folder)
+    manifest = records.read_manifest(run_dir)
+    return make_report.write_all_tables(df, comparisons(df, from_manifest(manifest)), manifest, folder)
 
 
 def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:

@@ -17,7 +17,7 @@ from analysis.records.store import Cell, load, read_manifest, write_cell, write_
 from analysis.report import page as report
 from analysis.report.build import build, main
 from analysis.report.page import write_report
-from analysis.tables.comparisons import claims
+from analysis.tables.comparisons import comparisons
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]
@@ -26,7 +26,7 @@ EVIL = '<script>alert("x")</script>&\'.png'
 
 def _page(run_dir: Path) -> str:
     df = load(run_dir)
-    return write_report(df, claims(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
+    return write_report(df, comparisons(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
 
 
 def test_build_remakes_everything_from_records(
