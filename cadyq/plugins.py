@@ -26,7 +26,7 @@ class Plugin(NamedTuple):
     backbones: tuple[str, ...]
 
 
-_loaded: dict[Path, tuple[bytes, Plugin]] = {}
+_loaded: dict[Path, tuple[bytes, Plugin, dict[str, bytes]]] = {}  # text, what it registered, text of helpers
 
 
 def add_plugin_option(parser: argparse.ArgumentParser) -> None:
@@ -53,20 +53,25 @@ def load_plugins(paths: Sequence[Path]) -> Plugin:
 def load_plugin(path: Path) -> Plugin:
     """Run a Python file as a module, which registers schemes or backbones; once, until it is edited.
 
+    Modules of its own folder that it imports are imported again where one of them was edited.
+
     Raises:
         UserError: no such file, not Python, an exception while it runs, a name that is taken, nothing registered.
     """
     place, text = path.resolve(), _read(path)
     if place in _loaded:
-        before, plugin = _loaded[place]
-        if before == text:
+        before, plugin, helpers = _loaded[place]
+        if before == text and all(_text_of(name) == helper for name, helper in helpers.items()):
             return plugin
         _forget(plugin)
+        for name in helpers:
+            sys.modules.pop(name, None)
         del _loaded[place]
     code = _compiled(path, text)
     # two files of the same name are two modules
     module = ModuleType(f"cadyq_plugin_{place.stem}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}")
     module.__file__ = str(place)
+    modules = set(sys.modules)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     known = [set(registry.names()) for registry in REGISTRIES]
     try:
@@ -81,8 +86,27 @@ def load_plugin(path: Path) -> Plugin:
         del sys.modules[module.__name__]
         _forget(_added(known))
         raise
-    _loaded[place] = text, plugin
+    imported = [name for name in sys.modules.keys() - modules if _lies_in(name, place.parent)]
+    _loaded[place] = text, plugin, {name: _text_of(name) for name in imported if name != module.__name__}
     return plugin
+
+
+def _lies_in(name: str, folder: Path) -> bool:
+    """Whether a loaded module is a file below a folder, and of no installed package or this project."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None or name.partition(".")[0] in ("cadyq", "baselines", "analysis"):
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(folder) and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+def _text_of(name: str) -> bytes:
+    """What the file of a loaded module holds now; nothing where it is gone."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    try:
+        return Path(file).read_bytes() if file else b""
+    except OSError:
+        return b""
 
 
 def _added(known: Sequence[set[str]]) -> Plugin:

@@ -92,21 +92,35 @@ class Cell:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], inputs_hash: str) -> Path:
-    """Store the rows of a finished cell, one an image, with the hash of all that they depend on.
+@dataclass(frozen=True)
+class Key:
+    """What the numbers of a cell depend on, as hashes.
+
+    Attributes:
+        inputs: of weights, images and the version of the measurement.
+        code: of the code that made them; empty in records of earlier versions.
+    """
+
+    inputs: str
+    code: str = ""
+
+
+def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key: Key) -> Path:
+    """Store the rows of a finished cell, one an image, with the hashes of all that they depend on.
 
     Raises:
         UserError: a numeric value is NaN (the network diverged, most likely).
         ValueError: rows are empty, lack or add a column, belong to another cell or name an image twice.
     """
     _check_rows(cell, rows)
-    metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": inputs_hash, "cell": cell._json()}
+    metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": key.inputs, "cell": cell._json()}
+    metadata["code_sha256"] = key.code
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
     return parquet.write(_path(run_dir, cell), table)
 
 
-def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
-    """The inputs hash of a stored cell; None where it has to be measured (again).
+def read_key(run_dir: Path, cell: Cell) -> Key | None:
+    """The key of a stored cell; None where it has to be measured (again).
 
     None means: no file, or (with a warning in the log) a damaged file, another schema version or other cell.
     """
@@ -121,7 +135,7 @@ def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
     if metadata.get("schema_version") != str(SCHEMA_VERSION) or metadata.get("cell") != cell._json():
         _log.warning("%s has another schema version or cell; the cell will be measured again", path)
         return None
-    return metadata.get("inputs_hash")
+    return Key(metadata.get("inputs_hash", ""), metadata.get("code_sha256", ""))
 
 
 def require_records(run_dir: Path) -> list[Path]:

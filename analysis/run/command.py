@@ -9,7 +9,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from analysis.report import build as make_report
 from analysis.run import executors
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, measure_job
+from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
 from analysis.tables.roles import to_manifest
@@ -28,7 +30,6 @@ from analysis.tables.summary import REFERENCE, summary, to_text
 from cadyq.commands.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
-from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
 from cadyq.plugins import add_plugin_option, load_plugins
@@ -52,6 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
     )
+    parser.add_argument(
+        "--keep-measured",
+        action="store_true",
+        help="keep cells whose weights and images are the same, though code has changed since they were measured",
+    )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
     add_plugin_option(parser)
@@ -59,10 +65,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tuple[list[Job], list[dict[str, Any]]]:
+def find_jobs(
+    plan: Plan, out: Path, data_root: Path | None, named: bool, keep: bool = False
+) -> tuple[list[Job], list[dict[str, Any]]]:
     """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
 
-    `named` says that the user asked for these datasets by name, so that each has to be there.
+    Args:
+        plan: what to measure.
+        out: the run folder.
+        data_root: the folder that holds `benchmark/`.
+        named: the user asked for these datasets by name, so that each has to be there.
+        keep: keep cells whose code alone has changed; their status is "kept".
     """
     jobs: list[Job] = []
     statuses: list[dict[str, Any]] = []
@@ -78,14 +91,44 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
             if reason:
                 statuses += [asdict(cell) | {"status": "skipped", "reason": reason} for cell in cells]
                 continue
-            key = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
-            todo = tuple(cell for cell in cells if records.read_inputs_hash(out, cell) != key)
-            for cell in cells:
-                statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
+            inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
+            key = records.Key(inputs, source.code)
+            found = {cell: status_of(records.read_key(out, cell), key, keep) for cell in cells}
+            statuses += [asdict(cell) | {"status": status, "reason": ""} for cell, status in found.items()]
+            todo = tuple(cell for cell, status in found.items() if status == "measured")
             if todo:
                 reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
+
+
+def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
+    """Whether a cell is to be "measured", "cached", or "kept" though its code has changed."""
+    if stored is None or stored.inputs != key.inputs:
+        return "measured"
+    if stored.code == key.code:
+        return "cached"
+    return "kept" if keep else "measured"
+
+
+def kept_notes(out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for the cells whose code has changed since they were measured, of this command and of earlier ones.
+
+    Those of this command are only there with `--keep-measured`: without it every changed cell is measured again.
+    """
+    kept = sum(cell["status"] == "kept" for cell in now)
+    names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
+    older = 0
+    for entry in cells:
+        cell = records.Cell(**{name: entry[name] for name in records.CELL_COLUMNS})
+        if entry["status"] == "skipped" or astuple(cell) in names:
+            continue
+        stored = records.read_key(out, cell)
+        with suppress(UserError):  # of a plug-in that is not loaded now
+            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme)
+    notes = [f"{kept} cells are kept that other code measured; leave out --keep-measured to measure them again"]
+    notes += [f"{older} cells of earlier commands were measured by other code; run those again to renew them"]
+    return [note for note, count in zip(notes, (kept, older), strict=True) if count]
 
 
 def hash_images(dataset: Dataset) -> tuple[list[str], int]:
@@ -170,7 +213,7 @@ def manifest(
         "measurement_version": MEASUREMENT_VERSION,
         "plan": asdict(plan),
         "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
-        "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
+        "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
         "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
         "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
@@ -224,13 +267,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     preset = make_plan(args.preset, args.scale, plugins=plugins)
     with alone_in(out):
         remove_leftovers(out / "records", out / "exhibits")
-        jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
+        jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
         records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
         measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
         report = make_report.build(out)[-1]
     print(to_text(summary(records.load(out)), records.read_manifest(out)))
+    for note in kept_notes(out, records.read_manifest(out)["cells"], statuses):
+        print(f"note: {note}")
     measured = sum(cell["status"] == "measured" for cell in statuses)
     print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")
     return report

@@ -29,7 +29,7 @@ class Job:
 
     Attributes:
         cells: those that still have to be measured.
-        inputs_hash: of weights, images and measurement, stored with each cell.
+        key: of what the numbers depend on, stored with each cell.
         pixels: of all HR images, to start large jobs first.
         reference: the network that pictures show beside it, where there is one.
         view_mode: whose SR the report's viewer shows.
@@ -38,7 +38,7 @@ class Job:
     source: Source
     dataset: Dataset
     cells: tuple[records.Cell, ...]
-    inputs_hash: str
+    key: records.Key
     pixels: int
     reference: Source | None
     view_mode: str
@@ -71,7 +71,7 @@ def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[]
     if len({row["fab"] for measured in rows.values() for row in measured}) > 1:
         show_bits(job, network, out, device)
     for cell in job.cells:
-        records.write_cell(out, cell, rows[cell.mode], job.inputs_hash)
+        records.write_cell(out, cell, rows[cell.mode], job.key)
 
 
 def show_bits(job: Job, network: SRNetwork, out: Path, device: torch.device) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
+from analysis.run.code import code_sha256
 from cadyq.checkpoints.io import ZOO, load_model, zoo_name
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.data.images import sha256_file
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated, load_statistics
@@ -19,7 +18,6 @@ from cadyq.schemes.factory import parse_scheme, scheme_of
 from cadyq.utils.errors import UserError
 
 PARENT = "fp32"  # where calibration-only schemes take their weights from
-OWN_PACKAGES = ("cadyq", "baselines")
 
 
 @dataclass(frozen=True)
@@ -27,9 +25,9 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        files: tensors it is made of; with `code`, their hashes identify it.
+        files: tensors it is made of; their hashes identify it.
         reason: why it cannot be had, empty where it can.
-        code: the files of a scheme or backbone from outside the project, which may be edited between two runs.
+        code: hash of the code that makes its numbers, see `analysis.run.code`; empty where nobody asked.
     """
 
     backbone: str
@@ -37,13 +35,13 @@ class Source:
     scale: int
     files: tuple[Path, ...] = ()
     reason: str = ""
-    code: tuple[Path, ...] = ()
+    code: str = ""
 
     def sha256(self) -> str:
         """Over the files it is made of and the scheme, hexadecimal."""
         digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
-        for sha256 in (*map(network_sha256, self.files), *map(sha256_file, self.code)):
-            digest.update(sha256.encode())
+        for file in self.files:
+            digest.update(network_sha256(file).encode())
         return digest.hexdigest()
 
 
@@ -64,17 +62,16 @@ def has_weights(backbone: str) -> bool:
     return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
 
 
-def foreign_code(backbone: str, scheme: str) -> tuple[Path, ...]:
-    """The files that define the two, of those that are not the project's own (which `MEASUREMENT_VERSION` covers)."""
-    classes = (BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0]))
-    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in OWN_PACKAGES]
+def code_of(backbone: str, scheme: str) -> str:
+    """The hash of the code that makes the numbers of the two together.
+
+    Raises:
+        UserError: one of them lies in no file, or imports a file that is no Python.
+    """
     try:
-        return tuple(dict.fromkeys(Path(inspect.getfile(cls)) for cls in foreign))
-    except (TypeError, OSError) as error:
-        raise UserError(
-            f"{backbone} {scheme}: one of the two was typed into a session, so no edit of it could be noticed later; "
-            "put it into a file and pass that as --plugin, or measure it without records: analysis.quick"
-        ) from error
+        return code_sha256((BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0])))
+    except UserError as error:
+        raise UserError(f"{backbone} {scheme}: {error}") from error
 
 
 def find(backbone: str, scheme: str, scale: int) -> Source:
@@ -83,7 +80,7 @@ def find(backbone: str, scheme: str, scale: int) -> Source:
     Raises:
         UserError: unknown name, or a scheme or backbone that lies in no file.
     """
-    return replace(locate(backbone, scheme, scale), code=foreign_code(backbone, scheme))
+    return replace(locate(backbone, scheme, scale), code=code_of(backbone, scheme))
 
 
 def locate(backbone: str, scheme: str, scale: int) -> Source:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from analysis.plots import style
-from analysis.records.store import Cell, load, read_manifest, write_cell, write_manifest
+from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
 from analysis.report import page as report
 from analysis.report.build import build, main
 from analysis.report.page import write_report
@@ -56,7 +56,7 @@ def test_nothing_comes_from_outside(make_run: Runner) -> None:
 
 def test_hostile_names_are_escaped(tmp_path: Path, helpers: Helpers) -> None:
     cell = Cell("edsr", EVIL, 4, EVIL, "image")
-    write_cell(tmp_path, cell, [helpers["row"](cell, EVIL), helpers["row"](cell, "b")], "hash")
+    write_cell(tmp_path, cell, [helpers["row"](cell, EVIL), helpers["row"](cell, "b")], Key("hash"))
     skipped = {**vars(cell), "status": "skipped", "reason": EVIL}
     write_manifest(tmp_path, {"cells": [skipped], "command": EVIL, EVIL: {EVIL: [EVIL]}})
     page = _page(tmp_path)
