@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ _COLUMNS: dict[str, pa.DataType] = {
 }
 SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 CELL_COLUMNS = ("backbone", "scheme", "scale", "dataset", "mode")
+NOT_RUN = ("skipped", "failed")  # statuses of cells that have no record
 
 _log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key
     metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": key.inputs, "cell": cell._json()}
     metadata["code_sha256"] = key.code
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
-    return parquet.write(_path(run_dir, cell), table)
+    return parquet.write(record_path(run_dir, cell), table)
 
 
 def read_key(run_dir: Path, cell: Cell) -> Key | None:
@@ -124,7 +125,7 @@ def read_key(run_dir: Path, cell: Cell) -> Key | None:
 
     None means: no file, or (with a warning in the log) a damaged file, another schema version or other cell.
     """
-    path = _path(run_dir, cell)
+    path = record_path(run_dir, cell)
     if not path.is_file():
         return None
     try:
@@ -146,10 +147,19 @@ def require_records(run_dir: Path) -> list[Path]:
     return paths
 
 
-def load(run_dir: Path | str) -> pd.DataFrame:
+def load_file(path: Path) -> pd.DataFrame:
+    """The rows of one record. Raises UserError where it is damaged, or of another schema version."""
+    return parquet.load(path, SCHEMA_VERSION)
+
+
+def load(run_dir: Path | str, leave_out: Collection[str] = ()) -> pd.DataFrame:
     """All rows of a run, one an image and cell; columns as in ``SCHEMA``.
 
     Cells come in the order of ``manifest["cells"]``, those not named there after them, sorted.
+
+    Args:
+        run_dir: the run folder.
+        leave_out: names of record files that are not to be read.
 
     Raises:
         UserError: no records, a damaged record, or one of another schema version.
@@ -158,7 +168,7 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     paths = require_records(run_dir)
     rank = {key: position for position, key in reversed(list(enumerate(_manifest_keys(run_dir))))}
     paths.sort(key=lambda path: (rank.get(path.stem, len(rank)), path.name))
-    return pd.concat([parquet.load(path, SCHEMA_VERSION) for path in paths], ignore_index=True)
+    return pd.concat([load_file(path) for path in paths if path.name not in leave_out], ignore_index=True)
 
 
 def shipped(*names: str) -> Path:
@@ -203,13 +213,29 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
 
 
 def skipped_cells(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The cells of a manifest that did not run; values as text, keys as in ``Cell`` and ``reason``."""
+    """The cells of a manifest that have no record; values as text, keys as in ``Cell`` and ``reason``."""
     cells: Iterable[Mapping[str, Any]] = manifest.get("cells", [])
     wanted = (*CELL_COLUMNS, "reason")
-    return [{k: str(cell.get(k, "")) for k in wanted} for cell in cells if cell.get("status") == "skipped"]
+    return [{k: str(cell.get(k, "")) for k in wanted} for cell in cells if cell.get("status") in NOT_RUN]
 
 
-def _path(run_dir: Path, cell: Cell) -> Path:
+def cell_of(entry: Mapping[str, Any]) -> Cell:
+    """The cell that an entry of a manifest is about."""
+    return Cell(**{name: entry[name] for name in CELL_COLUMNS})
+
+
+def with_missing(manifest: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """A manifest in which cells whose record is gone are listed as such, so that tables and report say so."""
+    cells = []
+    for cell in manifest.get("cells", []):
+        gone = cell["status"] not in NOT_RUN and not record_path(run_dir, cell_of(cell)).is_file()
+        reason = "its record is missing; run the same command again"
+        cells.append(cell | ({"status": "failed", "reason": reason} if gone else {}))
+    return {**manifest, "cells": cells} if cells else dict(manifest)
+
+
+def record_path(run_dir: Path, cell: Cell) -> Path:
+    """The file of a cell."""
     return Path(run_dir) / "records" / f"{cell.key}.parquet"
 
 
@@ -231,4 +257,4 @@ def _check_rows(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _manifest_keys(run_dir: Path) -> list[str]:
     cells = read_manifest(run_dir).get("cells", [])
-    return [Cell(**{name: cell[name] for name in CELL_COLUMNS}).key for cell in cells]
+    return [cell_of(cell).key for cell in cells]

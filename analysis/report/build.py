@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.plots.figures import write_plots
-from analysis.records.store import load, read_manifest, require_records
+from analysis.records.store import load, read_manifest, require_records, with_missing
 from analysis.report.page import write_report
 from analysis.tables.comparisons import comparisons, write_comparisons
 from analysis.tables.published_values import write_published
@@ -32,7 +32,7 @@ def build(run_dir: Path | str) -> list[Path]:
     require_records(run_dir)
     with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
         remove_leftovers(run_dir / "tables", run_dir / "plots")
-        df, manifest = load(run_dir), read_manifest(run_dir)
+        df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
         compared = comparisons(df, from_manifest(manifest))  # seconds of bootstrap, and shown twice
         shown = write_all_tables(df, compared, manifest, run_dir) + write_plots(df, run_dir)
         return [*shown, write_report(df, compared, manifest, run_dir)]

@@ -26,7 +26,7 @@ from cadyq.utils.files import write_text
 _WIDTH = 1200  # pixels of an embedded plot; the full one lies in plots/
 _WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
 _BUDGET = 3_500_000  # bytes of embedded plots, so that the page stays below 10 MB with its crops and rows
-_HEADLINE = ("command", "machine", "git_commit")
+_HEADLINE = ("command", "machine", "git_commit", "git_changes")
 _TITLES = {
     "psnr_bitops": "PSNR against BitOPs",
     "psnr_fab": "PSNR against FAB",
@@ -70,8 +70,8 @@ def write_report(df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str
     """Write ``run_dir/report.html`` from records, comparisons, manifest and the plots that lie in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
-    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
-    and ``git_commit`` make the headline.
+    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``,
+    ``git_commit`` and ``git_changes`` make the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
     published, footnotes = published_table(df)

@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -21,15 +21,17 @@ from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
 from analysis.run.executors import Work
-from analysis.run.jobs import Job, measure_job
+from analysis.run.jobs import Job, Outcome, attempt
 from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
+from analysis.run.zoo_files import wrong_files
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
 from cadyq.commands.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
+from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
 from cadyq.plugins import add_plugin_option, load_plugins
@@ -83,18 +85,25 @@ def find_jobs(
     weights = {source: source.sha256() for source in sources if not source.reason}
     shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
+    hashes = record_hashes(records.read_manifest(out))
     for name in plan.datasets:
         images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
         for source in sources:
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
             if reason:
-                statuses += [asdict(cell) | {"status": "skipped", "reason": reason} for cell in cells]
+                status = "failed" if source.broken else "skipped"
+                statuses += [asdict(cell) | {"status": status, "reason": reason} for cell in cells]
                 continue
             inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
             key = records.Key(inputs, source.code)
-            found = {cell: status_of(records.read_key(out, cell), key, keep) for cell in cells}
-            statuses += [asdict(cell) | {"status": status, "reason": ""} for cell, status in found.items()]
+            stored = {cell: records.read_key(out, cell) if unchanged(out, cell, hashes) else None for cell in cells}
+            found = {cell: status_of(stored[cell], key, keep) for cell in cells}
+            for cell, status in found.items():
+                entry = asdict(cell) | {"status": status, "reason": ""}
+                if status != "measured":
+                    entry["record_sha256"] = hashes.get(cell.key) or sha256_file(records.record_path(out, cell))
+                statuses.append(entry)
             todo = tuple(cell for cell, status in found.items() if status == "measured")
             if todo:
                 reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
@@ -111,6 +120,43 @@ def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
     return "kept" if keep else "measured"
 
 
+def record_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of record files that a manifest lists, by the key of the cell."""
+    cells = manifest.get("cells", [])
+    return {records.cell_of(cell).key: cell["record_sha256"] for cell in cells if cell.get("record_sha256")}
+
+
+def unchanged(out: Path, cell: records.Cell, hashes: Mapping[str, str]) -> bool:
+    """Whether a record is the file that was written when its cell was measured; True where that is not known."""
+    path = records.record_path(out, cell)
+    if not path.is_file() or hashes.get(cell.key, "") in ("", sha256_file(path)):
+        return True
+    print(f"warning: {path} was changed since it was measured; it is measured again", file=sys.stderr)
+    return False
+
+
+def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome], out: Path) -> list[dict[str, Any]]:
+    """The entries of the manifest once all is measured: why cells failed, and the hashes of new records.
+
+    Args:
+        statuses: as `find_jobs` returned them.
+        failed: jobs that ended with a reason.
+        out: the run folder.
+    """
+    reasons = {cell.key: outcome.reason for outcome in failed for cell in outcome.job.cells}
+    found = []
+    for entry in statuses:
+        key = records.cell_of(entry).key
+        if key in reasons:
+            found.append(entry | {"status": "failed", "reason": reasons[key]})
+        elif entry["status"] == "measured":
+            path = records.record_path(out, records.cell_of(entry))
+            found.append(entry | {"record_sha256": sha256_file(path)})
+        else:
+            found.append(entry)
+    return found
+
+
 def kept_notes(out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for the cells whose code has changed since they were measured, of this command and of earlier ones.
 
@@ -120,8 +166,8 @@ def kept_notes(out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapp
     names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
     older = 0
     for entry in cells:
-        cell = records.Cell(**{name: entry[name] for name in records.CELL_COLUMNS})
-        if entry["status"] == "skipped" or astuple(cell) in names:
+        cell = records.cell_of(entry)
+        if entry["status"] in records.NOT_RUN or astuple(cell) in names:
             continue
         stored = records.read_key(out, cell)
         with suppress(UserError):  # of a plug-in that is not loaded now
@@ -173,34 +219,45 @@ class Progress:
     """A live bar with the time left; plain lines where the output is not a terminal."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.started = total, 0, time.monotonic()
+        self.total, self.done, self.finished, self.started = total, 0, 0, time.monotonic()
         self.bar = tqdm(total=total, unit="image", disable=None)
 
     def images(self, count: int = 1) -> None:
         self.done += count
         self.bar.update(count)
 
-    def job(self, job: Job) -> None:
+    def job(self, outcome: Outcome) -> None:
+        """A job has ended; its images may have been counted one by one, or not at all."""
+        job = outcome.job
+        self.finished += len(job.dataset)
+        self.images(self.finished - self.done)
         if not self.bar.disable:
             return
         elapsed = time.monotonic() - self.started
         left = elapsed / max(self.done, 1) * (self.total - self.done)
-        print(f"measured {job.name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
+        word = "could not measure" if outcome.reason else "measured"
+        print(f"{word} {job.name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
 
 
-def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> None:
-    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where."""
+def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> list[Outcome]:
+    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where.
+
+    Returns:
+        The jobs that failed.
+    """
     progress = Progress(sum(len(job.dataset) for job in jobs))
     done = executors.run(jobs, work, processes, scheduler)
-    if done is None:
-        for job in jobs:
-            measure_job(job, work.out, torch.device(work.device), progress.images)
-            progress.job(job)
-    else:
-        for job in done:
-            progress.images(len(job.dataset))
-            progress.job(job)
+    failed = []
+    for outcome in _one_by_one(jobs, work, progress) if done is None else done:
+        progress.job(outcome)
+        failed += [outcome] if outcome.reason else []
     progress.bar.close()
+    return failed
+
+
+def _one_by_one(jobs: Sequence[Job], work: Work, progress: Progress) -> Iterator[Outcome]:
+    for job in jobs:
+        yield attempt(job, work.out, torch.device(work.device), progress.images)
 
 
 def manifest(
@@ -240,7 +297,7 @@ def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> 
     return [
         cell | {"status": "cached"}
         for cell in before.get("cells", [])
-        if cell["status"] != "skipped" and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
     ]
 
 
@@ -250,11 +307,12 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
     if all(cell["status"] != "measured" for cell in before.get("cells", [])):
         return lines
     created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
-    return [*lines, f"{created}, commit {commit[:12]}: {command}"]
+    changed = " with changes" if before.get("git_changes") else ""
+    return [*lines, f"{created}, commit {commit[:12]}{changed}: {command}"]
 
 
-def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Measure what is missing, write everything that is shown; return the report's path.
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure what is missing, write everything that is shown; return the exit status.
 
     Waits while another command measures into the same folder, and then finds measured what that one did.
     """
@@ -270,21 +328,54 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
         jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
-        records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
-        measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
-        report = make_report.build(out)[-1]
-    print(to_text(summary(records.load(out)), records.read_manifest(out)))
-    for note in kept_notes(out, records.read_manifest(out)["cells"], statuses):
+        for file, why in wrong_files(file for source in plan.sources() for file in source.files):
+            print(f"warning: {file}: {why}", file=sys.stderr)
+        listed = manifest(plan, preset, statuses, out, device, argv)
+        records.write_manifest(out, listed)
+        failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
+        statuses = with_outcomes(statuses, failed, out)
+        listed["cells"] = with_earlier(statuses, earlier_cells(listed, statuses), preset)
+        records.write_manifest(out, listed)
+        shown = any(entry["status"] not in records.NOT_RUN for entry in listed["cells"])
+        report = make_report.build(out)[-1] if shown else None
+    if report is not None:
+        print(to_text(summary(records.load(out)), listed))
+        print_end(statuses, kept_notes(out, listed["cells"], statuses), report)
+    return print_failures(statuses, failed, args.debug)
+
+
+def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], report: Path) -> None:
+    """Say what was measured and what was not."""
+    for note in notes:
         print(f"note: {note}")
     measured = sum(cell["status"] == "measured" for cell in statuses)
     print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")
-    return report
+
+
+def print_failures(statuses: Sequence[Mapping[str, Any]], failed: Sequence[Outcome], debug: bool) -> int:
+    """One line on stderr where cells failed, with `debug` the tracebacks before it; returns the exit status."""
+    cells = [cell for cell in statuses if cell["status"] == "failed"]
+    if not cells:
+        return 0
+    if debug:
+        print("".join(outcome.details for outcome in failed), file=sys.stderr, end="")
+    name, more = " ".join(str(cells[0][key]) for key in ("backbone", "scheme", "dataset")), len(cells) - 1
+    count = f"{len(cells)} cell{'s' if more else ''} could not be measured"
+    print(f"error: {count}, first {name}: {cells[0]['reason']}; --debug shows where", file=sys.stderr)
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 where cells failed, 2 where the user can put something right."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(args, words), args.debug)
+    status = 0
+
+    def act() -> None:
+        nonlocal status
+        status = run(args, words)
+
+    return exit_status(act, args.debug) or status
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
 from analysis.run.code import code_sha256
-from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.io import ZOO, load_model, zoo_name, zoo_names
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES
@@ -27,6 +28,7 @@ class Source:
     Attributes:
         files: tensors it is made of; their hashes identify it.
         reason: why it cannot be had, empty where it can.
+        broken: the reason is that code of a scheme or backbone raises, not that something is missing.
         code: hash of the code that makes its numbers, see `analysis.run.code`; empty where nobody asked.
     """
 
@@ -36,6 +38,7 @@ class Source:
     files: tuple[Path, ...] = ()
     reason: str = ""
     code: str = ""
+    broken: bool = False
 
     def sha256(self) -> str:
         """Over the files it is made of and the scheme, hexadecimal."""
@@ -49,11 +52,22 @@ def canonical(spec: str) -> str:
     """A scheme as it is written in records: "pams" -> "pams:w8a8".
 
     Raises:
-        UserError: unknown scheme, or bits out of range.
+        UserError: unknown scheme, bits out of range, or a tag on a scheme that needs no training and has no such
+            variant in the zoo.
     """
-    tag = parse_scheme(spec)[2]
-    label = scheme_of(spec).label()
+    tag, scheme = parse_scheme(spec)[2], scheme_of(spec)
+    label = scheme.label()
+    if tag and not scheme.trained and tag not in known_tags(label):
+        there = ", ".join(known_tags(label))
+        remedy = f"; its tags are {there}" if there else f"; write {label!r}"
+        raise UserError(f"scheme {spec!r}: {scheme.name} needs no training, so there is no variant {tag!r}{remedy}")
     return f"{label}:{tag}" if tag else label
+
+
+def known_tags(label: str) -> list[str]:
+    """Tags of trained variants of a scheme in the zoo, of any backbone, sorted."""
+    pattern = re.compile(rf".+_x\d_{re.escape(label.replace(':', '_'))}_(.+)")
+    return sorted({found[1] for name in zoo_names() if (found := pattern.fullmatch(name))})
 
 
 @lru_cache  # asked for every scheme, and the answer takes building the network
@@ -80,7 +94,14 @@ def find(backbone: str, scheme: str, scale: int) -> Source:
     Raises:
         UserError: unknown name, or a scheme or backbone that lies in no file.
     """
-    return replace(locate(backbone, scheme, scale), code=code_of(backbone, scheme))
+    code = code_of(backbone, scheme)
+    try:
+        return replace(locate(backbone, scheme, scale), code=code)
+    except UserError:
+        raise
+    except Exception as error:  # of a plug-in, which ends its own cells
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Source(backbone, scheme, scale, reason=reason, code=code, broken=True)
 
 
 def locate(backbone: str, scheme: str, scale: int) -> Source:
