@@ -1,4 +1,4 @@
-"""Schemes and backbones that live outside any package: a Python file named on the command line."""
+"""Schemes, backbones, metrics and datasets that live outside any package: a Python file named on the command line."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
+from cadyq.data.datasets import DATASETS
+from cadyq.metrics.registry import METRICS
 from cadyq.models.network import BACKBONES
 from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError
-from cadyq.utils.registry import Registry
+from cadyq.utils.registry import Entries
 
-REGISTRIES: tuple[Registry[Any], ...] = (SCHEMES, BACKBONES)
+REGISTRIES: tuple[Entries[Any], ...] = (SCHEMES, BACKBONES, METRICS, DATASETS)
+Names = tuple[tuple[str, ...], ...]  # of each registry
 
 
 class Plugin(NamedTuple):
-    """What a file registered."""
+    """The schemes and backbones that a file registered. Its metrics are measured, its datasets are had by name."""
 
     schemes: tuple[str, ...]
     backbones: tuple[str, ...]
 
 
-_loaded: dict[Path, tuple[bytes, Plugin, dict[str, bytes]]] = {}  # text, what it registered, text of helpers
+_loaded: dict[Path, tuple[bytes, Names, dict[str, bytes]]] = {}  # text, what it registered, text of helpers
 
 
 def add_plugin_option(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,7 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="Python file that registers schemes or backbones of your own; may be given several times",
+        help="Python file that registers schemes, backbones, metrics or datasets; may be given several times",
     )
 
 
@@ -51,7 +54,7 @@ def load_plugins(paths: Sequence[Path]) -> Plugin:
 
 
 def load_plugin(path: Path) -> Plugin:
-    """Run a Python file as a module, which registers schemes or backbones; once, until it is edited.
+    """Run a Python file as a module, which registers schemes, backbones, metrics or datasets; once, until it is edited.
 
     Modules of its own folder that it imports are imported again where one of them was edited.
 
@@ -60,10 +63,10 @@ def load_plugin(path: Path) -> Plugin:
     """
     place, text = path.resolve(), _read(path)
     if place in _loaded:
-        before, plugin, helpers = _loaded[place]
+        before, names, helpers = _loaded[place]
         if before == text and all(_text_of(name) == helper for name, helper in helpers.items()):
-            return plugin
-        _forget(plugin)
+            return Plugin(*names[:2])
+        _forget(names)
         for name in helpers:
             sys.modules.pop(name, None)
         del _loaded[place]
@@ -76,10 +79,11 @@ def load_plugin(path: Path) -> Plugin:
     known = [set(registry.names()) for registry in REGISTRIES]
     try:
         _run(code, module, path)
-        plugin = _added(known)
-        if plugin == Plugin((), ()):
+        names = _added(known)
+        if not any(names):
             raise UserError(
-                f"{path}: registers no scheme and no backbone; decorate a class with @cadyq.register_scheme('my_name') "
+                f"{path}: registers no scheme and no backbone, metric or dataset; decorate a class with "
+                "@cadyq.register_scheme('my_name') "
                 "or @cadyq.register_backbone('my_name')"
             )
     except UserError:
@@ -87,8 +91,8 @@ def load_plugin(path: Path) -> Plugin:
         _forget(_added(known))
         raise
     imported = [name for name in sys.modules.keys() - modules if _lies_in(name, place.parent)]
-    _loaded[place] = text, plugin, {name: _text_of(name) for name in imported if name != module.__name__}
-    return plugin
+    _loaded[place] = text, names, {name: _text_of(name) for name in imported if name != module.__name__}
+    return Plugin(*names[:2])
 
 
 def _lies_in(name: str, folder: Path) -> bool:
@@ -109,16 +113,16 @@ def _text_of(name: str) -> bytes:
         return b""
 
 
-def _added(known: Sequence[set[str]]) -> Plugin:
+def _added(known: Sequence[set[str]]) -> Names:
     """Names that are registered now and were not `known`."""
-    return Plugin(
-        *(tuple(n for n in registry.names() if n not in k) for registry, k in zip(REGISTRIES, known, strict=True))
+    return tuple(
+        tuple(n for n in registry.names() if n not in k) for registry, k in zip(REGISTRIES, known, strict=True)
     )
 
 
-def _forget(plugin: Plugin) -> None:
-    for registry, names in zip(REGISTRIES, plugin, strict=True):
-        for name in names:
+def _forget(names: Names) -> None:
+    for registry, own in zip(REGISTRIES, names, strict=False):
+        for name in own:
             registry.discard(name)
 
 

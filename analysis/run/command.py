@@ -20,12 +20,14 @@ from tqdm import tqdm
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
+from analysis.run.code import function_sha256
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
 from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
 from analysis.run.zoo_files import wrong_files
+from analysis.tables import metrics
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
 from cadyq.commands.cli import MOST_THREADS, Numbers, Parser, add_debug_option, check_writable, exit_status
@@ -34,6 +36,7 @@ from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
+from cadyq.metrics.registry import all_metrics
 from cadyq.plugins import add_plugin_option, load_plugins
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
@@ -86,6 +89,7 @@ def find_jobs(
     shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
     hashes = record_hashes(records.read_manifest(out))
+    functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
     for name in plan.datasets:
         images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
         for source in sources:
@@ -96,7 +100,7 @@ def find_jobs(
                 statuses += [asdict(cell) | {"status": status, "reason": reason} for cell in cells]
                 continue
             inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
-            key = records.Key(inputs, source.code)
+            key = records.Key(inputs, source.code, functions)
             stored = {cell: records.read_key(out, cell) if unchanged(out, cell, hashes) else None for cell in cells}
             found = {cell: status_of(stored[cell], key, keep) for cell in cells}
             for cell, status in found.items():
@@ -113,9 +117,9 @@ def find_jobs(
 
 def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
     """Whether a cell is to be "measured", "cached", or "kept" though its code has changed."""
-    if stored is None or stored.inputs != key.inputs:
+    if stored is None or stored.inputs != key.inputs or key.metrics.keys() - stored.metrics.keys():
         return "measured"
-    if stored.code == key.code:
+    if stored.code == key.code and all(stored.metrics[name] == sha256 for name, sha256 in key.metrics.items()):
         return "cached"
     return "kept" if keep else "measured"
 
@@ -269,6 +273,7 @@ def manifest(
     return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
         "measurement_version": MEASUREMENT_VERSION,
         "plan": asdict(plan),
+        "metrics": before.get("metrics", {}) | metrics.to_manifest(),
         "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
         "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
         "seed": "none: nothing is drawn at random; bootstrap intervals state their own",

@@ -38,6 +38,7 @@ OK, WRONG, UNKNOWN = "ok", "WRONG", "not checked"
 # What may differ between machines and library versions: a value on a rounding tie can fall to either side.
 TOLERANCE = {"psnr_db": 0.01, "ssim": 2e-4, "fab": 0.02}
 RELATIVE_TOLERANCE = {"bitops_g": 0.01, "macs_g": 0.0, "storage_mb": 0.0}
+OTHER_TOLERANCE = 0.01  # of further metrics, as a share of their value
 
 
 @dataclass(frozen=True)
@@ -222,16 +223,17 @@ def _measured_again(row: pd.Series[Any], dataset: Dataset, device: torch.device)
     network = networks.load(source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pair = dataset[dataset.names().index(row["image"])]
     measured = measure_image(network, pair, [row["mode"]], {}, device)[row["mode"]]
+    others = [name for name in records.metrics_of(measured) if name not in TOLERANCE and pd.notna(row.get(name))]
     wrong = [
         f"{name} is {measured[name]:.6g}, recorded {row[name]:.6g}"
-        for name in (*TOLERANCE, *RELATIVE_TOLERANCE)
+        for name in (*TOLERANCE, *RELATIVE_TOLERANCE, *others)
         if not _close(name, float(measured[name]), float(row[name]))
     ]
     return WRONG if wrong else OK, "; ".join(wrong)
 
 
 def _close(name: str, a: float, b: float) -> bool:
-    return a == b or abs(a - b) <= TOLERANCE.get(name, RELATIVE_TOLERANCE.get(name, 0.0) * abs(b))
+    return a == b or abs(a - b) <= TOLERANCE.get(name, RELATIVE_TOLERANCE.get(name, OTHER_TOLERANCE) * abs(b))
 
 
 def verify(run_dir: Path, data_root: Path | None, size: int, seed: int, device: torch.device) -> Iterator[Finding]:

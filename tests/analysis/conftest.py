@@ -49,7 +49,6 @@ def make_row(cell: Cell, image: str, **changes: Any) -> dict[str, Any]:
         "hr_height": 64,
         "hr_width": 96,
         "gradient": 0.02 + 0.1 * noise,
-        "seconds": 0.5,
         "weights_sha256": "0" * 64,
         "image_sha256": "1" * 64,
     }

@@ -70,7 +70,7 @@ def test_same_records_same_bytes(make_run: Runner) -> None:
 
 def test_sort_keys_and_unknown_values(make_run: Runner) -> None:
     df = load(make_run())
-    (table,) = report._tables(df)
+    (table,) = report._tables(df, {})
     first = dict(zip(table["heads"], table["rows"][0][1], strict=True))
     assert first["Backbone"][0] == "bicubic" and first["FAB (bits)"] == ("\u2013", "", True)
     rows = [dict(zip(table["heads"], row, strict=True)) for _, row in table["rows"]]
