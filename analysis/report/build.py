@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 
 from analysis.plots.figures import write_plots
+from analysis.records import latencies
 from analysis.records.store import load, read_manifest, require_records, with_missing
 from analysis.report.page import write_report
 from analysis.tables.comparisons import comparisons, write_comparisons
+from analysis.tables.latency import write_latency
 from analysis.tables.published_values import write_published
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import spread, write_seeds
@@ -34,16 +36,18 @@ def build(run_dir: Path | str) -> list[Path]:
         remove_leftovers(run_dir / "tables", run_dir / "plots")
         df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
         compared = comparisons(df, from_manifest(manifest))  # seconds of bootstrap, and shown twice
-        shown = write_all_tables(df, compared, manifest, run_dir) + write_plots(df, run_dir)
-        return [*shown, write_report(df, compared, manifest, run_dir)]
+        latency = latencies.read(run_dir)
+        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir)
+        return [*shown, write_report(df, compared, manifest, run_dir, latency)]
 
 
 def write_all_tables(
-    df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path
+    df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path, latency: pd.DataFrame
 ) -> list[Path]:
     """Write all tables of a run to ``out_dir/tables``; the same records give the same bytes."""
     shown = write_tables(df, manifest, out_dir) + write_comparisons(compared, out_dir)
-    return shown + write_seeds(spread(df, compared), out_dir) + write_published(df, out_dir)
+    shown += write_seeds(spread(df, compared), out_dir) + write_published(df, out_dir)
+    return shown + write_latency(latency, out_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

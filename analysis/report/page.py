@@ -18,6 +18,7 @@ from analysis.records.store import CELL_COLUMNS, Cell, metrics_of, skipped_cells
 from analysis.report.viewer import cell_rows, views
 from analysis.tables.comparisons import COMPARISONS_NOTE, by_kind
 from analysis.tables.intervals import LEVEL
+from analysis.tables.latency import LATENCY_NOTE, latency_table
 from analysis.tables.metrics import shown
 from analysis.tables.published_values import PUBLISHED_NOTE, published_table
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
@@ -75,8 +76,14 @@ class Picture(NamedTuple):
         return self.width > _WIDE * self.height
 
 
-def write_report(df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from records, comparisons, manifest and the plots that lie in ``run_dir/plots``.
+def write_report(
+    df: pd.DataFrame,
+    compared: pd.DataFrame,
+    manifest: Mapping[str, Any],
+    run_dir: Path,
+    latency: pd.DataFrame | None = None,
+) -> Path:
+    """Write ``run_dir/report.html`` from records, comparisons, manifest, latencies and the plots in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
     below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``,
@@ -101,6 +108,8 @@ def write_report(df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str
         comparisons_note=COMPARISONS_NOTE,
         seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, compared))],
         seeds_note=SEEDS_NOTE,
+        latency=None if latency is None or latency.empty else _texts(latency_table(latency)),
+        latency_note=LATENCY_NOTE,
         published=_texts(published) if len(published) else None,
         published_note=PUBLISHED_NOTE,
         footnotes=footnotes,

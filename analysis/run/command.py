@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
 from analysis.run.code import function_sha256
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
+from analysis.run.latency import measure_latencies
 from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
@@ -62,6 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep-measured",
         action="store_true",
         help="keep cells whose weights and images are the same, though code has changed since they were measured",
+    )
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="also time one forward of each network, one after another on one thread, after all else",
     )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
@@ -270,17 +277,22 @@ def manifest(
     """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
     before = records.read_manifest(out)
     shown = [Path(word).name if "/" in word else word for word in argv]
-    return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
-        "measurement_version": MEASUREMENT_VERSION,
-        "plan": asdict(plan),
-        "metrics": before.get("metrics", {}) | metrics.to_manifest(),
-        "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
-        "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
-        "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
-        "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
-        "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
-        "earlier_commands": earlier_commands(before),
-    }
+    kept = {name: before[name] for name in ("latency_sha256",) if name in before}
+    return (
+        provenance("analysis.run_all", shown, device, ["fvcore"])
+        | kept
+        | {
+            "measurement_version": MEASUREMENT_VERSION,
+            "plan": asdict(plan),
+            "metrics": before.get("metrics", {}) | metrics.to_manifest(),
+            "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
+            "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
+            "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
+            "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
+            "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
+            "earlier_commands": earlier_commands(before),
+        }
+    )
 
 
 def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
@@ -339,6 +351,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         records.write_manifest(out, listed)
         failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
         statuses = with_outcomes(statuses, failed, out)
+        if args.latency:
+            time_networks(plan, statuses, args.data_root, out, device)
+        if (out / latencies.NAME).is_file() and (args.latency or "latency_sha256" not in listed):
+            listed["latency_sha256"] = sha256_file(out / latencies.NAME)
         listed["cells"] = with_earlier(statuses, earlier_cells(listed, statuses), preset)
         records.write_manifest(out, listed)
         shown = any(entry["status"] not in records.NOT_RUN for entry in listed["cells"])
@@ -347,6 +363,18 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         print(to_text(summary(records.load(out)), listed))
         print_end(statuses, kept_notes(out, listed["cells"], statuses), report)
     return print_failures(statuses, failed, args.debug)
+
+
+def time_networks(
+    plan: Plan, statuses: Sequence[Mapping[str, Any]], data_root: Path | None, out: Path, device: torch.device
+) -> None:
+    """Measure and store the latency of each network of the plan that has a record."""
+    ran = [cell for cell in statuses if cell["status"] not in records.NOT_RUN]
+    names = {(cell["backbone"], cell["scheme"]) for cell in ran}
+    sources = [source for source in plan.sources() if (source.backbone, source.scheme) in names]
+    if sources:
+        dataset = datasets.load(ran[0]["dataset"], plan.scale, data_root)
+        latencies.write(out, measure_latencies(sources, dataset, device))
 
 
 def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], report: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import networks
@@ -73,6 +74,9 @@ def check_records(run_dir: Path, manifest: Mapping[str, Any]) -> Iterator[Findin
             wrong.append(
                 Finding(f"records/{key}.parquet", WRONG, "was changed since it was measured; measure it again")
             )
+    path, known = run_dir / latencies.NAME, manifest.get("latency_sha256")
+    if (sha256_file(path) if path.is_file() else None) != known:
+        wrong.append(Finding(latencies.NAME, WRONG, "is not what was measured; measure it again with --latency"))
     yield from wrong
     if unknown:
         yield Finding("records", UNKNOWN, f"the manifest holds no hash of {unknown} of them")
@@ -115,7 +119,8 @@ def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
 
 def _tables_of(df: pd.DataFrame, run_dir: Path, folder: Path) -> list[Path]:
     manifest = records.with_missing(records.read_manifest(run_dir), run_dir)
-    return make_report.write_all_tables(df, comparisons(df, from_manifest(manifest)), manifest, folder)
+    compared, latency = comparisons(df, from_manifest(manifest)), latencies.read(run_dir)
+    return make_report.write_all_tables(df, compared, manifest, folder, latency)
 
 
 def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:

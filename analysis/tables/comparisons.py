@@ -34,7 +34,7 @@ FIXED, FIXED_WEIGHT_BITS, FLOOR = _PARTS["fixed"], _PARTS["fixed_weight_bits"], 
 FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"
 EQUAL_BITOPS = "against fixed bits of equal BitOPs, selector counted"
-EQUAL_FAB = "against controls, other ways to choose, at equal FAB"
+EQUAL_FAB = "against other ways to choose, at equal FAB"
 CAPTURED = f"share of the lead of the oracle over {FLOOR}"
 
 Rows = pd.DataFrame  # of one network, index (dataset, image)
@@ -265,19 +265,19 @@ def _weights(roles: Mapping[str, Role], name: str) -> tuple[str, str]:
 
 
 def is_control(name: str, scheme: str, roles: Mapping[str, Role]) -> bool:
-    """Whether `name` is a control that `scheme` is compared with.
+    """Whether `name` is another way to choose bits or ranges that `scheme` is compared with at equal FAB.
 
-    Controls on the very weights of `scheme` are. So are those of a scheme of its own (a range for each sample) with
+    What was derived from the very weights of `scheme` is. So are controls of their own (a range for each sample) with
     weights at the same bits. A scheme that has no controls on its weights is compared with the untagged ones of others.
     """
-    role = roles[name]
-    if not role.control or name == scheme:
+    role, derived = roles[name], roles[name].parent != REFERENCE
+    if name == scheme or not (role.control or derived):
         return False
-    if role.parent == REFERENCE:
+    if not derived:
         return role.weight_bits == (roles[scheme].weight_bits or FIXED_WEIGHT_BITS)
     if _weights(roles, name)[0] == _weights(roles, scheme)[0]:
         return role.tag == roles[scheme].tag
-    return not role.tag
+    return role.control and not role.tag
 
 
 def write_comparisons(table: pd.DataFrame, out_dir: Path) -> list[Path]:

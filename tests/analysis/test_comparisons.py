@@ -133,6 +133,9 @@ def test_one_image_has_no_interval() -> None:
         ("pams:w8a5", "cadyq", False),
         ("a_plugin_not_loaded", "cadyq", False),
         ("random", "random", False),
+        ("cabm", "cadyq", True),  # no control, but derived from that very CADyQ
+        ("cabm", "adabm:w8a6", False),
+        ("cadyq", "cabm", False),
         ("static", "random", True),
         ("random", "cabm", True),  # on the same weights
         ("static:fab5", "cabm", False),
