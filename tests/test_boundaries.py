@@ -24,11 +24,10 @@ ORDINARY_WORDS = {"static", "random", "gradient", "oracle", "mse", "percentile",
 
 # (file, name): why the name may stand there
 ALLOWED = {
-    ("analysis/networks.py", "fp32"): "the parent of schemes that are calibrated only",
-    ("analysis/tables.py", "fp32"): "the reference of every comparison",
-    ("analysis/metrics.py", "cadyq"): "a protocol of PSNR, named after the code that prints it",
-    ("analysis/measure.py", "cadyq"): "the same protocol",
-    ("analysis/networks.py", "cadyq"): "the package, not the scheme",
+    ("analysis/run/networks.py", "fp32"): "the parent of schemes that are calibrated only",
+    ("analysis/tables/summary.py", "fp32"): "the reference of every comparison",
+    ("analysis/run/code.py", "cadyq"): "the package, not the scheme",
+    ("analysis/run/provenance.py", "cadyq"): "the package, not the scheme",
     ("cadyq/testing/subject.py", "fp32"): "the network that is calibrated on",
 }
 

@@ -152,6 +152,16 @@ def test_a_tag_on_a_scheme_that_needs_no_training_is_refused(
     assert networks.canonical("cadyq:fab5") == "cadyq:fab5"  # trained: listed with its reason where it is missing
 
 
+def test_a_broken_manifest_of_the_zoo_is_one_line(
+    photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    monkeypatch.setattr("cadyq.checkpoints.zoo.MANIFEST", tmp_path / "manifest.json")
+    assert run_all.main(command(photo_root, tmp_path / "run", "--backbones", "idn")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "manifest.json: is no manifest of networks" in error
+
+
 @pytest.fixture(scope="module")
 def measured(photo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
