@@ -75,6 +75,7 @@ class AdaBM(FixedBitScheme):
 
     name = "adabm"
     trained = False
+    dynamic = True
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
         return AdaBMActivation(self.act_bits) if counts_for_fab else MSEActivation(self.act_bits)

@@ -63,6 +63,7 @@ class AssignedScheme(CandidateScheme):
     """A scheme that decides for all points at once, before the forward, on weights and ranges of a trained CADyQ."""
 
     parent = "cadyq"
+    dynamic = True
 
     def candidate_quantizer(self, channels: int) -> AssignedActivation:
         return AssignedActivation(self.search_space)

@@ -47,6 +47,7 @@ class DynamicRange(FixedBitScheme):
 
     name = "dynamic_range"
     trained = False
+    control = True
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DynamicRangeActivation:
         return DynamicRangeActivation(self.act_bits, channels)

@@ -31,6 +31,7 @@ class Gradient(AssignedScheme):
     """
 
     name = "gradient"
+    control = True
 
     thresholds: tuple[float, ...] = ()
 

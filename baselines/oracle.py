@@ -40,6 +40,7 @@ class Oracle(AssignedScheme):
     """
 
     name = "oracle"
+    control = True
     reads_hr = True
 
     objective: str = "mse"

@@ -45,6 +45,7 @@ class Random(AssignedScheme):
     """
 
     name = "random"
+    control = True
 
     mean_bits: float = 6.0
     seed: int = 0

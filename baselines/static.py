@@ -29,6 +29,8 @@ class Static(AssignedScheme):
     """
 
     name = "static"
+    dynamic = False
+    control = True
 
     by_point: str = ""
 

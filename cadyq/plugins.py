@@ -1,4 +1,4 @@
-"""Schemes and backbones that live outside any package: a Python file, named by its path."""
+"""Schemes, backbones, metrics and datasets that live outside any package: a Python file, named by its path."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
+from cadyq.data.datasets import DATASETS
+from cadyq.metrics.registry import METRICS
 from cadyq.models.network import BACKBONES
 from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError
-from cadyq.utils.registry import Registry
+from cadyq.utils.registry import Entries
 
-REGISTRIES: tuple[Registry[Any], ...] = (SCHEMES, BACKBONES)
+REGISTRIES: tuple[Entries[Any], ...] = (SCHEMES, BACKBONES, METRICS, DATASETS)
+Names = tuple[tuple[str, ...], ...]  # of each registry
 
 
 class Plugin(NamedTuple):
-    """What a file registered."""
+    """The schemes and backbones that a file registered. Its metrics are measured, its datasets are had by name."""
 
     schemes: tuple[str, ...]
     backbones: tuple[str, ...]
 
 
-_loaded: dict[Path, tuple[bytes, Plugin]] = {}
+_loaded: dict[Path, tuple[bytes, Names, dict[str, bytes]]] = {}  # text, what it registered, text of helpers
 
 
 def load_plugins(paths: Sequence[Path]) -> Plugin:
@@ -38,50 +41,75 @@ def load_plugins(paths: Sequence[Path]) -> Plugin:
 
 
 def load_plugin(path: Path) -> Plugin:
-    """Run a Python file as a module, which registers schemes or backbones; once, until it is edited.
+    """Run a Python file as a module, which registers schemes, backbones, metrics or datasets; once, until it is edited.
+
+    Modules of its own folder that it imports are imported again where one of them was edited.
 
     Raises:
         UserError: no such file, not Python, an exception while it runs, a name that is taken, nothing registered.
     """
     place, text = path.resolve(), _read(path)
     if place in _loaded:
-        before, plugin = _loaded[place]
-        if before == text:
-            return plugin
-        _forget(plugin)
+        before, names, helpers = _loaded[place]
+        if before == text and all(_text_of(name) == helper for name, helper in helpers.items()):
+            return Plugin(*names[:2])
+        _forget(names)
+        for name in helpers:
+            sys.modules.pop(name, None)
         del _loaded[place]
     code = _compiled(path, text)
     # two files of the same name are two modules
     module = ModuleType(f"cadyq_plugin_{place.stem}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}")
     module.__file__ = str(place)
+    modules = set(sys.modules)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
     known = [set(registry.names()) for registry in REGISTRIES]
     try:
         _run(code, module, path)
-        plugin = _added(known)
-        if plugin == Plugin((), ()):
+        names = _added(known)
+        if not any(names):
             raise UserError(
-                f"{path}: registers no scheme and no backbone; decorate a class with @cadyq.register_scheme('my_name') "
+                f"{path}: registers no scheme and no backbone, metric or dataset; decorate a class with "
+                "@cadyq.register_scheme('my_name') "
                 "or @cadyq.register_backbone('my_name')"
             )
     except UserError:
         del sys.modules[module.__name__]
         _forget(_added(known))
         raise
-    _loaded[place] = text, plugin
-    return plugin
+    imported = [name for name in sys.modules.keys() - modules if _lies_in(name, place.parent)]
+    _loaded[place] = text, names, {name: _text_of(name) for name in imported if name != module.__name__}
+    return Plugin(*names[:2])
 
 
-def _added(known: Sequence[set[str]]) -> Plugin:
+def _lies_in(name: str, folder: Path) -> bool:
+    """Whether a loaded module is a file below a folder, and of no installed package or this project."""
+    file = getattr(sys.modules[name], "__file__", None)
+    if file is None or name.partition(".")[0] in ("cadyq", "baselines", "analysis"):
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(folder) and not {"site-packages", "dist-packages"} & set(path.parts)
+
+
+def _text_of(name: str) -> bytes:
+    """What the file of a loaded module holds now; nothing where it is gone."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    try:
+        return Path(file).read_bytes() if file else b""
+    except OSError:
+        return b""
+
+
+def _added(known: Sequence[set[str]]) -> Names:
     """Names that are registered now and were not `known`."""
-    return Plugin(
-        *(tuple(n for n in registry.names() if n not in k) for registry, k in zip(REGISTRIES, known, strict=True))
+    return tuple(
+        tuple(n for n in registry.names() if n not in k) for registry, k in zip(REGISTRIES, known, strict=True)
     )
 
 
-def _forget(plugin: Plugin) -> None:
-    for registry, names in zip(REGISTRIES, plugin, strict=True):
-        for name in names:
+def _forget(names: Names) -> None:
+    for registry, own in zip(REGISTRIES, names, strict=False):
+        for name in own:
             registry.discard(name)
 
 

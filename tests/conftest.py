@@ -63,9 +63,9 @@ def published_metrics() -> pd.DataFrame:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What the test registers, and the plugins it loads, are gone after it."""
-    kept = [dict(registry._classes) for registry in plugins.REGISTRIES]
+    kept = [dict(registry._known) for registry in plugins.REGISTRIES]
     loaded = dict(plugins._loaded)
     yield
     for registry, classes in zip(plugins.REGISTRIES, kept, strict=True):
-        registry._classes = classes  # type: ignore[assignment]
+        registry._known = classes  # type: ignore[assignment]
     plugins._loaded = loaded

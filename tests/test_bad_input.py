@@ -335,7 +335,7 @@ def records_of_an_older_version(tmp: Path) -> tuple[Callable[..., int], Words]:
     path = next(run.glob("records/*.parquet"))
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata(table.schema.metadata | {b"schema_version": b"0"}), path)
-    return verify.main, [str(run)]
+    return make_report.main, [str(run)]
 
 
 @case("manifest.json", "not JSON", "delete it")

@@ -2,10 +2,9 @@
 
 from analysis.records.store import (
     CELL_COLUMNS,
-    SCHEMA,
     Cell,
     load,
-    read_inputs_hash,
+    read_key,
     read_manifest,
     require_records,
     shipped,
@@ -16,10 +15,9 @@ from analysis.records.store import (
 
 __all__ = [
     "CELL_COLUMNS",
-    "SCHEMA",
     "Cell",
     "load",
-    "read_inputs_hash",
+    "read_key",
     "read_manifest",
     "require_records",
     "shipped",

@@ -12,22 +12,24 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 
+import cadyq.metrics.standard  # noqa: F401  (importing registers the metrics of this project)
 from analysis.records import parquet
+from cadyq.metrics.registry import METRICS
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 
 SCHEMA_VERSION = 1
 RESULTS = Path(__file__).parents[2] / "results"
 
-# Unit of a column is its suffix: _db decibel, _g 1e9 operations, _mb 1e6 bytes; seconds are wall-clock.
+# Unit of a column is its suffix: _db decibel, _g 1e9 operations, _mb 1e6 bytes. Metrics come behind "mode".
 _COLUMNS: dict[str, pa.DataType] = {
     "backbone": pa.string(),
     "scheme": pa.string(),
@@ -35,10 +37,6 @@ _COLUMNS: dict[str, pa.DataType] = {
     "dataset": pa.string(),
     "image": pa.string(),
     "mode": pa.string(),
-    "psnr_db": pa.float64(),  # protocol "matlab"; inf for identical images
-    "ssim": pa.float64(),
-    "psnr_cadyq_db": pa.float64(),  # protocol "cadyq"
-    "ssim_cadyq": pa.float64(),
     "fab": pa.float64(),  # bits, 1..32
     "bitops_g": pa.float64(),  # this image; the three that follow add up to it
     "bitops_quantized_g": pa.float64(),
@@ -55,12 +53,26 @@ _COLUMNS: dict[str, pa.DataType] = {
     "hr_height": pa.int64(),
     "hr_width": pa.int64(),
     "gradient": pa.float64(),  # mean absolute Sobel gradient of LR, pixels in 0..1
-    "seconds": pa.float64(),
     "weights_sha256": pa.string(),
     "image_sha256": pa.string(),
 }
-SCHEMA = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
+EARLIER = ("seconds",)  # columns of records of earlier versions, which nothing shows any more
 CELL_COLUMNS = ("backbone", "scheme", "scale", "dataset", "mode")
+NOT_RUN = ("skipped", "failed")  # statuses of cells that have no record
+
+
+def schema(metrics: Sequence[str]) -> pa.Schema:
+    """The columns of a record that holds these metrics."""
+    kinds = list(_COLUMNS.items())
+    place = list(_COLUMNS).index("mode") + 1
+    kinds[place:place] = [(name, pa.float64()) for name in metrics]  # inf for PSNR of identical images
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in kinds])
+
+
+def metrics_of(columns: Iterable[str]) -> list[str]:
+    """Those of the columns of a record that are metrics, in their order."""
+    return [name for name in columns if name not in _COLUMNS and name not in EARLIER]
+
 
 _log = logging.getLogger(__name__)
 
@@ -92,36 +104,55 @@ class Cell:
         return json.dumps(asdict(self), sort_keys=True)
 
 
-def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], inputs_hash: str) -> Path:
-    """Store the rows of a finished cell, one an image, with the hash of all that they depend on.
+@dataclass(frozen=True)
+class Key:
+    """What the numbers of a cell depend on, as hashes.
+
+    Attributes:
+        inputs: of weights, images and the version of the measurement.
+        code: of the code that made them; empty in records of earlier versions.
+        metrics: of the code of each metric, by its name; empty texts in records of earlier versions.
+    """
+
+    inputs: str
+    code: str = ""
+    metrics: Mapping[str, str] = field(default_factory=dict)
+
+
+def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key: Key) -> Path:
+    """Store the rows of a finished cell, one an image, with the hashes of all that they depend on.
 
     Raises:
         UserError: a numeric value is NaN (the network diverged, most likely).
         ValueError: rows are empty, lack or add a column, belong to another cell or name an image twice.
     """
-    _check_rows(cell, rows)
-    metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": inputs_hash, "cell": cell._json()}
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(metadata))
-    return parquet.write(_path(run_dir, cell), table)
+    _check_rows(cell, rows, key)
+    metadata = {"schema_version": str(SCHEMA_VERSION), "inputs_hash": key.inputs, "cell": cell._json()}
+    metadata |= {"code_sha256": key.code, "metrics_sha256": json.dumps(dict(key.metrics), sort_keys=True)}
+    columns = schema(metrics_of(rows[0]))
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=columns.with_metadata(metadata))
+    return parquet.write(record_path(run_dir, cell), table)
 
 
-def read_inputs_hash(run_dir: Path, cell: Cell) -> str | None:
-    """The inputs hash of a stored cell; None where it has to be measured (again).
+def read_key(run_dir: Path, cell: Cell) -> Key | None:
+    """The key of a stored cell; None where it has to be measured (again).
 
     None means: no file, or (with a warning in the log) a damaged file, another schema version or other cell.
     """
-    path = _path(run_dir, cell)
+    path = record_path(run_dir, cell)
     if not path.is_file():
         return None
     try:
-        metadata = parquet.header(parquet.read(path))
+        table = parquet.read(path)
     except parquet.DAMAGED as error:
         _log.warning("%s is damaged (%s); the cell will be measured again", path, error)
         return None
+    metadata = parquet.header(table)
     if metadata.get("schema_version") != str(SCHEMA_VERSION) or metadata.get("cell") != cell._json():
         _log.warning("%s has another schema version or cell; the cell will be measured again", path)
         return None
-    return metadata.get("inputs_hash")
+    metrics = dict.fromkeys(metrics_of(table.column_names), "") | json.loads(metadata.get("metrics_sha256", "{}"))
+    return Key(metadata.get("inputs_hash", ""), metadata.get("code_sha256", ""), metrics)
 
 
 def require_records(run_dir: Path) -> list[Path]:
@@ -132,10 +163,20 @@ def require_records(run_dir: Path) -> list[Path]:
     return paths
 
 
-def load(run_dir: Path | str) -> pd.DataFrame:
-    """All rows of a run, one an image and cell; columns as in ``SCHEMA``.
+def load_file(path: Path) -> pd.DataFrame:
+    """The rows of one record. Raises UserError where it is damaged, or of another schema version."""
+    return parquet.load(path, SCHEMA_VERSION)
 
-    Cells come in the order of ``manifest["cells"]``, those not named there after them, sorted.
+
+def load(run_dir: Path | str, leave_out: Collection[str] = ()) -> pd.DataFrame:
+    """All rows of a run, one an image and cell; columns as in `schema`, with all metrics that some record holds.
+
+    Cells come in the order of ``manifest["cells"]``, those not named there after them, sorted. A metric that a record
+    does not hold is NaN in its rows.
+
+    Args:
+        run_dir: the run folder.
+        leave_out: names of record files that are not to be read.
 
     Raises:
         UserError: no records, a damaged record, or one of another schema version.
@@ -144,7 +185,9 @@ def load(run_dir: Path | str) -> pd.DataFrame:
     paths = require_records(run_dir)
     rank = {key: position for position, key in reversed(list(enumerate(_manifest_keys(run_dir))))}
     paths.sort(key=lambda path: (rank.get(path.stem, len(rank)), path.name))
-    return pd.concat([parquet.load(path, SCHEMA_VERSION) for path in paths], ignore_index=True)
+    frame = pd.concat([load_file(path) for path in paths if path.name not in leave_out], ignore_index=True)
+    earlier = [name for name in EARLIER if name in frame]
+    return frame[[*schema(metrics_of(frame.columns)).names, *earlier]]
 
 
 def shipped(*names: str) -> Path:
@@ -189,27 +232,45 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
 
 
 def skipped_cells(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The cells of a manifest that did not run; values as text, keys as in ``Cell`` and ``reason``."""
+    """The cells of a manifest that have no record; values as text, keys as in ``Cell`` and ``reason``."""
     cells: Iterable[Mapping[str, Any]] = manifest.get("cells", [])
     wanted = (*CELL_COLUMNS, "reason")
-    return [{k: str(cell.get(k, "")) for k in wanted} for cell in cells if cell.get("status") == "skipped"]
+    return [{k: str(cell.get(k, "")) for k in wanted} for cell in cells if cell.get("status") in NOT_RUN]
 
 
-def _path(run_dir: Path, cell: Cell) -> Path:
+def cell_of(entry: Mapping[str, Any]) -> Cell:
+    """The cell that an entry of a manifest is about."""
+    return Cell(**{name: entry[name] for name in CELL_COLUMNS})
+
+
+def with_missing(manifest: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """A manifest in which cells whose record is gone are listed as such, so that tables and report say so."""
+    cells = []
+    for cell in manifest.get("cells", []):
+        gone = cell["status"] not in NOT_RUN and not record_path(run_dir, cell_of(cell)).is_file()
+        reason = "its record is missing; run the same command again"
+        cells.append(cell | ({"status": "failed", "reason": reason} if gone else {}))
+    return {**manifest, "cells": cells} if cells else dict(manifest)
+
+
+def record_path(run_dir: Path, cell: Cell) -> Path:
+    """The file of a cell."""
     return Path(run_dir) / "records" / f"{cell.key}.parquet"
 
 
-def _check_rows(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
+def _check_rows(cell: Cell, rows: Sequence[Mapping[str, Any]], key: Key) -> None:
     if not rows:
         raise ValueError(f"{cell}: no rows")
+    known = [name for name in metrics_of(rows[0]) if name in key.metrics or name in METRICS.names()]
+    columns = schema(list(dict.fromkeys([*known, *key.metrics])))
     for row in rows:
-        if set(row) != set(_COLUMNS):
-            raise ValueError(f"{cell}: columns differ from the schema: {sorted(set(row) ^ set(_COLUMNS))}")
+        if set(row) != set(columns.names):
+            raise ValueError(f"{cell}: columns differ from the schema: {sorted(set(row) ^ set(columns.names))}")
         if any(row[name] != getattr(cell, name) for name in CELL_COLUMNS):
             raise ValueError(f"{cell}: row of image {row['image']!r} belongs to another cell")
-        for name, kind in _COLUMNS.items():
-            if kind != pa.string() and math.isnan(row[name]):
-                where = f"{cell.key}: {name} of image {row['image']!r} is NaN"
+        for column in columns:
+            if column.type != pa.string() and math.isnan(row[column.name]):
+                where = f"{cell.key}: {column.name} of image {row['image']!r} is NaN"
                 raise UserError(f"{where}; check or retrain the weights, the network gives no finite output")
     if len({row["image"] for row in rows}) != len(rows):
         raise ValueError(f"{cell}: an image is named twice")
@@ -217,4 +278,4 @@ def _check_rows(cell: Cell, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _manifest_keys(run_dir: Path) -> list[str]:
     cells = read_manifest(run_dir).get("cells", [])
-    return [Cell(**{name: cell[name] for name in CELL_COLUMNS}).key for cell in cells]
+    return [cell_of(cell).key for cell in cells]

@@ -10,10 +10,13 @@ from typing import Any
 import pandas as pd
 
 from analysis.plots.figures import write_plots
-from analysis.records.store import load, read_manifest, require_records
+from analysis.records import latencies
+from analysis.records.store import load, read_manifest, require_records, with_missing
 from analysis.report.page import write_report
-from analysis.tables.comparisons import claims, write_claims
+from analysis.tables.comparisons import comparisons, write_comparisons
+from analysis.tables.latency import write_latency
 from analysis.tables.published_values import write_published
+from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import spread, write_seeds
 from analysis.tables.summary import write_tables
 from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
@@ -31,16 +34,20 @@ def build(run_dir: Path | str) -> list[Path]:
     require_records(run_dir)
     with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
         remove_leftovers(run_dir / "tables", run_dir / "plots")
-        df, manifest = load(run_dir), read_manifest(run_dir)
-        answers = claims(df)  # seconds of bootstrap, and shown twice
-        shown = write_all_tables(df, answers, manifest, run_dir) + write_plots(df, run_dir)
-        return [*shown, write_report(df, answers, manifest, run_dir)]
+        df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
+        compared = comparisons(df, from_manifest(manifest))  # seconds of bootstrap, and shown twice
+        latency = latencies.read(run_dir)
+        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir)
+        return [*shown, write_report(df, compared, manifest, run_dir, latency)]
 
 
-def write_all_tables(df: pd.DataFrame, answers: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
+def write_all_tables(
+    df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path, latency: pd.DataFrame
+) -> list[Path]:
     """Write all tables of a run to ``out_dir/tables``; the same records give the same bytes."""
-    shown = write_tables(df, manifest, out_dir) + write_claims(answers, out_dir)
-    return shown + write_seeds(spread(df, answers), out_dir) + write_published(df, out_dir)
+    shown = write_tables(df, manifest, out_dir) + write_comparisons(compared, out_dir)
+    shown += write_seeds(spread(df, compared), out_dir) + write_published(df, out_dir)
+    return shown + write_latency(latency, out_dir)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,10 +14,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 
-from analysis.records.store import CELL_COLUMNS, Cell, skipped_cells
+from analysis.records.store import CELL_COLUMNS, Cell, metrics_of, skipped_cells
 from analysis.report.viewer import cell_rows, views
-from analysis.tables.comparisons import CLAIMS_NOTE, by_claim
+from analysis.tables.comparisons import COMPARISONS_NOTE, by_kind
 from analysis.tables.intervals import LEVEL
+from analysis.tables.latency import LATENCY_NOTE, latency_table
+from analysis.tables.metrics import shown
 from analysis.tables.published_values import PUBLISHED_NOTE, published_table
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
 from analysis.tables.summary import MISSING, REFERENCE, caption, drop_text, summary
@@ -26,7 +28,8 @@ from cadyq.utils.files import write_text
 _WIDTH = 1200  # pixels of an embedded plot; the full one lies in plots/
 _WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
 _BUDGET = 3_500_000  # bytes of embedded plots, so that the page stays below 10 MB with its crops and rows
-_HEADLINE = ("command", "machine", "git_commit")
+_HEADLINE = ("command", "machine", "git_commit", "git_changes")
+_TABULATED = ("cells", "metrics", "schemes")  # entries of a manifest that tables are made with
 _TITLES = {
     "psnr_bitops": "PSNR against BitOPs",
     "psnr_fab": "PSNR against FAB",
@@ -34,11 +37,8 @@ _TITLES = {
     "bits": "Bit map",
 }
 # heading, column of the summary, format, whether the number needs a network to mean anything
-_COLUMNS = [
-    ("Images", "images", "d", False),
-    ("PSNR (dB)", "psnr_db", ".2f", False),
-    (f"Drop (dB) [{LEVEL:.0%}]", "delta_db", "", False),
-    ("SSIM", "ssim", ".4f", False),
+_Column = tuple[str, str, str, bool]
+_COSTS: list[_Column] = [
     ("FAB (bits)", "fab", ".2f", True),
     ("BitOPs (G, 720p)", "bitops_720p_g", ",.1f", True),
     ("BitOPs (G, image)", "bitops_g", ",.1f", True),
@@ -46,10 +46,20 @@ _COLUMNS = [
     ("FP32-equivalent (G, image)", "fp32_equivalent_g", ",.3f", True),
     ("Storage (MB)", "storage_mb", ".3f", True),
     ("Tile overlap", "overlap_share", ".1%", True),
-    ("Seconds an image", "seconds", ".3f", False),
-    ("PSNR, protocol cadyq (dB)", "psnr_cadyq_db", ".2f", False),
-    ("SSIM, protocol cadyq", "ssim_cadyq", ".4f", False),
 ]
+
+
+def _columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[_Column]:
+    """Metrics that tables show, then costs, then the other metrics; the drop is that of the first."""
+    metrics = shown(metrics_of(df.columns), manifest)
+    first, *rest = [(one.title, one.name, one.format, False) for one in metrics if one.in_tables]
+    others = [(one.title, one.name, one.format, False) for one in metrics if not one.in_tables]
+    start: list[_Column] = [
+        ("Images", "images", "d", False),
+        first,
+        (f"Drop (dB) [{LEVEL:.0%}]", "delta_db", "", False),
+    ]
+    return [*start, *rest, *_COSTS, *others]
 
 
 class Picture(NamedTuple):
@@ -66,16 +76,22 @@ class Picture(NamedTuple):
         return self.width > _WIDE * self.height
 
 
-def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, Any], run_dir: Path) -> Path:
-    """Write ``run_dir/report.html`` from records, claims, manifest and the plots that lie in ``run_dir/plots``.
+def write_report(
+    df: pd.DataFrame,
+    compared: pd.DataFrame,
+    manifest: Mapping[str, Any],
+    run_dir: Path,
+    latency: pd.DataFrame | None = None,
+) -> Path:
+    """Write ``run_dir/report.html`` from records, comparisons, manifest, latencies and the plots in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
-    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``
-    and ``git_commit`` make the headline.
+    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``,
+    ``git_commit`` and ``git_changes`` make the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
     published, footnotes = published_table(df)
-    shown, views_left_out = views(df, Path(run_dir) / "exhibits" / "views")
+    crops, views_left_out = views(df, Path(run_dir) / "exhibits" / "views")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -87,11 +103,13 @@ def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, 
         headline=[(name, _inline(manifest[name])) for name in _HEADLINE if manifest.get(name)],
         counts=_counts(df),
         statuses=_statuses(manifest),
-        tables=_tables(df),
-        claims=[(heading, _texts(frame)) for heading, frame in by_claim(claims)],
-        claims_note=CLAIMS_NOTE,
-        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, claims))],
+        tables=_tables(df, manifest),
+        comparisons=[(heading, _texts(frame)) for heading, frame in by_kind(compared)],
+        comparisons_note=COMPARISONS_NOTE,
+        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, compared))],
         seeds_note=SEEDS_NOTE,
+        latency=None if latency is None or latency.empty else _texts(latency_table(latency)),
+        latency_note=LATENCY_NOTE,
         published=_texts(published) if len(published) else None,
         published_note=PUBLISHED_NOTE,
         footnotes=footnotes,
@@ -99,10 +117,10 @@ def write_report(df: pd.DataFrame, claims: pd.DataFrame, manifest: Mapping[str, 
         bit_maps=[picture for picture in pictures if picture.is_bit_map],
         left_out=left_out,
         skipped=skipped_cells(manifest),
-        environment=[(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name != "cells"],
+        environment=[(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name not in _TABULATED],
         reference=REFERENCE,
-        data=htmlsafe_json_dumps(cell_rows(df) | {"views": shown}, separators=(",", ":"), ensure_ascii=False),
-        has_views=bool(shown),
+        data=htmlsafe_json_dumps(cell_rows(df, manifest) | {"views": crops}, separators=(",", ":"), ensure_ascii=False),
+        has_views=bool(crops),
         views_left_out=views_left_out,
     )
     return write_text(Path(run_dir) / "report.html", page)
@@ -121,18 +139,20 @@ def _statuses(manifest: Mapping[str, Any]) -> str:
     return ", ".join(f"{number} {status}" for status, number in found.value_counts(sort=False).items())
 
 
-def _tables(df: pd.DataFrame) -> list[dict[str, Any]]:
+def _tables(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table a mode; rows as (key of the cell, [(text, sort key, whether a number)])."""
-    table = summary(df)
+    table, columns = summary(df), _columns(df, manifest)
     names = ["scheme", "backbone", "dataset", "scale"]
     tables = []
     for mode in df["mode"].unique():
         rows = [
-            (_key(row), [(str(row[n]), str(row[n]), False) for n in names] + [_cell(row, *c[1:]) for c in _COLUMNS])
+            (_key(row), [(str(row[n]), str(row[n]), False) for n in names] + [_cell(row, *c[1:]) for c in columns])
             for row in table[table["mode"] == mode].to_dict("records")
         ]
-        heads = [*(name.capitalize() for name in names), *(column[0] for column in _COLUMNS)]
-        tables.append({"mode": mode, "heads": heads, "names": len(names), "rows": rows, "caption": caption(df, mode)})
+        heads = [*(name.capitalize() for name in names), *(column[0] for column in columns)]
+        tables.append(
+            {"mode": mode, "heads": heads, "names": len(names), "rows": rows, "caption": caption(df, mode, manifest)}
+        )
     return tables
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from analysis.records.artifacts import read_view
-from analysis.records.store import CELL_COLUMNS, Cell
+from analysis.records.store import CELL_COLUMNS, Cell, metrics_of
+from analysis.tables.metrics import shown
 from cadyq.data.bicubic import imresize
 
 BUDGET = 2_200_000  # bytes of crops before base64
@@ -25,9 +26,7 @@ SMALLEST = 96  # HR pixels; a smaller crop shows nothing, so rather fewer crops
 _IDENTITY = ("backbone", "scheme", "dataset", "image", "mode")
 
 # column: (heading, digits after the point)
-ROW_COLUMNS: dict[str, tuple[str, int]] = {
-    "psnr_db": ("PSNR (dB)", 3),
-    "ssim": ("SSIM", 4),
+_COSTS: dict[str, tuple[str, int]] = {
     "fab": ("FAB (bits)", 3),
     "bitops_g": ("BitOPs (G)", 1),
     "bitops_quantized_g": ("quantized (G)", 1),
@@ -37,18 +36,23 @@ ROW_COLUMNS: dict[str, tuple[str, int]] = {
     "overlap_share": ("Tile overlap", 3),
     "patches": ("Tiles", 0),
     "gradient": ("Gradient", 4),
-    "seconds": ("Seconds", 3),
-    "psnr_cadyq_db": ("PSNR, protocol cadyq (dB)", 3),
-    "ssim_cadyq": ("SSIM, protocol cadyq", 4),
 }
 
 
-def cell_rows(df: pd.DataFrame) -> dict[str, Any]:
+def row_columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """The columns of records that the report shows of each image: column -> heading and digits after the point."""
+    metrics = shown(metrics_of(df.columns), manifest)
+    first, last = ({m.name: (m.title, m.digits) for m in metrics if m.in_tables is front} for front in (True, False))
+    return first | _COSTS | last
+
+
+def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...]}.
 
     A cell holds its names, its key, what is the same for all its images, and a list of values a column (a single
     value where all are the same), six significant digits.
     """
+    columns = row_columns(df, manifest)
     images: dict[str, list[str]] = {}
     cells = []
     for key, part in df.groupby(list(CELL_COLUMNS), sort=False):
@@ -64,11 +68,11 @@ def cell_rows(df: pd.DataFrame) -> dict[str, Any]:
                 "params": int(part["params"].iloc[0]),
                 "points": int(part["counted_points"].iloc[0]),
                 "storage": _number(part["storage_mb"].iloc[0]),
-                "values": [_values(part[name].tolist()) for name in ROW_COLUMNS],
+                "values": [_values(part[name].tolist()) for name in columns],
             }
             | ({} if shown == known else {"images": shown})
         )
-    return {"columns": list(ROW_COLUMNS.values()), "images": images, "cells": cells}
+    return {"columns": list(columns.values()), "images": images, "cells": cells}
 
 
 def _values(values: Sequence[float]) -> Any:
@@ -101,21 +105,21 @@ def views(df: pd.DataFrame, folder: Path) -> tuple[list[dict[str, Any]], int]:
         by_image.setdefault((view["dataset"], view["image"]), []).append(view)
     pictures = sum(len(group) + 2 for group in by_image.values())  # HR and the bicubic one stand beside SR
     side = max(SMALLEST, int(math.sqrt(BUDGET / (BYTES_A_PIXEL * max(pictures, 1)))))
-    shown: dict[tuple[str, str], dict[str, Any]] = {}
+    entries: dict[tuple[str, str], dict[str, Any]] = {}
     spent = count = 0
     for rank in range(max(map(len, by_image.values()), default=0)):  # in turns, so that no image is left out first
         for key, group in by_image.items():
             if rank >= len(group) or spent > BUDGET:
                 continue
             part = _cut(group[rank], side)
-            if key not in shown:
-                image = shown[key] = _image_entry(part)
+            if key not in entries:
+                image = entries[key] = _image_entry(part)
                 spent += len(image["hr"] + image["lr"] + image["smooth"]) * 3 // 4
             network = _network_entry(part, rows[_identity(part)])
-            shown[key]["networks"].append(network)
+            entries[key]["networks"].append(network)
             spent += len(network["sr"] + network["bits"]) * 3 // 4
             count += 1
-    return list(shown.values()), len(stored) - count
+    return list(entries.values()), len(stored) - count
 
 
 def _identity(view: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,21 +8,29 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
+from analysis.run.code import function_sha256
 from analysis.run.executors import Work
-from analysis.run.jobs import Job, measure_job
+from analysis.run.jobs import Job, Outcome, attempt
+from analysis.run.latency import measure_latencies
+from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
+from analysis.run.zoo_files import wrong_files
+from analysis.tables import metrics
+from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
 from cadyq.commands.cli import (
     MOST_THREADS,
@@ -39,6 +47,7 @@ from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
+from cadyq.metrics.registry import all_metrics
 from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
@@ -60,6 +69,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
     )
+    parser.add_argument(
+        "--keep-measured",
+        action="store_true",
+        help="keep cells whose weights and images are the same, though code has changed since they were measured",
+    )
+    parser.add_argument(
+        "--latency",
+        action="store_true",
+        help="also time one forward of each network, one after another on one thread, after all else",
+    )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
     add_plugin_option(parser)
@@ -67,10 +86,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tuple[list[Job], list[dict[str, Any]]]:
+def find_jobs(
+    plan: Plan, out: Path, data_root: Path | None, named: bool, keep: bool = False
+) -> tuple[list[Job], list[dict[str, Any]]]:
     """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
 
-    `named` says that the user asked for these datasets by name, so that each has to be there.
+    Args:
+        plan: what to measure.
+        out: the run folder.
+        data_root: the folder that holds `benchmark/`.
+        named: the user asked for these datasets by name, so that each has to be there.
+        keep: keep cells whose code alone has changed; their status is "kept".
     """
     jobs: list[Job] = []
     statuses: list[dict[str, Any]] = []
@@ -78,22 +104,97 @@ def find_jobs(plan: Plan, out: Path, data_root: Path | None, named: bool) -> tup
     weights = {source: source.sha256() for source in sources if not source.reason}
     shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
+    hashes = record_hashes(records.read_manifest(out))
+    functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
     for name in plan.datasets:
         images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
         for source in sources:
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
             if reason:
-                statuses += [asdict(cell) | {"status": "skipped", "reason": reason} for cell in cells]
+                status = "failed" if source.broken else "skipped"
+                statuses += [asdict(cell) | {"status": status, "reason": reason} for cell in cells]
                 continue
-            key = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
-            todo = tuple(cell for cell in cells if records.read_inputs_hash(out, cell) != key)
-            for cell in cells:
-                statuses.append(asdict(cell) | {"status": "measured" if cell in todo else "cached", "reason": ""})
+            inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
+            key = records.Key(inputs, source.code, functions)
+            stored = {cell: records.read_key(out, cell) if unchanged(out, cell, hashes) else None for cell in cells}
+            found = {cell: status_of(stored[cell], key, keep) for cell in cells}
+            for cell, status in found.items():
+                entry = asdict(cell) | {"status": status, "reason": ""}
+                if status != "measured":
+                    entry["record_sha256"] = hashes.get(cell.key) or sha256_file(records.record_path(out, cell))
+                statuses.append(entry)
+            todo = tuple(cell for cell, status in found.items() if status == "measured")
             if todo:
                 reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
+
+
+def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
+    """Whether a cell is to be "measured", "cached", or "kept" though its code has changed."""
+    if stored is None or stored.inputs != key.inputs or key.metrics.keys() - stored.metrics.keys():
+        return "measured"
+    if stored.code == key.code and all(stored.metrics[name] == sha256 for name, sha256 in key.metrics.items()):
+        return "cached"
+    return "kept" if keep else "measured"
+
+
+def record_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of record files that a manifest lists, by the key of the cell."""
+    cells = manifest.get("cells", [])
+    return {records.cell_of(cell).key: cell["record_sha256"] for cell in cells if cell.get("record_sha256")}
+
+
+def unchanged(out: Path, cell: records.Cell, hashes: Mapping[str, str]) -> bool:
+    """Whether a record is the file that was written when its cell was measured; True where that is not known."""
+    path = records.record_path(out, cell)
+    if not path.is_file() or hashes.get(cell.key, "") in ("", sha256_file(path)):
+        return True
+    print(f"warning: {path} was changed since it was measured; it is measured again", file=sys.stderr)
+    return False
+
+
+def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome], out: Path) -> list[dict[str, Any]]:
+    """The entries of the manifest once all is measured: why cells failed, and the hashes of new records.
+
+    Args:
+        statuses: as `find_jobs` returned them.
+        failed: jobs that ended with a reason.
+        out: the run folder.
+    """
+    reasons = {cell.key: outcome.reason for outcome in failed for cell in outcome.job.cells}
+    found = []
+    for entry in statuses:
+        key = records.cell_of(entry).key
+        if key in reasons:
+            found.append(entry | {"status": "failed", "reason": reasons[key]})
+        elif entry["status"] == "measured":
+            path = records.record_path(out, records.cell_of(entry))
+            found.append(entry | {"record_sha256": sha256_file(path)})
+        else:
+            found.append(entry)
+    return found
+
+
+def kept_notes(out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for the cells whose code has changed since they were measured, of this command and of earlier ones.
+
+    Those of this command are only there with `--keep-measured`: without it every changed cell is measured again.
+    """
+    kept = sum(cell["status"] == "kept" for cell in now)
+    names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
+    older = 0
+    for entry in cells:
+        cell = records.cell_of(entry)
+        if entry["status"] in records.NOT_RUN or astuple(cell) in names:
+            continue
+        stored = records.read_key(out, cell)
+        with suppress(UserError):  # of a plug-in that is not loaded now
+            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme)
+    notes = [f"{kept} cells are kept that other code measured; leave out --keep-measured to measure them again"]
+    notes += [f"{older} cells of earlier commands were measured by other code; run those again to renew them"]
+    return [note for note, count in zip(notes, (kept, older), strict=True) if count]
 
 
 def hash_images(dataset: Dataset) -> tuple[list[str], int]:
@@ -138,34 +239,45 @@ class Progress:
     """A live bar with the time left; plain lines where the output is not a terminal."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.started = total, 0, time.monotonic()
+        self.total, self.done, self.finished, self.started = total, 0, 0, time.monotonic()
         self.bar = tqdm(total=total, unit="image", disable=None)
 
     def images(self, count: int = 1) -> None:
         self.done += count
         self.bar.update(count)
 
-    def job(self, job: Job) -> None:
+    def job(self, outcome: Outcome) -> None:
+        """A job has ended; its images may have been counted one by one, or not at all."""
+        job = outcome.job
+        self.finished += len(job.dataset)
+        self.images(self.finished - self.done)
         if not self.bar.disable:
             return
         elapsed = time.monotonic() - self.started
         left = elapsed / max(self.done, 1) * (self.total - self.done)
-        print(f"measured {job.name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
+        word = "could not measure" if outcome.reason else "measured"
+        print(f"{word} {job.name}: {self.done}/{self.total} images, {elapsed:.0f} s, {left:.0f} s left", flush=True)
 
 
-def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> None:
-    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where."""
+def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> list[Outcome]:
+    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where.
+
+    Returns:
+        The jobs that failed.
+    """
     progress = Progress(sum(len(job.dataset) for job in jobs))
     done = executors.run(jobs, work, processes, scheduler)
-    if done is None:
-        for job in jobs:
-            measure_job(job, work.out, torch.device(work.device), progress.images)
-            progress.job(job)
-    else:
-        for job in done:
-            progress.images(len(job.dataset))
-            progress.job(job)
+    failed = []
+    for outcome in _one_by_one(jobs, work, progress) if done is None else done:
+        progress.job(outcome)
+        failed += [outcome] if outcome.reason else []
     progress.bar.close()
+    return failed
+
+
+def _one_by_one(jobs: Sequence[Job], work: Work, progress: Progress) -> Iterator[Outcome]:
+    for job in jobs:
+        yield attempt(job, work.out, torch.device(work.device), progress.images)
 
 
 def manifest(
@@ -174,15 +286,22 @@ def manifest(
     """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
     before = records.read_manifest(out)
     shown = [Path(word).name if "/" in word else word for word in argv]
-    return provenance("analysis.run_all", shown, device, ["fvcore"]) | {
-        "measurement_version": MEASUREMENT_VERSION,
-        "plan": asdict(plan),
-        "code_sha256": {path.name: sha256_file(path) for s in plan.sources() for path in s.code},
-        "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
-        "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
-        "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
-        "earlier_commands": earlier_commands(before),
-    }
+    kept = {name: before[name] for name in ("latency_sha256",) if name in before}
+    return (
+        provenance("analysis.run_all", shown, device, ["fvcore"])
+        | kept
+        | {
+            "measurement_version": MEASUREMENT_VERSION,
+            "plan": asdict(plan),
+            "metrics": before.get("metrics", {}) | metrics.to_manifest(),
+            "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
+            "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
+            "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
+            "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
+            "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
+            "earlier_commands": earlier_commands(before),
+        }
+    )
 
 
 def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
@@ -204,7 +323,7 @@ def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> 
     return [
         cell | {"status": "cached"}
         for cell in before.get("cells", [])
-        if cell["status"] != "skipped" and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
     ]
 
 
@@ -214,11 +333,12 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
     if all(cell["status"] != "measured" for cell in before.get("cells", [])):
         return lines
     created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
-    return [*lines, f"{created}, commit {commit[:12]}: {command}"]
+    changed = " with changes" if before.get("git_changes") else ""
+    return [*lines, f"{created}, commit {commit[:12]}{changed}: {command}"]
 
 
-def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Measure what is missing, write everything that is shown; return the report's path.
+def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Measure what is missing, write everything that is shown; return the exit status.
 
     Waits while another command measures into the same folder, and then finds measured what that one did.
     """
@@ -231,22 +351,73 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     preset = make_plan(args.preset, args.scale, plugins=plugins)
     with alone_in(out):
         remove_leftovers(out / "records", out / "exhibits")
-        jobs, statuses = find_jobs(plan, out, args.data_root, named=bool(args.datasets))
+        jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
-        records.write_manifest(out, manifest(plan, preset, statuses, out, device, argv))
-        measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
-        report = make_report.build(out)[-1]
-    print(to_text(summary(records.load(out)), records.read_manifest(out)))
+        for file, why in wrong_files(file for source in plan.sources() for file in source.files):
+            print(f"warning: {file}: {why}", file=sys.stderr)
+        listed = manifest(plan, preset, statuses, out, device, argv)
+        records.write_manifest(out, listed)
+        failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
+        statuses = with_outcomes(statuses, failed, out)
+        if args.latency:
+            time_networks(plan, statuses, args.data_root, out, device)
+        if (out / latencies.NAME).is_file() and (args.latency or "latency_sha256" not in listed):
+            listed["latency_sha256"] = sha256_file(out / latencies.NAME)
+        listed["cells"] = with_earlier(statuses, earlier_cells(listed, statuses), preset)
+        records.write_manifest(out, listed)
+        shown = any(entry["status"] not in records.NOT_RUN for entry in listed["cells"])
+        report = make_report.build(out)[-1] if shown else None
+    if report is not None:
+        print(to_text(summary(records.load(out)), listed))
+        print_end(statuses, kept_notes(out, listed["cells"], statuses), report)
+    return print_failures(statuses, failed, args.debug)
+
+
+def time_networks(
+    plan: Plan, statuses: Sequence[Mapping[str, Any]], data_root: Path | None, out: Path, device: torch.device
+) -> None:
+    """Measure and store the latency of each network of the plan that has a record."""
+    ran = [cell for cell in statuses if cell["status"] not in records.NOT_RUN]
+    names = {(cell["backbone"], cell["scheme"]) for cell in ran}
+    sources = [source for source in plan.sources() if (source.backbone, source.scheme) in names]
+    if sources:
+        dataset = datasets.load(ran[0]["dataset"], plan.scale, data_root)
+        latencies.write(out, measure_latencies(sources, dataset, device))
+
+
+def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], report: Path) -> None:
+    """Say what was measured and what was not."""
+    for note in notes:
+        print(f"note: {note}")
     measured = sum(cell["status"] == "measured" for cell in statuses)
     print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")
-    return report
+
+
+def print_failures(statuses: Sequence[Mapping[str, Any]], failed: Sequence[Outcome], debug: bool) -> int:
+    """One line on stderr where cells failed, with `debug` the tracebacks before it; returns the exit status."""
+    cells = [cell for cell in statuses if cell["status"] == "failed"]
+    if not cells:
+        return 0
+    if debug:
+        print("".join(outcome.details for outcome in failed), file=sys.stderr, end="")
+    name, more = " ".join(str(cells[0][key]) for key in ("backbone", "scheme", "dataset")), len(cells) - 1
+    count = f"{len(cells)} cell{'s' if more else ''} could not be measured"
+    print(f"error: {count}, first {name}: {cells[0]['reason']}; --debug shows where", file=sys.stderr)
+    return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 where cells failed, 2 where the user can put something right."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(args, words), args.debug)
+    status = 0
+
+    def act() -> None:
+        nonlocal status
+        status = run(args, words)
+
+    return exit_status(act, args.debug) or status
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import joblib
 import torch
 
-from analysis.run.jobs import Job, measure_job
+from analysis.run.jobs import Job, Outcome, attempt
 from cadyq.plugins import load_plugins
 from cadyq.utils.errors import UserError
 
@@ -38,10 +38,9 @@ class Work:
     device: str
     plugins: tuple[Path, ...] = ()
 
-    def __call__(self, job: Job) -> Job:
+    def __call__(self, job: Job) -> Outcome:
         load_plugins(self.plugins)
-        measure_job(job, self.out, torch.device(self.device))
-        return job
+        return attempt(job, self.out, torch.device(self.device))
 
 
 def largest_first(jobs: Sequence[Job]) -> list[Job]:
@@ -49,7 +48,7 @@ def largest_first(jobs: Sequence[Job]) -> list[Job]:
     return sorted(jobs, key=lambda job: -job.pixels)
 
 
-def in_processes(jobs: Sequence[Job], work: Work, count: int) -> Iterator[Job]:
+def in_processes(jobs: Sequence[Job], work: Work, count: int) -> Iterator[Outcome]:
     """Run jobs in `count` processes, each as it is done."""
     parallel = joblib.Parallel(n_jobs=count, return_as="generator_unordered")
     yield from parallel(joblib.delayed(work)(job) for job in largest_first(jobs))
@@ -63,7 +62,7 @@ def suited(jobs: Sequence[Job], device: torch.device) -> int:
     return min(cores, len(jobs), MOST)
 
 
-def on_dask(jobs: Sequence[Job], work: Work, scheduler: str) -> Iterator[Job]:
+def on_dask(jobs: Sequence[Job], work: Work, scheduler: str) -> Iterator[Outcome]:
     """Run jobs on the workers of a Dask scheduler, each as it is done. A job whose worker dies is run by another.
 
     Args:
@@ -111,7 +110,7 @@ def check_options(processes: int | None, executor: str, scheduler: str | None) -
         raise UserError(f"--scheduler {scheduler} is for --executor dask; add that")
 
 
-def run(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> Iterator[Job] | None:
+def run(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> Iterator[Outcome] | None:
     """Run `jobs` elsewhere, each as it is done; None where one after another in this process is what suits them.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from torch import Tensor
 from analysis.records import store as records
 from analysis.records.artifacts import write_exhibit, write_view
 from analysis.run.networks import Source, load
+from cadyq.commands.cli import UNWRITABLE, stopped
 from cadyq.data.datasets import Dataset
 from cadyq.inference.threads import one_thread
 from cadyq.inference.tiled import run_tiles
 from cadyq.inference.tiles import whole_image
 from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
+from cadyq.utils.errors import UserError
 
 EXHIBITS = 2  # images of a dataset that are shown with a map of their bits, and in the report's viewer
 
@@ -29,7 +32,7 @@ class Job:
 
     Attributes:
         cells: those that still have to be measured.
-        inputs_hash: of weights, images and measurement, stored with each cell.
+        key: of what the numbers depend on, stored with each cell.
         pixels: of all HR images, to start large jobs first.
         reference: the network that pictures show beside it, where there is one.
         view_mode: whose SR the report's viewer shows.
@@ -38,7 +41,7 @@ class Job:
     source: Source
     dataset: Dataset
     cells: tuple[records.Cell, ...]
-    inputs_hash: str
+    key: records.Key
     pixels: int
     reference: Source | None
     view_mode: str
@@ -46,6 +49,47 @@ class Job:
     @property
     def name(self) -> str:
         return f"{self.source.backbone} {self.source.scheme} on {self.dataset.name}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        reason: why its cells have no record, empty where they have one.
+        details: the traceback.
+    """
+
+    job: Job
+    reason: str = ""
+    details: str = ""
+
+
+def attempt(job: Job, out: Path, device: torch.device, on_image: Callable[[], object] = lambda: None) -> Outcome:
+    """`measure_job`, where what a scheme or network raises ends this job alone, and its old records are taken away.
+
+    Raises:
+        OSError: the disk takes no more, which ends every job.
+    """
+    try:
+        measure_job(job, out, device, on_image)
+    except Exception as error:
+        if stopped() or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+            raise
+        for cell in job.cells:
+            records.record_path(out, cell).unlink(missing_ok=True)
+        return Outcome(job, reason_of(error), traceback.format_exc())
+    return Outcome(job)
+
+
+def reason_of(error: Exception) -> str:
+    """An exception on one line, with the place in a user's or this project's code that raised it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text[:300]}{place}"
 
 
 @one_thread()
@@ -71,7 +115,7 @@ def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[]
     if len({row["fab"] for measured in rows.values() for row in measured}) > 1:
         show_bits(job, network, out, device)
     for cell in job.cells:
-        records.write_cell(out, cell, rows[cell.mode], job.inputs_hash)
+        records.write_cell(out, cell, rows[cell.mode], job.key)
 
 
 def show_bits(job: Job, network: SRNetwork, out: Path, device: torch.device) -> None:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
+from analysis.run.code import code_sha256
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import ZOO, load_model, zoo_name
+from cadyq.checkpoints.io import ZOO, load_model, zoo_name, zoo_names
 from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.data.images import sha256_file
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated
-from cadyq.schemes.specs import parse_scheme, scheme_of
+from cadyq.schemes.specs import canonical, parse_scheme, scheme_of
 from cadyq.utils.errors import UserError
 
 PARENT = "fp32"  # where calibration-only schemes take their weights from
-OWN_PACKAGES = ("cadyq", "baselines")
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,10 @@ class Source:
     """Where a network comes from.
 
     Attributes:
-        files: tensors it is made of; with `code`, their hashes identify it.
+        files: tensors it is made of; their hashes identify it.
         reason: why it cannot be had, empty where it can.
-        code: the files of a scheme or backbone from outside the project, which may be edited between two runs.
+        broken: the reason is that code of a scheme or backbone raises, not that something is missing.
+        code: hash of the code that makes its numbers, see `analysis.run.code`; empty where nobody asked.
         parent: "published:NAME" where the first file is an FP32 network that other authors trained.
     """
 
@@ -41,7 +41,8 @@ class Source:
     scale: int
     files: tuple[Path, ...] = ()
     reason: str = ""
-    code: tuple[Path, ...] = ()
+    code: str = ""
+    broken: bool = False
     parent: str = ""
 
     def sha256(self) -> str:
@@ -51,9 +52,31 @@ class Source:
             hashes = [published.get(self.parent).identity, *map(network_sha256, self.files[1:])]
         else:
             hashes = [network_sha256(file) for file in self.files]
-        for sha256 in (*hashes, *map(sha256_file, self.code)):
+        for sha256 in hashes:
             digest.update(sha256.encode())
         return digest.hexdigest()
+
+
+def checked(spec: str) -> str:
+    """A scheme as it is written in records: "pams" -> "pams:w8a8".
+
+    Raises:
+        UserError: unknown scheme, an option out of range, or a tag on a scheme that needs no training and has no such
+            variant in the zoo.
+    """
+    tag, scheme = parse_scheme(spec)[2], scheme_of(spec)
+    label = scheme.label()
+    if tag and not scheme.trained and tag not in known_tags(label):
+        there = ", ".join(known_tags(label))
+        remedy = f"; its tags are {there}" if there else f"; write {label!r}"
+        raise UserError(f"scheme {spec!r}: {scheme.name} needs no training, so there is no variant {tag!r}{remedy}")
+    return canonical(spec)
+
+
+def known_tags(label: str) -> list[str]:
+    """Tags of trained variants of a scheme in the zoo, of any backbone, sorted."""
+    pattern = re.compile(rf".+_x\d_{re.escape(label.replace(':', '_'))}_(.+)")
+    return sorted({found[1] for name in zoo_names() if (found := pattern.fullmatch(name))})
 
 
 @lru_cache  # asked for every scheme, and the answer takes building the network
@@ -62,17 +85,16 @@ def has_weights(backbone: str) -> bool:
     return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
 
 
-def foreign_code(backbone: str, scheme: str) -> tuple[Path, ...]:
-    """The files that define the two, of those that are not the project's own (which `MEASUREMENT_VERSION` covers)."""
-    classes = (BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0]))
-    foreign = [cls for cls in classes if cls.__module__.partition(".")[0] not in OWN_PACKAGES]
+def code_of(backbone: str, scheme: str) -> str:
+    """The hash of the code that makes the numbers of the two together.
+
+    Raises:
+        UserError: one of them lies in no file, or imports a file that is no Python.
+    """
     try:
-        return tuple(dict.fromkeys(Path(inspect.getfile(cls)) for cls in foreign))
-    except (TypeError, OSError) as error:
-        raise UserError(
-            f"{backbone} {scheme}: one of the two was typed into a session, so no edit of it could be noticed later; "
-            "put it into a file and pass that as --plugin, or measure it without records: analysis.quick"
-        ) from error
+        return code_sha256((BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0])))
+    except UserError as error:
+        raise UserError(f"{backbone} {scheme}: {error}") from error
 
 
 def find(backbone: str, scheme: str, scale: int) -> Source:
@@ -81,7 +103,14 @@ def find(backbone: str, scheme: str, scale: int) -> Source:
     Raises:
         UserError: unknown name, or a scheme or backbone that lies in no file.
     """
-    return replace(locate(backbone, scheme, scale), code=foreign_code(backbone, scheme))
+    code = code_of(backbone, scheme)
+    try:
+        return replace(locate(backbone, scheme, scale), code=code)
+    except UserError:
+        raise
+    except Exception as error:  # of a plug-in, which ends its own cells
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return Source(backbone, scheme, scale, reason=reason, code=code, broken=True)
 
 
 def locate(backbone: str, scheme: str, scale: int) -> Source:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.records.store import Cell
-from analysis.run.networks import Source, find, has_weights
-from cadyq.checkpoints.zoo import read_manifest
+from analysis.run.networks import Source, checked, find, has_weights
+from cadyq.checkpoints.zoo import MANIFEST, read_manifest
 from cadyq.metrics.measure import MODES
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
-from cadyq.schemes.specs import canonical, scheme_of
+from cadyq.schemes.specs import scheme_of
 from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 
@@ -42,7 +42,7 @@ class Plan:
             find(backbone, scheme, self.scale)
             for backbone in self.backbones
             for scheme in self.schemes
-            if has_weights(backbone) or not _quantizes(scheme)
+            if _can_play(backbone, scheme)
         ]
         return [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
 
@@ -50,8 +50,14 @@ class Plan:
         return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
 
 
-def _quantizes(scheme: str) -> bool:
-    return scheme_of(scheme).weight_quantizer() is not None
+def _can_play(backbone: str, scheme: str) -> bool:
+    """Whether there is something to quantize, or nothing that quantizes."""
+    try:
+        return has_weights(backbone) or scheme_of(scheme).weight_quantizer() is None
+    except UserError:
+        raise
+    except Exception:  # of a plug-in: `find` says why
+        return True
 
 
 def presets() -> dict[str, dict[str, list[str]]]:
@@ -63,7 +69,11 @@ def _zoo() -> tuple[list[str], list[str]]:
 
     A scheme that searches over HR runs hundreds of forwards an image: it is measured where it is asked for by name.
     """
-    networks = [row for row in read_manifest()["networks"] if not scheme_of(row["scheme"]).reads_hr]
+    try:
+        rows = read_manifest()["networks"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{MANIFEST}: is no manifest of networks ({error}); fetch the file again") from error
+    networks = [row for row in rows if not scheme_of(row["scheme"]).reads_hr]
     return [row["backbone"] for row in networks], [row["scheme"] for row in networks]
 
 
@@ -71,6 +81,16 @@ def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
     """Replace "zoo" by the names of the zoo; drop repetitions."""
     wide = [name for entry in names for name in (zoo if entry == ALL_OF_THE_ZOO else [entry])]
     return list(dict.fromkeys(wide))
+
+
+def _canonical(spec: str) -> str:
+    try:
+        return checked(spec)
+    except UserError:
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"scheme {spec!r}: its class raised {what}; mend it or leave it out") from error
 
 
 def make_plan(
@@ -93,8 +113,8 @@ def make_plan(
     for name in names:
         BACKBONES.get(name)
     asked = schemes or [*chosen["schemes"], *plugins.schemes]
-    specs = tuple(dict.fromkeys(canonical(spec) for spec in _expand(asked, zoo_schemes)))
-    by_name = {canonical(spec) for spec in asked if spec != ALL_OF_THE_ZOO}
+    specs = tuple(dict.fromkeys(_canonical(spec) for spec in _expand(asked, zoo_schemes)))
+    by_name = {_canonical(spec) for spec in asked if spec != ALL_OF_THE_ZOO}
     for mode in modes or ():
         if mode not in MODES:
             raise UserError(f"--modes {mode!r} is unknown: choose of {', '.join(MODES)}")

@@ -17,12 +17,11 @@ import pandas as pd
 import torch
 
 from analysis.report.crops import textured
-from analysis.run.networks import load, locate
+from analysis.run.networks import checked, load, locate
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import ImagePair
 from cadyq.inference.threads import one_thread
 from cadyq.metrics.measure import MODES, measure_image
-from cadyq.schemes.specs import canonical
 from cadyq.utils.errors import UserError
 
 DEVICE = torch.device("cpu")
@@ -45,7 +44,7 @@ def measure(
         raise UserError(f"mode {mode!r} is unknown: choose of {', '.join(MODES)}")
     images, rows = list(pairs), []
     for spec in schemes:
-        source = locate(backbone, canonical(spec), scale)
+        source = locate(backbone, checked(spec), scale)
         if source.reason:
             raise UserError(f"{backbone} {source.scheme}: {source.reason}")
         network = load(source)

@@ -1,28 +1,35 @@
 """`python -m analysis.verify RUN`: do the numbers shown of a run come from its records, and these from its inputs?
 
-Tables are made again from the records and compared byte for byte; hashes of weights and images are computed again; a
-random sample of images is measured again.
+The records are those that the manifest lists, with the hashes they had when they were measured. Tables are made again
+from them and compared byte for byte; hashes of weights, of the zoo's files and of images are computed again; a random
+sample of images is measured again. Everything that does not hold is a line of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 import torch
 
+from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import networks
-from analysis.tables.comparisons import claims
+from analysis.run.jobs import reason_of
+from analysis.run.zoo_files import wrong_files
+from analysis.tables.comparisons import comparisons
+from analysis.tables.roles import from_manifest
 from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
+from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import measure_image
 from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
@@ -32,6 +39,7 @@ OK, WRONG, UNKNOWN = "ok", "WRONG", "not checked"
 # What may differ between machines and library versions: a value on a rounding tie can fall to either side.
 TOLERANCE = {"psnr_db": 0.01, "ssim": 2e-4, "fab": 0.02}
 RELATIVE_TOLERANCE = {"bitops_g": 0.01, "macs_g": 0.0, "storage_mb": 0.0}
+OTHER_TOLERANCE = 0.01  # of further metrics, as a share of their value
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,54 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.status:11s} {self.what}" + (f": {self.why}" if self.why else "")
+
+
+def check_records(run_dir: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every record against the cells that the manifest lists: none missing, added, changed or damaged."""
+    if not manifest:
+        yield Finding("manifest.json", UNKNOWN, "is missing, so nothing says which cells were measured")
+        return
+    listed = {records.cell_of(cell).key: cell for cell in manifest["cells"] if cell["status"] not in records.NOT_RUN}
+    files = {path.stem: path for path in sorted((run_dir / "records").glob("*.parquet"))}
+    wrong, unknown = [], 0
+    for key in sorted(listed.keys() | files.keys()):
+        known = listed.get(key, {}).get("record_sha256")
+        if key not in files:
+            wrong.append(Finding(f"records/{key}.parquet", WRONG, "is missing; run the same command again"))
+        elif key not in listed:
+            wrong.append(Finding(f"records/{key}.parquet", WRONG, "is of no cell that the manifest lists as measured"))
+        elif known is None:
+            unknown += 1
+        elif known != sha256_file(files[key]):
+            wrong.append(
+                Finding(f"records/{key}.parquet", WRONG, "was changed since it was measured; measure it again")
+            )
+    path, known = run_dir / latencies.NAME, manifest.get("latency_sha256")
+    if (sha256_file(path) if path.is_file() else None) != known:
+        wrong.append(Finding(latencies.NAME, WRONG, "is not what was measured; measure it again with --latency"))
+    yield from wrong
+    if unknown:
+        yield Finding("records", UNKNOWN, f"the manifest holds no hash of {unknown} of them")
+    elif not wrong:
+        yield Finding("records", OK)
+
+
+def load_readable(run_dir: Path) -> tuple[pd.DataFrame, list[Finding]]:
+    """All records that can be read, and a finding for each that cannot.
+
+    Raises:
+        UserError: there are none.
+    """
+    paths = records.require_records(run_dir)
+    found = []
+    for path in paths:
+        try:
+            records.load_file(path)
+        except UserError as error:
+            found.append(Finding(f"records/{path.name}", WRONG, str(error)))
+    if len(found) == len(paths):
+        raise UserError(f"{run_dir}: none of its records can be read, first {found[0].why}")
+    return records.load(run_dir, leave_out={finding.what.removeprefix("records/") for finding in found}), found
 
 
 def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
@@ -62,7 +118,9 @@ def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _tables_of(df: pd.DataFrame, run_dir: Path, folder: Path) -> list[Path]:
-    return make_report.write_all_tables(df, claims(df), records.read_manifest(run_dir), folder)
+    manifest = records.with_missing(records.read_manifest(run_dir), run_dir)
+    compared, latency = comparisons(df, from_manifest(manifest)), latencies.read(run_dir)
+    return make_report.write_all_tables(df, compared, manifest, folder, latency)
 
 
 def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:
@@ -74,20 +132,43 @@ def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:
 
 
 def check_weights(df: pd.DataFrame) -> Iterator[Finding]:
-    """The hash in the records against the zoo's files, for every network."""
+    """The hash in the records against the zoo's files, for every network; and these files against their manifest."""
+    files: list[Path] = []
     for (backbone, scheme), rows in df.groupby(["backbone", "scheme"], sort=False):
         what = f"weights of {backbone} {scheme}"
         try:
             source = networks.find(str(backbone), str(scheme), int(rows["scale"].iloc[0]))
+            sha256 = "" if source.reason else source.sha256()
         except UserError as error:
             yield Finding(what, UNKNOWN, str(error))
             continue
+        files += source.files
         if source.reason:
             yield Finding(what, UNKNOWN, source.reason)
-        elif set(rows["weights_sha256"]) == {source.sha256()}:
+        elif set(rows["weights_sha256"]) == {sha256}:
             yield Finding(what, OK)
         else:
             yield Finding(what, WRONG, "were changed since they were measured; measure again")
+    wrong = [Finding(f"zoo/{file.name}", WRONG, why) for file, why in wrong_files(files)]
+    yield from wrong or ([Finding("files of the zoo", OK)] if files else [])
+
+
+def check_code(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
+    """Whether the code of today is what measured the records."""
+    names = df[list(records.CELL_COLUMNS)].drop_duplicates()
+    cells = [records.cell_of({str(k): v for k, v in row.items()}) for row in names.to_dict("records")]
+    older, unknown = 0, 0
+    for cell in cells:
+        stored = records.read_key(run_dir, cell)
+        try:
+            now = networks.code_of(cell.backbone, cell.scheme)
+        except UserError:
+            unknown += 1
+            continue
+        older += stored is None or stored.code != now
+    why = [f"{older} cells were measured by other code"] if older else []
+    why += [f"code of {unknown} cells is not at hand; name its file with --plugin"] if unknown else []
+    yield Finding("code", UNKNOWN if why else OK, "; ".join(why))
 
 
 def open_datasets(df: pd.DataFrame, data_root: Path | None) -> dict[str, Dataset | str]:
@@ -102,58 +183,76 @@ def open_datasets(df: pd.DataFrame, data_root: Path | None) -> dict[str, Dataset
 
 
 def check_images(df: pd.DataFrame, opened: dict[str, Dataset | str]) -> Iterator[Finding]:
-    """The hashes of pixels in the records against the images."""
+    """The hashes of pixels in the records against the images, a line for each that does not hold."""
     for name, dataset in opened.items():
         what = f"images of {name}"
         if isinstance(dataset, str):
             yield Finding(what, UNKNOWN, dataset)
             continue
-        there = {pair.name: pair.sha256 for pair in dataset}
-        rows = df[df["dataset"] == name]
-        wrong = sorted(
-            {image for image, sha in zip(rows["image"], rows["image_sha256"], strict=True) if there.get(image) != sha}
-        )
-        why = f"{wrong[0]} and {len(wrong) - 1} more are not what was measured" if wrong else ""
-        yield Finding(what, WRONG if wrong else OK, why)
+        rows = df[df["dataset"] == name].drop_duplicates(["image", "image_sha256"])
+        pairs = zip(rows["image"], rows["image_sha256"], strict=True)
+        wrong = [Finding(what, WRONG, why) for image, sha256 in pairs if (why := _wrong_image(dataset, image, sha256))]
+        yield from wrong or [Finding(what, OK)]
+
+
+def _wrong_image(dataset: Dataset, image: str, sha256: str) -> str:
+    """What is wrong with one image, empty where its pixels have that hash."""
+    if image not in dataset.names():
+        return f"{image} is missing"
+    try:
+        found = dataset[dataset.names().index(image)].sha256
+    except UserError as error:
+        return str(error)
+    return "" if found == sha256 else f"{image} is not what was measured"
 
 
 def check_sample(
     df: pd.DataFrame, opened: dict[str, Dataset | str], size: int, seed: int, device: torch.device
 ) -> Iterator[Finding]:
     """Measure `size` rows again, drawn at random from those whose network and image are there."""
-    there = [name for name, dataset in opened.items() if isinstance(dataset, Dataset)]
-    rows = df[df["dataset"].isin(there)]
+    there = {name: dataset for name, dataset in opened.items() if isinstance(dataset, Dataset)}
+    rows = df[df["dataset"].isin(list(there))]
     for _, row in rows.sample(min(size, len(rows)), random_state=seed).iterrows():
         what = " ".join(["measured again:", row["backbone"], row["scheme"], row["dataset"], row["image"], row["mode"]])
-        source = networks.find(row["backbone"], row["scheme"], int(row["scale"]))
-        dataset = opened[row["dataset"]]
-        if source.reason or isinstance(dataset, str):
-            yield Finding(what, UNKNOWN, source.reason)
-            continue
-        network = networks.load(source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pair = dataset[dataset.names().index(row["image"])]
-        measured = measure_image(network, pair, [row["mode"]], {}, device)[row["mode"]]
-        wrong = [
-            f"{name} is {measured[name]:.6g}, recorded {row[name]:.6g}"
-            for name in (*TOLERANCE, *RELATIVE_TOLERANCE)
-            if not _close(name, float(measured[name]), float(row[name]))
-        ]
-        yield Finding(what, WRONG if wrong else OK, "; ".join(wrong))
+        try:
+            yield Finding(what, *_measured_again(row, there[row["dataset"]], device))
+        except Exception as error:  # of a plug-in, say; the other rows are still looked at
+            yield Finding(what, UNKNOWN, reason_of(error))
+
+
+def _measured_again(row: pd.Series[Any], dataset: Dataset, device: torch.device) -> tuple[str, str]:
+    """Status and reason of one row."""
+    source = networks.find(row["backbone"], row["scheme"], int(row["scale"]))
+    if source.reason or row["image"] not in dataset.names():
+        return UNKNOWN, source.reason or "the image is missing"
+    network = networks.load(source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pair = dataset[dataset.names().index(row["image"])]
+    measured = measure_image(network, pair, [row["mode"]], {}, device)[row["mode"]]
+    others = [name for name in records.metrics_of(measured) if name not in TOLERANCE and pd.notna(row.get(name))]
+    wrong = [
+        f"{name} is {measured[name]:.6g}, recorded {row[name]:.6g}"
+        for name in (*TOLERANCE, *RELATIVE_TOLERANCE, *others)
+        if not _close(name, float(measured[name]), float(row[name]))
+    ]
+    return WRONG if wrong else OK, "; ".join(wrong)
 
 
 def _close(name: str, a: float, b: float) -> bool:
-    return a == b or abs(a - b) <= TOLERANCE.get(name, RELATIVE_TOLERANCE.get(name, 0.0) * abs(b))
+    return a == b or abs(a - b) <= TOLERANCE.get(name, RELATIVE_TOLERANCE.get(name, OTHER_TOLERANCE) * abs(b))
 
 
 def verify(run_dir: Path, data_root: Path | None, size: int, seed: int, device: torch.device) -> Iterator[Finding]:
     """All checks, each finding as it is made.
 
     Raises:
-        UserError: no records, or a damaged one.
+        UserError: no records, or none that can be read.
     """
-    df = records.load(run_dir)
+    df, damaged = load_readable(run_dir)
+    yield from damaged
+    yield from check_records(run_dir, records.read_manifest(run_dir))
     yield from check_tables(run_dir, df)
     yield from check_weights(df)
+    yield from check_code(run_dir, df)
     opened = open_datasets(df, data_root)
     yield from check_images(df, opened)
     yield from check_sample(df, opened, size, seed, device)

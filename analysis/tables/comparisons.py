@@ -1,14 +1,18 @@
-"""The claims of the CADyQ paper, each with an interval: what dynamic bits lose, and what they gain over fixed bits.
+"""Comparisons of every scheme that chooses bits, each with an interval: what it loses, what it gains over fixed bits.
 
-The opponent is the curve of fixed bits: networks of one scheme with weights at 8 bits and activations at 4, 5, 6 and 8
-bits, trained like the others. Between two of them the PSNR of an image is interpolated linearly in the cost. Such a
-point can be had: by running one of the two on some images and the other on the rest.
+A scheme gets its comparisons where its FAB differs between images, where its FAB is no whole number (bits by layer), or
+where its class says `dynamic`; a plug-in's as well.
+
+The opponent is the curve of fixed bits: networks of one scheme with weights at the same bits as those of the network in
+question (8, mostly) and activations at 4, 5, 6 and 8 bits, trained like the others. Between two of them the PSNR of an
+image is interpolated linearly in the cost. Such a point can be had: by running one of the two on some images and the
+other on the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,33 +23,31 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
+from analysis.tables.roles import Role, role_of
 from analysis.tables.summary import OVERALL, REFERENCE, by_dataset, markdown_table, without_lone_scale
-from cadyq.schemes.factory import list_schemes
-from cadyq.schemes.specs import parse_scheme, scheme_name, scheme_of
 from cadyq.utils import toml
 from cadyq.utils.files import write_text
 
 _PARTS = toml.loads((Path(__file__).parent / "comparisons.toml").read_text())
-DYNAMIC, FIXED, FIXED_WEIGHT_BITS = _PARTS["dynamic"], _PARTS["fixed"], _PARTS["fixed_weight_bits"]
-BY_RANGE, FLOOR, ORACLE = _PARTS["by_range"], _PARTS["floor"], _PARTS["oracle"]
+FIXED, FIXED_WEIGHT_BITS, FLOOR = _PARTS["fixed"], _PARTS["fixed_weight_bits"], _PARTS["floor"]
 
 FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"
 EQUAL_BITOPS = "against fixed bits of equal BitOPs, selector counted"
 EQUAL_FAB = "against other ways to choose, at equal FAB"
-CAPTURED = f"share of the lead of {ORACLE} over {FLOOR}"
+CAPTURED = f"share of the lead of the oracle over {FLOOR}"
 
 Rows = pd.DataFrame  # of one network, index (dataset, image)
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Line:
-    """One claim about one network on one dataset.
+class Comparison:
+    """One comparison of one network on one dataset.
 
     Attributes:
-        claim: one of the constants of this module.
-        scale, mode, backbone, scheme, dataset: of the network that the claim is about.
+        kind: one of the constants of this module.
+        scale, mode, backbone, scheme, dataset: of the network in question.
         against: what it is compared with.
         images: how many, over which the interval is taken.
         fab, fab_against: of the two, bits.
@@ -54,7 +56,7 @@ class Line:
             NaN where there is but one image.
     """
 
-    claim: str
+    kind: str
     scale: int
     mode: str
     backbone: str
@@ -76,19 +78,31 @@ class Line:
         return {1: "ahead", -1: "behind", 0: "not clear"}[side]
 
 
-def claims(df: pd.DataFrame) -> pd.DataFrame:
-    """Every claim that records can answer: columns as in `Line`, and `verdict`. No row where CADyQ was not measured.
+def comparisons(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> pd.DataFrame:
+    """Every comparison that records can answer: columns as in `Comparison`, and `verdict`.
 
     Args:
-        df: records, as `analysis.records.load` returns them. A network that lacks some of CADyQ's images is not
-            compared with.
+        df: records, as `analysis.records.store.load` returns them. A network that lacks some of another's images is not
+            compared with it.
+        roles: of the schemes, by their names in the records; those not given are looked up in the registry.
     """
-    lines = [line for group in _groups(df) for line in group.lines()]
-    columns = [*Line.__dataclass_fields__, "verdict"]
-    return pd.DataFrame([asdict(line) | {"verdict": line.verdict} for line in lines], columns=columns)
+    given = roles or {}
+    known = {str(spec): given.get(str(spec)) or role_of(str(spec)) for spec in df["scheme"].unique()}
+    choosing = choosing_bits(df, known)
+    found = [one for group in _groups(df, known) for one in group.comparisons(choosing)]
+    columns = [*Comparison.__dataclass_fields__, "verdict"]
+    return pd.DataFrame([asdict(one) | {"verdict": one.verdict} for one in found], columns=columns)
 
 
-def _groups(df: pd.DataFrame) -> Iterator[_Group]:
+def choosing_bits(df: pd.DataFrame, roles: Mapping[str, Role]) -> set[str]:
+    """The schemes whose bits are not one fixed width: by what was measured, or by what their class says."""
+    networks = df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone", "scheme"], sort=False)["fab"]
+    mixed = networks.agg(lambda fab: fab.max() - fab.min() > 1e-6 or abs(fab.iloc[0] - round(fab.iloc[0])) > 1e-6)
+    varying = {str(scheme) for scheme in mixed[mixed.astype(bool)].index.get_level_values("scheme")}
+    return varying | {spec for spec, role in roles.items() if role.dynamic}
+
+
+def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
     """For each backbone: its rows on each dataset, and on all of them where there are several."""
     for _, rows in df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone"], sort=False):
         first = rows.iloc[0]
@@ -99,7 +113,7 @@ def _groups(df: pd.DataFrame) -> Iterator[_Group]:
             if dataset == OVERALL:  # a line over fewer images than the others is not comparable
                 most = max(len(own) for own in networks.values())
                 networks = {scheme: own for scheme, own in networks.items() if len(own) == most}
-            yield _Group(int(first["scale"]), first["mode"], first["backbone"], str(dataset), networks)
+            yield _Group(int(first["scale"]), first["mode"], first["backbone"], str(dataset), networks, roles)
 
 
 @dataclass(frozen=True)
@@ -111,77 +125,98 @@ class _Group:
     backbone: str
     dataset: str
     networks: dict[str, Rows]
+    roles: Mapping[str, Role]
 
-    def lines(self) -> Iterator[Line]:
+    def comparisons(self, choosing: set[str]) -> Iterator[Comparison]:
         for scheme in self.networks:
-            if _base(scheme) == DYNAMIC:
+            if scheme in choosing:
                 yield from self._against_full_precision(scheme)
                 yield from self._against_fixed(scheme, EQUAL_BITOPS_PAPER, bitops_without_selector)
                 yield from self._against_fixed(scheme, EQUAL_BITOPS, bitops)
                 yield from self._against_controls(scheme)
                 yield from self._captured(scheme)
 
-    def _line(self, claim: str, scheme: str, against: str, other: tuple[float, float], interval: Interval) -> Line:
+    def _one(self, kind: str, scheme: str, against: str, other: tuple[float, float], interval: Interval) -> Comparison:
         """`other`: FAB and BitOPs of what is compared with."""
         rows = self.networks[scheme]
         if len(rows) == 1:
             interval = Interval(interval.mean, math.nan, math.nan)
-        where = (claim, self.scale, self.mode, self.backbone, scheme, against, self.dataset, len(rows), fab(rows))
-        return Line(*where, other[0], 100 * (1 - bitops(rows) / other[1]), *interval)
+        where = (kind, self.scale, self.mode, self.backbone, scheme, against, self.dataset, len(rows), fab(rows))
+        return Comparison(*where, other[0], 100 * (1 - bitops(rows) / other[1]), *interval)
 
     def _aligned(self, name: str, rows: Rows) -> Rows | None:
         """Another network's rows in the order of `rows`; None where it lacks an image."""
         other = self.networks.get(name)
         return None if other is None or not rows.index.isin(other.index).all() else other.loc[rows.index]
 
-    def _against_full_precision(self, scheme: str) -> Iterator[Line]:
+    def _against_full_precision(self, scheme: str) -> Iterator[Comparison]:
         rows = self.networks[scheme]
         full = self._aligned(REFERENCE, rows)
         if full is not None:
             interval = paired_bootstrap(psnr(rows), psnr(full))
-            yield self._line(FULL_PRECISION, scheme, REFERENCE, (fab(full), bitops(full)), interval)
+            yield self._one(FULL_PRECISION, scheme, REFERENCE, (fab(full), bitops(full)), interval)
 
-    def fixed_at(self, rows: Rows, cost: Callable[[Rows], float]) -> _Fixed | None:
-        """Fixed bits at the cost of `rows`, on its images; None where the curve does not reach it."""
-        curve = [self._aligned(name, rows) for _, name in sorted(_fixed_bits(self.networks))]
+    def _weight_bits(self, scheme: str) -> int:
+        """Of the ladder of fixed bits that a scheme is held against."""
+        return self.roles[scheme].weight_bits or FIXED_WEIGHT_BITS
+
+    def fixed_at(self, scheme: str, rows: Rows, cost: Callable[[Rows], float]) -> _Fixed | None:
+        """Fixed bits at the cost of `rows`, of `scheme`, on its images; None where the curve does not reach it."""
+        weight_bits = self._weight_bits(scheme)
+        curve = [self._aligned(name, rows) for _, name in sorted(self._ladder(weight_bits))]
         wanted = cost(rows)
         for low, high in pairwise([other for other in curve if other is not None]):
             if cost(low) <= wanted <= cost(high):
-                return _Fixed((wanted - cost(low)) / (cost(high) - cost(low)), low, high)
+                share = (wanted - cost(low)) / (cost(high) - cost(low)) if cost(high) > cost(low) else 0.0
+                return _Fixed(share, low, high, weight_bits)
         return None
 
-    def _against_fixed(self, scheme: str, claim: str, cost: Callable[[Rows], float]) -> Iterator[Line]:
+    def _ladder(self, weight_bits: int) -> Iterator[tuple[int, str]]:
+        """Activation bits and name of the networks that make up the curve of fixed bits."""
+        for name in self.networks:
+            role = self.roles[name]
+            if (role.scheme, role.weight_bits, role.tag) == (FIXED, weight_bits, "") and role.act_bits is not None:
+                yield role.act_bits, name
+
+    def _against_fixed(self, scheme: str, kind: str, cost: Callable[[Rows], float]) -> Iterator[Comparison]:
         rows = self.networks[scheme]
-        fixed = self.fixed_at(rows, cost)
+        fixed = self.fixed_at(scheme, rows, cost)
         if fixed is not None:
             interval = paired_bootstrap(psnr(rows), fixed.psnr)
-            yield self._line(claim, scheme, fixed.name, (fixed.mean(fab), fixed.mean(bitops)), interval)
+            yield self._one(kind, scheme, fixed.name, (fixed.mean(fab), fixed.mean(bitops)), interval)
 
-    def _lead(self, rows: Rows) -> Values | None:
+    def _lead(self, scheme: str, rows: Rows) -> Values | None:
         """PSNR of each image over fixed bits of the same FAB."""
-        fixed = self.fixed_at(rows, fab)
+        fixed = self.fixed_at(scheme, rows, fab)
         return None if fixed is None else psnr(rows) - fixed.psnr
 
-    def _against_controls(self, scheme: str) -> Iterator[Line]:
+    def _against_controls(self, scheme: str) -> Iterator[Comparison]:
         """The two may differ in FAB: what is compared is how far each leads fixed bits of its own FAB."""
         rows = self.networks[scheme]
-        lead = self._lead(rows)
-        controls = [(name, self._aligned(name, rows)) for name in self.networks if is_control(name, scheme)]
-        for name, other in controls:
-            other_lead = None if other is None else self._lead(other)
-            if lead is not None and other is not None and other_lead is not None:
+        lead = self._lead(scheme, rows)
+        if lead is None:
+            return
+        for name in self.networks:
+            other = self._aligned(name, rows) if is_control(name, scheme, self.roles) else None
+            other_lead = None if other is None else self._lead(name, other)
+            if other is not None and other_lead is not None:
                 interval = paired_bootstrap(lead, other_lead)
-                yield self._line(EQUAL_FAB, scheme, name, (fab(other), bitops(other)), interval)
+                yield self._one(EQUAL_FAB, scheme, name, (fab(other), bitops(other)), interval)
 
-    def _captured(self, scheme: str) -> Iterator[Line]:
-        rows, tag = self.networks[scheme], parse_scheme(scheme)[2]
-        ends = [self._aligned(f"{name}:{tag}" if tag else name, rows) for name in (FLOOR, ORACLE)]
-        leads = [self._lead(r) for r in (rows, *ends) if r is not None]
-        known = [lead for lead in leads if lead is not None]
-        if len(known) == 3 and ends[1] is not None:
-            own, floor, oracle = known
-            interval = ratio_bootstrap(own - floor, oracle - floor)
-            yield self._line(CAPTURED, scheme, ORACLE, (fab(ends[1]), bitops(ends[1])), interval)
+    def _captured(self, scheme: str) -> Iterator[Comparison]:
+        """Asked of networks that share their weights with both ends of the scale."""
+        rows, role = self.networks[scheme], self.roles[scheme]
+        same = [n for n in self.networks if n != scheme and _weights(self.roles, n) == _weights(self.roles, scheme)]
+        floor = next((name for name in same if self.roles[name].scheme == FLOOR), None)
+        oracle = next((name for name in same if self.roles[name].reads_hr), None)
+        if floor is None or oracle is None or role.reads_hr:
+            return
+        ends = [(name, self._aligned(name, rows)) for name in (floor, oracle)]
+        leads = [self._lead(name, own) for name, own in ((scheme, rows), *ends) if own is not None]
+        known, top = [lead for lead in leads if lead is not None], ends[1][1]
+        if len(known) == 3 and top is not None:
+            interval = ratio_bootstrap(known[0] - known[1], known[2] - known[1])
+            yield self._one(CAPTURED, scheme, oracle, (fab(top), bitops(top)), interval)
 
 
 @dataclass(frozen=True)
@@ -191,10 +226,11 @@ class _Fixed:
     share: float
     low: Rows
     high: Rows
+    weight_bits: int
 
     @property
     def name(self) -> str:
-        return f"{FIXED}:w{FIXED_WEIGHT_BITS}a*"
+        return f"{FIXED}:w{self.weight_bits}a*"
 
     @property
     def psnr(self) -> Values:
@@ -222,68 +258,71 @@ def bitops_without_selector(rows: Rows) -> float:
     return bitops(rows) - float(rows["bitops_selector_g"].sum())
 
 
-def _base(name: str) -> str:
-    """The scheme of a name in the records, without bits and tag."""
-    return scheme_name(name)
+def _weights(roles: Mapping[str, Role], name: str) -> tuple[str, str]:
+    """Whose weights a network has: the scheme that trained them, and the tag of that training."""
+    role = roles[name]
+    return (role.scheme if role.parent == REFERENCE else role.parent, role.tag)
 
 
-def _fixed_bits(names: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Activation bits and name of the networks that make up the curve."""
-    for name in names:
-        if _base(name) == FIXED:
-            _, bits, tag = parse_scheme(name)
-            if bits["weight_bits"] == FIXED_WEIGHT_BITS and not tag:
-                yield bits["act_bits"], name
+def is_control(name: str, scheme: str, roles: Mapping[str, Role]) -> bool:
+    """Whether `name` is another way to choose bits or ranges that `scheme` is compared with at equal FAB.
+
+    What was derived from the very weights of `scheme` is. So are controls of their own (a range for each sample) with
+    weights at the same bits. A scheme that has no controls on its weights is compared with the untagged ones of others.
+    """
+    role, derived = roles[name], roles[name].parent != REFERENCE
+    if name == scheme or not (role.control or derived):
+        return False
+    if not derived:
+        return role.weight_bits == (roles[scheme].weight_bits or FIXED_WEIGHT_BITS)
+    if _weights(roles, name)[0] == _weights(roles, scheme)[0]:
+        return role.tag == roles[scheme].tag
+    return role.control and not role.tag
 
 
-def is_control(name: str, dynamic: str) -> bool:
-    """Whether a scheme chooses bits or ranges another way: on the weights of that very CADyQ, or by a range alone."""
-    if _base(name) not in list_schemes():
-        return False  # of a plugin that is not loaded now
-    scheme, bits, tag = parse_scheme(name)
-    if scheme == BY_RANGE:
-        return bool(bits["weight_bits"] == FIXED_WEIGHT_BITS)
-    return scheme_of(scheme).parent == DYNAMIC and tag == parse_scheme(dynamic)[2]
+def write_comparisons(table: pd.DataFrame, out_dir: Path) -> list[Path]:
+    """Write what `comparisons` found: ``tables/comparisons.csv`` (long form) and ``tables/comparisons.md``.
 
-
-def write_claims(table: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write what `claims` found: ``tables/claims.csv`` (long form) and ``tables/claims.md``; nothing of no claim."""
+    Nothing is written where there is nothing to compare.
+    """
     if table.empty:
         return []
     folder = Path(out_dir) / "tables"
-    text = "\n\n".join([CLAIMS_NOTE, *(f"{heading}\n\n{markdown_table(shown)}" for heading, shown in by_claim(table))])
+    parts = [f"{heading}\n\n{markdown_table(shown)}" for heading, shown in by_kind(table)]
+    text = "\n\n".join([COMPARISONS_NOTE, *parts])
     return [
-        write_text(folder / "claims.csv", table.to_csv(index=False, lineterminator="\n")),
-        write_text(folder / "claims.md", f"{text}\n"),
+        write_text(folder / "comparisons.csv", table.to_csv(index=False, lineterminator="\n")),
+        write_text(folder / "comparisons.md", f"{text}\n"),
     ]
 
 
-def by_claim(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """A heading and a table of texts for each claim: a row a comparison, a column a dataset, costs over all of them."""
+def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """A heading and a table of texts for each kind: a row a comparison, a column a dataset, costs over all of them."""
     found = []
-    for (mode, claim), lines in table.groupby(["mode", "claim"], sort=False):
-        heading = f"Mode {mode}: {DYNAMIC} {claim}" + (", dB" if claim != CAPTURED else "")
-        lines = lines.assign(text=[_text(line) for line in lines.to_dict("records")])
+    for (mode, kind), rows in table.groupby(["mode", "kind"], sort=False):
+        heading = f"Mode {mode}: {kind}" + (", dB" if kind != CAPTURED else "")
+        rows = rows.assign(text=[_text(row) for row in rows.to_dict("records")])
         keys = ["scale", "backbone", "scheme", "against"]
-        wide = by_dataset(lines, keys)
-        last = lines.groupby(keys).last()  # all images, where it was measured on all
+        wide = by_dataset(rows, keys)
+        last = rows.groupby(keys).last()  # all images, where it was measured on all
         wide["FAB"] = last["fab"].map("{:.2f}".format) + " / " + last["fab_against"].map("{:.2f}".format)
         wide["BitOPs saved"] = last["saved_percent"].map("{:.1f} %".format)
         found.append((heading, without_lone_scale(wide)))
     return found
 
 
-def _text(line: dict[Hashable, Any]) -> str:
-    interval = Interval(line["mean"], line["low"], line["high"])
-    text = format(interval, ".2f" if line["claim"] == CAPTURED else "+.3f")
+def _text(row: dict[Hashable, Any]) -> str:
+    interval = Interval(row["mean"], row["low"], row["high"])
+    text = format(interval, ".2f" if row["kind"] == CAPTURED else "+.3f")
     return f"{text} (one image)" if math.isnan(interval.low) else text
 
 
-CLAIMS_NOTE = (
-    f"Each line: mean and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} resamples, seed "
+COMPARISONS_NOTE = (
+    f"Each row: mean and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} resamples, seed "
     f"{SEED}). An interval that holds 0 means that the images do not tell the two apart. FAB: of the network / of what "
-    f"it is compared with. Fixed bits: {FIXED} with weights at {FIXED_WEIGHT_BITS} bits, its PSNR interpolated between "
-    "the two nearest activation bit-widths. Equal FAB: by how much more the network leads fixed bits of its own FAB "
-    "than the other leads those of its own. FAB and BitOPs saved (the selector counted): on all images; on the last "
-    "dataset with a value where a network was not measured on all."
+    f"it is compared with. Fixed bits: {FIXED} with weights at the same bits, its PSNR interpolated between the two "
+    "nearest activation bit-widths. Equal FAB: by how much more the network leads fixed bits of its own FAB than the "
+    "other leads those of its own; a scheme without controls on its own weights is compared with those on the weights "
+    "of others. FAB and BitOPs saved (the selector counted): on all images; on the last dataset with a value where a "
+    "network was not measured on all."
 )

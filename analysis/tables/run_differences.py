@@ -10,15 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.records.store import CELL_COLUMNS, load
+from analysis.records.store import CELL_COLUMNS, EARLIER, load
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, paired_drop
 from analysis.tables.summary import MISSING, markdown_table
 from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.utils.files import write_text
 
 SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
-# Wall-clock time says nothing about the result.
-_INCIDENTAL = ["seconds"]
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -29,7 +27,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
         b: records of the other.
 
     Returns:
-        ``CELL_COLUMNS``; ``status`` ("same" where every recorded value but time is, "changed", "only in A", "only in
+        ``CELL_COLUMNS``; ``status`` ("same" where every value is that both recorded, "changed", "only in A", "only in
         B"); ``images`` (that both have), ``psnr_db``, ``psnr_low_db``, ``psnr_high_db`` (b minus a, paired bootstrap
         over these images), ``fab`` and ``bitops_percent`` (b minus a); ``weights`` and ``photographs``, whether these
         differ.
@@ -47,7 +45,9 @@ def _change(a: pd.DataFrame | None, b: pd.DataFrame | None) -> dict[str, Any]:
     shared = a.index.intersection(b.index, sort=False)
     before, after = a.loc[shared], b.loc[shared]
     mean, low, high = paired_drop(after, before)
-    same = len(a) == len(b) == len(shared) and before.drop(columns=_INCIDENTAL).equals(after.drop(columns=_INCIDENTAL))
+    both = [name for name in before.columns if name in after.columns and name not in EARLIER]
+    both = [name for name in both if not (before[name].isna().all() or after[name].isna().all())]
+    same = len(a) == len(b) == len(shared) and before[both].equals(after[both])
     spent, now = before["bitops_g"].sum(), after["bitops_g"].sum()
     return {
         "status": SAME if same else CHANGED,

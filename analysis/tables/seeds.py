@@ -28,18 +28,18 @@ def first_trainings(df: pd.DataFrame) -> pd.DataFrame:
     return df[~df["scheme"].str.contains(_TAG)]
 
 
-def spread(df: pd.DataFrame, claims: pd.DataFrame) -> pd.DataFrame:
+def spread(df: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (of a sample) and range over the seeds of each network that has several.
 
     Args:
         df: records, as `analysis.records.load` returns them.
-        claims: what `analysis.claims.claims` found in them.
+        compared: what `analysis.tables.comparisons.comparisons` found in them.
 
     Returns:
         A row a quantity (`DROP` and `LEAD` in dB, `FAB` in bits), network and dataset:
         ``KEYS``, then ``STATISTICS``; seeds: how many.
     """
-    values = pd.concat([*_of_records(df), _of_claims(claims)], ignore_index=True)
+    values = pd.concat([*_of_records(df), _of_comparisons(compared)], ignore_index=True)
     values["training"] = values["scheme"]
     values["scheme"] = values["scheme"].str.replace(_TAG, "", regex=True)
     again = values.loc[values["training"] != values["scheme"], ["backbone", "scheme"]].drop_duplicates()
@@ -61,8 +61,8 @@ def _of_records(df: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield frame[keys].assign(quantity=quantity, value=value)
 
 
-def _of_claims(claims: pd.DataFrame) -> pd.DataFrame:
-    leads = claims[claims["claim"] == EQUAL_BITOPS_PAPER]
+def _of_comparisons(compared: pd.DataFrame) -> pd.DataFrame:
+    leads = compared[compared["kind"] == EQUAL_BITOPS_PAPER]
     return leads[["scale", "mode", "backbone", "scheme", "dataset"]].assign(quantity=LEAD, value=leads["mean"])
 
 

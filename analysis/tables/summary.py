@@ -14,24 +14,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.records.store import skipped_cells
+from analysis.records.store import metrics_of, skipped_cells
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
+from analysis.tables.metrics import Shown, shown
 from cadyq.utils.files import write_text
 
 REFERENCE = "fp32"
 GROUP = ["scale", "dataset", "mode", "backbone", "scheme"]
-MEANS = ["psnr_db", "ssim", "psnr_cadyq_db", "ssim_cadyq", "fab", "bitops_g", "bitops_720p_g"]
-MEANS += ["fp32_equivalent_g", "macs_g", "overlap_share", "storage_mb", "counted_points", "seconds"]
+COSTS = ["fab", "bitops_g", "bitops_720p_g"]
+COSTS += ["fp32_equivalent_g", "macs_g", "overlap_share", "storage_mb", "counted_points"]
+AGAINST = ["delta_db", "delta_low_db", "delta_high_db", "saved_percent"]
 OVERALL = "all images"
 MISSING = "\u2013"
-# column: (heading, format, whether more is better)
+# column: (heading, format, whether more is better); metrics come before these
 _SHOWN: dict[str, tuple[str, str, bool]] = {
-    "psnr_db": ("PSNR (dB)", ".2f", True),
-    "ssim": ("SSIM", ".4f", True),
     "fab": ("FAB", ".2f", False),
     "bitops_720p_g": ("BitOPs (G, 720p)", ",.1f", False),
     "storage_mb": ("Storage (MB)", ".3f", False),
 }
+_Columns = dict[str, tuple[str, str, bool]]
 _BOLD = f"Bold: best quantized row of each backbone in a column. '{OVERALL}': mean over all datasets' images."
 _TEX = str.maketrans({c: "\\" + c for c in "&%$#_{}"})
 _TEX |= {ord("~"): r"\textasciitilde{}", ord("^"): r"\textasciicircum{}", ord("\\"): r"\textbackslash{}"}
@@ -47,18 +48,19 @@ def summary(
 ) -> pd.DataFrame:
     """One row a (scale, dataset, mode, backbone, scheme), modes outermost, names in order of appearance.
 
-    Columns: ``GROUP``, ``images`` (count), the means over images of ``MEANS``, then against the row of the
-    same backbone whose scheme is ``reference``: ``delta_db`` (PSNR minus the reference's), ``delta_low_db``
+    Columns: ``GROUP``, ``images`` (count), the means over images of all metrics and of ``COSTS``, then against the row
+    of the same backbone whose scheme is ``reference``: ``delta_db`` (PSNR minus the reference's), ``delta_low_db``
     and ``delta_high_db`` (paired bootstrap over the images both have) and ``saved_percent`` (BitOPs saved).
     These four are NaN without a reference row; the ends alone are NaN where only one image is shared.
     """
     groups = dict(iter(df.groupby(GROUP, sort=False)))
+    means = [*metrics_of(df.columns), *COSTS]
     rows: list[dict[str, Any]] = []
     for key, part in groups.items():
         row: dict[str, Any] = dict(zip(GROUP, key, strict=True))
         base = groups.get((*key[:-1], reference))
         row["images"] = len(part)
-        row |= dict(zip(MEANS, part[MEANS].to_numpy(dtype=np.float64).mean(axis=0).tolist(), strict=True))
+        row |= dict(zip(means, part[means].to_numpy(dtype=np.float64).mean(axis=0).tolist(), strict=True))
         drop = paired_drop(part, base, "psnr_db", resamples, level, seed)
         row["delta_db"], row["delta_low_db"], row["delta_high_db"] = drop
         row["saved_percent"] = _saved(part, base)
@@ -67,6 +69,12 @@ def summary(
     ranks = table[["mode", "scale", "dataset"]].apply(lambda names: pd.Series(pd.factorize(names)[0]))
     order = ranks.sort_values(["mode", "scale", "dataset"], kind="stable").index
     return table.loc[order].reset_index(drop=True)
+
+
+def metrics_in(table: pd.DataFrame, manifest: Mapping[str, Any]) -> list[Shown]:
+    """The metrics of a summary that tables show, in its order."""
+    others = [*GROUP, "images", *COSTS, *AGAINST]
+    return [one for one in shown((n for n in table.columns if n not in others), manifest) if one.in_tables]
 
 
 def _saved(part: pd.DataFrame, base: pd.DataFrame | None) -> float:
@@ -78,12 +86,14 @@ def _saved(part: pd.DataFrame, base: pd.DataFrame | None) -> float:
 
 def to_text(table: pd.DataFrame, manifest: Mapping[str, Any] | None = None) -> str:
     """A summary as a compact text table for a terminal, followed by the cells that did not run."""
-    lines = [["dataset", "scale", "mode", "backbone", "scheme", "PSNR", f"drop [{LEVEL:.0%}]"]]
-    lines[0] += ["SSIM", "FAB", "BitOPs@720p", "saved%", "MB"]
+    first, *others = metrics_in(table, manifest or {})
+    lines = [["dataset", "scale", "mode", "backbone", "scheme", first.heading, f"drop [{LEVEL:.0%}]"]]
+    lines[0] += [*(one.heading for one in others), "FAB", "BitOPs@720p", "saved%", "MB"]
     for row in table.to_dict("records"):
         network = row["macs_g"] > 0
         lines.append([row["dataset"], f"x{row['scale']}", row["mode"], row["backbone"], row["scheme"]])
-        lines[-1] += [_number(row["psnr_db"], ".2f"), drop_text(row), _number(row["ssim"], ".4f")]
+        lines[-1] += [_number(row[first.name], first.format), drop_text(row)]
+        lines[-1] += [_number(row[one.name], one.format) for one in others]
         lines[-1] += [_number(row["fab"], ".2f", network), _number(row["bitops_720p_g"], ",.0f", network)]
         lines[-1] += [_number(row["saved_percent"], ".1f"), _number(row["storage_mb"], ".3f")]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
@@ -110,8 +120,9 @@ def skipped_notes(manifest: Mapping[str, Any], modes: Sequence[str] | None = Non
     return [f"{b} {s} x{x}, {m}, on {', '.join(sets)}: {why}" for (b, s, x, m, why), sets in grouped.items()]
 
 
-def caption(df: pd.DataFrame, mode: str) -> str:
+def caption(df: pd.DataFrame, mode: str, manifest: Mapping[str, Any] | None = None) -> str:
     """What a reader needs beside the table of one mode: protocol, points that count, unit, interval."""
+    lower = [one.heading for one in shown(metrics_of(df.columns), manifest or {}) if not one.higher_is_better]
     part = df[(df["mode"] == mode) & (df["macs_g"] > 0)]
     points = part.groupby("backbone", sort=False)["counted_points"].unique()
     counts = ", ".join(f"{name} {'/'.join(map(str, sorted(found)))}" for name, found in points.items())
@@ -119,7 +130,8 @@ def caption(df: pd.DataFrame, mode: str) -> str:
     overlap = float(part["overlap_share"].max()) if len(part) else 0.0
     return (
         f"Mode {mode}, scale {scales}. PSNR and SSIM: protocol matlab, the mean over images. "
-        f"FAB: mean activation bits over the quantization points that count ({counts}). "
+        + (f"Lower is better: {', '.join(lower)}. " if lower else "")
+        + f"FAB: mean activation bits over the quantization points that count ({counts}). "
         "BitOPs: MACs x weight bits x activation bits, in G for a 1280x720 output"
         + (f", overlap of tiles counted (at most {overlap:.1%} of the work). " if overlap > 0 else ". ")
         + f"Drop: PSNR minus that of {REFERENCE} on the same backbone, in dB, with a {LEVEL:.0%} interval "
@@ -144,23 +156,30 @@ def table_files(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, str]
     modes = list(df["mode"].unique())
     absent = {cell["mode"] for cell in skipped_cells(manifest)} - set(modes)
     for mode in modes:
-        paper = _paper(df[df["mode"] == mode], table[table["mode"] == mode])
+        quality = metrics_in(table, manifest)
+        paper = _paper(df[df["mode"] == mode], table[table["mode"] == mode], quality)
         notes = skipped_notes(manifest, [mode, *sorted(absent)])  # no table would show an absent mode's cells
-        shown, bold, drops = _texts(paper), _best(paper), _drops(table[table["mode"] == mode], paper)
+        columns = _columns(quality)
+        texts, bold = _texts(paper, columns), _best(paper, columns)
+        drops = _drops(table[table["mode"] == mode], paper)
         flat = paper.set_axis([" ".join(pair) for pair in paper.columns], axis="columns")
-        text = f"{caption(df, mode)} {_BOLD}"
+        text = f"{caption(df, mode, manifest)} {_BOLD}"
         files[f"summary_{mode}.csv"] = flat.to_csv(lineterminator="\n")
-        files[f"summary_{mode}.md"] = _markdown(shown, bold, drops, text, notes)
-        files[f"summary_{mode}.tex"] = _latex(shown, bold, drops, text, notes)
+        files[f"summary_{mode}.md"] = _markdown(texts, bold, drops, text, notes)
+        files[f"summary_{mode}.tex"] = _latex(texts, bold, drops, text, notes)
     return files
 
 
-def _paper(df: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def _columns(quality: Sequence[Shown]) -> _Columns:
+    """Heading, format and direction of the columns of the main table."""
+    return {one.name: (one.title, one.format, one.higher_is_better) for one in quality} | _SHOWN
+
+
+def _paper(df: pd.DataFrame, table: pd.DataFrame, quality: Sequence[Shown]) -> pd.DataFrame:
     """Numbers of one mode: index (scale, backbone, scheme), columns (dataset, name); NaN: not measured."""
     keys = ["scale", "backbone", "scheme"]
     order = pd.MultiIndex.from_frame(df[keys].drop_duplicates())
-    names = ["psnr_db", "ssim", "fab", "bitops_720p_g"]
-    names += ["delta_db", "delta_low_db", "delta_high_db", "saved_percent"]
+    names = [*(one.name for one in quality), "fab", "bitops_720p_g", *AGAINST]
     parts: dict[str, pd.DataFrame] = {}
     for dataset in df["dataset"].unique():
         parts[dataset] = table[table["dataset"] == dataset].set_index(keys)[names].reindex(order)
@@ -176,30 +195,30 @@ def _paper(df: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return paper
 
 
-def _shown(paper: pd.DataFrame) -> list[tuple[str, str]]:
+def _shown(paper: pd.DataFrame, columns: _Columns) -> list[tuple[str, str]]:
     """Columns of the main table: cost once for all images, quality and FAB by dataset."""
-    per_dataset = ("psnr_db", "ssim", "fab")
+    once = ("bitops_720p_g", "storage_mb")
     pairs = zip(paper.columns.get_level_values(0), paper.columns.get_level_values(1), strict=True)
-    return [(str(d), str(n)) for d, n in pairs if n in _SHOWN and (d == OVERALL or n in per_dataset)]
+    return [(str(d), str(n)) for d, n in pairs if n in columns and (d == OVERALL or n not in once)]
 
 
-def _texts(paper: pd.DataFrame) -> pd.DataFrame:
-    columns = _shown(paper)
-    texts = {(d, n): [_number(v, _SHOWN[n][1]) for v in paper[(d, n)]] for d, n in columns}
-    frame = pd.DataFrame(texts, index=paper.index, columns=pd.MultiIndex.from_tuples(columns))
-    heads = pd.MultiIndex.from_tuples([(d, _SHOWN[n][0]) for d, n in columns])
+def _texts(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
+    places = _shown(paper, columns)
+    texts = {(d, n): [_number(v, columns[n][1]) for v in paper[(d, n)]] for d, n in places}
+    frame = pd.DataFrame(texts, index=paper.index, columns=pd.MultiIndex.from_tuples(places))
+    heads = pd.MultiIndex.from_tuples([(d, columns[n][0]) for d, n in places])
     return _relabel(frame.set_axis(heads, axis="columns"))
 
 
-def _best(paper: pd.DataFrame) -> pd.DataFrame:
+def _best(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
     """True where a number, as printed, is the best among quantized rows of its scale and backbone."""
-    columns = _shown(paper)
+    places = _shown(paper, columns)
     network = paper[(OVERALL, "storage_mb")].notna()
     quantized = network & (paper.index.get_level_values("scheme") != REFERENCE)
-    bold = pd.DataFrame(False, index=paper.index, columns=paper.columns)[columns]
+    bold = pd.DataFrame(False, index=paper.index, columns=paper.columns)[places]
     for _, rows in paper[quantized].groupby(level=["scale", "backbone"], sort=False):
-        for column in columns:
-            _, form, more = _SHOWN[column[1]]
+        for column in places:
+            _, form, more = columns[column[1]]
             printed = rows[column].map(lambda value, form=form: float(format(value, form).replace(",", "")))
             bold.loc[rows.index, column] = printed == (printed.max() if more else printed.min())
     return bold

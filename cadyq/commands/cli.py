@@ -90,7 +90,7 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="Python file that registers schemes or backbones of your own; may be given several times",
+        help="Python file that registers schemes, backbones, metrics or datasets; may be given several times",
     )
 
 
@@ -100,6 +100,14 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 
 
 STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
+
+
+_came: list[signal.Signals] = []  # that asked this command to stop
+
+
+def stopped() -> bool:
+    """Whether the running command was asked to stop: an error may be an interrupt under another name."""
+    return bool(_came)
 
 
 def exit_status(action: Callable[[], object], debug: bool = False) -> int:
@@ -138,7 +146,8 @@ def _failed(message: str, debug: bool) -> int:
 @contextmanager
 def _stopping() -> Iterator[list[signal.Signals]]:
     """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files are taken away; yields what came."""
-    came: list[signal.Signals] = []
+    came = _came
+    came.clear()
 
     def stop(number: int, frame: object) -> None:
         came.append(signal.Signals(number))

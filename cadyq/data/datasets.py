@@ -1,7 +1,7 @@
 """Test sets: benchmark folders, and the photographs that scikit-image ships inside its wheel."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ from cadyq.data.bicubic import crop_to_multiple, downscale
 from cadyq.data.images import images_among, read_rgb
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
-from cadyq.utils.registry import closest
+from cadyq.utils.registry import Entries, closest
 
 EMBEDDED = "skimage"
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
@@ -133,8 +133,8 @@ def _benchmark_names(data_root: Path) -> list[str]:
 
 
 def available(data_root: Path | None) -> list[str]:
-    """Return the names that ``load`` takes here: the embedded set, then the benchmark sets found."""
-    return [EMBEDDED] + ([] if data_root is None else _benchmark_names(data_root))
+    """Return the names that ``load`` takes here: the registered sets, then the benchmark sets found."""
+    return DATASETS.names() + ([] if data_root is None else _benchmark_names(data_root))
 
 
 def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
@@ -191,18 +191,41 @@ def photographs(scale: int) -> Dataset:
     return Dataset(EMBEDDED, scale, [_Source(folder / name, None) for name in _PHOTOGRAPHS])
 
 
+Opener = Callable[[int, Path | None], Dataset]
+DATASETS: Entries[Opener] = Entries("dataset", "cadyq.datasets")
+
+
+def register_dataset(name: str) -> Callable[[Opener], Opener]:
+    """Decorator of a function of scale and data root that opens a dataset of that name, as by `folder`."""
+
+    def add(opener: Opener) -> Opener:
+        DATASETS.add(name, opener)
+        return opener
+
+    return add
+
+
+@register_dataset(EMBEDDED)
+def _embedded(scale: int, data_root: Path | None) -> Dataset:
+    return photographs(scale)
+
+
 def load(name: str, scale: int, data_root: Path | None) -> Dataset:
-    """Open a dataset by name: "skimage", or a benchmark set under ``data_root``.
+    """Open a dataset by name: a registered one such as "skimage", or a benchmark set under ``data_root``.
 
     Raises:
         UserError: an unknown set, a benchmark set without ``data_root``, or see ``benchmark``.
     """
-    if name == EMBEDDED:
-        return photographs(scale)
+    if name in DATASETS.names():
+        opened = DATASETS.get(name)(scale, data_root)
+        if not isinstance(opened, Dataset) or opened.name != name:
+            found = opened.name if isinstance(opened, Dataset) else type(opened).__name__
+            raise UserError(f"dataset {name!r}: its function returns {found!r}; return a Dataset of that name")
+        return opened
     if data_root is None:
-        hint = "" if name in BENCHMARKS else closest(name, [EMBEDDED, *BENCHMARKS], cutoff=0.6)
+        hint = "" if name in BENCHMARKS else closest(name, [*DATASETS.names(), *BENCHMARKS], cutoff=0.6)
         raise UserError(
             f"dataset '{name}'{hint} is read from disk: pass --data-root DIR, the folder that holds "
-            f"benchmark/; available without it: {EMBEDDED}"
+            f"benchmark/; available without it: {', '.join(DATASETS.names())}"
         )
     return benchmark(name, data_root, scale)

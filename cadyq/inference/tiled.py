@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cadyq.inference.tiles import Tile, group_by_size, image_size, overlap_share, place, split
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.cost import bitops_at
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.trace import Trace, trace_forward
+from cadyq.utils.errors import UserError
 
 BATCH_PIXELS = 96 * 96 * 8  # LR pixels a forward, so that a batch of tiles fits any machine
 REFERENCE_BITS = 8  # bits of weights and activations that a dynamic choice is held against
@@ -88,6 +91,9 @@ def run_tiles(
         device: to run on.
         hr: uint8 (3, h scale, w scale), shown to a scheme that reads HR (an oracle) and to no other.
         on_tiles: told how many tiles each batch finished.
+
+    Raises:
+        UserError: SR is of another shape than it should be, or holds NaN or infinity; bits are none.
     """
     started = time.perf_counter()
     height, width = image_size(tiles)
@@ -100,15 +106,42 @@ def run_tiles(
             answer = _batch([answers[i] for i in indices], device) if answers else None
             batch = _batch([parts[i] for i in indices], device).contiguous(memory_format=torch.channels_last)
             sr, trace = trace_forward(network, batch, answer)
+            _check(network, sr, [tiles[i] for i in indices])
             for i, image in zip(indices, sr.clamp(0, 255).round().to("cpu", torch.uint8), strict=True):
                 place(out, image, tiles[i], network.scale)
-            tile_fab[indices] = trace.fab().cpu()
+            tile_fab[indices] = _checked_fab(network, trace.fab().cpu())
             costs += _costs(trace)
             if on_tiles is not None:
                 on_tiles(len(indices))
     seconds = time.perf_counter() - started
     quantized, fp32, selector, macs = costs.tolist()
     return TiledForward(out, tile_fab, quantized, fp32, selector, macs, seconds, network, tiles)
+
+
+def _named(network: SRNetwork) -> str:
+    return f"{network.name} {'fp32' if network.scheme is None else network.scheme.label()}"
+
+
+def _check(network: SRNetwork, sr: Any, tiles: Sequence[Tile]) -> None:
+    """Look at SR before it is clamped to 8 bits, where NaN would become a grey level."""
+    expected = (len(tiles), 3, tiles[0].height * network.scale, tiles[0].width * network.scale)
+    found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
+    if found != expected:
+        raise UserError(f"{_named(network)}: SR of {len(tiles)} tiles is {found}, not {expected}; mend its forward")
+    finite = torch.isfinite(sr).flatten(1).all(1)
+    if not bool(finite.all()):
+        tile = tiles[int((~finite).long().argmax())]
+        where = f"the tile of {tile.height}x{tile.width} LR pixels at row {tile.top}, column {tile.left}"
+        remedy = "check its quantizers, or calibrate or train it again"
+        raise UserError(f"{_named(network)}: SR of {where} holds NaN or infinity; {remedy}")
+
+
+def _checked_fab(network: SRNetwork, fab: Tensor) -> Tensor:
+    """FAB of each tile (B,), which has to lie in 1..32."""
+    wrong = ~((fab >= 1) & (fab <= FULL_PRECISION))
+    if bool(wrong.any()):
+        raise UserError(f"{_named(network)}: its quantizers report {float(fab[wrong][0])} bits; give 1 to 32")
+    return fab
 
 
 def _batch(images: list[Tensor], device: torch.device) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from cadyq.data.datasets import ImagePair
 from cadyq.inference.tiled import TiledForward, run_tiles
 from cadyq.inference.tiles import Tile, tile_grid, whole_image
-from cadyq.metrics.quality import psnr, ssim
+from cadyq.metrics.registry import all_metrics
+from cadyq.metrics.standard import PSNR, SSIM  # noqa: F401  (importing registers them)
 from cadyq.metrics.storage import parameter_count, storage_mb
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import image_gradient
@@ -58,10 +59,7 @@ def measure_image(
 def _quality_and_cost(network: SRNetwork, pair: ImagePair, ran: TiledForward) -> dict[str, Any]:
     sr, hr = ran.sr[None], pair.hr[None]
     return {
-        "psnr_db": float(psnr(sr, hr, network.scale)),
-        "ssim": float(ssim(sr, hr, network.scale)),
-        "psnr_cadyq_db": float(psnr(sr, hr, network.scale, "cadyq")),
-        "ssim_cadyq": float(ssim(sr, hr, network.scale, "cadyq")),
+        **{metric.name: metric(sr, hr, network.scale) for metric in all_metrics()},
         "fab": ran.fab,
         "bitops_g": ran.bitops / 1e9,
         "bitops_quantized_g": ran.quantized / 1e9,
@@ -78,6 +76,5 @@ def _quality_and_cost(network: SRNetwork, pair: ImagePair, ran: TiledForward) ->
         "hr_height": pair.hr.shape[-2],
         "hr_width": pair.hr.shape[-1],
         "gradient": float(image_gradient(pair.lr[None].float()).mean()),
-        "seconds": ran.seconds,
         "image_sha256": pair.sha256,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from cadyq.quantizers.cost import HasPoints, Macs, count_macs
 from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.running import Listener
+from cadyq.utils.errors import UserError
 
 
 class Traceable(HasPoints, Protocol):
@@ -86,6 +87,7 @@ class Trace:
     def record(self, module: nn.Module, x: Tensor, output: QuantizerOutput) -> None:
         """Called by each point as it runs. `x` (B, C, H, W) is the feature map as it entered the point."""
         point = cast(QuantizationPoint, module)
+        _check(point, x, output)
         height, width = x.shape[-2:]
         run = self._runs[point.name] = self._runs.get(point.name, 0) + 1
         name = point.name if run == 1 else f"{point.name}@{run}"
@@ -150,6 +152,19 @@ class Trace:
     def bitops(self) -> Tensor:
         """BitOPs of each sample (B,), float64 on the CPU."""
         return self.bitops_split().total
+
+
+def _check(point: QuantizationPoint, x: Tensor, output: Any) -> None:
+    """Raise UserError for what is no `QuantizerOutput` of the feature map `x`."""
+    maker, remedy = type(point.quantizer).__name__, "see cadyq.quantizers.base.ActivationQuantizer"
+    if not isinstance(output, QuantizerOutput):
+        raise UserError(
+            f"{maker} at point {point.name!r} returns a {type(output).__name__}, no QuantizerOutput; {remedy}"
+        )
+    for name, value, shape in (("value", output.value, x.shape), ("bits", output.bits, x.shape[:1])):
+        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if found != tuple(shape):
+            raise UserError(f"{maker} at point {point.name!r}: its {name} is {found}, not {tuple(shape)}; {remedy}")
 
 
 def trace_forward(network: Traceable, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:

@@ -43,6 +43,8 @@ class Scheme(ABC):
         trained: False where the scheme runs from calibration alone.
         parent: the scheme whose trained network a network of this one starts from.
         reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
+        dynamic: True where bits depend on the input. Tables then compare the scheme with fixed bits of equal cost.
+        control: True for a simpler way to choose bits or ranges, which dynamic schemes are compared with at equal FAB.
     """
 
     outer_bits: int = field(default=FULL_PRECISION, kw_only=True)
@@ -51,6 +53,8 @@ class Scheme(ABC):
     trained: ClassVar[bool] = True
     parent: ClassVar[str] = "fp32"
     reads_hr: ClassVar[bool] = False
+    dynamic: ClassVar[bool] = False
+    control: ClassVar[bool] = False
 
     @abstractmethod
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer | None:

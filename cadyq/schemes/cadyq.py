@@ -95,6 +95,7 @@ class CADyQ(CandidateScheme):
     """
 
     name = "cadyq"
+    dynamic = True
 
     selector_inputs: str = "normalized"
     gradient_scale: float = 1000.0

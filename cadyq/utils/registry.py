@@ -1,4 +1,4 @@
-"""Names to classes: the package's own, those of installed packages (entry points), and a user's."""
+"""Names to classes and other objects: the package's own, those of installed packages (entry points), and a user's."""
 
 from __future__ import annotations
 
@@ -27,50 +27,36 @@ def _entry_points(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint,
     return tuple(entry_points(group=group))
 
 
-class Registry(Generic[T]):
-    """Classes by name. Entry points of `group` are imported when first asked for.
+class Entries(Generic[T]):
+    """Objects by name. Entry points of `group` are imported when first asked for.
 
     Args:
-        kind: what is registered, for messages ("scheme").
-        group: entry-point group through which installed packages add to it ("cadyq.schemes").
+        kind: what is registered, for messages ("metric").
+        group: entry-point group through which installed packages add to it ("cadyq.metrics").
     """
 
     def __init__(self, kind: str, group: str) -> None:
         self.kind = kind
         self.group = group
-        self._classes: dict[str, type[T]] = {}
+        self._known: dict[str, T] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Refuses a name that is taken; a class of a session may be typed in again."""
+    def add(self, name: str, value: T) -> None:
+        """Make `value` known under a name. Raises UserError where it is taken."""
+        if name in self._known or name in self._installed():
+            raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
+        self._known[name] = value
 
-        def add(cls: type[T]) -> type[T]:
-            own = f"{cls.__module__}:{cls.__qualname__}"
-            before = self._classes.get(name, cls)
-            again = cls.__module__ == "__main__" and own == f"{before.__module__}:{before.__qualname__}"
-            if (before is not cls and not again) or self._installed().get(name, own) != own:
-                raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
-            self._classes[name] = self._named(name, cls)
-            return cls
-
-        return add
+    def added(self) -> list[str]:
+        """Names that were added by code and not by entry points, in that order."""
+        return list(self._known)
 
     def discard(self, name: str) -> None:
         """Take back a registration, as of a plugin that failed half-way."""
-        self._classes.pop(name, None)
+        self._known.pop(name, None)
 
-    def check(self, name: str, cls: type[T]) -> None:
-        """Raise UserError for a class that cannot be registered. By default every one can."""
-
-    def _named(self, name: str, cls: type[T]) -> type[T]:
-        """`cls`, whose attribute `name` is set to the registered one where it has none of its own."""
-        self.check(name, cls)
-        own = vars(cls).get("name", name)
-        if own != name:
-            raise UserError(
-                f"{self.kind} {name!r} calls itself {own!r}: write name = {name!r} in the class, or leave it out"
-            )
-        cls.name = name  # type: ignore[attr-defined]
-        return cls
+    def _named(self, name: str, value: T) -> T:
+        """What is kept of an object that was found under a name."""
+        return value
 
     def _points(self) -> tuple[EntryPoint, ...]:
         return _entry_points(self.group, tuple(sys.path))
@@ -80,24 +66,24 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return sorted({*self._classes, *self._installed()})
+        return sorted({*self._known, *self._installed()})
 
-    def get(self, name: str) -> type[T]:
-        """The class of that name.
+    def get(self, name: str) -> T:
+        """What has that name.
 
         Raises:
             UserError: unknown name; the message lists the known ones and the nearest.
         """
-        if name not in self._classes:
+        if name not in self._known:
             found = [point for point in self._points() if point.name == name]
             if not found:
                 known = self.names()
                 raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: known are {', '.join(known)}")
-            self._classes[name] = self._named(name, self._loaded(found))
-        return self._classes[name]
+            self._known[name] = self._named(name, self._loaded(found))
+        return self._known[name]
 
-    def _loaded(self, found: list[EntryPoint]) -> type[T]:
-        """The class of an entry point; several of one name may only repeat each other."""
+    def _loaded(self, found: list[EntryPoint]) -> T:
+        """The object of an entry point; several of one name may only repeat each other."""
         name, value, distribution = found[0].name, found[0].value, found[0].dist
         others = sorted({point.value for point in found})
         if len(others) > 1:
@@ -105,10 +91,47 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} is offered by several packages ({', '.join(others)}): uninstall all but one"
             )
         try:
-            loaded: type[T] = found[0].load()
+            loaded: T = found[0].load()
         except (ImportError, AttributeError) as error:
             package = distribution.name if distribution else "its package"
             raise UserError(
                 f"{self.kind} {name!r}: {value} of {package} cannot be imported ({error}); put the entry point right"
             ) from error
         return loaded
+
+
+class Registry(Entries[type[T]]):
+    """Classes by name, which learn their name.
+
+    Args:
+        kind: what is registered, for messages ("scheme").
+        group: entry-point group through which installed packages add to it ("cadyq.schemes").
+    """
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator. Refuses a name that is taken; a class of a session may be typed in again."""
+
+        def add(cls: type[T]) -> type[T]:
+            own = f"{cls.__module__}:{cls.__qualname__}"
+            before = self._known.get(name, cls)
+            again = cls.__module__ == "__main__" and own == f"{before.__module__}:{before.__qualname__}"
+            if (before is not cls and not again) or self._installed().get(name, own) != own:
+                raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
+            self._known[name] = self._named(name, cls)
+            return cls
+
+        return add
+
+    def check(self, name: str, cls: type[T]) -> None:
+        """Raise UserError for a class that cannot be registered. By default every one can."""
+
+    def _named(self, name: str, value: type[T]) -> type[T]:
+        """The class, whose attribute `name` is set to the registered one where it has none of its own."""
+        self.check(name, value)
+        own = vars(value).get("name", name)
+        if own != name:
+            raise UserError(
+                f"{self.kind} {name!r} calls itself {own!r}: write name = {name!r} in the class, or leave it out"
+            )
+        value.name = name  # type: ignore[attr-defined]
+        return value

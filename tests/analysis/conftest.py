@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.records.store import Cell, write_cell, write_manifest
+from analysis.records.store import Cell, Key, write_cell, write_manifest
 
 BITS = {"fp32": 32.0, "pams:w8a8": 8.0, "pams:w4a4": 4.0, "dorefa:w4a4": 4.0, "cadyq": 6.2}
 LOSS = {"fp32": 0.0, "pams:w8a8": 0.03, "pams:w4a4": 0.3, "dorefa:w4a4": 0.9, "cadyq": 0.05}
@@ -49,7 +49,6 @@ def make_row(cell: Cell, image: str, **changes: Any) -> dict[str, Any]:
         "hr_height": 64,
         "hr_width": 96,
         "gradient": 0.02 + 0.1 * noise,
-        "seconds": 0.5,
         "weights_sha256": "0" * 64,
         "image_sha256": "1" * 64,
     }
@@ -77,7 +76,7 @@ def make_run(tmp_path: Path) -> Runner:
             for dataset in datasets:
                 for mode in modes:
                     cell = Cell(backbone, scheme, 4, dataset, mode)
-                    write_cell(run_dir, cell, [make_row(cell, image) for image in images], "hash")
+                    write_cell(run_dir, cell, [make_row(cell, image) for image in images], Key("hash"))
                     listed.append({**vars(cell), "status": "measured", "reason": ""})
         reason = "no trained weights in the zoo"
         for dataset in datasets:

@@ -15,21 +15,23 @@ import pytest
 
 from analysis.records import store as records
 from analysis.records.artifacts import read_exhibit
-from analysis.records.store import SCHEMA, Cell, load, read_inputs_hash, read_manifest, write_cell, write_manifest
+from analysis.records.store import Cell, Key, load, read_key, read_manifest, schema, write_cell, write_manifest
 from cadyq.utils.errors import UserError
 
 CELL = Cell("edsr", "pams:w8a8", 4, "Set5", "image")
+METRICS = ["psnr_db", "ssim", "psnr_cadyq_db", "ssim_cadyq"]
+KEY = Key("abc", "def")
 Helpers = dict[str, Callable[..., Any]]
 
 
 def test_round_trip(tmp_path: Path, helpers: Helpers) -> None:
     rows = [helpers["row"](CELL, name) for name in ("b.png", "a.png")]
-    path = write_cell(tmp_path, CELL, rows, "abc")
+    path = write_cell(tmp_path, CELL, rows, KEY)
     assert path == tmp_path / "records" / f"{CELL.key}.parquet"
     frame = load(tmp_path)
     assert frame.to_dict("records") == rows
-    assert list(frame.columns) == SCHEMA.names
-    assert read_inputs_hash(tmp_path, CELL) == "abc"
+    assert list(frame.columns) == schema(METRICS).names
+    assert read_key(tmp_path, CELL) == Key("abc", "def", dict.fromkeys(METRICS, ""))
     metadata = pq.read_schema(path).metadata
     assert metadata[b"schema_version"] == b"1"
     assert metadata[b"cell"] == json.dumps(vars(CELL), sort_keys=True).encode()
@@ -37,19 +39,19 @@ def test_round_trip(tmp_path: Path, helpers: Helpers) -> None:
 
 def test_same_rows_same_bytes(tmp_path: Path, helpers: Helpers) -> None:
     rows = [helpers["row"](CELL, "a.png")]
-    first = write_cell(tmp_path / "1", CELL, rows, "abc").read_bytes()
-    assert write_cell(tmp_path / "2", CELL, rows, "abc").read_bytes() == first
+    first = write_cell(tmp_path / "1", CELL, rows, KEY).read_bytes()
+    assert write_cell(tmp_path / "2", CELL, rows, KEY).read_bytes() == first
 
 
 def test_infinite_psnr_is_kept(tmp_path: Path, helpers: Helpers) -> None:
-    write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png", psnr_db=math.inf)], "abc")
+    write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png", psnr_db=math.inf)], KEY)
     assert load(tmp_path)["psnr_db"].tolist() == [math.inf]
 
 
-@pytest.mark.parametrize("column", ["psnr_db", "fab", "seconds"])
+@pytest.mark.parametrize("column", ["psnr_db", "fab", "bitops_g"])
 def test_nan_is_refused(tmp_path: Path, helpers: Helpers, column: str) -> None:
     with pytest.raises(UserError, match=rf"{column} of image 'a.png' is NaN"):
-        write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png", **{column: math.nan})], "abc")
+        write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png", **{column: math.nan})], KEY)
     assert not (tmp_path / "records").exists()
 
 
@@ -58,19 +60,19 @@ def test_wrong_rows_are_refused(tmp_path: Path, helpers: Helpers) -> None:
     lacking = {name: value for name, value in row.items() if name != "fab"}
     for rows in ([], [lacking], [row | {"more": 1}], [row, row], [row | {"scheme": "other"}]):
         with pytest.raises(ValueError, match="Cell"):
-            write_cell(tmp_path, CELL, rows, "abc")
+            write_cell(tmp_path, CELL, rows, KEY)
 
 
 def test_a_failed_write_keeps_the_old_record(tmp_path: Path, helpers: Helpers, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png")], "old")
+    path = write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png")], Key("old"))
 
     def fail(_: int) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_cell(tmp_path, CELL, [helpers["row"](CELL, "b.png")], "new")
-    assert read_inputs_hash(tmp_path, CELL) == "old"
+        write_cell(tmp_path, CELL, [helpers["row"](CELL, "b.png")], Key("new"))
+    assert read_key(tmp_path, CELL).inputs == "old"  # type: ignore[union-attr]
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -85,19 +87,19 @@ def test_keys_are_safe_and_unique() -> None:
 
 
 def test_a_missing_record_has_no_hash(tmp_path: Path) -> None:
-    assert read_inputs_hash(tmp_path, CELL) is None
+    assert read_key(tmp_path, CELL) is None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
 def test_a_damaged_record_is_measured_again(
     tmp_path: Path, helpers: Helpers, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    path = write_cell(tmp_path, CELL, [helpers["row"](CELL, name) for name in ("a.png", "b.png")], "abc")
+    path = write_cell(tmp_path, CELL, [helpers["row"](CELL, name) for name in ("a.png", "b.png")], KEY)
     data = bytearray(path.read_bytes())
     place = data.index(b"b.png")  # inside a data page; the footer stays whole
     data[place] ^= 0xFF
     path.write_bytes({"truncated": bytes(data[:-40]), "empty": b"", "flipped": bytes(data)}[damage])
-    assert read_inputs_hash(tmp_path, CELL) is None
+    assert read_key(tmp_path, CELL) is None
     assert "measured again" in caplog.text
     with pytest.raises(UserError, match=r"edsr__.*\.parquet.*damaged record.*delete it"):
         load(tmp_path)
@@ -107,11 +109,11 @@ def test_another_schema_version(
     tmp_path: Path, helpers: Helpers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(records, "SCHEMA_VERSION", 2)
-    write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png")], "abc")
+    write_cell(tmp_path, CELL, [helpers["row"](CELL, "a.png")], KEY)
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"edsr__.*\.parquet: record has schema version 2"):
         load(tmp_path)
-    assert read_inputs_hash(tmp_path, CELL) is None
+    assert read_key(tmp_path, CELL) is None
     assert "schema version" in caplog.text
 
 
@@ -123,7 +125,7 @@ def test_no_records(tmp_path: Path) -> None:
 def test_order_follows_the_manifest_then_the_name(tmp_path: Path, helpers: Helpers) -> None:
     cells = [Cell("edsr", scheme, 4, "Set5", "image") for scheme in ("a", "b", "c", "d")]
     for cell in cells:
-        write_cell(tmp_path, cell, [helpers["row"](cell, "a.png")], "abc")
+        write_cell(tmp_path, cell, [helpers["row"](cell, "a.png")], KEY)
     assert load(tmp_path)["scheme"].tolist() == ["a", "b", "c", "d"]
     listed = [{**vars(cells[i]), "status": "measured", "reason": ""} for i in (3, 1)]
     write_manifest(tmp_path, {"cells": listed})

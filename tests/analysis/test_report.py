@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from analysis.plots import style
-from analysis.records.store import Cell, load, read_manifest, write_cell, write_manifest
+from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
 from analysis.report import page as report
 from analysis.report.build import build, main
 from analysis.report.page import write_report
-from analysis.tables.comparisons import claims
+from analysis.tables.comparisons import comparisons
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]
@@ -26,7 +26,7 @@ EVIL = '<script>alert("x")</script>&\'.png'
 
 def _page(run_dir: Path) -> str:
     df = load(run_dir)
-    return write_report(df, claims(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
+    return write_report(df, comparisons(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
 
 
 def test_build_remakes_everything_from_records(
@@ -56,7 +56,7 @@ def test_nothing_comes_from_outside(make_run: Runner) -> None:
 
 def test_hostile_names_are_escaped(tmp_path: Path, helpers: Helpers) -> None:
     cell = Cell("edsr", EVIL, 4, EVIL, "image")
-    write_cell(tmp_path, cell, [helpers["row"](cell, EVIL), helpers["row"](cell, "b")], "hash")
+    write_cell(tmp_path, cell, [helpers["row"](cell, EVIL), helpers["row"](cell, "b")], Key("hash"))
     skipped = {**vars(cell), "status": "skipped", "reason": EVIL}
     write_manifest(tmp_path, {"cells": [skipped], "command": EVIL, EVIL: {EVIL: [EVIL]}})
     page = _page(tmp_path)
@@ -70,7 +70,7 @@ def test_same_records_same_bytes(make_run: Runner) -> None:
 
 def test_sort_keys_and_unknown_values(make_run: Runner) -> None:
     df = load(make_run())
-    (table,) = report._tables(df)
+    (table,) = report._tables(df, {})
     first = dict(zip(table["heads"], table["rows"][0][1], strict=True))
     assert first["Backbone"][0] == "bicubic" and first["FAB (bits)"] == ("\u2013", "", True)
     rows = [dict(zip(table["heads"], row, strict=True)) for _, row in table["rows"]]

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.records.store import load, read_manifest
 from analysis.report.page import write_report
-from analysis.tables.comparisons import claims
+from analysis.tables.comparisons import comparisons
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="install playwright (pip install '.[dev]')")
 
@@ -51,7 +51,7 @@ def open_page(browser: Any, run_dir: Path) -> Iterator[Callable[..., Any]]:
 
     def build(viewport: dict[str, int] | None = None, fragment: str = "") -> Any:
         df = load(run_dir)
-        path = write_report(df, claims(df), read_manifest(run_dir), run_dir)
+        path = write_report(df, comparisons(df), read_manifest(run_dir), run_dir)
         page = context.new_page()
         if viewport:
             page.set_viewport_size(viewport)

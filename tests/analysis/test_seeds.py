@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.tables.comparisons import claims
+from analysis.tables.comparisons import comparisons
 from analysis.tables.seeds import DROP, FAB, LEAD, by_quantity, spread, write_seeds
 
 # scheme: (PSNR in dB below FP32, FAB, BitOPs), the same on every image
@@ -45,7 +45,7 @@ def _row(table: pd.DataFrame, quantity: str, scheme: str, dataset: str = "Set5")
 
 def test_mean_deviation_and_range_over_trainings() -> None:
     df = _frame()
-    table = spread(df, claims(df))
+    table = spread(df, comparisons(df))
     assert set(table["scheme"]) == {"cadyq", "pams:w8a5"}
     row = _row(table, DROP, "cadyq")
     assert row["seeds"] == 3
@@ -58,7 +58,7 @@ def test_mean_deviation_and_range_over_trainings() -> None:
 
 def test_the_lead_is_over_fixed_bits_of_each_trainings_own_cost() -> None:
     df = _frame()
-    row = _row(spread(df, claims(df)), LEAD, "cadyq", "all images")
+    row = _row(spread(df, comparisons(df)), LEAD, "cadyq", "all images")
     # fixed bits lose 0.10, 0.08 and 0.06 dB at 55, 57 and 59
     assert row[["low", "mean", "high"]].tolist() == pytest.approx([-0.06, -0.02, 0.02])
 
@@ -66,23 +66,23 @@ def test_the_lead_is_over_fixed_bits_of_each_trainings_own_cost() -> None:
 def test_a_dataset_that_one_training_lacks_counts_those_it_has() -> None:
     df = _frame()
     lacking = df[~((df["scheme"] == "cadyq:seed2") & (df["dataset"] == "Urban100"))]
-    table = spread(lacking, claims(lacking))
+    table = spread(lacking, comparisons(lacking))
     assert _row(table, DROP, "cadyq")["seeds"] == 3
     assert _row(table, DROP, "cadyq", "Urban100")["seeds"] == 2
 
 
 def test_one_training_each_has_no_spread(tmp_path: Path) -> None:
     df = _frame({name: value for name, value in NETWORKS.items() if "seed" not in name})
-    table = spread(df, claims(df))
+    table = spread(df, comparisons(df))
     assert table.empty
     assert write_seeds(table, tmp_path) == []
     alone = _frame({"fp32": NETWORKS["fp32"], "cadyq:seed1": NETWORKS["cadyq:seed1"]})
-    assert spread(alone, claims(alone)).empty
+    assert spread(alone, comparisons(alone)).empty
 
 
 def test_what_is_written(tmp_path: Path) -> None:
     df = _frame()
-    table = spread(df, claims(df))
+    table = spread(df, comparisons(df))
     csv, markdown = write_seeds(table, tmp_path)
     pd.testing.assert_frame_equal(pd.read_csv(csv), table)
     text = markdown.read_text(encoding="utf-8")

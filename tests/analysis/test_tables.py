@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from analysis.records.store import Cell, load, read_manifest, write_cell, write_manifest
+from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
 from analysis.tables.summary import REFERENCE, caption, skipped_notes, summary, to_text, write_tables
 
 Helpers = dict[str, Callable[..., Any]]
@@ -115,7 +115,7 @@ def test_caption_states_how_it_was_measured(make_run: Runner) -> None:
 def test_mean_over_fewer_images_is_not_shown(make_run: Runner, helpers: Helpers) -> None:
     run_dir = make_run()
     cell = Cell("edsr", "late", 4, "Set5", "image")
-    write_cell(run_dir, cell, [helpers["row"](cell, "a.png")], "hash")
+    write_cell(run_dir, cell, [helpers["row"](cell, "a.png")], Key("hash"))
     write_tables(load(run_dir), {}, run_dir)
     paper = pd.read_csv(run_dir / "tables" / "summary_image.csv").set_index(["backbone", "scheme"])
     assert paper.loc[("edsr", "late"), "Set5 fab"] == 8
@@ -127,7 +127,7 @@ def test_mean_over_fewer_images_is_not_shown(make_run: Runner, helpers: Helpers)
 def test_several_scales_get_a_column(tmp_path: Path, helpers: Helpers) -> None:
     for scale in (2, 4):
         cell = Cell("edsr", "fp32", scale, "Set5", "image")
-        write_cell(tmp_path, cell, [helpers["row"](cell, name) for name in ("a", "b")], "hash")
+        write_cell(tmp_path, cell, [helpers["row"](cell, name) for name in ("a", "b")], Key("hash"))
     write_tables(load(tmp_path), {}, tmp_path)
     text = (tmp_path / "tables" / "summary_image.md").read_text(encoding="utf-8")
     assert text.startswith("| Scale | Backbone") and "| x2 | edsr" in text and "scale x2, x4" in text
@@ -135,7 +135,7 @@ def test_several_scales_get_a_column(tmp_path: Path, helpers: Helpers) -> None:
 
 def test_hostile_names(tmp_path: Path, helpers: Helpers) -> None:
     cell = Cell("ed|sr", r"a&b_\{x}", 4, "<b>$et%", "image")
-    write_cell(tmp_path, cell, [helpers["row"](cell, name) for name in ("a", "b")], "hash")
+    write_cell(tmp_path, cell, [helpers["row"](cell, name) for name in ("a", "b")], Key("hash"))
     skipped = {**vars(cell), "status": "skipped", "reason": "50% of\n#it | fails"}
     write_manifest(tmp_path, {"cells": [skipped]})
     write_tables(load(tmp_path), read_manifest(tmp_path), tmp_path)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from analysis.records.store import load
 from analysis.report import viewer
-from analysis.report.viewer import ROW_COLUMNS, cell_rows, views
+from analysis.report.viewer import cell_rows, row_columns, views
 from cadyq.utils.errors import UserError
 
 Helpers = dict[str, Callable[..., Any]]
@@ -25,13 +25,13 @@ Runner = Callable[..., Path]
 
 def test_every_value_of_every_record_is_there(make_run: Runner) -> None:
     df = load(make_run())
-    found = json.loads(json.dumps(cell_rows(df), allow_nan=False))
+    found = json.loads(json.dumps(cell_rows(df, {}), allow_nan=False))
     assert len(found["cells"]) == len(df[["backbone", "scheme", "dataset"]].drop_duplicates())
     for cell in found["cells"]:
         part = df[(df["backbone"] == cell["backbone"]) & (df["scheme"] == cell["scheme"])]
         part = part[part["dataset"] == cell["dataset"]]
         assert cell.get("images", found["images"][cell["dataset"]]) == part["image"].tolist()
-        for name, values in zip(ROW_COLUMNS, cell["values"], strict=True):
+        for name, values in zip(row_columns(df, {}), cell["values"], strict=True):
             full = values if isinstance(values, list) else [values] * len(part)
             assert full == pytest.approx(part[name].tolist(), rel=1e-5)
 
@@ -39,12 +39,12 @@ def test_every_value_of_every_record_is_there(make_run: Runner) -> None:
 def test_infinite_quality_survives_json(make_run: Runner) -> None:
     df = load(make_run())
     df["psnr_db"] = math.inf
-    assert json.loads(json.dumps(cell_rows(df), allow_nan=False))["cells"][0]["values"][0] == "inf"
+    assert json.loads(json.dumps(cell_rows(df, {}), allow_nan=False))["cells"][0]["values"][0] == "inf"
 
 
 def test_rows_of_many_schemes_stay_small(make_run: Runner) -> None:
     df = load(make_run(images=tuple(f"{i:03d}.png" for i in range(100)), datasets=("Set5",)))
-    size = len(json.dumps(cell_rows(df), separators=(",", ":")))
+    size = len(json.dumps(cell_rows(df, {}), separators=(",", ":")))
     assert size / len(df) < 100  # bytes a row: 5 networks x 20 schemes x 119 images in two modes are below 2.4 MB
 
 

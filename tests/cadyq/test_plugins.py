@@ -265,7 +265,7 @@ def test_a_broken_foreign_distribution_is_named(tmp_path: Path, monkeypatch: pyt
 def test_a_foreign_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, "rival", "[cadyq.schemes]\npams = elsewhere:PAMS\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(SCHEMES._classes, "pams", raising=False)
+    monkeypatch.delitem(SCHEMES._known, "pams", raising=False)
     with pytest.raises(
         cadyq.UserError, match=r"'pams' is offered by several packages \(baselines.pams:PAMS, elsewhere"
     ):

@@ -1,0 +1,313 @@
+"""A hash of the code that makes a network's numbers, so that no stale number is called "cached".
+
+Modules are found by walking imports, without running them: from the classes of a scheme and a backbone, and from what
+measures. Only this project's packages are walked, and the folder (or package) of a plug-in. Comments, docstrings and
+formatting change nothing, as what is hashed is the syntax tree without docstrings.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cadyq.utils.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("cadyq", "baselines", "analysis.run")
+# Names, locks, messages and command lines make no number, and a run is planned here before anything is measured.
+WITHOUT_NUMBERS = ("cadyq.utils", "cadyq.commands", "cadyq.testing", "analysis.run.code")
+# what every number goes through, whatever the scheme
+MEASURING = ("analysis.run.jobs", "cadyq.metrics.measure")
+# Their releases change kernels (torch), sums (numpy) or counts of MACs (fvcore). Major and minor: a patch release mends
+# what was broken, and counting it would measure everything again every few weeks.
+LIBRARIES = ("torch", "numpy", "fvcore")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One file of code.
+
+    Attributes:
+        sha256: of its syntax tree.
+        names: dotted names that it imports, or reaches through a package that it imports.
+        unused: of these, modules that are imported for what they register.
+        exports: of an `__init__.py`, name -> the dotted name that it stands for.
+    """
+
+    sha256: str
+    names: frozenset[str]
+    unused: frozenset[str]
+    exports: dict[str, str]
+
+
+def code_sha256(classes: Iterable[type], modules: Iterable[str] = MEASURING) -> str:
+    """SHA-256 of the code of these classes and modules and of all that they import, and of the libraries' versions.
+
+    Raises:
+        UserError: a class lies in no file, or a file of its is no Python.
+    """
+    found: dict[Path, str] = {}
+    libraries = set(LIBRARIES)
+    for name in modules:
+        _walk(OWN, name, found, libraries)
+    for cls in classes:
+        place, name = _place_of(cls)
+        _walk(place, name, found, libraries)
+    lines = sorted(f"{name} {sha256}" for name, sha256 in zip(map(_shown, found), found.values(), strict=True))
+    lines += sorted(filter(None, map(_release, libraries)))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def function_sha256(function: Callable[..., Any]) -> str:
+    """`code_sha256` of a function, or of an object that is called as one, and of what its module imports.
+
+    Raises:
+        UserError: it lies in no file.
+    """
+    arguments = ""
+    while isinstance(function, partial):
+        arguments += repr((function.args, sorted(function.keywords.items())))
+        function = function.func
+    owner: Any = function if inspect.isfunction(function) else type(function)
+    return hashlib.sha256((code_sha256([owner], ()) + arguments).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where imports are followed: the folder that holds packages, and the names that count there (all, if none)."""
+
+    root: Path
+    packages: tuple[str, ...] = ()
+
+    def holds(self, name: str) -> bool:
+        def below(packages: tuple[str, ...]) -> bool:
+            return any(f"{name}.".startswith(f"{package}.") for package in packages)
+
+        if self.packages == PACKAGES and below(WITHOUT_NUMBERS):
+            return False
+        return not self.packages or below(self.packages)
+
+    def file(self, name: str) -> Path | None:
+        """The file of a module that lies here."""
+        return _project_file(name) if self.root == ROOT and self.packages else _file(self.root, name)
+
+
+OWN = _Place(ROOT, PACKAGES)
+
+
+def _file(root: Path, name: str) -> Path | None:
+    path = root.joinpath(*name.split("."))
+    for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+@lru_cache  # asked hundreds of times for every network
+def _project_file(name: str) -> Path | None:
+    return _file(ROOT, name)
+
+
+def _place_of(cls: Any) -> tuple[_Place, str]:
+    """Where a class lies, and the name of its module as seen from there."""
+    try:
+        file = Path(inspect.getfile(cls)).resolve()
+    except (TypeError, OSError) as error:
+        raise UserError(
+            f"{cls.__name__} was typed into a session, so no edit of it could be noticed later; put it into a file and "
+            "pass that as --plugin, or measure it without records: analysis.run.quick"
+        ) from error
+    if file.is_relative_to(ROOT) and cls.__module__.partition(".")[0] in ("cadyq", "baselines", "analysis"):
+        return OWN, cls.__module__
+    folder, name = file.parent, file.stem
+    while (folder / "__init__.py").is_file():  # a package is followed as a whole
+        folder, name = folder.parent, f"{folder.name}.{name}"
+    alone = "." not in name and not {"site-packages", "dist-packages"} & set(folder.parts)
+    return _Place(folder, () if alone else (name.partition(".")[0],)), name
+
+
+def _walk(place: _Place, name: str, found: dict[Path, str], libraries: set[str]) -> None:
+    """Add the module of that dotted name, and what it imports, to `found`."""
+    todo = list(_files(place, name))
+    while todo:
+        here, file = todo.pop()
+        if file not in found:
+            found[file] = read_module(file).sha256
+            followed, others = _imports_of(here, file, *_state(file))
+            todo += followed
+            libraries |= others
+
+
+@lru_cache(maxsize=4096)
+def _imports_of(place: _Place, file: Path, mtime: int, size: int) -> tuple[list[tuple[_Place, Path]], frozenset[str]]:
+    """The files that a module imports, each with its place; and names of libraries that a plug-in imports."""
+    if place == OWN and file.name == "__init__.py":
+        return [], frozenset()  # what a package of the project passes on is followed where it is used
+    module = read_module(file)
+    names = module.names - module.unused if place == OWN else module.names
+    followed: list[tuple[_Place, Path]] = []
+    others = set()
+    for name in _absolute(names, place, file):
+        files = [*_files(OWN, name)] or [*_files(place, name)]
+        followed += files
+        if not files and place != OWN:
+            others.add(name.partition(".")[0])
+    return followed, frozenset(others)
+
+
+def _files(place: _Place, name: str) -> Iterator[tuple[_Place, Path]]:
+    """The file of the longest part of a dotted name that is a module; through an `__init__.py`, what it passes on."""
+    parts = name.split(".")
+    if not place.holds(name) and place.holds(parts[0]):
+        return  # left out by name
+    for length in range(len(parts), 0, -1):
+        module = ".".join(parts[:length])
+        file = place.file(module) if place.holds(module) else None
+        if file is None:
+            continue
+        yield place, file
+        exports, rest = read_module(file).exports, parts[length:]
+        if rest and file.name == "__init__.py" and rest[0] in exports:
+            for passed_on in _absolute([".".join([exports[rest[0]], *rest[1:]])], place, file):
+                if passed_on != name:
+                    yield from _files(place, passed_on)
+        return
+
+
+def _absolute(names: Iterable[str], place: _Place, file: Path) -> Iterator[str]:
+    """Relative imports (`.helper`) as names seen from the place."""
+    package = list(file.relative_to(place.root).parent.parts)
+    for name in sorted(names):
+        if not name.startswith("."):
+            yield name
+            continue
+        level = len(name) - len(name.lstrip("."))
+        yield ".".join([*package[: len(package) - level + 1], *filter(None, [name.lstrip(".")])])
+
+
+def read_module(file: Path) -> Module:
+    """What is known of one file; read again when it was changed.
+
+    Raises:
+        UserError: it is no Python.
+    """
+    return _read(file, *_state(file))
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """What changes with an edit."""
+    state = file.stat()
+    return state.st_mtime_ns, state.st_size
+
+
+@lru_cache(maxsize=4096)
+def _read(file: Path, mtime: int, size: int) -> Module:
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"{file}: not Python ({error}); put it right or name another file") from error
+    tree = _Bare().visit(tree)
+    exports = _imports(tree)
+    if file.name == "__init__.py":
+        tree.body = [node for node in tree.body if not _lists_names(node)]
+    text = repr(dump(tree))
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    used = frozenset(_used(tree, exports))
+    plain = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    unused = {name for name in plain if not any(f"{one}.".startswith(f"{name}.") for one in used)}
+    return Module(sha256, used | frozenset(exports.values()), frozenset(unused), exports)
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes docstrings, and imports that only type checkers see, out of a tree."""
+
+    def visit(self, node: ast.AST) -> Any:
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)] or [ast.Pass()]  # type: ignore[attr-defined]
+        return super().visit(node)
+
+    def visit_If(self, node: ast.If) -> Any:
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return ast.Pass()
+        return self.generic_visit(node)
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _lists_names(node: ast.AST) -> bool:
+    """Whether a statement of an `__init__.py` only passes names on, or sets `__all__` or `__version__`."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    dunder = any(isinstance(target, ast.Name) and target.id.startswith("__") for target in targets)
+    return dunder or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def dump(node: Any) -> Any:
+    """A syntax tree as nested tuples without places in the text; the same for every version of Python.
+
+    `ast.dump` shows fields that later versions added, and leaves empty ones out or not.
+    """
+    if isinstance(node, ast.AST):
+        fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return type(node).__name__, tuple((name, dump(value)) for name, value in fields)
+    return tuple(map(dump, node)) if isinstance(node, list) else node
+
+
+def _imports(tree: ast.AST) -> dict[str, str]:
+    """Bound name -> dotted name, of every import of a tree. `import a.b` binds "a" and is listed as "a.b" too."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found[alias.asname or alias.name] = alias.name
+                if alias.asname is None:
+                    found.setdefault(alias.name.partition(".")[0], alias.name.partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            for alias in node.names:
+                name = source if alias.name == "*" else f"{source}{'' if source.endswith('.') else '.'}{alias.name}"
+                found[alias.asname or alias.name] = name
+    return found
+
+
+def _used(tree: ast.AST, imports: dict[str, str]) -> Iterator[str]:
+    """Attributes of imported modules that a tree uses, as dotted names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            parts = _dotted(node)
+            if parts and parts[0] in imports:
+                yield ".".join([imports[parts[0]], *parts[1:]])
+
+
+def _dotted(node: ast.AST) -> list[str]:
+    """["a", "b"] of `a.b`; nothing where it does not begin with a name."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return [node.id, *reversed(parts)] if isinstance(node, ast.Name) else []
+
+
+def _shown(file: Path) -> str:
+    """A file's name in the hash: the same wherever the project, or the plug-in, lies."""
+    return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
+
+
+@lru_cache
+def _release(library: str) -> str:
+    """Name, major and minor version; empty for what is no installed distribution, such as Python's own modules."""
+    try:
+        found = re.match(r"\d+(\.\d+)?", version(library))
+    except (PackageNotFoundError, ValueError):
+        return ""
+    return f"{library} {found[0]}" if found else ""

@@ -1,0 +1,77 @@
+"""Metrics as records: what is measured of each image, and how it is shown. A new one is one file.
+
+```python
+def mean_absolute_error(sr, hr, scale):
+    return (sr.double() - hr.double()).abs().flatten(1).mean(1)
+
+cadyq.register_metric(cadyq.Metric("mae", "MAE", "", False, mean_absolute_error, ".3f"))
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cadyq.utils.errors import UserError
+from cadyq.utils.registry import Entries
+
+Function = Callable[[Tensor, Tensor, int], Any]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A quality of an SR image.
+
+    Attributes:
+        name: of its column in records, with the unit as its last part where it has one: "psnr_db".
+        heading: in tables and report.
+        unit: such as "dB", empty for none.
+        higher_is_better: False for distances such as LPIPS.
+        function: of SR and HR, uint8 (B, 3, H, W) RGB, and the scale, to one number an image (B,).
+        format: of a number in tables, such as ".2f".
+        in_tables: False for one that only records, `summary.csv` and the report hold.
+    """
+
+    name: str
+    heading: str
+    unit: str
+    higher_is_better: bool
+    function: Function
+    format: str
+    in_tables: bool = True
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name):
+            raise UserError(f"metric {self.name!r}: write its name with small letters, digits and underscores")
+        try:
+            format(0.5, self.format)
+        except ValueError as error:
+            raise UserError(f"metric {self.name!r}: {self.format!r} formats no number; write it as in '.2f'") from error
+
+    def __call__(self, sr: Tensor, hr: Tensor, scale: int) -> float:
+        """The number of one image, (1, 3, H, W)."""
+        return float(self.function(sr, hr, scale))
+
+
+METRICS: Entries[Metric] = Entries("metric", "cadyq.metrics")
+
+
+def register_metric(metric: Metric) -> Metric:
+    """Make a metric known: from then on it is measured and shown like PSNR.
+
+    Raises:
+        UserError: the name is taken.
+    """
+    METRICS.add(metric.name, metric)
+    return metric
+
+
+def all_metrics() -> list[Metric]:
+    """Every registered metric: those of this project first, then those of packages and plug-ins, by name."""
+    own = [name for name in METRICS.added() if name in METRICS.names()]
+    return [METRICS.get(name) for name in dict.fromkeys([*own, *METRICS.names()])]
