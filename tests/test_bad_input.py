@@ -29,7 +29,7 @@ import cadyq.upscale
 import cadyq.zoo.ship
 from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
-from cadyq.checkpoints.io import ZOO
+from cadyq.checkpoints.folders import ZOO
 from cadyq.commands import photographs
 
 Words = list[str]

@@ -35,9 +35,8 @@ import sys
 from pathlib import Path
 from cadyq.checkpoints import zoo as ship
 
-ship.MANIFEST = Path(sys.argv[1])
 for number in range(30):
-    ship._put("networks", {"file": f"{sys.argv[2]}{number}", "backbone": "edsr"})
+    ship._put(Path(sys.argv[1]).parent, "networks", {"file": f"{sys.argv[2]}{number}", "backbone": "edsr"})
 """
 
 

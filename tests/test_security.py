@@ -18,7 +18,7 @@ from skimage import data
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import command as run_all
-from cadyq.checkpoints.zoo import MANIFEST
+from cadyq.checkpoints.folders import ZOO
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("cadyq", "analysis", "baselines", "benchmarks", "notebooks", "examples")
@@ -159,7 +159,7 @@ def absolute(text: str) -> list[str]:
     return re.findall(r"(?<![\w.:/<-])(?:/[\w.-]+/[\w./-]*|~/[\w./-]+|[A-Za-z]:\\[\w.\\-]+)", text)
 
 
-MANIFESTS = [MANIFEST, *sorted(ROOT.glob("results/*/manifest.json"))]
+MANIFESTS = [ZOO / "manifest.json", *sorted(ROOT.glob("results/*/manifest.json"))]
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -13,7 +13,7 @@ import pytest
 
 from analysis.run.networks import locate
 from analysis.run.plan import presets
-from cadyq.checkpoints.io import ZOO
+from cadyq.checkpoints.folders import ZOO
 from cadyq.schemes.specs import canonical
 from cadyq.utils import toml
 

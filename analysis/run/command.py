@@ -32,12 +32,15 @@ from analysis.run.zoo_files import wrong_files
 from analysis.tables import metrics
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
+from cadyq.checkpoints.folders import use_zoo
 from cadyq.commands.cli import (
     MOST_THREADS,
     Numbers,
     Parser,
     add_debug_option,
+    add_model_option,
     add_plugin_option,
+    add_zoo_option,
     check_writable,
     exit_status,
     program,
@@ -60,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
+    add_model_option(parser)
     parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
     parser.add_argument("--datasets", nargs="+")
     parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
@@ -81,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
+    add_zoo_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -292,7 +297,7 @@ def manifest(
         | kept
         | {
             "measurement_version": MEASUREMENT_VERSION,
-            "plan": asdict(plan),
+            "plan": written(plan),
             "metrics": before.get("metrics", {}) | metrics.to_manifest(),
             "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
             "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
@@ -302,6 +307,13 @@ def manifest(
             "earlier_commands": earlier_commands(before),
         }
     )
+
+
+def written(plan: Plan) -> dict[str, Any]:
+    """A plan as the manifest has it: of paths only the last part."""
+    models = [Path(model).name if "/" in model else model for model in plan.models]
+    folder = plan.calibration.name if plan.calibration else ""
+    return asdict(plan) | {"models": models, "calibration": folder}
 
 
 def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
@@ -342,8 +354,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     Waits while another command measures into the same folder, and then finds measured what that one did.
     """
+    use_zoo(args.zoo)
     plugins = load_plugins(args.plugin)
-    plan = make_plan(args.preset, args.scale, args.backbones, args.schemes, args.datasets, args.modes, plugins)
+    chosen = (args.backbones, args.schemes, args.datasets, args.modes, plugins, args.model, args.calibration)
+    plan = make_plan(args.preset, args.scale, *chosen)
     device = pick_device(args.device)
     executors.check_options(args.jobs, args.executor, args.scheduler)
     out = args.out or Path("results") / args.preset
@@ -354,7 +368,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
-        for file, why in wrong_files(file for source in plan.sources() for file in source.files):
+        for file, why in wrong_files(file for source in plan.sources() if not source.model for file in source.files):
             print(f"warning: {file}: {why}", file=sys.stderr)
         listed = manifest(plan, preset, statuses, out, device, argv)
         records.write_manifest(out, listed)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from analysis.records import store as records
 from analysis.records.artifacts import write_exhibit, write_view
-from analysis.run.networks import Source, load
+from analysis.run.networks import load
+from analysis.run.source import Source
 from cadyq.commands.cli import UNWRITABLE, stopped
 from cadyq.data.datasets import Dataset
 from cadyq.inference.threads import one_thread

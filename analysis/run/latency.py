@@ -14,7 +14,8 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from analysis.run.jobs import reason_of
-from analysis.run.networks import Source, load
+from analysis.run.networks import load
+from analysis.run.source import Source
 from cadyq.commands.cli import stopped
 from cadyq.data.datasets import Dataset
 from cadyq.inference.threads import one_thread

@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import cadyq
+from analysis.run import models
 from analysis.run.code import code_sha256
+from analysis.run.source import PARENT, Source
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import ZOO, load_model, zoo_name, zoo_names
+from cadyq.checkpoints.folders import zoo_names, zoo_path
+from cadyq.checkpoints.io import load_model, zoo_name
 from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
-from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_of
 from cadyq.utils.errors import UserError
-
-PARENT = "fp32"  # where calibration-only schemes take their weights from
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a network comes from.
-
-    Attributes:
-        files: tensors it is made of; their hashes identify it.
-        reason: why it cannot be had, empty where it can.
-        broken: the reason is that code of a scheme or backbone raises, not that something is missing.
-        code: hash of the code that makes its numbers, see `analysis.run.code`; empty where nobody asked.
-        parent: "published:NAME" where the first file is an FP32 network that other authors trained.
-    """
-
-    backbone: str
-    scheme: str
-    scale: int
-    files: tuple[Path, ...] = ()
-    reason: str = ""
-    code: str = ""
-    broken: bool = False
-    parent: str = ""
-
-    def sha256(self) -> str:
-        """Over the files it is made of and the scheme, hexadecimal."""
-        digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
-        if self.parent:  # which of the files that hold its values is here does not matter
-            hashes = [published.get(self.parent).identity, *map(network_sha256, self.files[1:])]
-        else:
-            hashes = [network_sha256(file) for file in self.files]
-        for sha256 in hashes:
-            digest.update(sha256.encode())
-        return digest.hexdigest()
 
 
 def checked(spec: str) -> str:
@@ -118,10 +84,10 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
     source = partial(Source, backbone, scheme, scale)
     if not has_weights(backbone):
         return source()
-    trained = ZOO / f"{zoo_name(backbone, scale, scheme)}.safetensors"
+    trained = zoo_path(f"{zoo_name(backbone, scale, scheme)}.safetensors")
     if trained.exists():
         return source(files=(trained,))
-    parent = ZOO / f"{zoo_name(backbone, scale, PARENT)}.safetensors"
+    parent = zoo_path(f"{zoo_name(backbone, scale, PARENT)}.safetensors")
     authors = None if parent.exists() else published.of_backbone(backbone, scale)
     if scheme == PARENT and authors is not None:
         return _published(source, authors)
@@ -130,7 +96,7 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
         return source(
             reason=f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq.{command}"
         )
-    statistics = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
+    statistics = zoo_path(f"{backbone}_x{scale}_calibration.safetensors")
     files = (parent, statistics) if authors is None else (statistics,)
     missing = [file.name for file in files if not file.exists()]
     if missing:
@@ -148,6 +114,8 @@ def _published(source: partial[Source], row: Published, *others: Path) -> Source
 
 def load(source: Source) -> SRNetwork:
     """The network of a source without a `reason`, in eval mode."""
+    if source.model:
+        return models.load(source)
     if not source.files:
         return cadyq.create_model(source.backbone, source.scheme, source.scale).eval()
     parent = load_model(source.parent or source.files[0])

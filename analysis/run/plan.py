@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.records.store import Cell
-from analysis.run.networks import Source, checked, find, has_weights
-from cadyq.checkpoints.zoo import MANIFEST, read_manifest
+from analysis.run import models
+from analysis.run.networks import checked, find, has_weights
+from analysis.run.source import Source
+from cadyq.checkpoints.zoo import zoo_rows
 from cadyq.metrics.measure import MODES
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
@@ -17,6 +20,7 @@ from cadyq.schemes.specs import scheme_of
 from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 
+log = logging.getLogger(__name__)
 PRESETS = Path(__file__).parent / "presets.toml"
 ALL_OF_THE_ZOO = "zoo"
 NO_PLUGIN = Plugin((), ())
@@ -26,7 +30,11 @@ NO_PLUGIN = Plugin((), ())
 class Plan:
     """What a run measures, names checked and in the order of the tables.
 
-    `of_the_zoo`: schemes that only the word "zoo" named, so that nothing is missing where a backbone has none.
+    Attributes:
+        backbones, schemes, datasets, scale, modes: what the cells are made of.
+        of_the_zoo: schemes that only the word "zoo" named, so that nothing is missing where a backbone has none.
+        models: networks beside the backbones, as `cadyq.load_model` takes them.
+        calibration: folder of LR images that models are calibrated on; None for those inside scikit-image.
     """
 
     backbones: tuple[str, ...]
@@ -35,6 +43,8 @@ class Plan:
     scale: int
     modes: tuple[str, ...]
     of_the_zoo: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    calibration: Path | None = None
 
     def sources(self) -> list[Source]:
         """Every (backbone, scheme) of the plan. Interpolation has nothing to quantize and runs unquantized only."""
@@ -44,7 +54,8 @@ class Plan:
             for scheme in self.schemes
             if _can_play(backbone, scheme)
         ]
-        return [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
+        found = [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
+        return found + models.sources(self.models, self.schemes, self.scale, self.calibration)
 
     def cells(self, source: Source, dataset: str) -> list[Cell]:
         return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
@@ -65,16 +76,23 @@ def presets() -> dict[str, dict[str, list[str]]]:
 
 
 def _zoo() -> tuple[list[str], list[str]]:
-    """Backbones and schemes of the zoo, in the manifest's order.
+    """Backbones and schemes of the zoos, in the manifests' order.
 
-    A scheme that searches over HR runs hundreds of forwards an image: it is measured where it is asked for by name.
+    A scheme that searches over HR runs hundreds of forwards an image: it is measured where it is asked for by name. A
+    network whose scheme or backbone is of a plug-in that is not loaded is named and left out.
     """
-    try:
-        rows = read_manifest()["networks"]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{MANIFEST}: is no manifest of networks ({error}); fetch the file again") from error
-    networks = [row for row in rows if not scheme_of(row["scheme"]).reads_hr]
-    return [row["backbone"] for row in networks], [row["scheme"] for row in networks]
+    backbones, schemes = [], []
+    for row in zoo_rows():
+        try:
+            BACKBONES.get(row["backbone"])
+            reads_hr = scheme_of(row["scheme"]).reads_hr
+        except UserError as error:
+            log.warning("%s of the zoo is left out: %s (or pass its --plugin)", row["file"], error)
+            continue
+        if not reads_hr:
+            backbones.append(row["backbone"])
+            schemes.append(row["scheme"])
+    return backbones, schemes
 
 
 def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
@@ -101,6 +119,8 @@ def make_plan(
     datasets: Sequence[str] | None = None,
     modes: Sequence[str] | None = None,
     plugins: Plugin = NO_PLUGIN,
+    named: Sequence[str] = (),
+    calibration: Path | None = None,
 ) -> Plan:
     """The plan of a preset, and of what plugins added, with the options that were given in place of its own.
 
@@ -109,7 +129,8 @@ def make_plan(
     """
     chosen = presets()[preset]
     zoo_backbones, zoo_schemes = _zoo()
-    names = _expand(backbones or [*chosen["backbones"], *plugins.backbones], zoo_backbones)
+    preset_backbones = [] if named else [*chosen["backbones"], *plugins.backbones]
+    names = _expand(backbones or preset_backbones, zoo_backbones)
     for name in names:
         BACKBONES.get(name)
     asked = schemes or [*chosen["schemes"], *plugins.schemes]
@@ -125,4 +146,5 @@ def make_plan(
     if wrong is not None:
         raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
     of_the_zoo = tuple(spec for spec in specs if spec not in by_name)
-    return Plan(tuple(names), specs, sets, scale, tuple(modes or chosen.get("modes") or MODES), of_the_zoo)
+    kinds = tuple(modes or chosen.get("modes") or MODES)
+    return Plan(tuple(names), specs, sets, scale, kinds, of_the_zoo, tuple(named), calibration)

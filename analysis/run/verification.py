@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,16 +21,29 @@ import torch
 from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
-from analysis.run import networks
+from analysis.run import models, networks
 from analysis.run.jobs import reason_of
+from analysis.run.source import Source
 from analysis.run.zoo_files import wrong_files
 from analysis.tables.comparisons import comparisons
 from analysis.tables.roles import from_manifest
-from cadyq.commands.cli import MOST_SEED, Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
+from cadyq.checkpoints.folders import use_zoo
+from cadyq.commands.cli import (
+    MOST_SEED,
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_model_option,
+    add_plugin_option,
+    add_zoo_option,
+    exit_status,
+    program,
+)
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import measure_image
+from cadyq.models.network import BACKBONES
 from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
@@ -131,18 +144,40 @@ def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:
     return Finding(what, WRONG, f"differs from what the records give, first in line {line}; make it again")
 
 
-def check_weights(df: pd.DataFrame) -> Iterator[Finding]:
+@dataclass(frozen=True)
+class Named:
+    """The networks that a run took by `--model`, as this command names them again."""
+
+    names: tuple[str, ...] = ()
+    calibration: Path | None = None
+
+    def find(self, backbone: str, scheme: str, scale: int) -> Source:
+        """The source of a network of the records.
+
+        Raises:
+            UserError: it is none of the registry's, and no --model is of that name.
+        """
+        for name in self.names:
+            if models.label(name) == backbone:
+                found = models.sources([name], [scheme], scale, self.calibration)[0]
+                return found if found.scheme == scheme else replace(found, reason=f"is of {found.scheme}")
+        if backbone not in BACKBONES.names():
+            raise UserError(f"{backbone!r} is no backbone: pass the run's --model, or its --plugin")
+        return networks.find(backbone, scheme, scale)
+
+
+def check_weights(df: pd.DataFrame, named: Named) -> Iterator[Finding]:
     """The hash in the records against the zoo's files, for every network; and these files against their manifest."""
     files: list[Path] = []
     for (backbone, scheme), rows in df.groupby(["backbone", "scheme"], sort=False):
         what = f"weights of {backbone} {scheme}"
         try:
-            source = networks.find(str(backbone), str(scheme), int(rows["scale"].iloc[0]))
+            source = named.find(str(backbone), str(scheme), int(rows["scale"].iloc[0]))
             sha256 = "" if source.reason else source.sha256()
         except UserError as error:
             yield Finding(what, UNKNOWN, str(error))
             continue
-        files += source.files
+        files += () if source.model else source.files
         if source.reason:
             yield Finding(what, UNKNOWN, source.reason)
         elif set(rows["weights_sha256"]) == {sha256}:
@@ -153,7 +188,7 @@ def check_weights(df: pd.DataFrame) -> Iterator[Finding]:
     yield from wrong or ([Finding("files of the zoo", OK)] if files else [])
 
 
-def check_code(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
+def check_code(run_dir: Path, df: pd.DataFrame, named: Named) -> Iterator[Finding]:
     """Whether the code of today is what measured the records."""
     names = df[list(records.CELL_COLUMNS)].drop_duplicates()
     cells = [records.cell_of({str(k): v for k, v in row.items()}) for row in names.to_dict("records")]
@@ -161,7 +196,7 @@ def check_code(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
     for cell in cells:
         stored = records.read_key(run_dir, cell)
         try:
-            now = networks.code_of(cell.backbone, cell.scheme)
+            now = named.find(cell.backbone, cell.scheme, cell.scale).code
         except UserError:
             unknown += 1
             continue
@@ -207,7 +242,7 @@ def _wrong_image(dataset: Dataset, image: str, sha256: str) -> str:
 
 
 def check_sample(
-    df: pd.DataFrame, opened: dict[str, Dataset | str], size: int, seed: int, device: torch.device
+    df: pd.DataFrame, opened: dict[str, Dataset | str], named: Named, size: int, seed: int, device: torch.device
 ) -> Iterator[Finding]:
     """Measure `size` rows again, drawn at random from those whose network and image are there."""
     there = {name: dataset for name, dataset in opened.items() if isinstance(dataset, Dataset)}
@@ -215,14 +250,14 @@ def check_sample(
     for _, row in rows.sample(min(size, len(rows)), random_state=seed).iterrows():
         what = " ".join(["measured again:", row["backbone"], row["scheme"], row["dataset"], row["image"], row["mode"]])
         try:
-            yield Finding(what, *_measured_again(row, there[row["dataset"]], device))
+            yield Finding(what, *_measured_again(row, there[row["dataset"]], named, device))
         except Exception as error:  # of a plug-in, say; the other rows are still looked at
             yield Finding(what, UNKNOWN, reason_of(error))
 
 
-def _measured_again(row: pd.Series[Any], dataset: Dataset, device: torch.device) -> tuple[str, str]:
+def _measured_again(row: pd.Series[Any], dataset: Dataset, named: Named, device: torch.device) -> tuple[str, str]:
     """Status and reason of one row."""
-    source = networks.find(row["backbone"], row["scheme"], int(row["scale"]))
+    source = named.find(row["backbone"], row["scheme"], int(row["scale"]))
     if source.reason or row["image"] not in dataset.names():
         return UNKNOWN, source.reason or "the image is missing"
     network = networks.load(source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -241,21 +276,29 @@ def _close(name: str, a: float, b: float) -> bool:
     return a == b or abs(a - b) <= TOLERANCE.get(name, RELATIVE_TOLERANCE.get(name, OTHER_TOLERANCE) * abs(b))
 
 
-def verify(run_dir: Path, data_root: Path | None, size: int, seed: int, device: torch.device) -> Iterator[Finding]:
+def verify(
+    run_dir: Path,
+    data_root: Path | None,
+    size: int,
+    seed: int,
+    device: torch.device,
+    named: Named | None = None,
+) -> Iterator[Finding]:
     """All checks, each finding as it is made.
 
     Raises:
         UserError: no records, or none that can be read.
     """
+    named = named or Named()
     df, damaged = load_readable(run_dir)
     yield from damaged
     yield from check_records(run_dir, records.read_manifest(run_dir))
     yield from check_tables(run_dir, df)
-    yield from check_weights(df)
-    yield from check_code(run_dir, df)
+    yield from check_weights(df, named)
+    yield from check_code(run_dir, df, named)
     opened = open_datasets(df, data_root)
     yield from check_images(df, opened)
-    yield from check_sample(df, opened, size, seed, device)
+    yield from check_sample(df, opened, named, size, seed, device)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -265,6 +308,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=Numbers(0), default=5, help="how many images are measured again")
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of their choice")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    add_model_option(parser)
+    add_zoo_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -276,8 +321,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings: list[Finding] = []
 
     def act() -> None:
+        use_zoo(args.zoo)
         load_plugins(args.plugin)
-        for finding in verify(args.run_dir, args.data_root, args.sample, args.seed, pick_device(args.device)):
+        named = Named(tuple(args.model), args.calibration)
+        for finding in verify(args.run_dir, args.data_root, args.sample, args.seed, pick_device(args.device), named):
             print(finding, flush=True)
             findings.append(finding)
         counts = {status: sum(f.status == status for f in findings) for status in (OK, WRONG, UNKNOWN)}

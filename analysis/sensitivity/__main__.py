@@ -18,6 +18,7 @@ from analysis.run.provenance import provenance
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
+from cadyq.checkpoints.folders import use_zoo
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -25,6 +26,7 @@ from cadyq.commands.cli import (
     add_debug_option,
     add_plugin_option,
     add_threads_option,
+    add_zoo_option,
     check_writable,
     exit_status,
     program,
@@ -68,6 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches, subsets and shuffles"
     )
     add_threads_option(parser)
+    add_zoo_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -109,6 +112,7 @@ def merge(out: Path, parts: dict[str, Any]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     """Measure what is missing, write tables and plots; return the run's folder."""
+    use_zoo(args.zoo)
     load_plugins(args.plugin)
     check(args)
     if args.threads:

@@ -12,14 +12,16 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.run.networks import PARENT, find, load
+from analysis.run.networks import find, load
+from analysis.run.source import PARENT
 from analysis.sensitivity import store
 from analysis.sensitivity.additivity import measure_additivity
 from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
 from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import measure_selector, selectors
-from cadyq.checkpoints.io import ZOO, load_model, resolve, zoo_name
+from cadyq.checkpoints.folders import zoo_path
+from cadyq.checkpoints.io import load_model, resolve, zoo_name
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
@@ -49,7 +51,7 @@ class Inputs:
 
     @cached_property
     def _calibration(self) -> Path:
-        path = ZOO / f"{self.options.backbone}_x{self.options.scale}_calibration.safetensors"
+        path = zoo_path(f"{self.options.backbone}_x{self.options.scale}_calibration.safetensors")
         if not path.exists():
             raise UserError(f"--backbone {self.options.backbone}: {path.name} is not in the zoo; make it with "
                             "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR")  # fmt: skip

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.checkpoints import published
+from cadyq.checkpoints.folders import beside, zoo_names, zoo_path
 from cadyq.checkpoints.official import load_official
 from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_weight, unpack_weight
 from cadyq.checkpoints.state import load_state
@@ -25,8 +26,6 @@ from cadyq.quantizers.base import PackedWeight
 from cadyq.schemes.factory import ModelConfig, build, config_of, rebuild
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
-
-ZOO = Path(__file__).parent.parent / "zoo"
 
 
 def save_model(network: SRNetwork, path: str | Path, packed: bool = False, base: Path | None = None) -> None:
@@ -83,7 +82,7 @@ def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tenso
     """What `path`, which has that header, builds on: all tensors of its base, none where it has no base."""
     if "base" not in metadata:
         return {}
-    base = path.with_name(Path(metadata["base"]).name)
+    base = beside(path, metadata["base"])
     there = _all_tensors(base)
     if network_sha256(base) != metadata["base_sha256"]:
         raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
@@ -124,11 +123,6 @@ def zoo_name(backbone: str, scale: int, scheme: str) -> str:
     return f"{backbone}_x{scale}_{scheme.replace(':', '_')}"
 
 
-def zoo_names() -> list[str]:
-    """Names of the networks in the zoo, sorted."""
-    return sorted(file.stem for file in ZOO.glob("*_x?_*.safetensors") if "calibration" not in file.stem)
-
-
 def resolve(source: str | Path) -> Path:
     """A path, "zoo:NAME", "published:NAME" or "spandrel:PATH", to the path of the file.
 
@@ -142,7 +136,7 @@ def resolve(source: str | Path) -> Path:
         known = zoo_names()
         if name not in known:
             raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
-        return ZOO / f"{name}.safetensors"
+        return zoo_path(f"{name}.safetensors")
     return Path(str(source).removeprefix(spandrel.PREFIX))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import zoo_name, zoo_names
+from cadyq.checkpoints.folders import zoo_names
+from cadyq.checkpoints.io import zoo_name
 
 FP32 = "fp32"
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from cadyq.checkpoints.difference import decode, encode, entries_from_json, entries_to_json
+from cadyq.checkpoints.folders import beside
 from cadyq.data.images import sha256_file
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import replacing
@@ -79,7 +80,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    parent = path.with_name(Path(metadata["parent"]).name)
+    parent = beside(path, metadata["parent"])
     if not parent.exists():
         raise UserError(f"{path}: holds its difference to {parent.name}, which is not beside it; copy that there too")
     there, _ = read_tensors(parent)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cadyq.checkpoints.io import ZOO, load_model, save_model, zoo_name
+from cadyq.checkpoints.folders import VARIABLE, ZOO, zoo_folders, zoo_path
+from cadyq.checkpoints.io import load_model, save_model, zoo_name
 from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.statistics import save_statistics
 from cadyq.checkpoints.tensors import compress, network_sha256
@@ -19,48 +20,88 @@ from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 from cadyq.utils.locks import alone_in
 
-MANIFEST = ZOO / "manifest.json"
+MANIFEST = "manifest.json"
+SECTIONS = ("networks", "calibration")
 
 
-def read_manifest() -> dict[str, Any]:
-    """The zoo's manifest: "networks", a list of rows in the order of tables, and "calibration"."""
-    if not MANIFEST.exists():
-        return {"networks": [], "calibration": []}
-    return dict(json.loads(MANIFEST.read_text()))
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A zoo's manifest: "networks", a list of rows in the order of tables, and "calibration"; empty where it has none.
+
+    Raises:
+        UserError: it is no JSON, or no such lists.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {section: [] for section in SECTIONS}
+    try:
+        manifest = dict(json.loads(path.read_text(encoding="utf-8")))
+        if any(not isinstance(row, dict) or "file" not in row for section in SECTIONS for row in manifest[section]):
+            raise ValueError("a row names no file")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: is no manifest of networks ({error}); fetch the file again") from error
+    return manifest
 
 
-def _put(section: str, row: dict[str, Any]) -> None:
+def zoo_rows() -> list[dict[str, Any]]:
+    """The networks of all zoos, a row each; where two zoos have one of the same name, that of the first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for folder in zoo_folders():
+        for row in read_manifest(folder)["networks"]:
+            rows.setdefault(row["file"], row)
+    return list(rows.values())
+
+
+def writable_zoo() -> Path:
+    """The folder that trained networks are added to: the first of `CADYQ_ZOO`.
+
+    Raises:
+        UserError: none is named.
+    """
+    first = zoo_folders()[0]
+    if first == ZOO:
+        raise UserError(
+            f"nothing is written into the package: name a folder for your networks, --zoo DIR or {VARIABLE}"
+        )
+    return first
+
+
+def _put(folder: Path, section: str, row: dict[str, Any]) -> None:
     """Replace the row of that file, or add it behind those of its backbone."""
-    with alone_in(MANIFEST.parent):  # several trainings that end together ship together
-        manifest = read_manifest()
+    with alone_in(folder):  # several trainings that end together add their networks together
+        manifest = read_manifest(folder)
         rows = manifest[section]
         same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
         behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
         start, stop = (same[0], same[0] + 1) if same else (behind, behind)
         rows[start:stop] = [row]
-        write_text(MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
-def ship(network: SRNetwork, scheme: str, facts: dict[str, Any]) -> Path:
-    """Store `network` packed and add its row; `facts` says how it was trained, or from what it was derived.
+def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: Path) -> Path:
+    """Store `network` packed in a zoo and add its row; `facts` says how it was trained, or from what it was derived.
 
-    It is compressed against the zoo's FP32 network of its backbone. Small files that build on another are not, nor is
-    the FP32 network itself.
+    It is compressed against the FP32 network of its backbone where a zoo has one. Small files that build on another are
+    not, nor is the FP32 network itself.
     """
-    path = ZOO / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
-    base = ZOO / f"{facts['derived_from']['name']}.safetensors" if "derived_from" in facts else None
-    parent = ZOO / f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors"
+    path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
+    base = zoo_path(f"{facts['derived_from']['name']}.safetensors") if "derived_from" in facts else None
+    parent = zoo_path(f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors")
     save_model(network, path, packed=True, base=base)
-    if base is None and path != parent and parent.exists():
+    if base is None and path.name != parent.name and parent.exists() and _of_same_sizes(network, parent):
         compress(path, parent)
     identity = {"file": path.name, "backbone": network.name, "scheme": scheme, "scale": network.scale}
     hashes = {"sha256": network_sha256(path), "file_sha256": sha256_file(path), "bytes": path.stat().st_size}
-    _put("networks", identity | hashes | facts)
+    _put(folder, "networks", identity | hashes | facts)
     return path
 
 
-def ship_run(run_dir: Path, tag: str) -> Path:
-    """Ship what `cadyq.train` or `cadyq.derive` left in `run_dir`.
+def _of_same_sizes(network: SRNetwork, parent: Path) -> bool:
+    """Whether a file holds a network of the same architecture; only against such a one can another be stored."""
+    return load_model(parent).architecture == network.architecture
+
+
+def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
+    """Add what `cadyq.train` or `cadyq.derive` left in `run_dir` to a zoo.
 
     Raises:
         UserError: the run is not finished.
@@ -74,17 +115,17 @@ def ship_run(run_dir: Path, tag: str) -> Path:
         facts["held_out_last"] = facts.pop("history")[-1]
     for name in ("backbone", "scale"):
         facts.pop(name)
-    return ship(load_model(run_dir / "model.safetensors"), scheme, facts)
+    return add_to_zoo(load_model(run_dir / "model.safetensors"), scheme, facts, folder)
 
 
-def ship_calibration(backbone: str, scale: int, data_root: Path, cache: Path) -> Path:
-    """Measure and ship what the points of the FP32 network see on training photographs."""
+def add_calibration_to_zoo(backbone: str, scale: int, data_root: Path, cache: Path, folder: Path) -> Path:
+    """Measure and add what the points of the FP32 network see on training photographs."""
     network = load_model(fp32_name(backbone, scale))
     bank = load_bank(find_photographs(data_root), scale, CALIBRATION_SIDE, cache)
     patches = calibration_patches(bank.split()[0])
     note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"
-    path = ZOO / f"{backbone}_x{scale}_calibration.safetensors"
+    path = folder / f"{backbone}_x{scale}_calibration.safetensors"
     save_statistics(observe(network, patches), path, note)
     identity = {"file": path.name, "backbone": backbone, "scale": scale}
-    _put("calibration", identity | {"sha256": sha256_file(path), "data": note})
+    _put(folder, "calibration", identity | {"sha256": sha256_file(path), "data": note})
     return path

@@ -94,6 +94,27 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model_option(parser: argparse._ActionsContainer) -> None:
+    """The options `--model NAME_OR_PATH`, which may be given several times, and `--calibration DIR`."""
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME_OR_PATH",
+        help="a network beside the backbones: spandrel:PATH, published:NAME, zoo:NAME or a file; may be repeated",
+    )
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR", help="LR images to calibrate --model on; scikit-image's by default"
+    )
+
+
+def add_zoo_option(parser: argparse._ActionsContainer) -> None:
+    """The option `--zoo DIR`; hand its value to `cadyq.checkpoints.folders.use_zoo`."""
+    parser.add_argument(
+        "--zoo", type=Path, metavar="DIR", help="folder of your trained networks, before the package's (or CADYQ_ZOO)"
+    )
+
+
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """The option `--debug`; hand its value to `exit_status`."""
     parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")

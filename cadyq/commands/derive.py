@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.io import load_model, resolve, save_model
 from cadyq.checkpoints.tensors import network_sha256
+from cadyq.checkpoints.zoo import add_run_to_zoo
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -19,6 +21,7 @@ from cadyq.commands.cli import (
     add_debug_option,
     add_plugin_option,
     add_threads_option,
+    add_zoo_option,
     exit_status,
     program,
 )
@@ -52,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     add_threads_option(parser)
+    add_zoo_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -61,6 +65,7 @@ def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    use_zoo(args.zoo)
     load_plugins(args.plugin)
     name, options, _ = parse_scheme(args.scheme)
     parent = load_model(args.parent)
@@ -90,7 +95,13 @@ def run(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return exit_status(lambda: print(run(args)), args.debug)
+
+    def act() -> None:
+        print(run(args))
+        if args.zoo is not None:
+            print(add_run_to_zoo(args.out, "", args.zoo))
+
+    return exit_status(act, args.debug)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from cadyq.checkpoints.folders import use_zoo
+from cadyq.checkpoints.zoo import add_run_to_zoo
 from cadyq.commands.cli import (
     MOST_SEED,
     MOST_THREADS,
@@ -22,6 +24,7 @@ from cadyq.commands.cli import (
     add_debug_option,
     add_plugin_option,
     add_threads_option,
+    add_zoo_option,
     exit_status,
     program,
 )
@@ -81,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--amp", action="store_true", help="convolutions in half precision (CUDA)")
     how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
     how.add_argument("--checkpoint-seconds", type=Numbers(0, whole=False), default=CHECKPOINT_SECONDS)
+    add_zoo_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -148,6 +152,7 @@ def provenance_of(
 
 def train(args: argparse.Namespace, processes: Processes) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
+    use_zoo(args.zoo)
     load_plugins(args.plugin)
     device = processes.device
     if args.amp and device.type != "cuda":
@@ -200,6 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             leave(processes)
         if processes.first:
             print(path)
+            if args.zoo is not None:
+                print(add_run_to_zoo(args.out, "", args.zoo))
 
     return exit_status(act, args.debug)
 

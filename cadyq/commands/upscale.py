@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.io import load_model
 from cadyq.commands.cli import (
     Numbers,
@@ -20,6 +21,7 @@ from cadyq.commands.cli import (
     add_debug_option,
     add_plugin_option,
     add_threads_option,
+    add_zoo_option,
     check_writable,
     exit_status,
     program,
@@ -49,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--whole", action="store_true", help="the image as one tile: much memory, bits once an image")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     add_threads_option(parser)
+    add_zoo_option(parser)
     add_plugin_option(parser)
     add_debug_option(parser)
     return parser
@@ -227,6 +230,7 @@ def _line(job: Job, facts: dict[str, Any]) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Do what the command line asks for; returns 0, or 2 where some input gave no result."""
+    use_zoo(args.zoo)
     load_plugins(args.plugin)
     tiling = _tiling(args)
     if args.bit_map:

@@ -1,4 +1,4 @@
-"""Put trained networks and calibration statistics into the zoo: `python -m cadyq.zoo.ship run RUN_DIR ...`,
+"""Put trained networks and calibration statistics into a zoo: `python -m cadyq.zoo.ship run RUN_DIR ...`,
 `python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR`.
 """
 
@@ -8,8 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.checkpoints.zoo import ship_calibration, ship_run
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
+from cadyq.checkpoints.folders import use_zoo
+from cadyq.checkpoints.zoo import add_calibration_to_zoo, add_run_to_zoo, writable_zoo
+from cadyq.commands.cli import (
+    Numbers,
+    Parser,
+    add_debug_option,
+    add_plugin_option,
+    add_zoo_option,
+    exit_status,
+    program,
+)
 from cadyq.plugins import load_plugins
 
 
@@ -25,17 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     calibration.add_argument("--data-root", type=Path, required=True)
     calibration.add_argument("--cache", type=Path, default=Path(".cache"))
     for command in (run, calibration):
+        add_zoo_option(command)
         add_plugin_option(command)
         add_debug_option(command)
     args = parser.parse_args(argv)
 
     def act() -> None:
         load_plugins(args.plugin)
+        use_zoo(args.zoo)
+        folder = writable_zoo()
         if args.command == "run":
             for run_dir in args.run_dirs:
-                print(ship_run(run_dir, args.tag))
+                print(add_run_to_zoo(run_dir, args.tag, folder))
         else:
-            print(ship_calibration(args.backbone, args.scale, args.data_root, args.cache))
+            print(add_calibration_to_zoo(args.backbone, args.scale, args.data_root, args.cache, folder))
 
     return exit_status(act, args.debug)
 

@@ -36,11 +36,11 @@ from dataclasses import dataclass
 
 import cadyq
 import helper
-from baselines.minmax import MinMax, MinMaxActivation
+from baselines.minmax import MinMax, MinMaxRange
 from cadyq.quantizers.base import QuantizerOutput
 
 
-class Widened(MinMaxActivation):
+class Widened(MinMaxRange):
     def initialize(self, statistics):
         super().initialize(statistics)
         helper.widen(self)

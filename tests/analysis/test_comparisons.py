@@ -189,12 +189,12 @@ PLUGIN = """
 from dataclasses import dataclass
 
 import cadyq
-from baselines.minmax import MinMaxActivation
+from cadyq.quantizers import MinMaxRange
 from cadyq.quantizers.base import QuantizerOutput
 from cadyq.schemes.base import FixedBitScheme
 
 
-class ByGradient(MinMaxActivation):
+class ByGradient(MinMaxRange):
     def forward(self, x, context):
         output = super().forward(x, context)
         strong = context.gradient.mean(1) > 0.03

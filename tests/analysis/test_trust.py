@@ -18,6 +18,7 @@ from analysis.report.build import build
 from analysis.run import command as run_all
 from analysis.run import networks
 from analysis.run.verification import OK, WRONG, main, verify
+from cadyq.checkpoints.folders import ZOO
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.utils.errors import UserError
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 import torch
 
 import cadyq
-from baselines.minmax import MinMax, MinMaxActivation
+from baselines.minmax import MinMax, MinMaxRange
 from cadyq.quantizers.base import QuantizerOutput
 
 WAYS = {
@@ -42,7 +43,7 @@ WAYS = {
 }
 
 
-class Failing(MinMaxActivation):
+class Failing(MinMaxRange):
     def __init__(self, bits, way):
         super().__init__(bits)
         self.way = way
@@ -147,16 +148,16 @@ def test_a_tag_on_a_scheme_that_needs_no_training_is_refused(
     assert "'typo'" in error and "write 'minmax:w8a8'" in error and error.count("\n") == 1
     monkeypatch.setattr(networks, "zoo_names", lambda: ["idn_x4_minmax_w8a8_fine", "idn_x4_minmax_w4a4_other"])
     with pytest.raises(UserError, match=r"its tags are fine$"):
-        networks.canonical("minmax:w8a8:typo")
-    assert networks.canonical("minmax:w8a8:fine") == "minmax:w8a8:fine"
-    assert networks.canonical("cadyq:fab5") == "cadyq:fab5"  # trained: listed with its reason where it is missing
+        networks.checked("minmax:w8a8:typo")
+    assert networks.checked("minmax:w8a8:fine") == "minmax:w8a8:fine"
+    assert networks.checked("cadyq:fab5") == "cadyq:fab5"  # trained: listed with its reason where it is missing
 
 
 def test_a_broken_manifest_of_the_zoo_is_one_line(
     photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "manifest.json").write_text("{")
-    monkeypatch.setattr("cadyq.checkpoints.zoo.MANIFEST", tmp_path / "manifest.json")
+    monkeypatch.setenv("CADYQ_ZOO", str(tmp_path))
     assert run_all.main(command(photo_root, tmp_path / "run", "--backbones", "idn")) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "manifest.json: is no manifest of networks" in error
@@ -252,10 +253,10 @@ def test_a_zoo_file_that_the_manifest_does_not_list_is_noticed(
     zoo = tmp_path / "zoo"
     zoo.mkdir()
     for name in ("idn_x4_fp32.safetensors", "idn_x4_calibration.safetensors"):
-        shutil.copy(networks.ZOO / name, zoo / name)
-    text = (networks.ZOO / "manifest.json").read_text()
+        shutil.copy(ZOO / name, zoo / name)
+    text = (ZOO / "manifest.json").read_text()
     (zoo / "manifest.json").write_text(text)
-    monkeypatch.setattr(networks, "ZOO", zoo)
+    monkeypatch.setenv("CADYQ_ZOO", str(zoo))
     assert problems_of(run_dir, photo_root) == []
     (zoo / "manifest.json").write_text(re.sub(r'sha256": "[0-9a-f]+"', f'sha256": "{"0" * 64}"', text))
     lines = [line for line in problems_of(run_dir, photo_root) if "zoo/" in line]

@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 import cadyq
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import ZOO, zoo_name
+from cadyq.checkpoints.folders import ZOO
+from cadyq.checkpoints.io import zoo_name
 from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file

@@ -1,0 +1,101 @@
+"""Networks that a user names: `--model NAME_OR_PATH`, measured under every scheme of the plan that calibrates."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+from torch import Tensor
+
+from analysis.run.code import code_sha256
+from analysis.run.source import PARENT, Source
+from cadyq.checkpoints.io import load_model, resolve
+from cadyq.data import datasets
+from cadyq.models.network import SRNetwork
+from cadyq.quantization import calibration_patches
+from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.calibration import calibrated_on
+from cadyq.schemes.specs import canonical, scheme_name, scheme_of
+from cadyq.utils.errors import UserError
+
+
+def label(model: str) -> str:
+    """What a model is called in the column `backbone`: the stem of its file."""
+    return resolve(model).stem
+
+
+@lru_cache(maxsize=4)
+def opened(model: str) -> SRNetwork:
+    """The network of that name, loaded once a process. Take a copy before you change it."""
+    return load_model(model)
+
+
+def sources(models: Sequence[str], schemes: Sequence[str], scale: int, calibration: Path | None) -> list[Source]:
+    """Each model under each scheme: as it is where it is quantized already, else calibrated, or why not.
+
+    Args:
+        models: as `cadyq.load_model` takes them.
+        schemes: as in a command.
+        scale: of the run.
+        calibration: folder of LR images; the photographs inside scikit-image where there is none.
+
+    Raises:
+        UserError: a model cannot be read, is of another scale, or two have one label.
+    """
+    labels = [label(model) for model in models]
+    twice = next((name for name in labels if labels.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--model: two of them are called {twice!r}; rename one file")
+    return [source for model in models for source in _of_model(model, schemes, scale, calibration)]
+
+
+def _of_model(model: str, schemes: Sequence[str], scale: int, calibration: Path | None) -> list[Source]:
+    network = opened(model)
+    if network.scale != scale:
+        raise UserError(f"--model {model}: is of scale {network.scale}; pass --scale {network.scale}")
+    files = (resolve(model),)
+    if _is_quantized(network):
+        assert network.scheme is not None
+        spec = network.scheme.label()
+        return [Source(label(model), spec, scale, files, code=_code(network, spec), model=model)]
+    return [_under_scheme(model, network, canonical(spec), scale, calibration) for spec in schemes]
+
+
+def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibration: Path | None) -> Source:
+    source = partial(Source, label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
+    if spec == PARENT:
+        return source()
+    if scheme_of(spec).trained:
+        reason = f"{spec} has to be trained: python -m cadyq.train --model {model} --scheme {spec}, then pass its file"
+        return source(reason=reason)
+    return source(calibration=str(calibration or ""), calibration_sha256=_hash(_patches(calibration, scale)))
+
+
+def _is_quantized(network: SRNetwork) -> bool:
+    return network.scheme is not None and network.scheme.label() != PARENT
+
+
+def _code(network: SRNetwork, spec: str) -> str:
+    return code_sha256((type(network), SCHEMES.get(scheme_name(spec))))
+
+
+@lru_cache(maxsize=2)
+def _patches(folder: Path | None, scale: int) -> Tensor:
+    """LR patches of the folder, or of the photographs inside scikit-image."""
+    images = folder if folder is not None else [pair.lr for pair in datasets.photographs(scale)]
+    return calibration_patches(images)
+
+
+def _hash(patches: Tensor) -> str:
+    return hashlib.sha256(patches.numpy().tobytes()).hexdigest()
+
+
+def load(source: Source) -> SRNetwork:
+    """The network of a source that names a model, in eval mode."""
+    network = opened(source.model)
+    if not source.calibration_sha256:
+        return network
+    folder = Path(source.calibration) if source.calibration else None
+    return calibrated_on(network, source.scheme, _patches(folder, source.scale)).eval()

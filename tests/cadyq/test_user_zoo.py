@@ -1,0 +1,75 @@
+"""A user's own zoo: a folder that training and deriving write into, and that every command reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import cadyq
+from cadyq.checkpoints.folders import VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
+from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, writable_zoo, zoo_rows
+from cadyq.commands import zoo as command
+from cadyq.testing.models import calibrated_model
+from cadyq.utils.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+
+
+def test_a_users_zoo_comes_first_and_processes_inherit_it(tmp_path: Path) -> None:
+    before = {path.name for path in ZOO.iterdir()}
+    network = calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1).eval()
+    path = add_to_zoo(network, "pams:w4a4", {"note": "mine"}, tmp_path)
+    assert "zoo:edsr_x4_pams_w4a4" in cadyq.list_models() and zoo_path(path.name) == ZOO / path.name
+    use_zoo(tmp_path)
+    assert zoo_folders() == [tmp_path, ZOO] and os.environ[VARIABLE] == str(tmp_path)
+    assert zoo_path(path.name) == path
+    lr = torch.rand(1, 3, 9, 8) * 255
+    with torch.no_grad():
+        assert torch.equal(cadyq.load_model("zoo:edsr_x4_pams_w4a4")(lr), network(lr))
+    rows = [row for row in zoo_rows() if row["file"] == path.name]
+    assert len(rows) == 1 and rows[0]["note"] == "mine"
+    assert {path.name for path in ZOO.iterdir()} == before
+
+
+def test_what_is_compressed_against_the_package_is_read_from_elsewhere(tmp_path: Path) -> None:
+    network = cadyq.load_model("zoo:idn_x4_pams_w8a8")
+    use_zoo(tmp_path)
+    path = add_to_zoo(network, "pams:w8a8:mine", {}, tmp_path)
+    assert path.stat().st_size < 0.9 * (ZOO / "idn_x4_fp32.safetensors").stat().st_size
+    lr = torch.rand(1, 3, 9, 8) * 255
+    with torch.no_grad():
+        assert torch.equal(cadyq.load_model("zoo:idn_x4_pams_w8a8_mine")(lr), network(lr))
+
+
+def test_nothing_is_written_into_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="nothing is written into the package: name a folder"):
+        writable_zoo()
+    assert command.main(["run", str(tmp_path)]) == 2
+    assert "--zoo DIR or CADYQ_ZOO" in capsys.readouterr().err
+
+
+def test_a_network_of_a_plugin_that_is_not_loaded_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from analysis.run.plan import make_plan
+
+    (tmp_path / "manifest.json").write_text(
+        '{"networks": [{"file": "mine_x4_fp32.safetensors", "backbone": "mine", "scheme": "fp32", "scale": 4}],'
+        ' "calibration": []}'
+    )
+    use_zoo(tmp_path)
+    assert "mine" not in make_plan("embedded", 4, backbones=["zoo"]).backbones
+    assert "mine_x4_fp32.safetensors of the zoo is left out: unknown backbone 'mine'" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"networks": []}', '{"networks": [1], "calibration": []}'])
+def test_a_broken_manifest_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: is no manifest of networks"):
+        read_manifest(tmp_path)
