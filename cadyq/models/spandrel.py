@@ -40,6 +40,6 @@ def read(path: Path) -> tuple[nn.Module, Interface]:
 def _loader() -> Any:
     try:
         from spandrel import ModelLoader
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
         raise UserError(f"{PREFIX}...: spandrel cannot be imported ({error}); pip install 'cadyq[foreign]'") from error
     return ModelLoader(device="cpu")
