@@ -554,6 +554,20 @@ def shipping_an_unfinished_run(tmp: Path) -> tuple[Callable[..., int], Words]:
     return cadyq.zoo.ship.main, ["run", str(tmp)]
 
 
+@case("model.safetensors", "is an input")
+def training_over_its_own_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
+    shutil.copy(ZOO / "carn_m_x4_fp32.safetensors", tmp / "model.safetensors")
+    words = ["--recipe", "fp32", "--backbone", "carn_m", "--init", str(tmp / "model.safetensors")]
+    return cadyq.train.main, [*words, "--data-root", str(tmp), "--out", str(tmp / "out" / "..")]
+
+
+@case("model.safetensors", "is an input")
+def deriving_over_its_own_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
+    shutil.copy(ZOO / "carn_m_x4_cadyq.safetensors", tmp / "model.safetensors")
+    words = ["static", "--parent", str(tmp / "model.safetensors"), "--data-root", str(tmp), "--out", str(tmp)]
+    return cadyq.derive.main, words
+
+
 @case("--sample -1")
 def negative_sample(tmp: Path) -> tuple[Callable[..., int], Words]:
     return verify.main, [str(finished_run(tmp)), "--sample", "-1"]
@@ -605,6 +619,20 @@ def run(main: Callable[..., int], words: Words, monkeypatch: pytest.MonkeyPatch)
     except SystemExit as ended:
         assert isinstance(ended.code, int)
         return ended.code
+
+
+@pytest.mark.parametrize("odd", ["a\nb", "a\rb", "a\x85b", "a\u2028b", "a\x1bb", "a\udc80b"])
+def test_odd_characters_keep_the_one_line(
+    odd: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["--nonsense", odd],
+        ["zoo", "--out", "out", "--model", odd],
+        ["zoo", "--out", "out", "--model", "zoo:" + odd],
+    ):
+        assert run(cadyq.upscale.main, words, monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert len(error.splitlines()) == 1 and error.endswith("\n") and error[:-1].isprintable()
 
 
 def test_debug_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

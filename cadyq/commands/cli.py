@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import errno
 import math
+import os
 import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -49,12 +50,17 @@ def called_as(words: str) -> Iterator[None]:
         _called_as.reset(token)
 
 
+def error_line(message: object) -> str:
+    """What is printed of an error: one line, in which a file's or option's odd characters are written as escapes."""
+    return "error: " + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong with a command line as `exit_status` says what is wrong with a file: on one line."""
 
     def error(self, message: str) -> NoReturn:
         words = re.sub("^argument ([^:]+):", r"\1", message)
-        self.exit(2, f"error: {words}; see {self.prog} --help\n")
+        self.exit(2, f"{error_line(words)}; see {self.prog} --help\n")
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ def exit_status(action: Callable[[], object], debug: bool = False) -> int:
 def _failed(message: str, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     return 2
 
 
@@ -183,6 +189,14 @@ def _stopping() -> Iterator[list[signal.Signals]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check_spares(out: Path, names: Iterable[str], inputs: Iterable[str | Path | None]) -> None:
+    """Raises UserError where a file that is written to `out` is one that the command reads."""
+    read = {os.path.realpath(path) for path in inputs if path is not None}
+    for name in names:
+        if os.path.realpath(out / name) in read:
+            raise UserError(f"--out {out}: its {name} is an input of this very command; choose another folder")
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

@@ -22,6 +22,7 @@ from cadyq.commands.cli import (
     add_plugin_option,
     add_threads_option,
     add_zoo_option,
+    check_spares,
     exit_status,
     program,
 )
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> Path:
         torch.set_num_threads(args.threads)
     use_zoo(args.zoo)
     load_plugins(args.plugin)
+    check_spares(args.out, ["model.safetensors", "training.json"], [args.parent])
     name, options, _ = parse_scheme(args.scheme)
     parent = load_model(args.parent)
     bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)

@@ -25,6 +25,7 @@ from cadyq.commands.cli import (
     add_plugin_option,
     add_threads_option,
     add_zoo_option,
+    check_spares,
     exit_status,
     program,
 )
@@ -154,6 +155,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
     use_zoo(args.zoo)
     load_plugins(args.plugin)
+    check_spares(args.out, ["model.safetensors", "training.json"], [args.init, args.teacher, args.bank])
     device = processes.device
     if args.amp and device.type != "cuda":
         raise UserError(f"--amp needs a CUDA device and this run is on the {device.type}: leave it out")

@@ -23,6 +23,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     add_zoo_option,
     check_writable,
+    error_line,
     exit_status,
     program,
 )
@@ -247,14 +248,14 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         jobs = [job for job in jobs if not job.finished]
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
     for number, job in enumerate(jobs, 1):
         try:
             facts = upscale(network, job, tiling, device)[1]
             print(f"{number}/{len(jobs)} {_line(job, facts)}", flush=True)
         except UserError as error:
             errors.append(error)
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(error_line(error), file=sys.stderr, flush=True)
     return 2 if errors else 0
 
 

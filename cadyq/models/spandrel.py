@@ -53,6 +53,6 @@ def _takes_any_size(network: nn.Module, scale: int) -> bool:
 def _loader() -> Any:
     try:
         from spandrel import ModelLoader
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
         raise UserError(f"{PREFIX}...: spandrel cannot be imported ({error}); pip install 'cadyq[foreign]'") from error
     return ModelLoader(device="cpu")
