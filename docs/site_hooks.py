@@ -25,7 +25,7 @@ OUTSIDE = {  # page -> the file it is made of
     "benchmarks.md": "benchmarks/README.md",
     "results_paper.md": "results/paper/README.md",
     "results_sensitivity.md": "results/sensitivity/README.md",
-    "published.md": "analysis/published/README.md",
+    "published.md": "analysis/tables/published/README.md",
 }
 PAGES = {source: page for page, source in OUTSIDE.items()}
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
