@@ -82,8 +82,8 @@ def without_times(path: Path) -> bytes:
 
 
 def shown(out: Path) -> dict[str, str]:
-    """Records, tables, plots and exhibits; manifest and report say when they were made."""
-    files = [path for part in ("tables", "plots", "exhibits") for path in sorted((out / part).rglob("*.*"))]
+    """Records, tables, plots and artifacts; manifest and report say when they were made."""
+    files = [path for part in ("tables", "plots", "artifacts") for path in sorted((out / part).rglob("*.*"))]
     return records(out) | {str(path.relative_to(out)): sha256(without_times(path)) for path in files}
 
 

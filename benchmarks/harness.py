@@ -87,7 +87,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     measure.psnr, measure.ssim = metrics = Timed(measure.psnr), Timed(measure.ssim)
     run_all.measure = MEASURING
-    jobs.write_view, jobs.show_bits = pictures = Timed(jobs.write_view), Timed(jobs.show_bits)
+    jobs.write_crop, jobs.show_bits = pictures = Timed(jobs.write_crop), Timed(jobs.show_bits)
     bare = bare_forwards()
     whole, measuring = command(SCHEMES, 1)
     quality = sum(function.seconds for function in metrics)

@@ -26,10 +26,10 @@ def committed() -> list[Path]:
 
 def test_no_photograph_of_a_benchmark_is_passed_on() -> None:
     paths = committed()
-    assert not [path for path in paths if "exhibits" in path.parts or path.name.startswith("bits_")]
+    assert not [path for path in paths if "artifacts" in path.parts or path.name.startswith("bits_")]
     for path in (p for p in paths if p.name == "report.html"):
         page = path.read_text()
-        assert not re.search(r'"views": ?\[\{', page), f"{path} holds crops: make it again without exhibits"
+        assert not re.search(r'"views": ?\[\{', page), f"{path} holds crops: make it again without artifacts"
 
 
 @pytest.mark.usefixtures("published_folder")

@@ -1,4 +1,4 @@
-"""Figures from records: quality against cost, bits against content, and bit maps of stored exhibits."""
+"""Figures from records: quality against cost, bits against content, and bit maps of stored artifacts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from analysis.plots import style
 from analysis.plots.style import short, short_number
-from analysis.records.artifacts import read_exhibit
+from analysis.records.artifacts import read_artifact
 from analysis.report.crops import textured
 from analysis.tables.seeds import first_trainings
 from analysis.tables.summary import REFERENCE, summary
@@ -38,14 +38,14 @@ _Dashes = dict[str, Any]  # name of a line: how it is dashed
 
 
 def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list[Path]:
-    """Draw all that the records and exhibits hold into ``run_dir/plots`` as PNG and PDF; returns the paths.
+    """Draw all that the records and artifacts hold into ``run_dir/plots`` as PNG and PDF; returns the paths.
 
     ``psnr_bitops_*`` and ``psnr_fab_*`` (one a scale and mode), ``fab_gradient_*`` where some scheme's FAB
-    varies between images, ``bits_<exhibit>`` for each ``run_dir/exhibits/*.npz``. What has no data is not
+    varies between images, ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz``. What has no data is not
     drawn, and an older drawing of it is removed. Error bars: interval of the drop against the reference.
 
     Raises:
-        UserError: an exhibit is damaged or incomplete.
+        UserError: an artifact is damaged or incomplete.
     """
     folder = Path(run_dir) / "plots"
     for prefix in ("psnr_bitops", "psnr_fab", "fab_gradient", "bits"):
@@ -55,8 +55,8 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
     with style.context():
         for name, draw in figures(df, intervals).items():
             written += style.save(draw(), folder / name)
-        for path in sorted((Path(run_dir) / "exhibits").glob("*.npz")):
-            written += style.save(bit_map_figure(read_exhibit(path)), folder / f"bits_{path.stem}")
+        for path in sorted((Path(run_dir) / "artifacts").glob("*.npz")):
+            written += style.save(bit_map_figure(read_artifact(path)), folder / f"bits_{path.stem}")
     return written
 
 
@@ -302,7 +302,7 @@ def _legend_columns(handles: Sequence[Line2D], width: float) -> int:
 
 
 def bit_map_figure(show: Mapping[str, Any]) -> Figure:
-    """HR, HR under its bit map, and one textured region as LR, reference SR, SR and HR; of an exhibit."""
+    """HR, HR under its bit map, and one textured region as LR, reference SR, SR and HR; of an artifact."""
     hr, lr = show["hr"], show["lr"]
     height, width, scale = hr.shape[0], hr.shape[1], hr.shape[0] // lr.shape[0]
     photo_height = min(3.6, 3.2 * height / width)

@@ -1,7 +1,7 @@
-"""Exhibits: what pictures in plots and report are made of. The numbers of tables come from records only.
+"""Artifacts: what pictures in plots and report are made of. The numbers of tables come from records only.
 
-Two kinds lie in a run folder: `exhibits/*.npz`, one image with SR, FP32 SR and a fine map of bits for each network
-whose bits depend on content; and `exhibits/views/*.npz`, a crop with the bits of every point for each network.
+Two kinds lie in a run folder: `artifacts/*.npz`, one image with SR, FP32 SR and a fine map of bits for each network
+whose bits depend on content; and `artifacts/crops/*.npz`, a crop with the bits of every point for each network.
 
 The maps use tiles far smaller than the 96 pixels of patch-wise evaluation, so that one can see where bits go.
 """
@@ -34,8 +34,8 @@ CONTEXT = 6  # LR pixels around a tile that the network sees as well
 VIEW_SIDE = 288  # HR pixels, at most
 BATCH = 128  # tiles a forward
 
-_EXHIBIT = ["lr", "sr", "hr", "reference", "bits", "tile", "low", "high", "backbone", "scheme", "dataset"]
-_EXHIBIT += ["image", "psnr_db", "reference_psnr_db", "fab"]
+_ARTIFACT = ["lr", "sr", "hr", "reference", "bits", "tile", "low", "high", "backbone", "scheme", "dataset"]
+_ARTIFACT += ["image", "psnr_db", "reference_psnr_db", "fab"]
 _VIEW = ["lr", "sr", "hr", "bits", "points", "counted", "tile", "backbone", "scheme", "dataset", "image", "mode"]
 _REMEDY = "delete it and run the same command again"
 
@@ -87,17 +87,17 @@ def counted(network: SRNetwork) -> list[bool]:
     return [point.counts_for_fab for point in network.points.values()]
 
 
-def write_exhibit(
+def write_artifact(
     folder: Path, network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
 ) -> Path:
-    """Write the exhibit of one image to a folder; the other arguments are those of `exhibit`."""
-    return _write(folder, exhibit(network, reference, sr, pair, scheme, device))
+    """Write the artifact of one image to a folder; the other arguments are those of `artifact`."""
+    return _write(folder, make_artifact(network, reference, sr, pair, scheme, device))
 
 
-def exhibit(
+def make_artifact(
     network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
 ) -> dict[str, Any]:
-    """One image with its bit map: what `read_exhibit` gives back of a stored one, and `bit_map_figure` draws.
+    """One image with its bit map: what `read_artifact` gives back of a stored one, and `bit_map_figure` draws.
 
     Args:
         network: the dynamic network.
@@ -124,7 +124,7 @@ def exhibit(
     }
 
 
-def write_view(
+def write_crop(
     folder: Path, network: SRNetwork, sr: Tensor, pair: ImagePair, scheme: str, mode: str, device: torch.device
 ) -> Path:
     """Write a crop of one image for the report's viewer: LR, SR, HR and the bits of every point there.
@@ -175,8 +175,8 @@ def _image(image: Tensor) -> NDArray[np.uint8]:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
-def read_exhibit(path: Path) -> dict[str, Any]:
-    """The arrays of a stored exhibit (one image with its bit map); scalars as Python values.
+def read_artifact(path: Path) -> dict[str, Any]:
+    """The arrays of a stored artifact (one image with its bit map); scalars as Python values.
 
     Keys: ``lr`` (h, w, 3), ``sr``, ``hr`` and ``reference`` (H, W, 3) uint8; ``bits`` (rows, columns), the
     mean activation bits of each LR tile of ``tile`` pixels; ``low`` and ``high``, the range of candidate
@@ -185,13 +185,13 @@ def read_exhibit(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged, lacks a key or holds arrays that do not fit each other.
     """
-    found = _read_arrays(path, _EXHIBIT)
+    found = _read_arrays(path, _ARTIFACT)
     fits = found["lr"].ndim == found["hr"].ndim == 3 and found["bits"].ndim == 2 and found["tile"].ndim == 0
     fits = fits and found["hr"].shape == found["sr"].shape == found["reference"].shape
     return _checked(path, found, fits)
 
 
-def read_view(path: Path) -> dict[str, Any]:
+def read_crop(path: Path) -> dict[str, Any]:
     """The arrays of a stored view (a crop of one image); scalars as Python values.
 
     Keys: ``lr`` (h, w, 3), ``sr`` and ``hr`` (H, W, 3) uint8; ``bits`` (P, rows, columns) uint8, what each point
@@ -213,9 +213,9 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except KeyError as error:
-        raise UserError(f"{path}: exhibit lacks {error.args[0]}; {_REMEDY}") from error
+        raise UserError(f"{path}: artifact lacks {error.args[0]}; {_REMEDY}") from error
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged exhibit ({type(error).__name__}); {_REMEDY}") from error
+        raise UserError(f"{path}: damaged artifact ({type(error).__name__}); {_REMEDY}") from error
 
 
 def _checked(path: Path, found: dict[str, Any], fits: bool) -> dict[str, Any]:

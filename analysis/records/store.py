@@ -2,7 +2,7 @@
 
 A cell is (backbone, scheme, scale, dataset, mode). Its file holds one row an image, and is written whole or
 not at all. Everything that is shown (tables, plots, report, notebooks) reads these files only, and for bit
-maps the exhibits beside them.
+maps the artifacts beside them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def build(run_dir: Path | str) -> list[Path]:
     """Write everything that is shown of a run; returns the paths, the report last.
 
     Raises:
-        UserError: no records, or a damaged record, manifest or exhibit.
+        UserError: no records, or a damaged record, manifest or artifact.
     """
     run_dir = Path(run_dir)
     require_records(run_dir)

@@ -91,7 +91,7 @@ def write_report(
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
     published, footnotes = published_table(df)
-    crops, views_left_out = views(df, Path(run_dir) / "exhibits" / "views")
+    crops, views_left_out = views(df, Path(run_dir) / "artifacts" / "crops")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,

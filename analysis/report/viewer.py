@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from analysis.records.artifacts import read_view
+from analysis.records.artifacts import read_crop
 from analysis.records.store import CELL_COLUMNS, Cell, metrics_of
 from analysis.tables.metrics import shown
 from cadyq.data.bicubic import imresize
@@ -97,7 +97,7 @@ def views(df: pd.DataFrame, folder: Path) -> tuple[list[dict[str, Any]], int]:
     """
     rows = {tuple(row[name] for name in _IDENTITY): row for row in df.to_dict("records")}
     order = {key: rank for rank, key in enumerate(rows)}
-    stored = [read_view(path) for path in sorted(folder.glob("*.npz"))]
+    stored = [read_crop(path) for path in sorted(folder.glob("*.npz"))]
     stored = [view for view in stored if _identity(view) in rows]
     stored.sort(key=lambda view: order[_identity(view)])
     by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}

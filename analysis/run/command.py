@@ -364,7 +364,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     check_writable(out)
     preset = make_plan(args.preset, args.scale, plugins=plugins)
     with alone_in(out):
-        remove_leftovers(out / "records", out / "exhibits")
+        remove_leftovers(out / "records", out / "artifacts")
         jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.records import store as records
-from analysis.records.artifacts import write_exhibit, write_view
+from analysis.records.artifacts import write_artifact, write_crop
 from analysis.run.networks import load
 from analysis.run.source import Source
 from cadyq.commands.cli import UNWRITABLE, stopped
@@ -24,7 +24,7 @@ from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import UserError
 
-EXHIBITS = 2  # images of a dataset that are shown with a map of their bits, and in the report's viewer
+ARTIFACTS = 2  # images of a dataset that are shown with a map of their bits, and in the report's viewer
 
 
 @dataclass(frozen=True)
@@ -120,25 +120,25 @@ def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[]
 
 
 def show_bits(job: Job, network: SRNetwork, out: Path, device: torch.device) -> None:
-    """Write exhibits of a network whose FAB differs between images, beside its reference."""
+    """Write artifacts of a network whose FAB differs between images, beside its reference."""
     if job.reference is None:
         return
     reference = load(job.reference).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for index in range(min(EXHIBITS, len(job.dataset))):
+    for index in range(min(ARTIFACTS, len(job.dataset))):
         pair = job.dataset[index]
         whole = whole_image(*pair.lr.shape[-2:])
         sr, sr_reference = (run_tiles(net, pair.lr, whole, device, pair.hr).sr for net in (network, reference))
-        write_exhibit(out / "exhibits", network, sr_reference, sr, pair, job.source.scheme, device)
+        write_artifact(out / "artifacts", network, sr_reference, sr, pair, job.source.scheme, device)
 
 
 def _viewed(
     job: Job, out: Path, network: SRNetwork, index: int, device: torch.device
 ) -> Callable[[Tensor], object] | None:
-    """What stores the crop of an image that the report's viewer shows; None beyond the first `EXHIBITS`.
+    """What stores the crop of an image that the report's viewer shows; None beyond the first `ARTIFACTS`.
 
     Also None where the mode shown was measured by an earlier command, which stored the crop.
     """
-    if index >= EXHIBITS or job.cells[0].mode != job.view_mode:
+    if index >= ARTIFACTS or job.cells[0].mode != job.view_mode:
         return None
     pair, scheme = job.dataset[index], job.source.scheme
-    return lambda sr: write_view(out / "exhibits" / "views", network, sr, pair, scheme, job.view_mode, device)
+    return lambda sr: write_crop(out / "artifacts" / "crops", network, sr, pair, scheme, job.view_mode, device)

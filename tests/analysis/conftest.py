@@ -89,8 +89,8 @@ def make_run(tmp_path: Path) -> Runner:
     return build
 
 
-def write_exhibit(run_dir: Path, stem: str, **changes: Any) -> None:
-    """An exhibit of a synthetic picture: smooth on the left, striped on the right."""
+def write_artifact(run_dir: Path, stem: str, **changes: Any) -> None:
+    """An artifact of a synthetic picture: smooth on the left, striped on the right."""
     height, width, scale = 48, 40, 4
     y, x = np.mgrid[0 : height * scale, 0 : width * scale]
     stripes = 60 * np.sin(x / 2.5) * (x > 0.6 * width * scale)
@@ -116,12 +116,12 @@ def write_exhibit(run_dir: Path, stem: str, **changes: Any) -> None:
         "reference_psnr_db": 31.5,
         "fab": 6.1,
     } | changes
-    folder = run_dir / "exhibits"
+    folder = run_dir / "artifacts"
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"{stem}.npz", **arrays)
 
 
-def write_view(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", **changes: Any) -> None:
+def write_crop(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", **changes: Any) -> None:
     """A crop for the viewer, of noise, with three points over 6 x 6 tiles."""
     random = np.random.default_rng(zlib.crc32(f"{backbone}{scheme}{image}".encode()))
     hr = random.integers(0, 256, (288, 288, 3)).astype(np.uint8)
@@ -140,7 +140,7 @@ def write_view(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", 
         "image": image,
         "mode": "image",
     } | changes
-    folder = run_dir / "exhibits" / "views"
+    folder = run_dir / "artifacts" / "crops"
     folder.mkdir(parents=True, exist_ok=True)
     stem = zlib.crc32("|".join((backbone, scheme, arrays["dataset"], image)).encode())
     np.savez(folder / f"{stem:08x}.npz", **arrays)
@@ -149,4 +149,4 @@ def write_view(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", 
 @pytest.fixture
 def helpers() -> dict[str, Callable[..., Any]]:
     """The functions above; a test file cannot import its conftest under ``--import-mode=importlib``."""
-    return {"row": make_row, "exhibit": write_exhibit, "view": write_view}
+    return {"row": make_row, "artifact": write_artifact, "view": write_crop}

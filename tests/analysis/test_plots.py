@@ -35,7 +35,7 @@ def test_plots_are_complete_and_reproducible(
     contents = []
     for name in ("first", "second"):
         run_dir = _small_run(make_run, name=name)
-        helpers["exhibit"](run_dir, "edsr_cadyq", image="$hostile_<b>.png" + "x" * 99)
+        helpers["artifact"](run_dir, "edsr_cadyq", image="$hostile_<b>.png" + "x" * 99)
         df = load(run_dir)
         paths = write_plots(df[(df["backbone"] != "carn_m") & ~df["scheme"].str.contains(":")], run_dir)
         contents.append({path.name: path.read_bytes() for path in paths})
@@ -115,10 +115,10 @@ def test_most_textured_region() -> None:
     assert textured(np.zeros((8, 8, 3), np.uint8), 4) == (0, 0, 4)
 
 
-def test_damaged_exhibit_is_named(make_run: Runner) -> None:
+def test_damaged_artifact_is_named(make_run: Runner) -> None:
     run_dir = _small_run(make_run)
-    (run_dir / "exhibits").mkdir()
-    (run_dir / "exhibits" / "broken.npz").write_bytes(b"")
+    (run_dir / "artifacts").mkdir()
+    (run_dir / "artifacts" / "broken.npz").write_bytes(b"")
     df = load(run_dir)
     with pytest.raises(UserError, match=r"broken\.npz"):
         write_plots(df[df["macs_g"] == 0], run_dir)

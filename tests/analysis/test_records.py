@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.records import store as records
-from analysis.records.artifacts import read_exhibit
+from analysis.records.artifacts import read_artifact
 from analysis.records.store import Cell, Key, load, read_key, read_manifest, schema, write_cell, write_manifest
 from cadyq.utils.errors import UserError
 
@@ -146,27 +146,27 @@ def test_damaged_manifest(tmp_path: Path, text: str) -> None:
         read_manifest(tmp_path)
 
 
-def test_exhibit_round_trip(tmp_path: Path, helpers: Helpers) -> None:
-    helpers["exhibit"](tmp_path, "one")
-    found = read_exhibit(tmp_path / "exhibits" / "one.npz")
+def test_artifact_round_trip(tmp_path: Path, helpers: Helpers) -> None:
+    helpers["artifact"](tmp_path, "one")
+    found = read_artifact(tmp_path / "artifacts" / "one.npz")
     assert (found["scheme"], found["tile"], found["fab"]) == ("cadyq", 12, 6.1)
     assert found["hr"].shape == (192, 160, 3)
 
 
-def test_bad_exhibits(tmp_path: Path, helpers: Helpers) -> None:
-    path = tmp_path / "exhibits" / "one.npz"
-    helpers["exhibit"](tmp_path, "one", sr=np.zeros((3, 3, 3), np.uint8))
+def test_bad_artifacts(tmp_path: Path, helpers: Helpers) -> None:
+    path = tmp_path / "artifacts" / "one.npz"
+    helpers["artifact"](tmp_path, "one", sr=np.zeros((3, 3, 3), np.uint8))
     with pytest.raises(UserError, match=r"one\.npz: shapes"):
-        read_exhibit(path)
-    helpers["exhibit"](tmp_path, "one", scheme=np.array({"a": 1}))  # needs pickle, which is never allowed
-    with pytest.raises(UserError, match=r"one\.npz: damaged exhibit"):
-        read_exhibit(path)
+        read_artifact(path)
+    helpers["artifact"](tmp_path, "one", scheme=np.array({"a": 1}))  # needs pickle, which is never allowed
+    with pytest.raises(UserError, match=r"one\.npz: damaged artifact"):
+        read_artifact(path)
     np.savez(path, lr=np.zeros(1))
-    with pytest.raises(UserError, match=r"one\.npz: exhibit lacks sr"):
-        read_exhibit(path)
+    with pytest.raises(UserError, match=r"one\.npz: artifact lacks sr"):
+        read_artifact(path)
     path.write_bytes(b"PK\x03\x04 no zip")
-    with pytest.raises(UserError, match=r"one\.npz: damaged exhibit"):
-        read_exhibit(path)
+    with pytest.raises(UserError, match=r"one\.npz: damaged artifact"):
+        read_artifact(path)
 
 
 def test_runs_that_ship_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

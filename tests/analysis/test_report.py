@@ -35,7 +35,7 @@ def test_build_remakes_everything_from_records(
     monkeypatch.setattr(style, "PNG_DPI", 50)  # for speed
     machine = {"cpu": "some", "cores": 2}
     run_dir = make_run(datasets=("Set5",), machine=machine, git_commit="beef")
-    helpers["exhibit"](run_dir, "edsr_cadyq")
+    helpers["artifact"](run_dir, "edsr_cadyq")
     paths = build(str(run_dir))
     assert all(path.is_file() for path in paths) and paths[-1] == run_dir / "report.html"
     page = paths[-1].read_text(encoding="utf-8")

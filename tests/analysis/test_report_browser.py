@@ -179,7 +179,7 @@ def test_the_page_never_scrolls_sideways(
 
 
 def test_without_crops_the_page_says_so(open_page: Callable[..., Any], run_dir: Path) -> None:
-    for path in (run_dir / "exhibits" / "views").iterdir():
+    for path in (run_dir / "artifacts" / "crops").iterdir():
         path.unlink()
     page = open_page()
     assert "holds no crops" in page.locator("#viewer").inner_text() and page.locator("#view-slider").count() == 0

@@ -118,7 +118,7 @@ def test_an_interrupted_run_keeps_finished_cells(
 
 
 def pictures(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in (out / "exhibits").rglob("*.npz")}
+    return {str(path.relative_to(out)): path.read_bytes() for path in (out / "artifacts").rglob("*.npz")}
 
 
 def test_an_interrupted_run_has_all_pictures_in_the_end(
@@ -134,7 +134,7 @@ def test_an_interrupted_run_has_all_pictures_in_the_end(
         assert main(command) == 130
         monkeypatch.undo()
     assert main(command) == 0
-    assert len([name for name in pictures(finished) if "views" not in name]) == 2
+    assert len([name for name in pictures(finished) if "crops" not in name]) == 2
     assert pictures(tmp_path) == {
         n: c for n, c in pictures(finished).items() if "minmax" not in n and "bicubic" not in n
     }

@@ -52,7 +52,7 @@ def test_views_follow_the_records(make_run: Runner, helpers: Helpers) -> None:
     run_dir = make_run()
     for scheme in ("cadyq", "fp32", "gone"):
         helpers["view"](run_dir, "edsr", scheme)
-    shown, left_out = views(load(run_dir), run_dir / "exhibits" / "views")
+    shown, left_out = views(load(run_dir), run_dir / "artifacts" / "crops")
     (image,) = shown
     assert left_out == 0 and [entry["scheme"] for entry in image["networks"]] == ["fp32", "cadyq"]
     entry = image["networks"][1]
@@ -72,7 +72,7 @@ def test_views_keep_to_the_budget(make_run: Runner, helpers: Helpers, monkeypatc
     sizes = []
     for budget in (10_000_000, 500_000, 150_000):
         monkeypatch.setattr(viewer, "BUDGET", budget)
-        shown, left_out = views(load(run_dir), run_dir / "exhibits" / "views")
+        shown, left_out = views(load(run_dir), run_dir / "artifacts" / "crops")
         assert sum(len(image["networks"]) for image in shown) + left_out == 8
         assert len(shown) == 2  # both images, rather fewer networks of each
         sizes.append((shown[0]["side"], left_out > 0))
@@ -82,7 +82,7 @@ def test_views_keep_to_the_budget(make_run: Runner, helpers: Helpers, monkeypatc
 
 def test_damaged_views_are_named(make_run: Runner) -> None:
     run_dir = make_run()
-    folder = run_dir / "exhibits" / "views"
+    folder = run_dir / "artifacts" / "crops"
     folder.mkdir(parents=True)
     (folder / "broken.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"broken\.npz"):

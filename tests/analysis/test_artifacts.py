@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import cadyq
-from analysis.records import artifacts as exhibits
-from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_view, write_view
+from analysis.records import artifacts as artifacts
+from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_crop, write_crop
 from analysis.report.crops import textured
 from cadyq.data.datasets import ImagePair, photographs
 from cadyq.models.network import SRNetwork
@@ -56,35 +56,35 @@ def test_images_smaller_than_a_tile(
     network: SRNetwork, pair: ImagePair, height: int, width: int, tmp_path: Path
 ) -> None:
     small = cropped(pair, height, width)
-    view = read_view(write_view(tmp_path, network, small.hr, small, "cadyq", "image", CPU))
+    view = read_crop(write_crop(tmp_path, network, small.hr, small, "cadyq", "image", CPU))
     side = min(height, width)
     assert view["hr"].shape == (4 * min(side, TILE), 4 * min(side, TILE), 3)
 
 
 def test_view_holds_one_place_in_every_picture(network: SRNetwork, pair: ImagePair, tmp_path: Path) -> None:
-    view = read_view(write_view(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU))
+    view = read_crop(write_crop(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU))
     assert np.array_equal(view["sr"], view["hr"]) and view["hr"].shape == (288, 288, 3)
     assert view["lr"].shape == (72, 72, 3) and view["bits"].shape[1:] == (6, 6)
-    top, left, _ = textured(pair.hr.permute(1, 2, 0).numpy(), TILE * 4, exhibits.VIEW_SIDE, share=1)
+    top, left, _ = textured(pair.hr.permute(1, 2, 0).numpy(), TILE * 4, artifacts.VIEW_SIDE, share=1)
     assert np.array_equal(view["lr"], pair.lr[:, top // 4 :, left // 4 :][:, :72, :72].permute(1, 2, 0).numpy())
     assert list(view["points"]) == list(network.points) and view["mode"] == "image"
 
 
 def test_interpolation_has_no_points(pair: ImagePair, tmp_path: Path) -> None:
     network = cadyq.create_model("bicubic").eval()
-    view = read_view(write_view(tmp_path, network, pair.hr, pair, "fp32", "image", CPU))
+    view = read_crop(write_crop(tmp_path, network, pair.hr, pair, "fp32", "image", CPU))
     assert view["bits"].shape == (0, 6, 6)
 
 
 def test_damaged_view_is_named(network: SRNetwork, pair: ImagePair, tmp_path: Path) -> None:
-    path = write_view(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU)
+    path = write_crop(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU)
     arrays = dict(np.load(path))
     np.savez(path, **(arrays | {"lr": arrays["lr"][:5]}))
     with pytest.raises(UserError, match="do not fit"):
-        read_view(path)
+        read_crop(path)
     np.savez(path, **{name: value for name, value in arrays.items() if name != "points"})
     with pytest.raises(UserError, match="lacks points"):
-        read_view(path)
+        read_crop(path)
     path.write_bytes(b"")
     with pytest.raises(UserError, match="damaged"):
-        read_view(path)
+        read_crop(path)
