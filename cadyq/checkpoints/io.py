@@ -42,7 +42,8 @@ def save_model(network: SRNetwork, path: str | Path, packed: bool = False, base:
         if point.quantizer is not None and not point.quantizer.calibrated:
             raise UserError(f"{path}: not written, as point {name!r} has no range yet; calibrate or train it first")
     packed = packed or any(isinstance(layer.weight_quantizer, PackedWeight) for layer in network.layer_names)
-    state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    # copies, as two layers may share one tensor, which a safetensors file refuses
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     if packed:
         for layer, name in network.layer_names.items():
             if layer.weight_quantizer is not None:

@@ -72,8 +72,11 @@ class ForeignNetwork(SRNetwork):
         self.kind = type(network).__name__
         self.skipped: list[Skipped] = []
         self._token = next(_tokens)  # copies keep it: they run the same operations
-        for name in (*layers, *outer):
-            _replace(network, name, _twin(network.get_submodule(name), name, with_point=name in layers))
+        twins = {name: network.get_submodule(name) for name in (*layers, *outer)}
+        made = {layer: _twin(layer, name, with_point=name in layers) for name, layer in twins.items()}
+        for name, module in [*network.named_modules(remove_duplicate=False)]:
+            if module in made:  # a layer may be called by more than one name
+                _replace(network, name, made[module])
         options = asdict(interface) | {"layers": list(layers), "outer": list(outer)}
         self.register_points(options.pop("scale"), **options)
 
