@@ -304,7 +304,10 @@ def prepare(
     Args:
         network: see `cadyq.quantize`.
         patches: LR photographs (N, 3, h, w) in 0..255, N of 2 or more.
-        exclude, scale, pixel_range, multiple_of: see there.
+        exclude: see there, and so are the rest.
+        scale: upscaling factor, where it is known.
+        pixel_range: 1 or 255, where it is known.
+        multiple_of: see `Interface`.
     """
     parameter = next(network.parameters(), None)
     if parameter is None:

@@ -98,7 +98,9 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
     """`nn.Conv2d`, with "same" padding for odd kernels unless another one is given.
 
     Args:
-        in_channels, out_channels, kernel_size: as for `nn.Conv2d`.
+        in_channels: channels of what it reads.
+        out_channels: channels of what it gives.
+        kernel_size: of both sides, or of each.
         **options: stride, padding, dilation, groups, bias, padding_mode, device, dtype, as for `nn.Conv2d`.
     """
 
@@ -132,7 +134,9 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d`, whose weight is (Cin, Cout / groups, k, k).
 
     Args:
-        in_channels, out_channels, kernel_size: as for `nn.ConvTranspose2d`.
+        in_channels: channels of what it reads.
+        out_channels: channels of what it gives.
+        kernel_size: of both sides, or of each.
         **options: stride, padding, output_padding, groups, bias, dilation, device, dtype, as there.
     """
 
@@ -177,7 +181,8 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """`nn.Linear`, whose weight is (Cout, Cin).
 
     Args:
-        in_features, out_features: as for `nn.Linear`.
+        in_features: channels of what it reads.
+        out_features: channels of what it gives.
         **options: bias, device, dtype, as there.
     """
 

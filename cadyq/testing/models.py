@@ -14,7 +14,10 @@ def calibrated_model(backbone: str, scheme: str = "fp32", scale: int = 4, **opti
     """`cadyq.create_model`, with every range calibrated, so that it runs.
 
     Args:
-        backbone, scheme, scale, **options: as for `cadyq.create_model`.
+        backbone: as for `cadyq.create_model`, and so are the rest.
+        scheme: with its bits, or without.
+        scale: upscaling factor.
+        **options: sizes of the backbone, options of the scheme.
     """
     network = create_model(backbone, scheme, scale, **options)
     if any(point.quantizer is not None for point in network.points.values()):
