@@ -5,18 +5,23 @@ from __future__ import annotations
 from dataclasses import fields
 from pathlib import Path
 
-from cadyq.checkpoints.tensors import read_tensors, write_tensors
+from cadyq.checkpoints.tensors import check_finite, read_tensors, write_tensors
 from cadyq.quantizers.base import PointStatistics
 from cadyq.utils.errors import UserError
 
 
 def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:
-    """Write statistics to a safetensors file; `note` says on what they were measured."""
+    """Write statistics to a safetensors file; `note` says on what they were measured.
+
+    Raises:
+        UserError: a value is not finite.
+    """
     tensors = {
         f"{name}/{field.name}": getattr(point, field.name).contiguous().clone()
         for name, point in statistics.items()
         for field in fields(PointStatistics)
     }
+    check_finite(tensors, str(path))
     write_tensors(tensors, path, {"note": note})
 
 

@@ -1,6 +1,7 @@
 """Test sets: benchmark folders, and the photographs that scikit-image ships inside its wheel."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -14,6 +15,7 @@ from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 from cadyq.utils.registry import Entries, closest
 
+log = logging.getLogger(__name__)
 EMBEDDED = "skimage"
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
 
@@ -158,6 +160,10 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
             f"dataset '{name}': {problem} {folder / 'HR'}; expected <data-root>/benchmark/{name}/HR/*.png "
             f"and, if there, <data-root>/benchmark/{name}/LR_bicubic/X{scale}/*x{scale}.png"
         )
+    others = [path.name for path in images_among((folder / "HR").iterdir()) if path not in files]
+    if others:
+        count = f"{len(others)} image{'s' if len(others) > 1 else ''}"
+        log.warning("%s: %s passed over, which are no PNG (first %s); convert them", folder / "HR", count, others[0])
     lr_folder = folder / "LR_bicubic" / f"X{scale}"
     pairs = [(hr, lr_folder / f"{hr.stem}x{scale}.png") for hr in files]
     return Dataset(name, scale, [_Source(hr, lr if lr.is_file() else None) for hr, lr in pairs])

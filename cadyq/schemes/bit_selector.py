@@ -17,13 +17,13 @@ LOG_FLOOR = 1e-6
 
 
 def channel_std(x: Tensor) -> Tensor:
-    """Unbiased standard deviation over H and W of each channel, (B, C), detached."""
+    """Unbiased standard deviation over H and W of each channel, (B, C), detached; 0 for a map of a single pixel."""
     # torch.std takes one value at a time. Passes over whole maps are several times quicker, and as exact with the mean
     # taken off first and what rounding left of it after (the corrected two-pass algorithm, Chan et al. 1983).
     x, count = x.detach(), x.shape[2] * x.shape[3]
     centered = x - x.mean((2, 3), keepdim=True)
     rest = centered.sum((2, 3)).square_() / count
-    return ((centered.square_().sum((2, 3)) - rest) / (count - 1)).clamp_min_(0).sqrt_()
+    return ((centered.square_().sum((2, 3)) - rest) / max(count - 1, 1)).clamp_min_(0).sqrt_()
 
 
 def subsample(x: Tensor, stride: int) -> Tensor:

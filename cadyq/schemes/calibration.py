@@ -77,10 +77,19 @@ def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
 
     Args:
         network: FP32 (no scheme that quantizes); left as it was.
-        patches: LR patches (N, 3, h, w) in 0..255, from training photographs.
+        patches: LR patches (N, 3, h, w) in 0..255, N of 2 or more, from training photographs.
+
+    Raises:
+        UserError: a point sees a value that is not finite.
     """
     observers = {name: Observer() for name in network.points}
     _run(network, patches, observers)
+    for name, observer in observers.items():
+        if not all(bool(part.isfinite().all()) for part in (*observer.extremes, *observer.log_std)):
+            raise UserError(
+                f"calibration: point {name!r} of {network.name} sees values that are not finite; check the network's "
+                "weights and the images"
+            )
     ends = {name: torch.cat(observer.extremes) for name, observer in observers.items()}
     histograms = {name: Histogram(float(end[:, 0].min()), float(end[:, 1].max())) for name, end in ends.items()}
     _run(network, patches, histograms)

@@ -3,8 +3,10 @@
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from cadyq.data.bicubic import downscale
@@ -136,3 +138,12 @@ def test_set5(data_root: Path) -> None:
     assert len(dataset) == 5
     assert tuple(4 * side for side in dataset[0].lr.shape[1:]) == tuple(dataset[0].hr.shape[1:])
     assert "Set5" in available(data_root)
+
+
+def test_images_that_are_no_png_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "benchmark/Mine/HR"
+    write_png(folder / "a.png", torch.zeros(3, 16, 16, dtype=torch.uint8))
+    for name in ("b.jpg", "c.webp"):
+        Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(folder / name)
+    assert benchmark("Mine", tmp_path, 4).names() == ["a"]
+    assert "2 images passed over, which are no PNG (first b.jpg)" in caplog.text

@@ -465,3 +465,38 @@ def test_a_layer_of_two_names_and_tied_weights(tmp_path: Path) -> None:
     assert float(trace.bitops_split().quantized) == 3 * 400 * 144 * 16
     path = cadyq.save(made, tmp_path / "tied.safetensors")
     assert torch.equal(cadyq.load_into(Tied(), path)(lr), sr)
+
+
+@torch.no_grad()
+def test_a_feature_map_of_one_pixel_is_calibrated(tmp_path: Path) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.gate, self.tail = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 12, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(x)
+            y = y * self.gate(y.mean((2, 3), keepdim=True)).sigmoid()
+            return F.pixel_shuffle(self.tail(y), 2) * 0.01 + F.interpolate(x, scale_factor=2)
+
+    for scheme in ("minmax:w8a8", "cadyq"):
+        made = _quantized(Pooled().eval(), scheme)
+        sr, trace = cadyq.trace(made, photographs(2))
+        assert bool(sr.isfinite().all()) and list(trace.bits) == ["gate"]
+        assert trace.macs.by_layer["network.gate"] == 16, "one pixel, whatever the size of the image"
+        cadyq.save(made, tmp_path / "pooled.safetensors")
+
+
+def test_a_network_that_gives_nan_is_not_calibrated(network: Mixed) -> None:
+    with torch.no_grad():
+        network.dilated.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"values that are not finite|pass pixel_range"):
+        _quantized(network)
+
+
+def test_what_is_no_network_of_ours_is_refused_as_a_backbone() -> None:
+    with pytest.raises(UserError, match=r"backbone 'plain': Plain is no cadyq\.SRNetwork; .*cadyq\.quantize"):
+
+        @cadyq.register_backbone("plain")  # type: ignore[type-var]
+        class Plain(nn.Module):
+            pass
