@@ -47,7 +47,7 @@ SLOW = {
         "test_eval_equals_the_plain_path",
         "test_more_bits_come_closer_to_full_precision",
         "test_packed_networks_refuse_training",
-        "test_the_weight_is_quantized_once_in_eval",
+        "test_frozen_weights_are_quantized_once",
         "test_weight_grid",
     ],
     "cadyq/test_checkpoints.py": ["test_zoo_names_are_made_of_what_they_hold"],

@@ -30,6 +30,7 @@ import cadyq.zoo.ship
 from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
 from cadyq.checkpoints.folders import ZOO
+from cadyq.checkpoints.tensors import compress
 from cadyq.commands import photographs
 
 Words = list[str]
@@ -243,9 +244,14 @@ def empty_checkpoint(tmp: Path) -> tuple[Callable[..., int], Words]:
     return spoilt(tmp, lambda path: path.write_bytes(b""))
 
 
-@case("net.safetensors", "idn_x4_fp32.safetensors", "copy")
+@case("net.safetensors", "mine.safetensors", "copy")
 def compressed_checkpoint_without_its_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
-    return compressed(tmp, lambda path, parent: parent.unlink())
+    parent, path = tmp / "mine.safetensors", tmp / "net.safetensors"
+    cadyq.save_model(cadyq.create_model("edsr", n_feats=8, n_resblocks=1), parent)
+    cadyq.save_model(cadyq.create_model("edsr", n_feats=8, n_resblocks=1), path)
+    compress(path, parent)
+    parent.unlink()
+    return cost.main, ["--model", str(path)]
 
 
 @case("net.safetensors", "another idn_x4_fp32.safetensors", "fetch")
@@ -525,6 +531,7 @@ def unknown_option_of_a_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
 @case("nowhere")
 def no_photographs_for_calibration(tmp: Path) -> tuple[Callable[..., int], Words]:
     words = ["calibration", "edsr", "--data-root", str(tmp / "nowhere"), "--cache", str(tmp / "cache")]
+    words += ["--zoo", str(tmp / "zoo")]
     return cadyq.zoo.ship.main, words
 
 
@@ -551,13 +558,13 @@ def no_training_photographs(tmp: Path) -> tuple[Callable[..., int], Words]:
 
 @case("training.json", "not finished")
 def shipping_an_unfinished_run(tmp: Path) -> tuple[Callable[..., int], Words]:
-    return cadyq.zoo.ship.main, ["run", str(tmp)]
+    return cadyq.zoo.ship.main, ["run", str(tmp), "--zoo", str(tmp / "zoo")]
 
 
 @case("model.safetensors", "is an input")
 def training_over_its_own_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
-    shutil.copy(ZOO / "carn_m_x4_fp32.safetensors", tmp / "model.safetensors")
-    words = ["--recipe", "fp32", "--backbone", "carn_m", "--init", str(tmp / "model.safetensors")]
+    shutil.copy(ZOO / "idn_x4_fp32.safetensors", tmp / "model.safetensors")
+    words = ["--recipe", "fp32", "--backbone", "idn", "--init", str(tmp / "model.safetensors")]
     return cadyq.train.main, [*words, "--data-root", str(tmp), "--out", str(tmp / "out" / "..")]
 
 

@@ -24,7 +24,7 @@ ORDINARY_WORDS = {"static", "random", "gradient", "oracle", "mse", "percentile",
 
 # (file, name): why the name may stand there
 ALLOWED = {
-    ("analysis/run/networks.py", "fp32"): "the parent of schemes that are calibrated only",
+    ("analysis/run/source.py", "fp32"): "the parent of schemes that are calibrated only",
     ("analysis/tables/summary.py", "fp32"): "the reference of every comparison",
     ("analysis/run/code.py", "cadyq"): "the package, not the scheme",
     ("analysis/run/provenance.py", "cadyq"): "the package, not the scheme",

@@ -113,7 +113,7 @@ def test_an_edit_is_measured_again(command: list[str], plugin: Path, tmp_path: P
     assert after["fp32"] == before["fp32"]
     assert after["my_scheme:w8a4"] < before["my_scheme:w8a4"]
     code = json.loads((out / "manifest.json").read_text())["code_sha256"]
-    assert list(code) == ["my_scheme.py"]
+    assert len(code) == 2 and len(set(code.values())) == 2
 
 
 def test_without_names_it_joins_the_preset(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

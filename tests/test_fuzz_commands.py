@@ -92,10 +92,13 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "scheduler": (["nonsense"], [""]),
     "jobs": (["1"], ["0", "x"]),  # more start processes
     "threads": (["1"], ["0", "x"]),
+    "zoo": (["zoo", "a/zoo"], ["../inputs/photo.png"]),
+    "calibration": (["../inputs/photos"], ["../inputs/empty", "none"]),
 }
 OUT_FILES = {"export": ["m.onnx", "a/m.onnx"], "compare": ["t.csv", "a/t.csv"], "pack": ["bank.safetensors"]}
 OUT_FOLDERS = (["out", "a/b", "../inputs/nets", "../inputs/empty"], ["run", "../inputs/photos", "../inputs/photo.png"])
 OF_PROGRAM = {
+    ("export", "size"): (["16x24"], ["0x3", "x", "16"]),
     ("derive", "scheme"): (["random", "static", "random,seed=3"], ["fp32", "cadyq:x", "randm"]),
     ("derive", "data_root"): PHOTOGRAPHS,
     ("train", "data_root"): PHOTOGRAPHS,

@@ -91,7 +91,7 @@ def test_the_walkthrough_runs_and_leaves_what_it_says(tmp_path: Path) -> None:
         assert (clone / "runs" / run / "manifest.json").exists()
     assert {path.name for path in (clone / "enlarged").iterdir()} == {"cat_x4.png", "cat_x4_bits.png", "cat_x4.json"}
     assert {"history.csv", "training.json"} < {path.name for path in (clone / "runs/pams").iterdir()}
-    assert (clone / "cadyq/zoo/idn_x4_pams_w8a5_mine.safetensors").exists()
+    assert (clone / "my_zoo/idn_x4_pams_w8a5_mine.safetensors").exists()
     assert set(rows(printed)) == {"fp32", "pams:w8a5", "cadyq", "my_scheme:w8a5", "pams:w8a5:mine"}
     assert re.search(r"^(\d+) of \1 checks passed$", printed, re.MULTILINE)
     assert ", 0 WRONG, 0 not checked" in printed

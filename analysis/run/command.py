@@ -366,6 +366,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     with alone_in(out):
         remove_leftovers(out / "records", out / "artifacts")
         jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
+        if not statuses:
+            raise UserError("nothing to measure: no scheme applies to these backbones; name fp32 among --schemes")
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
         for file, why in wrong_files(file for source in plan.sources() if not source.model for file in source.files):

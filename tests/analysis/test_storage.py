@@ -9,6 +9,7 @@ import cadyq
 from cadyq.metrics.storage import GRID_NUMBERS, parameter_count, storage_mb
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import Granularity, SymmetricWeight
+from cadyq.testing.models import calibrated_model
 
 SIZES = {"n_feats": 8, "n_resblocks": 3}
 
@@ -38,7 +39,7 @@ def test_grids_count(bits: int, granularity: Granularity) -> None:
 
 @pytest.mark.parametrize("scheme", ["lsq:w4a4", "ddtb:w4a4", "cadyq"])
 def test_a_packed_network_weighs_the_same(scheme: str, tmp_path: Path) -> None:
-    network = cadyq.create_model("edsr", scheme, **SIZES)
+    network = calibrated_model("edsr", scheme, **SIZES)
     cadyq.save_model(network, tmp_path / "packed.safetensors", packed=True)
     assert storage_mb(cadyq.load_model(tmp_path / "packed.safetensors")) == storage_mb(network)
 

@@ -149,9 +149,9 @@ def test_options_are_read(spec: str, options: dict[str, Any], tag: str, label: s
     [
         (
             "everything,treshold=1",
-            "everything has no option 'treshold' (did you mean 'threshold'?): known are weight_bits",
+            "everything has no option 'treshold' (did you mean 'threshold'?): known are outer_bits, weight_bits",
         ),
-        ("fp32,threshold=1", "fp32 has no option 'threshold': known are none"),
+        ("fp32,threshold=1", "fp32 has no option 'threshold': known are outer_bits"),
         ("everything,threshold", "'threshold' is no option; write OPTION=VALUE"),
         ("everything,", "'' is no option; write OPTION=VALUE"),
         ("everything,threshold=x", "threshold='x' is out of range: give a number, such as 0.5"),

@@ -261,7 +261,7 @@ GRADIENT, ALONE, SAVED = "a gradient to all that is trained", "leaves its input 
         (SilentChannels, False, [LEVELS, "set `granularity`"]),
         (OtherBits, False, [REPORTED, "reports 6 bits at every point where act_bits=4"]),
         (FloatBits, False, [RUNS, "bits are (4,) torch.float32, not int64 (4,)"]),
-        (BareTensor, False, [RUNS, "AttributeError"]),
+        (BareTensor, False, [RUNS, "BareTensor at point", "returns a Tensor, no QuantizerOutput"]),
         (BatchRange, False, [BATCH, "differ between the batch and the sample alone", "never over dim 0"]),
         (RankedBits, False, [BATCH, "4 bits in a batch but 8 alone"]),
         (Dither, False, [TWICE, "two runs on the same images differ", "nothing is drawn at random"]),
