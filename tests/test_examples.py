@@ -40,7 +40,7 @@ def command(plugin: Path, tmp_path: Path) -> list[str]:
     folder = tmp_path / "data/benchmark/One"
     write_png(folder / "HR/a.png", hr)
     write_png(folder / "LR_bicubic/X4/ax4.png", downscale(hr, 4))
-    words = ["--plugin", str(plugin), "--backbones", "carn_m", "--datasets", "One", "--modes", "image"]
+    words = ["--plugin", str(plugin), "--backbones", "idn", "--datasets", "One", "--modes", "image"]
     return [*words, "--data-root", str(tmp_path / "data"), "--out", str(tmp_path / "run")]
 
 
@@ -121,5 +121,5 @@ def test_without_names_it_joins_the_preset(command: list[str], monkeypatch: pyte
 
     monkeypatch.setattr(plan, "presets", lambda: {"embedded": {"backbones": [], "schemes": ["fp32"], "datasets": []}})
     plugin = load_plugin(Path(command[1]))
-    made = plan.make_plan("embedded", 4, backbones=["carn_m"], plugins=plugin)
+    made = plan.make_plan("embedded", 4, backbones=["idn"], plugins=plugin)
     assert made.schemes == ("fp32", "my_scheme:w8a8")
