@@ -44,10 +44,22 @@ def compress(path: Path, parent: Path) -> None:
             will do, but the nearer the smaller.
     """
     tensors, metadata = read_tensors(path)
-    stream, entries = encode(tensors, read_tensors(parent)[0])
+    there = read_tensors(parent)[0]
+    stream, entries = encode(tensors, there)
+    if not _restores(tensors, stream, entries, there):
+        raise UserError(f"{path}: cannot be stored as its difference to {parent.name}, a network of other sizes")
     metadata |= {"entries": entries_to_json(entries), "plain_sha256": network_sha256(path)}
     metadata |= {"parent": parent.name, "parent_sha256": network_sha256(parent)}
     write_tensors({"stream": stream}, path, metadata)
+
+
+def _restores(tensors: Mapping[str, Tensor], stream: Tensor, entries: list[Any], parent: Mapping[str, Tensor]) -> bool:
+    """Whether decoding gives the very tensors that were encoded."""
+    try:
+        decoded = decode(stream, entries, parent)
+    except ValueError:
+        return False
+    return decoded.keys() == tensors.keys() and all(torch.equal(decoded[key], tensors[key]) for key in tensors)
 
 
 def network_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import torch
 
 import cadyq
 from cadyq.checkpoints.folders import VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
+from cadyq.checkpoints.tensors import compress
 from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, writable_zoo, zoo_rows
 from cadyq.commands import zoo as command
 from cadyq.testing.models import calibrated_model
@@ -73,3 +74,13 @@ def test_a_broken_manifest_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest\.json: is no manifest of networks"):
         read_manifest(tmp_path)
+
+
+def test_a_network_of_other_sizes_is_not_stored_as_a_difference(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    cadyq.save(calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1), paths[0])
+    cadyq.save_model(cadyq.create_model("edsr", n_feats=64, n_resblocks=1), paths[1])
+    before = paths[0].read_bytes()
+    with pytest.raises(UserError, match=r"a\.safetensors: cannot be stored as its difference to b\.safetensors"):
+        compress(*paths)
+    assert paths[0].read_bytes() == before
