@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ def _channels_last(weight: Tensor) -> Tensor:
 Layer = TypeVar("Layer", bound="QuantizedLayer")
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(nn.Module, ABC):
     """What the layers below share: a weight quantizer, and maybe a point of their own.
 
     Attributes:
@@ -47,9 +48,9 @@ class QuantizedLayer(nn.Module):
         self._frozen: Tensor | None = None
 
     @property
+    @abstractmethod
     def inputs(self) -> tuple[int, int]:
         """Channels of the feature map that the layer reads, and the dimension that they are in."""
-        raise NotImplementedError
 
     @property
     def weight_bits(self) -> int:
@@ -80,9 +81,9 @@ class QuantizedLayer(nn.Module):
         """Forget what `freeze` kept."""
         self._frozen = None
 
+    @abstractmethod
     def apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
         """The plain layer's function with another weight."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         if self.point is not None:
