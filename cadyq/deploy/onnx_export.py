@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cadyq.deploy.grid import Grid, grid_of, weight_codes
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.layers import QuantizedLayer, replace_module
 from cadyq.schemes.base import Scheme
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import replacing
@@ -117,19 +117,14 @@ class Exportable(nn.Module):
         # a layer may be called by more than one name; the copy is walked in the original's order
         for name, module in [*network.named_modules()]:
             if module in layers:
-                _replace(self.network, name, layers[module])
+                replace_module(self.network, name, layers[module])
             elif module in points and not name.endswith(".point"):
-                _replace(self.network, name, points[module])
+                replace_module(self.network, name, points[module])
         self.points = sum(point.grid is not None for point in points.values())
         self.layers = sum(layer.integer for layer in layers.values())
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.network.forward(lr)
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(root.get_submodule(parent), last, module)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d, QuantizedLayer, QuantLinear
+from cadyq.quantizers.layers import (
+    QuantConv2d,
+    QuantConvTranspose2d,
+    QuantizedLayer,
+    QuantLinear,
+    replace_module,
+)
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
@@ -76,7 +82,7 @@ class ForeignNetwork(SRNetwork):
         made = {layer: _twin(layer, name, with_point=name in layers) for name, layer in twins.items()}
         for name, module in [*network.named_modules(remove_duplicate=False)]:
             if module in made:  # a layer may be called by more than one name
-                _replace(network, name, made[module])
+                replace_module(network, name, made[module])
         options = asdict(interface) | {"layers": list(layers), "outer": list(outer)}
         self.register_points(options.pop("scale"), **options)
 
@@ -156,11 +162,6 @@ _TWINS: dict[type[nn.Module], type[QuantizedLayer]] = {
     nn.ConvTranspose2d: QuantConvTranspose2d,
     nn.Linear: QuantLinear,
 }
-
-
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(root.get_submodule(parent), last, module)
 
 
 @torch.no_grad()

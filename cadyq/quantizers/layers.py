@@ -216,6 +216,12 @@ def _with_parameters(made: Layer, plain: nn.Module) -> Layer:
     return made.train(plain.training)
 
 
+def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` in the place of the one of that dotted name below `root`."""
+    parent, _, last = name.rpartition(".")
+    setattr(root.get_submodule(parent), last, module)
+
+
 @contextmanager
 def frozen_weights(network: nn.Module) -> Iterator[None]:
     """Inside, each weight is quantized once and kept, instead of once a forward. It must not change meanwhile."""

@@ -115,19 +115,29 @@ def _summarize(observer: Observer, histogram: Histogram, gradient: Tensor) -> Po
     )
 
 
+def _initialize(quantizer: ActivationQuantizer, statistics: PointStatistics) -> None:
+    quantizer.initialize(statistics)
+    quantizer.calibrated = True
+
+
 def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> None:
     """Start every quantizer of `network`: from the statistics of its point, or from the weight it quantizes."""
     for name, point in network.points.items():
         if point.quantizer is not None:
             if name not in statistics:
                 raise UserError(f"calibration has no point {name!r} of {network.name}: calibrate this very network")
-            point.quantizer.initialize(statistics[name])
-            point.quantizer.calibrated = True
+            _initialize(point.quantizer, statistics[name])
     for layer in network.layer_names:
         if layer.weight_quantizer is not None:
             layer.weight_quantizer.initialize(layer.rows(layer.weight.detach()))
     if isinstance(network.scheme, Scheme):
         network.scheme.allocate(network, statistics)
+
+
+def _under(parent: SRNetwork, scheme: str, options: dict[str, Any] | None) -> SRNetwork:
+    """A copy of `parent` under a scheme as written in a command and further options, not initialized yet."""
+    name, bits, _ = parse_scheme(scheme)
+    return with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
 
 
 def calibrated(
@@ -137,8 +147,7 @@ def calibrated(
 
     `options` are further options of the scheme.
     """
-    name, bits, _ = parse_scheme(scheme)
-    network = with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
+    network = _under(parent, scheme, options)
     initialize(network, statistics)
     return network
 
@@ -159,8 +168,7 @@ def calibrated_on(
         options: further options of the scheme.
         reference: whose FP32 network runs on the patches; by default the parent's own.
     """
-    name, bits, _ = parse_scheme(scheme)
-    network = with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
+    network = _under(parent, scheme, options)
     fp32 = (reference or parent).without_scheme().eval()
     if any(point.outer for point in network.points.values()):
         fp32.add_outer_points()
@@ -186,8 +194,7 @@ def with_outer_bits(network: SRNetwork, patches: Tensor, bits: int = 8) -> SRNet
     for name, point in whole.points.items():
         if point.outer:
             point.quantizer = MinMaxRange(bits)
-            point.quantizer.initialize(statistics[name])
-            point.quantizer.calibrated = True
+            _initialize(point.quantizer, statistics[name])
             for layer in point.feeds:
                 layer.weight_quantizer = ChannelWeight(bits)
     return whole.eval()
