@@ -32,9 +32,9 @@ from cadyq.commands.cli import (
 from cadyq.models.network import SRNetwork
 from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.schemes.specs import canonical
 from cadyq.training.distributed import Processes, choose_device, join, leave
+from cadyq.training.optimization import use_half_precision
 from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
 from cadyq.training.recipes import Recipe, load_recipe
@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--device", default="auto", help="auto, cpu or cuda")
     add_threads_option(how)
     how.add_argument("--workers", type=Numbers(0, MOST_THREADS), default=1, help="threads that crop the next batches")
-    how.add_argument("--amp", action="store_true", help="convolutions in half precision (CUDA)")
+    how.add_argument("--amp", action="store_true", help="inner convolutions in float16 (CUDA) or bfloat16 (CPU)")
     how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
     how.add_argument("--checkpoint-seconds", type=Numbers(0, whole=False), default=CHECKPOINT_SECONDS)
     add_zoo_option(parser)
@@ -157,8 +157,6 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     load_plugins(args.plugin)
     check_spares(args.out, ["model.safetensors", "training.json"], [args.init, args.teacher, args.bank])
     device = processes.device
-    if args.amp and device.type != "cuda":
-        raise UserError(f"--amp needs a CUDA device and this run is on the {device.type}: leave it out")
     torch.manual_seed(args.seed)
     parent = parent_of(args)
     recipe = recipe_of(args, parent.network.name)
@@ -174,9 +172,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     processes.same_start(network)
     if args.amp:
-        for module in network.modules():
-            if isinstance(module, QuantizedLayer):
-                module.arithmetic = torch.float16
+        use_half_precision(network, device)
     provenance = provenance_of(args, recipe, parent.network, (training, held_out)) | {
         "parent": parent.facts,
         "teacher_sha256": teacher.facts["sha256"] if teacher else None,

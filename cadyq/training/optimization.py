@@ -11,8 +11,22 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
+
+
+COLOURS = 3
+
+
+def use_half_precision(network: SRNetwork, device: torch.device) -> None:
+    """Let layers multiply in float16 on a GPU and in bfloat16 on a CPU; quantizers and weights stay FP32.
+
+    Layers that read or give pixels stay FP32: bfloat16 has 8 significant bits, which is what an image has.
+    """
+    for layer in network.modules():
+        if isinstance(layer, QuantizedLayer) and COLOURS not in layer.weight.shape[:2]:
+            layer.arithmetic = torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def freeze_fp32_layers(network: SRNetwork) -> None:

@@ -37,7 +37,7 @@ class Settings:
 
     Attributes:
         workers: threads that crop the coming batches.
-        mixed_precision: convolutions in half precision (CUDA), with a scaled loss.
+        mixed_precision: the network multiplies in half precision, see `use_half_precision`; scale the loss on a GPU.
         checkpoint_seconds: a checkpoint is written this often, and after each validation.
     """
 
@@ -85,7 +85,8 @@ class Trainer:
             freeze_fp32_layers(network)
         self.optimizer = torch.optim.Adam(parameter_groups(network, recipe), lr=0.0)
         self.bases = [group["base"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.mixed_precision)
+        scaled = self.settings.mixed_precision and self.device.type == "cuda"  # float16 underflows, bfloat16 does not
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
         self.steering = BitController(recipe.target_fab, recipe.steer)
         self.average = WeightAverage(network, recipe.average) if recipe.average else None
         self.attention = _attention(network, teacher, recipe)
