@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assigned import AssignedScheme, assigned, choices_of, rows_of
+from baselines.assignment.scheme import AssignedScheme, assigned, choices_of, rows_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import LAPLACIAN, PatchContext, filtered, luma
 from cadyq.quantizers.trace import trace_forward

@@ -33,7 +33,7 @@ ALLOWED = {
     ("cadyq/models/network.py", "fp32"): "what a network is printed as that carries no scheme",
 }
 
-SCHEME_FILES = sorted([*(ROOT / "baselines").glob("*.py"), *(ROOT / "cadyq/schemes").glob("*.py")])
+SCHEME_FILES = sorted([*(ROOT / "baselines").rglob("*.py"), *(ROOT / "cadyq/schemes").glob("*.py")])
 BACKBONE_FILES = sorted(path for path in (ROOT / "cadyq/models").glob("*.py") if path.name != "__init__.py")
 HARNESS_FILES = sorted([*(ROOT / "analysis").rglob("*.py"), *(ROOT / "cadyq/testing").glob("*.py")])
 

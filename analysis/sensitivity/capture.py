@@ -26,7 +26,7 @@ from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.rules import Contestant, Rules, observe
-from baselines.search import rounded_error
+from baselines.assignment.search import rounded_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward

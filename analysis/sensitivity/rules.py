@@ -12,7 +12,7 @@ from analysis.sensitivity.features import FEATURES, Feature, of_kind
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from analysis.sensitivity.replay import Act, Replay
-from baselines.search import bisect, rounded_error
+from baselines.assignment.search import bisect, rounded_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint

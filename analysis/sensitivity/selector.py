@@ -15,7 +15,7 @@ from tqdm import tqdm
 from analysis.sensitivity.degradations import DEGRADATIONS
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
-from baselines.search import rounded_error
+from baselines.assignment.search import rounded_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.trace import trace_forward

@@ -15,7 +15,6 @@ from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
 
-
 COLOURS = 3
 
 

@@ -168,7 +168,7 @@ def test_what_counts_for_a_scheme() -> None:
         assert f"cadyq/{file}.py" in hashed("minmax"), file
     assert "baselines/minmax.py" in hashed("minmax") and "cadyq/schemes/calibration.py" in hashed("minmax")
     assert not {"baselines/minmax.py", "cadyq/models/edsr.py", "cadyq/schemes/cadyq.py"} & hashed("pams")
-    assert {"baselines/assigned.py", "baselines/search.py"} <= hashed("cabm")
+    assert {"baselines/assignment/scheme.py", "baselines/assignment/search.py"} <= hashed("cabm")
     assert not [
         file for file in hashed("cabm") if file.startswith(("cadyq/utils", "cadyq/commands", "analysis/report"))
     ]

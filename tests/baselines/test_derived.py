@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cadyq
-from baselines.assigned import assign, mean_probabilities
+from baselines.assignment.scheme import assign, mean_probabilities
+from baselines.assignment.search import descend, luma_error, price_for
 from baselines.cabm import CABM, edge_score
-from baselines.gradient import Gradient, best_cuts
-from baselines.oracle import Oracle
-from baselines.random import Random, fingerprint, uniform
-from baselines.search import descend, luma_error, price_for
-from baselines.static import Static
+from baselines.controls.gradient import Gradient, best_cuts
+from baselines.controls.oracle import Oracle
+from baselines.controls.random import Random, fingerprint, uniform
+from baselines.controls.static import Static
 from cadyq.checkpoints.io import save_model
 from cadyq.data.datasets import photographs
 from cadyq.models.network import SRNetwork

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.dynamic_range import SHARE, DynamicRangeActivation
+from baselines.controls.dynamic_range import SHARE, DynamicRangeActivation
 from cadyq.quantizers.context import PatchContext
 
 

@@ -163,7 +163,7 @@ CALIBRATED = SCHEME.replace("class Mine(FixedBitScheme):", "class Mine(FixedBitS
 CONTROL = """
 from dataclasses import dataclass
 import cadyq
-from baselines.random import Random
+from baselines.controls.random import Random
 
 DECORATOR
 @dataclass(frozen=True)

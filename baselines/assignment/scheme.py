@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from baselines.search import bisect
+from baselines.assignment.search import bisect
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import CandidateActivation, PatchContext
 from cadyq.schemes.candidates import CandidateScheme

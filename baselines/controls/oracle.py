@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assigned import AssignedScheme, assign
-from baselines.search import descend, luma_error, price_for, search_patches
+from baselines.assignment.scheme import AssignedScheme, assign
+from baselines.assignment.search import descend, luma_error, price_for, search_patches
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
 from cadyq.training.derive import transplant

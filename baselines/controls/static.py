@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assigned import AssignedScheme, assign, assigned, choices_of, rows_of
-from baselines.search import descend, luma_error, price_for, search_patches, settle
+from baselines.assignment.scheme import AssignedScheme, assign, assigned, choices_of, rows_of
+from baselines.assignment.search import descend, luma_error, price_for, search_patches, settle
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
 from cadyq.training.derive import transplant

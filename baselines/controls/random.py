@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assigned import AssignedScheme, assigned, mean_probabilities
+from baselines.assignment.scheme import AssignedScheme, assigned, mean_probabilities
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
 

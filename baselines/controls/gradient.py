@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from baselines.assigned import AssignedScheme, assign, assigned
-from baselines.search import luma_error
+from baselines.assignment.scheme import AssignedScheme, assign, assigned
+from baselines.assignment.search import luma_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.training.derive import BATCH, transplant
