@@ -84,10 +84,9 @@ def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tenso
     if "base" not in metadata:
         return {}
     base = beside(path, metadata["base"])
-    there = _all_tensors(base)
     if network_sha256(base) != metadata["base_sha256"]:
         raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
-    return there
+    return _all_tensors(base)
 
 
 def _complete_from_base(

@@ -95,9 +95,9 @@ def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> di
     parent = beside(path, metadata["parent"])
     if not parent.exists():
         raise UserError(f"{path}: holds its difference to {parent.name}, which is not beside it; copy that there too")
-    there, _ = read_tensors(parent)
     if network_sha256(parent) != metadata.get("parent_sha256"):
         raise UserError(f"{path}: was made for another {parent.name} than the one beside it; fetch both again")
+    there, _ = read_tensors(parent)
     try:
         return decode(stream, entries_from_json(metadata.get("entries", "")), there)
     except ValueError as error:

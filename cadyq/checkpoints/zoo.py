@@ -103,6 +103,9 @@ def _of_same_sizes(network: SRNetwork, parent: Path) -> bool:
 def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     """Add what `cadyq.train` or `cadyq.derive` left in `run_dir` to a zoo.
 
+    A tag takes the place of options in the scheme's name: "cadyq,search_space=4-5-6" with tag "b4-5-6" is listed as
+    "cadyq:b4-5-6". The file holds the options.
+
     Raises:
         UserError: the run is not finished.
     """
@@ -110,7 +113,9 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     if not facts_file.exists():
         raise UserError(f"{run_dir}: no training.json, so the run is not finished; run the same command again")
     facts = json.loads(facts_file.read_text())
-    scheme = facts.pop("scheme") + (f":{tag}" if tag else "")
+    scheme = facts.pop("scheme")
+    if tag:
+        scheme = f"{scheme.partition(',')[0]}:{tag}"
     if "history" in facts:
         facts["held_out_last"] = facts.pop("history")[-1]
     for name in ("backbone", "scale"):

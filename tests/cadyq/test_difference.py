@@ -18,6 +18,7 @@ from cadyq.checkpoints.io import save_model
 from cadyq.checkpoints.packing import pack_weight
 from cadyq.checkpoints.tensors import compress, network_sha256, read_tensors
 from cadyq.data.images import sha256_file
+from cadyq.utils.errors import UserError
 
 WORDS = arrays(np.uint32, 24)  # any pattern of a float32: zeros of both signs, infinities, NaN
 
@@ -94,3 +95,16 @@ def test_a_compressed_file_is_read_like_the_one_it_was_made_of(tmp_path: Path) -
     lr = torch.rand(1, 3, 24, 24) * 255
     with torch.no_grad():
         assert torch.equal(cadyq.load_model(path)(lr), network(lr))
+
+
+def test_a_file_that_lies_under_its_parents_name_is_refused(tmp_path: Path) -> None:
+    parent, child = tmp_path / "parent.safetensors", tmp_path / "child.safetensors"
+    network = cadyq.create_model("edsr", scheme="fp32", n_feats=8, n_resblocks=1)
+    save_model(network, parent)
+    with torch.no_grad():
+        network.head.bias.add_(1e-3)
+    save_model(network, child)
+    compress(child, parent)
+    child.replace(parent)
+    with pytest.raises(UserError, match=r"made for another parent\.safetensors"):
+        read_tensors(parent)

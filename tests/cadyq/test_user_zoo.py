@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -84,3 +85,16 @@ def test_a_network_of_other_sizes_is_not_stored_as_a_difference(tmp_path: Path) 
     with pytest.raises(UserError, match=r"a\.safetensors: cannot be stored as its difference to b\.safetensors"):
         compress(*paths)
     assert paths[0].read_bytes() == before
+
+
+def test_a_tag_takes_the_place_of_options(tmp_path: Path) -> None:
+    run, zoo = tmp_path / "run", tmp_path / "zoo"
+    run.mkdir()
+    zoo.mkdir()
+    network = calibrated_model("edsr", "cadyq,search_space=4-5-6", n_feats=8, n_resblocks=1).eval()
+    cadyq.save_model(network, run / "model.safetensors")
+    facts = {"backbone": "edsr", "scale": 4, "scheme": "cadyq,search_space=4-5-6"}
+    (run / "training.json").write_text(json.dumps(facts))
+    assert command.main(["run", str(run), "--tag", "b4-5-6", "--zoo", str(zoo)]) == 0
+    assert [row["scheme"] for row in read_manifest(zoo)["networks"]] == ["cadyq:b4-5-6"]
+    assert cadyq.load_model(zoo / "edsr_x4_cadyq_b4-5-6.safetensors").scheme == network.scheme

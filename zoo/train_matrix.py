@@ -1,0 +1,141 @@
+"""Train every network of one backbone that `results/paper` measures, and add each to this zoo when it is finished.
+
+`python zoo/train_matrix.py edsr --data-root PHOTOGRAPHS --runs RUNS` starts from `edsr_x4_fp32` of this zoo. The same
+command goes on where it was stopped. One budget serves all: a warm start at 8 bits, then the same number of steps for
+each scheme, and both together for FP32. Networks that only choose their bits another way are derived at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from cadyq.checkpoints.folders import use_zoo
+from cadyq.commands import derive, train
+from cadyq.commands import zoo as ship
+
+FIXED = ("w8a8", "w8a6", "w8a5", "w8a4", "w4a4")
+FOUR_BITS = ("dorefa", "pact", "lsq", "ddtb", "daq")
+SUBSAMPLED, SUBSAMPLED_TAG = "cadyq,search_space=4-5-6,stats_stride=8", "b4-5-6_stride8"
+LADDER_OF_CONTROL = ("w8a6", "w8a5", "w8a4")
+SEEDS = (1, 2)
+
+
+class Training(NamedTuple):
+    """One training: its scheme, the tag it gets in the zoo, the recipe and the seed."""
+
+    scheme: str
+    tag: str = ""
+    recipe: str = "finetune"
+    seed: int = 0
+
+
+class Derivation(NamedTuple):
+    """A network of this zoo whose bits are chosen another way."""
+
+    scheme: str
+    parent: str
+    tag: str = ""
+
+
+def trainings() -> list[Training]:
+    """In the order of training: what most comparisons need comes first."""
+    fixed = [Training(f"pams:{bits}") for bits in FIXED]
+    dynamic = [Training("cadyq", recipe="cadyq"), Training(SUBSAMPLED, SUBSAMPLED_TAG, "cadyq")]
+    rivals = [Training(f"{name}:w4a4") for name in FOUR_BITS]
+    control = [Training(f"dynamic_range:{bits}", "trained") for bits in LADDER_OF_CONTROL]
+    seeds = [
+        Training(scheme, tag, recipe, seed)
+        for seed in SEEDS
+        for scheme, tag, recipe in (
+            (SUBSAMPLED, f"{SUBSAMPLED_TAG}_seed{seed}", "cadyq"),
+            ("pams:w8a5", f"seed{seed}", "finetune"),
+        )
+    ]
+    return [*fixed, *dynamic, *rivals, *control, *seeds]
+
+
+def derivations(backbone: str) -> list[Derivation]:
+    """Other ways to choose the bits of both CADyQ networks."""
+    name = f"zoo:{backbone}_x4_cadyq"
+    simple = [Derivation(scheme, name) for scheme in ("random", "gradient", "cabm", "static")]
+    return [*simple, Derivation("static", f"{name}_{SUBSAMPLED_TAG}", SUBSAMPLED_TAG)]
+
+
+class Matrix:
+    """Runs the trainings and derivations of one backbone."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.runs: Path = args.runs / args.backbone
+        self.zoo: Path = args.zoo
+        self.data = ["--data-root", str(args.data_root), "--cache", str(args.cache), "--threads", str(args.threads)]
+
+    def run(self) -> None:
+        for training in trainings():
+            warm = self._train("warm", Training("pams:w8a8", seed=training.seed), self._parent(), self.args.warm_steps)
+            self._train_and_ship(training, str(warm / "model.safetensors"), self.args.steps)
+        longer = Training("fp32", "longer")
+        self._train_and_ship(longer, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
+        for derivation in derivations(self.args.backbone):
+            self._derive(derivation)
+
+    def _parent(self) -> str:
+        return f"zoo:{self.args.backbone}_x4_fp32"
+
+    def _train(self, name: str, training: Training, parent: str, steps: int, *changes: str) -> Path:
+        out = self.runs / (f"{name}_seed{training.seed}" if name == "warm" else name)
+        options = ["--recipe", training.recipe, "--scheme", training.scheme, "--seed", str(training.seed)]
+        command = [*options, "--backbone", self.args.backbone, "--init", parent, "--steps", str(steps)]
+        command += [*self.data, "--out", str(out), "--set", f"batch={self.args.batch}", *changes]
+        _require(train.main([*command, *(["--amp"] if self.args.amp else [])]))
+        return out
+
+    def _train_and_ship(self, training: Training, parent: str, steps: int, *changes: str) -> None:
+        name = "_".join(part for part in (training.scheme.split(",")[0].replace(":", "_"), training.tag) if part)
+        if not self._in_zoo(name):
+            self._ship(self._train(name, training, parent, steps, *changes), training.tag)
+
+    def _derive(self, derivation: Derivation) -> None:
+        name = "_".join(part for part in (derivation.scheme, derivation.tag) if part)
+        if not self._in_zoo(name):
+            out = self.runs / name
+            command = [derivation.scheme, "--parent", derivation.parent, "--out", str(out)]
+            _require(derive.main([*command, *self.data, "--patches", str(self.args.patches)]))
+            self._ship(out, derivation.tag)
+
+    def _ship(self, run: Path, tag: str) -> None:
+        _require(ship.main(["run", str(run), "--tag", tag, "--zoo", str(self.zoo)]))
+
+    def _in_zoo(self, name: str) -> bool:
+        return (self.zoo / f"{self.args.backbone}_x4_{name}.safetensors").exists()
+
+
+def _require(status: int) -> None:
+    """End with the exit status of a command that failed; it has said why."""
+    if status:
+        sys.exit(status)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("backbone", help="edsr, carn, idn or srresnet")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs, one below it for each network")
+    parser.add_argument("--zoo", type=Path, default=Path(__file__).parent, help="folder of trained networks")
+    parser.add_argument("--cache", type=Path, default=Path(".cache"), help="decoded photographs are kept here")
+    parser.add_argument("--warm-steps", type=int, default=200, help="steps at 8 bits before each scheme starts")
+    parser.add_argument("--steps", type=int, default=500, help="steps of each scheme")
+    parser.add_argument("--batch", type=int, default=8, help="patches a step")
+    parser.add_argument("--patches", type=int, default=96, help="patches that derived bits are chosen on")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--amp", action="store_true", help="train in half precision")
+    args = parser.parse_args()
+    use_zoo(args.zoo)
+    Matrix(args).run()
+
+
+if __name__ == "__main__":
+    main()
