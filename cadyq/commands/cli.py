@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from cadyq.checkpoints.folders import use_zoo
+from cadyq.plugins import Plugin, load_plugins
 from cadyq.utils.errors import UserError
 
 # what to do about a file system that takes no more
@@ -88,8 +90,11 @@ def add_threads_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads")
 
 
-def add_plugin_option(parser: argparse.ArgumentParser) -> None:
-    """The option `--plugin FILE`, which may be given several times; hand its value to `cadyq.plugins.load_plugins`."""
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The options `--zoo DIR`, `--plugin FILE` and `--debug` of commands that take networks; see `open_networks`."""
+    parser.add_argument(
+        "--zoo", type=Path, metavar="DIR", help="folder of your trained networks, before the package's (or CADYQ_ZOO)"
+    )
     parser.add_argument(
         "--plugin",
         type=Path,
@@ -98,6 +103,17 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Python file that registers schemes, backbones, metrics or datasets; may be given several times",
     )
+    add_debug_option(parser)
+
+
+def open_networks(args: argparse.Namespace) -> Plugin:
+    """Use the zoo and load the plug-ins that a command line names; returns what the plug-ins registered.
+
+    Raises:
+        UserError: a plug-in cannot be loaded.
+    """
+    use_zoo(args.zoo)
+    return load_plugins(args.plugin)
 
 
 def add_model_option(parser: argparse._ActionsContainer) -> None:
@@ -111,13 +127,6 @@ def add_model_option(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--calibration", type=Path, metavar="DIR", help="LR images to calibrate --model on; scikit-image's by default"
-    )
-
-
-def add_zoo_option(parser: argparse._ActionsContainer) -> None:
-    """The option `--zoo DIR`; hand its value to `cadyq.checkpoints.folders.use_zoo`."""
-    parser.add_argument(
-        "--zoo", type=Path, metavar="DIR", help="folder of your trained networks, before the package's (or CADYQ_ZOO)"
     )
 
 
