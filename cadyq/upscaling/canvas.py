@@ -120,7 +120,11 @@ class FileCanvas(Canvas):
             result.parent.mkdir(parents=True, exist_ok=True)
             if not going_on:
                 self._list.unlink(missing_ok=True)  # first, or it would name tiles that are gone
-            self._file = self._pixels.open("r+b" if going_on else "w+b")
+            try:
+                self._file = self._pixels.open("r+b" if going_on else "w+b")
+            except OSError:
+                self._pixels.unlink(missing_ok=True)
+                raise
         self._saved = time.monotonic()
 
     def _read_list(self) -> bool:
@@ -173,7 +177,11 @@ class FileCanvas(Canvas):
         if len(self.missing) == len(self.tiles):
             self.discard()
             return
-        self._save()
+        try:
+            self._save()
+        except OSError:
+            self.discard()
+            raise
         self._file.close()
 
     def discard(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from cadyq.inference.tiled import BATCH_PIXELS, forward_batches
-from cadyq.inference.tiles import Tile
+from cadyq.inference.tiles import Tile, group_by_size
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 
@@ -58,13 +58,11 @@ def estimate(
     """
     tiles = [tile for grid in grids for tile in grid]
     pixels = sum(tile.height * tile.width for tile in tiles)
-    if pixels < WORTH:
+    if pixels < WORTH or len(tiles) == len(grids):  # of images that are one tile, nothing smaller says what they take
         return None
-    largest = max(tiles, key=lambda tile: tile.height * tile.width)
-    side = largest.height * largest.width
-    if side > BATCH_PIXELS:  # the image as one tile: nothing smaller says what it takes
-        return None
-    few = [largest] * min(len(tiles), BATCH_PIXELS // side)
+    common = tiles[max(group_by_size(tiles), key=len)[0]]
+    side = common.height * common.width
+    few = [common] * max(1, BATCH_PIXELS // side)
     _seconds(network, few[:1], device)  # the first forward also counts operations
     seconds = _seconds(network, few, device)
     area = max(height * width for height, width in sizes)

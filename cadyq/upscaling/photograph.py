@@ -15,6 +15,7 @@ from torch import Tensor
 from cadyq.data.images import DECODE_ERRORS, to_rgb, unreadable
 
 _BITS_PER_SAMPLE = 258  # tag of TIFF
+_REACH = 3  # rows around that bicubic interpolation reads
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,11 @@ class Photograph:
     def alpha_rows(self, scale: int, top: int, bottom: int) -> NDArray[np.uint8]:
         """Rows `top` to `bottom` of the enlarged alpha channel, bicubic, (rows, w scale); needs `alpha`."""
         assert self.alpha is not None
-        width, box = self.alpha.width, (0, top / scale, self.alpha.width, bottom / scale)
-        rows = self.alpha.resize((width * scale, bottom - top), Image.Resampling.BICUBIC, box=box)
-        return np.asarray(rows)
+        width, height = self.alpha.size
+        first, last = max(0, top // scale - _REACH), min(height, -(-bottom // scale) + _REACH)
+        near = self.alpha.crop((0, first, width, last))
+        rows = near.resize((width * scale, (last - first) * scale), Image.Resampling.BICUBIC)
+        return np.asarray(rows)[top - first * scale : bottom - first * scale]
 
 
 def read_photograph(path: Path) -> Photograph:

@@ -7,6 +7,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,7 @@ class Upscaler:
                 self.on_tiles(len(batch.indices))
 
     def _finish(self, each: _Open) -> Result:
-        """Write the files of a photograph whose tiles are all there."""
+        """Write the files of a photograph whose tiles are all there; where the disk is full, its tiles are kept."""
         job = each.job
         facts = self._facts(each)
         written: list[Path] = []
@@ -204,10 +205,10 @@ class Upscaler:
         except (OSError, UserError) as error:
             for path in written:  # all of a photograph, or nothing
                 path.unlink(missing_ok=True)
+            with suppress(OSError):
+                each.canvas.keep()
             return Result(job, error=_told(job, error, self.tiling))
-        finally:
-            if len(written) == len(job.outputs):
-                each.canvas.discard()
+        each.canvas.discard()
         return Result(job, facts, notes=each.notes)
 
     def _writers(self, each: _Open, facts: dict[str, Any]) -> list[tuple[Path, Callable[[], object]]]:
