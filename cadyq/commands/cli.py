@@ -146,12 +146,17 @@ def stopped() -> bool:
     return bool(_came)
 
 
-def exit_status(action: Callable[[], object], debug: bool = False) -> int:
+def exit_status(action: Callable[[], object], debug: bool = False, again: str = "the same command") -> int:
     """Run `action` and turn how it ends into an exit status.
+
+    Args:
+        action: the command.
+        debug: show the traceback of an error before its line.
+        again: what goes on where an interrupted command stopped.
 
     Returns:
         0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
-        interrupted, 143 when terminated. With `debug`, the traceback of an error goes before its line.
+        interrupted, 143 when terminated.
     """
     with _stopping() as signals:
         try:
@@ -160,7 +165,7 @@ def exit_status(action: Callable[[], object], debug: bool = False) -> int:
             # libraries turn an interrupt within their C code into errors of other names
             if signals or isinstance(error, KeyboardInterrupt):
                 word, status = STOPPED[signals[0] if signals else signal.SIGINT]
-                print(f"{word}: finished work is kept, the same command goes on from there", file=sys.stderr)
+                print(f"{word}: finished work is kept, {again} goes on from there", file=sys.stderr)
                 return status
             if isinstance(error, UserError):
                 return _failed(str(error), debug)

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal status
         status = run(args)
 
-    return exit_status(action, args.debug) or status
+    return exit_status(action, args.debug, "the same command with --resume") or status
 
 
 if __name__ == "__main__":

@@ -94,5 +94,5 @@ def _bits_per_sample(image: Image.Image) -> int:
     tags = getattr(image, "tag_v2", {})
     if _BITS_PER_SAMPLE in tags:
         return int(max(tags[_BITS_PER_SAMPLE]))
-    decoders = [str(tile[3]) for tile in image.tile]
+    decoders = [str(tile[3]) for tile in getattr(image, "tile", [])]
     return 16 if image.mode.startswith("I") or any(";16" in words for words in decoders) else 8

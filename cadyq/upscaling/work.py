@@ -73,8 +73,9 @@ def network_key(network: SRNetwork) -> str:
     digest = hashlib.sha256(json.dumps(parts, default=str).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for file in sorted({_file_of(part) for part in (*network.modules(), network.scheme)} - {None}):
-        digest.update(Path(str(file)).read_bytes())
+    files = {_file_of(part) for part in (*network.modules(), network.scheme)}
+    for file in sorted(file for file in files if file is not None):
+        digest.update(Path(file).read_bytes())
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
         OSError: it cannot be written there; names `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with naming(path):
+    with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -33,12 +33,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Inside, an OSError of the system names `path`, whatever file it came of."""
+def naming(path: Path, written: Path | None = None) -> Iterator[None]:
+    """Inside, an OSError that names no file, or names `written` (by default `path` itself), names `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None or error.filename not in (None, str(written or path)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
