@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,19 +123,24 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     "cadyq:b4-5-6". The file holds the options.
 
     Raises:
-        UserError: the run is not finished.
+        UserError: the run is not finished, its facts are damaged, or `tag` is no part of a file's name.
     """
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise UserError(f"--tag {tag!r} is no part of a file's name; write letters, digits, '_', '-' and '.'")
     facts_file = run_dir / "training.json"
     if not facts_file.exists():
         raise UserError(f"{run_dir}: no training.json, so the run is not finished; run the same command again")
-    facts = json.loads(facts_file.read_text())
-    scheme = facts.pop("scheme")
+    try:
+        facts = dict(json.loads(facts_file.read_text(encoding="utf-8")))
+        scheme = str(facts.pop("scheme"))
+        if "history" in facts:
+            facts["held_out_last"] = facts.pop("history")[-1]
+        for name in ("backbone", "scale"):
+            facts.pop(name)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{facts_file}: says not what was trained ({error!r}); run the same command again") from error
     if tag:
         scheme = f"{scheme.partition(',')[0]}:{tag}"
-    if "history" in facts:
-        facts["held_out_last"] = facts.pop("history")[-1]
-    for name in ("backbone", "scale"):
-        facts.pop(name)
     return add_to_zoo(load_model(run_dir / "model.safetensors"), scheme, facts, folder)
 
 
