@@ -74,7 +74,7 @@ def attempt(job: Job, out: Path, device: torch.device, on_image: Callable[[], ob
     """
     try:
         measure_job(job, out, device, on_image)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if stopped() or (isinstance(error, OSError) and error.errno in UNWRITABLE):
             raise
         for cell in job.cells:

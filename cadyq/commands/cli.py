@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from cadyq.checkpoints.folders import use_zoo
-from cadyq.plugins import Plugin, load_plugins
-from cadyq.utils.errors import UserError
+from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
+from cadyq.utils.errors import UserError, reason_of
 
 # what to do about a file system that takes no more
 UNWRITABLE = {
@@ -161,7 +161,7 @@ def exit_status(action: Callable[[], object], debug: bool = False, again: str = 
     with _stopping() as signals:
         try:
             action()
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             # libraries turn an interrupt within their C code into errors of other names
             if signals or isinstance(error, KeyboardInterrupt):
                 word, status = STOPPED[signals[0] if signals else signal.SIGINT]
@@ -173,6 +173,8 @@ def exit_status(action: Callable[[], object], debug: bool = False, again: str = 
                 where = f"{error.filename}: " if error.filename else ""
                 remedy = f"{UNWRITABLE[error.errno]}, then run the same command again"
                 return _failed(f"{where}{error.strerror}; {remedy}", debug)
+            if raised_in_plugin(error):
+                return _failed(f"{reason_of(error)}; mend the plug-in, --debug shows where", debug)
             raise
     return 0
 

@@ -12,7 +12,7 @@ class UserError(ValueError):
     """
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """An exception on one line, with the place in a user's or this project's code that raised it."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):

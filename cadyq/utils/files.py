@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from cadyq.utils.errors import UserError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -17,7 +19,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: it cannot be written there; names `path`.
+        UserError: `path` is a folder.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file to write")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with naming(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
