@@ -130,12 +130,13 @@ def run(args: argparse.Namespace) -> int:
 
 def enlarge(upscaler: Upscaler, jobs: Sequence[Job], sizes: Sequence[tuple[int, int]], debug: bool) -> int:
     """Enlarge photographs under a bar of their tiles, a line each; returns how many gave no result."""
-    grids = [upscaler.tiling.grid(height, width) for height, width in sizes]
-    expected = estimate(upscaler.network, grids, sizes, upscaler.device)
+    missing = [upscaler.missing(job, *size) for job, size in zip(jobs, sizes, strict=True)]
+    expected = estimate(upscaler.network, missing, sizes, upscaler.device)
     if expected is not None:
         print(expected, flush=True)
     failed = 0
-    with bar(total=sum(map(len, grids)), unit="tile", leave=False, disable=None) as shown:
+    tiles = sum(len(upscaler.tiling.grid(*size)) for size in sizes)
+    with bar(total=tiles, unit="tile", leave=False, disable=None) as shown:
         upscaler.on_tiles = shown.update
         for number, result in enumerate(upscaler.run(jobs), 1):
             if result.facts is not None:

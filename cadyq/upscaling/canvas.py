@@ -189,3 +189,12 @@ class FileCanvas(Canvas):
             self._file.close()
         for path in (self._pixels, self._list):
             path.unlink(missing_ok=True)
+
+
+def finished_tiles(result: Path, key: str) -> set[int]:
+    """Indices of the tiles that an earlier command left for `result`, where they are of this key."""
+    try:
+        listed = json.loads(result.with_name(f".{result.name}.tiles").read_text(encoding="utf-8"))
+        return set(listed["indices"]) if listed["key"] == key else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

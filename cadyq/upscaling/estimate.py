@@ -58,7 +58,7 @@ def estimate(
     """
     tiles = [tile for grid in grids for tile in grid]
     pixels = sum(tile.height * tile.width for tile in tiles)
-    if pixels < WORTH or len(tiles) == len(grids):  # of images that are one tile, nothing smaller says what they take
+    if pixels < WORTH or max(map(len, grids)) == 1:  # of images that are one tile, nothing smaller says what they take
         return None
     common = tiles[max(group_by_size(tiles), key=len)[0]]
     side = common.height * common.width

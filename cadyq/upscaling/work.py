@@ -24,7 +24,7 @@ from cadyq.inference.tiled import BATCH_PIXELS, forward_batches, reference_bitop
 from cadyq.inference.tiles import Tile, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
-from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas
+from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
 from cadyq.upscaling.files import Job
 from cadyq.upscaling.photograph import Photograph, photograph_size, read_photograph
 from cadyq.utils.errors import UserError, reason_of
@@ -125,6 +125,12 @@ class Upscaler:
         except (OSError, ValueError, KeyError, TypeError):
             return False
         return bool(made_from != self.key(job))
+
+    def missing(self, job: Job, height: int, width: int) -> list[Tile]:
+        """The tiles of a photograph of that size that no earlier command left."""
+        tiles = self.tiling.grid(height, width)
+        done = finished_tiles(job.sr, self.key(job)) if self.resume else set()
+        return [tile for index, tile in enumerate(tiles) if index not in done]
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
         """Enlarge photographs; each result is written when it is finished, and told then."""

@@ -269,7 +269,7 @@ def test_resume_leaves_out_what_is_finished_and_mends_the_rest(tmp_path: Path) -
 
 
 def test_a_large_photograph_goes_on_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_png(tmp_path / "a.png", noise(60, 60))
     whole, out = tmp_path / "whole", tmp_path / "out"
@@ -281,8 +281,10 @@ def test_a_large_photograph_goes_on_where_it_was_stopped(
     assert sorted(path.name for path in out.iterdir()) == [".a_x4.png.pixels", ".a_x4.png.tiles"]
     rest = Stop(99)
     monkeypatch.setattr(work, "forward_batches", rest)
+    monkeypatch.setattr(estimating, "WORTH", 0)
     assert run(tmp_path / "a.png", "--out", out, "--resume") == 0
     assert rest.given == first.given - 3 > 0
+    assert f"estimate: {16 - 6} tiles" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["a_x4.json", "a_x4.png"]
     assert (out / "a_x4.png").read_bytes() == (whole / "a_x4.png").read_bytes()
     facts, expected = (json.loads((folder / "a_x4.json").read_text()) for folder in (out, whole))
