@@ -1,9 +1,9 @@
 """What survives SIGKILL: `python benchmarks/faults.py [--kills 20] [--seed 0]`.
 
-run_all, train, derive and upscale, each killed at random moments of its life until it was killed that often, and run to
-its end in between. Counted is what was finished before a kill and gone after it (must be 0), what was done twice (must
-be 0), and whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside). Where the
-kills fell is shown by the folder of the file that each command wrote last before it.
+run_all, train, derive and upscale, each killed at random moments of its life until it was killed that often, and run
+to its end in between. Counted is what was finished before a kill and gone after it (must be 0), what was done twice
+(must be 0), and whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside).
+Where the kills fell is shown by the folder of the file that each command wrote last before it.
 """
 
 from __future__ import annotations
