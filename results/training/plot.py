@@ -1,4 +1,4 @@
-"""Draw `parents.csv`, PSNR of the FP32 parents on held-out photographs against steps: `python results/training/plot.py`."""
+"""Draw `parents.csv`, PSNR of the FP32 parents on held-out photographs: `python results/training/plot.py`."""
 
 from pathlib import Path
 
