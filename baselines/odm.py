@@ -6,12 +6,13 @@ factor g is learned, from 1; dw_q/dbound = (w_q - w) / bound inside, the sign of
 Two losses: L_R of the recipe, and the mismatch L_M = sum_i ||x_i - q(x_i)||_2 over points i. They are combined by
     grad L_R + lambda (1 + cos(grad L_R, grad L_M)) / 2 grad L_M,    lambda = 1e-5,
 so that the mismatch counts where it agrees with the reconstruction. The cosine is that of all learned values together.
-q is differentiated as in training: inside the range the gradients of x and q(x) cancel, so L_M pulls in what is clipped
-and moves the bounds, by (l, u) as in `fake_quantize_bounds`.
+q is differentiated as in training: inside the range the gradients of x and q(x) cancel. So L_M pulls in what is
+clipped, and moves the bounds by their share of clipping and rounding errors, see `fake_quantize_bounds`.
 
 Departures: percentiles are of all calibration patches at once (the paper: a mean over batches). Norms are of each
 patch, averaged over a batch. Rates are the recipe's (the paper: 10 times the weights' for bounds). Grids hold zero.
-Above the paper's 4 bits nothing is cut: bounds start at the extremes, and a weight's is g max|w|. No code is published.
+Above the paper's 4 bits nothing is cut: bounds start at the extremes, and a weight's is g max|w|. Written from
+descriptions of the paper, as no code is published.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from analysis.sensitivity.statistics import RESAMPLES
 from analysis.tables.intervals import paired_bootstrap
 from cadyq.data.datasets import ImagePair
 from cadyq.inference.threads import one_thread
@@ -76,7 +77,7 @@ def drops(measured: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (layer, quantized), part in measured[measured["layer"] != NOTHING].groupby(["layer", "quantized"], sort=False):
         values = part.set_index("image")["psnr_db"].loc[full.index]
-        drop = paired_bootstrap(values.to_numpy(), full.to_numpy())
+        drop = paired_bootstrap(values.to_numpy(), full.to_numpy(), RESAMPLES)
         row = {"layer": layer, "quantized": quantized, "bits": BITS, "images": len(values)}
         rows.append(row | {"drop_db": drop.mean, "drop_db_low": drop.low, "drop_db_high": drop.high})
     return pd.DataFrame(rows)

@@ -322,7 +322,7 @@ def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """A heading and a table of texts for each kind: a row a comparison, a column a dataset, costs over all of them."""
     found = []
     for (mode, kind), rows in table.groupby(["mode", "kind"], sort=False):
-        heading = f"Mode {mode}: {kind}" + (", dB" if not is_share(kind) else "")
+        heading = f"Mode {mode}: {kind}" + (", dB" if not is_share(str(kind)) else "")
         rows = rows.assign(text=[_text(row) for row in rows.to_dict("records")])
         keys = ["scale", "backbone", "scheme", "against"]
         wide = by_dataset(rows, keys)
@@ -340,7 +340,7 @@ def is_share(kind: str) -> bool:
 
 def _text(row: dict[Hashable, Any]) -> str:
     interval = Interval(row["mean"], row["low"], row["high"])
-    text = format(interval, ".2f" if is_share(row["kind"]) else "+.3f")
+    text = format(interval, ".2f" if is_share(str(row["kind"])) else "+.3f")
     return f"{text} (one image)" if math.isnan(interval.low) else text
 
 
