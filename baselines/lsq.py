@@ -13,6 +13,7 @@ Adam divides out any constant factor of a gradient, g included; the trainer lear
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +24,24 @@ from cadyq.quantizers.ranges import LearnedRange, SignAware
 from cadyq.schemes import FixedBitScheme
 
 
-def quantize_lsq(v: Tensor, step: Tensor, q_n: int, q_p: int, count: int) -> Tensor:
-    """Eqs. 1 to 5; `count` is the N of g."""
+def straight_round(ratio: Tensor) -> Tensor:
+    """To the nearest integer, with slope 1."""
+    return straight_through(ratio, ratio.detach().round())
+
+
+def quantize_lsq(
+    v: Tensor, step: Tensor, q_n: int, q_p: int, count: int, rounding: Callable[[Tensor], Tensor] = straight_round
+) -> Tensor:
+    """Eqs. 1 to 5; `count` is the N of g, `rounding` gives integers and decides their gradient."""
     if not torch.is_grad_enabled():
         return torch.div(v, step).clamp_(-q_n, q_p).round_().mul_(step)
     step = straight_through(step / (count * q_p) ** 0.5, step.detach())
-    ratio = (v / step).clamp(-q_n, q_p)
-    return straight_through(ratio, ratio.detach().round()) * step
+    return rounding((v / step).clamp(-q_n, q_p)) * step
 
 
 class LSQActivation(SignAware, LearnedRange):
+    rounding = staticmethod(straight_round)
+
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.step = nn.Parameter(torch.ones(1))
@@ -49,10 +58,13 @@ class LSQActivation(SignAware, LearnedRange):
         self.step.data.copy_(value / self.levels()[1])
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        return QuantizerOutput(quantize_lsq(x, self.step, *self.levels(), x[0].numel()), constant_bits(x, self.bits))
+        value = quantize_lsq(x, self.step, *self.levels(), x[0].numel(), self.rounding)
+        return QuantizerOutput(value, constant_bits(x, self.bits))
 
 
 class LSQWeight(WeightQuantizer):
+    rounding = staticmethod(straight_round)
+
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.step = nn.Parameter(torch.ones(1))
@@ -62,7 +74,7 @@ class LSQWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         half = 2 ** (self.bits - 1)
-        return quantize_lsq(weight, self.step, half, half - 1, weight.numel())
+        return quantize_lsq(weight, self.step, half, half - 1, weight.numel(), self.rounding)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from analysis.plots import style
 from analysis.plots.style import short, short_number
 from analysis.records.artifacts import read_artifact
 from analysis.report.crops import textured
+from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK, extent, inner
 from analysis.tables.seeds import first_trainings
 from analysis.tables.summary import REFERENCE, summary
 from cadyq.inference import bit_map
@@ -69,16 +70,39 @@ def figures(df: pd.DataFrame, intervals: bool = True) -> dict[str, Callable[[], 
     df = first_trainings(df)
     table = summary(df)
     table = table[(table["macs_g"] <= 0) | np.isfinite(table["psnr_db"])]
-    looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
+    looks = style.look(list(dict.fromkeys(df.loc[df["macs_g"] > 0, "scheme"].map(_look_name))))
+    table = _panels(table)
     for (scale, mode), part in table.groupby(["scale", "mode"], sort=False):
         for name, (column, label) in _COST.items():
             if (part["macs_g"] > 0).any():
                 draw = partial(_quality_figure, part, column, label, looks, intervals)
                 found[f"psnr_{name}_x{scale}_{mode}"] = draw
-    for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
+    as_papers = df[df["scheme"].map(extent) == AS_PAPERS]
+    for (scale, mode), rows in as_papers.groupby(["scale", "mode"], sort=False):
         for part, suffix in _by_columns(_varying(rows)):
             found[f"fab_gradient_x{scale}_{mode}{suffix}"] = partial(gradient_figure, part)
     return found
+
+
+def _look_name(scheme: str) -> str:
+    """What a scheme is called in a legend: the same in both panels, but for FP32 with quantized outer layers."""
+    return scheme if inner(scheme) == REFERENCE else inner(scheme)
+
+
+def _panels(table: pd.DataFrame) -> pd.DataFrame:
+    """A summary whose whole networks are a backbone of their own, beside the same full-precision network."""
+    whole = table["scheme"].map(extent) == WHOLE_NETWORK
+    if not whole.any():
+        return table
+    parts = []
+    for backbone, rows in table.groupby("backbone", sort=False):
+        parts.append(rows[~whole[rows.index]])
+        beside = rows[whole[rows.index] | (rows["scheme"] == REFERENCE)]
+        if whole[rows.index].any():
+            parts.append(
+                beside.assign(backbone=f"{backbone}, {WHOLE_NETWORK}", scheme=beside["scheme"].map(_look_name))
+            )
+    return pd.concat(parts)
 
 
 def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool) -> Figure:
@@ -88,7 +112,7 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
     without a network, unless there is nothing else to see.
     """
     networks, plain = table[table["macs_g"] > 0], table[table["macs_g"] <= 0]
-    full = networks["scheme"] == REFERENCE
+    full = networks["scheme"].map(inner) == REFERENCE
     points, lines = (networks, plain) if full.all() else (networks[~full], pd.concat([networks[full], plain]))
     datasets, backbones = list(networks["dataset"].unique()), list(networks["backbone"].unique())
     schemes = [name for name in looks if (points["scheme"] == name).any()]
@@ -103,7 +127,7 @@ def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, 
         here = points[(points["dataset"] == dataset) & (points["backbone"] == backbone)]
         beside = (lines["dataset"] == dataset) & ((lines["backbone"] == backbone) | (lines["macs_g"] <= 0))
         axis = axes[i, j]
-        axis.set_title(f"{short(dataset)} · {short(backbone)}")
+        axis.set_title(f"{short(dataset)} · {short(backbone, 26)}")
         _points(made, axis, here, column, looks, intervals)
         _reference_lines(axis, here, lines[beside], styles)
         axis.yaxis.set_major_locator(MaxNLocator(5))

@@ -17,6 +17,7 @@ from PIL import Image
 from analysis.records.store import CELL_COLUMNS, Cell, metrics_of, skipped_cells
 from analysis.report.viewer import cell_rows, views
 from analysis.tables.comparisons import COMPARISONS_NOTE, by_kind
+from analysis.tables.extent import HEADING, extent, holds_both
 from analysis.tables.intervals import LEVEL
 from analysis.tables.latency import LATENCY_NOTE, latency_table
 from analysis.tables.metrics import shown
@@ -143,6 +144,8 @@ def _tables(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[dict[str, Any
     """One table a mode; rows as (key of the cell, [(text, sort key, whether a number)])."""
     table, columns = summary(df), _columns(df, manifest)
     names = ["scheme", "backbone", "dataset", "scale"]
+    table[HEADING.lower()] = table["scheme"].map(extent)
+    names += [HEADING.lower()] if holds_both(table["scheme"]) else []
     tables = []
     for mode in df["mode"].unique():
         rows = [

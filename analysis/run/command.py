@@ -50,6 +50,7 @@ from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
 from cadyq.metrics.registry import all_metrics
+from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import remove_leftovers
@@ -63,6 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
     add_model_option(parser)
     parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
+    parser.add_argument(
+        "--outer-bits",
+        type=Numbers(MIN_BITS, MAX_BITS),
+        metavar="N",
+        help="measure each scheme a second time, with head, upsampler and tail at these bits too",
+    )
     parser.add_argument("--datasets", nargs="+")
     parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
     parser.add_argument("--scale", type=Numbers(2, 4), default=4)
@@ -363,7 +370,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """
     plugins = open_networks(args)
     chosen = (args.backbones, args.schemes, args.datasets, args.modes, plugins, args.model, args.calibration)
-    plan = make_plan(args.preset, args.scale, *chosen)
+    plan = make_plan(args.preset, args.scale, *chosen, outer_bits=args.outer_bits)
     device = pick_device(args.device)
     executors.check_options(args.jobs, args.executor, args.scheduler)
     out = args.out or Path("results") / args.preset

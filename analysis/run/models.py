@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -15,9 +16,10 @@ from cadyq.checkpoints.io import load_model, resolve
 from cadyq.data import datasets
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import calibration_patches
-from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.calibration import calibrated_on
-from cadyq.schemes.specs import canonical, scheme_name, scheme_of
+from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.schemes.base import SCHEMES, Scheme
+from cadyq.schemes.calibration import calibrated_on, with_outer_bits
+from cadyq.schemes.specs import canonical, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
 
 
@@ -55,26 +57,38 @@ def _of_model(model: str, schemes: Sequence[str], scale: int, calibration: Path 
     network = opened(model)
     if network.scale != scale:
         raise UserError(f"--model {model}: is of scale {network.scale}; pass --scale {network.scale}")
-    files = (resolve(model),)
-    if _is_quantized(network):
-        assert network.scheme is not None
-        spec = network.scheme.label()
-        return [Source(label(model), spec, scale, files, code=_code(network, spec), model=model)]
+    if isinstance(network.scheme, Scheme) and network.scheme.name != PARENT:
+        own = network.scheme.label()
+        return [_of_quantized(model, network, spec, scale, calibration) for spec in outer_variants(own, schemes)]
     return [_under_scheme(model, network, canonical(spec), scale, calibration) for spec in schemes]
 
 
+def outer_variants(own: str, schemes: Sequence[str]) -> list[str]:
+    """A network's own scheme, and the same with the `outer_bits` that some of `schemes` have."""
+    asked = {scheme_of(spec).outer_bits for spec in schemes} - {FULL_PRECISION}
+    return list(dict.fromkeys([own, *(with_outer_bits_of(own, bits) for bits in sorted(asked))]))
+
+
+def _of_quantized(model: str, network: SRNetwork, spec: str, scale: int, calibration: Path | None) -> Source:
+    source = Source(label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
+    assert network.scheme is not None
+    return source if spec == network.scheme.label() else calibrated_source(source, calibration)
+
+
+def calibrated_source(source: Source, calibration: Path | None) -> Source:
+    """The source with the LR images that its network is calibrated on."""
+    sha256 = hash_of(patches_of(calibration, source.scale))
+    return replace(source, calibration=str(calibration or ""), calibration_sha256=sha256)
+
+
 def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibration: Path | None) -> Source:
-    source = partial(Source, label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
+    source = Source(label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
     if spec == PARENT:
-        return source()
-    if scheme_of(spec).trained:
+        return source
+    if scheme_of(spec).trained and scheme_name(spec) != PARENT:
         reason = f"{spec} has to be trained: python -m cadyq.train --model {model} --scheme {spec}, then pass its file"
-        return source(reason=reason)
-    return source(calibration=str(calibration or ""), calibration_sha256=_hash(_patches(calibration, scale)))
-
-
-def _is_quantized(network: SRNetwork) -> bool:
-    return network.scheme is not None and network.scheme.label() != PARENT
+        return replace(source, reason=reason)
+    return calibrated_source(source, calibration)
 
 
 def _code(network: SRNetwork, spec: str) -> str:
@@ -82,13 +96,13 @@ def _code(network: SRNetwork, spec: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _patches(folder: Path | None, scale: int) -> Tensor:
+def patches_of(folder: Path | None, scale: int) -> Tensor:
     """LR patches of the folder, or of the photographs inside scikit-image."""
     images = folder if folder is not None else [pair.lr for pair in datasets.photographs(scale)]
     return calibration_patches(images)
 
 
-def _hash(patches: Tensor) -> str:
+def hash_of(patches: Tensor) -> str:
     return hashlib.sha256(patches.numpy().tobytes()).hexdigest()
 
 
@@ -97,5 +111,7 @@ def load(source: Source) -> SRNetwork:
     network = opened(source.model)
     if not source.calibration_sha256:
         return network
-    folder = Path(source.calibration) if source.calibration else None
-    return calibrated_on(network, source.scheme, _patches(folder, source.scale)).eval()
+    patches = patches_of(Path(source.calibration) if source.calibration else None, source.scale)
+    if network.scheme is not None and network.scheme.name == scheme_name(source.scheme) != PARENT:
+        return with_outer_bits(network, patches, scheme_of(source.scheme).outer_bits)  # quantized already
+    return calibrated_on(network, source.scheme, patches).eval()

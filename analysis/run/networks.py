@@ -17,9 +17,10 @@ from cadyq.checkpoints.io import load_model, zoo_name
 from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.calibration import calibrated
-from cadyq.schemes.specs import canonical, parse_scheme, scheme_of
+from cadyq.schemes.calibration import calibrated, with_outer_bits
+from cadyq.schemes.specs import canonical, parse_scheme, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
 
 
@@ -31,7 +32,7 @@ def checked(spec: str) -> str:
             variant in the zoo.
     """
     tag, scheme = parse_scheme(spec)[2], scheme_of(spec)
-    label = scheme.label()
+    label = replace(scheme, outer_bits=FULL_PRECISION).label()
     if tag and not scheme.trained and tag not in known_tags(label):
         there = ", ".join(known_tags(label))
         remedy = f"; its tags are {there}" if there else f"; write {label!r}"
@@ -91,6 +92,9 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
     authors = None if parent.exists() else published.of_backbone(backbone, scale)
     if scheme == PARENT and authors is not None:
         return _published(source, authors)
+    if scheme_of(scheme).outer_bits != FULL_PRECISION:
+        inner = locate(backbone, with_outer_bits_of(scheme, FULL_PRECISION), scale)
+        return replace(inner if inner.reason else models.calibrated_source(inner, None), scheme=scheme)
     if scheme_of(scheme).trained:
         command = "train" if scheme_of(scheme).parent == PARENT else "derive"
         return source(
@@ -113,9 +117,18 @@ def _published(source: partial[Source], row: Published, *others: Path) -> Source
 
 
 def load(source: Source) -> SRNetwork:
-    """The network of a source without a `reason`, in eval mode."""
+    """The network of a source without a `reason`, in eval mode.
+
+    One whose `outer_bits` are not of its own training gets them by calibration on the photographs inside scikit-image.
+    """
     if source.model:
         return models.load(source)
+    if source.calibration_sha256:
+        inner = replace(
+            source, scheme=with_outer_bits_of(source.scheme, FULL_PRECISION), calibration="", calibration_sha256=""
+        )
+        patches, bits = models.patches_of(None, source.scale), scheme_of(source.scheme).outer_bits
+        return with_outer_bits(load(inner), patches, bits)
     if not source.files:
         return cadyq.create_model(source.backbone, source.scheme, source.scale).eval()
     parent = load_model(source.parent or source.files[0])

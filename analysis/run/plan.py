@@ -16,7 +16,8 @@ from cadyq.checkpoints.zoo import zoo_rows
 from cadyq.metrics.measure import MODES
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
-from cadyq.schemes.specs import scheme_of
+from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.schemes.specs import scheme_of, with_outer_bits_of
 from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 
@@ -64,7 +65,9 @@ class Plan:
 def _can_play(backbone: str, scheme: str) -> bool:
     """Whether there is something to quantize, or nothing that quantizes."""
     try:
-        return has_weights(backbone) or scheme_of(scheme).weight_quantizer() is None
+        plain = scheme_of(scheme)
+        nothing = plain.weight_quantizer() is None and plain.outer_bits == FULL_PRECISION
+        return has_weights(backbone) or nothing
     except UserError:
         raise
     except Exception:  # of a plug-in: `find` says why
@@ -101,6 +104,12 @@ def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(wide))
 
 
+def both_ways(specs: Sequence[str], outer_bits: int) -> tuple[str, ...]:
+    """Each scheme as it is, and beside it with its outer layers at these bits."""
+    pairs = [(spec, with_outer_bits_of(spec, outer_bits)) for spec in specs]
+    return tuple(dict.fromkeys(spec for pair in pairs for spec in pair))
+
+
 def _canonical(spec: str) -> str:
     try:
         return checked(spec)
@@ -121,8 +130,11 @@ def make_plan(
     plugins: Plugin = NO_PLUGIN,
     named: Sequence[str] = (),
     calibration: Path | None = None,
+    outer_bits: int | None = None,
 ) -> Plan:
     """The plan of a preset, and of what plugins added, with the options that were given in place of its own.
+
+    With `outer_bits` every scheme is measured as papers do and with its outer layers at these bits.
 
     Raises:
         UserError: unknown backbone, scheme or mode, with the nearest known name; scale out of range.
@@ -145,6 +157,9 @@ def make_plan(
     wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
     if wrong is not None:
         raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
+    if outer_bits is not None:
+        specs = both_ways(specs, outer_bits)
+        by_name |= {with_outer_bits_of(spec, outer_bits) for spec in by_name}
     of_the_zoo = tuple(spec for spec in specs if spec not in by_name)
     kinds = tuple(modes or chosen.get("modes") or MODES)
     return Plan(tuple(names), specs, sets, scale, kinds, of_the_zoo, tuple(named), calibration)

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 from analysis.records import store as records
+from analysis.run import models
 from analysis.run.provenance import provenance
-from analysis.sensitivity.parts import PARTS, Inputs, run_part
+from analysis.run.source import PARENT
+from analysis.sensitivity.parts import PARTS, Inputs, run_part, source_of
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
     Parser,
+    add_model_option,
     add_network_options,
     add_threads_option,
     check_writable,
@@ -38,7 +41,8 @@ from cadyq.utils.locks import alone_in
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.sensitivity"), description=__doc__)
-    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--backbone", help="one of this project, with its trained FP32 weights")
+    add_model_option(parser)
     parser.add_argument("--scale", type=Numbers(2, 4), default=4)
     parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and training photographs")
     parser.add_argument("--dataset", required=True, help="benchmark set, skimage, or a folder (below --data-root)")
@@ -62,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--train", default="BSDS500/train", help="photographs that thresholds are set on")
     parser.add_argument("--train-patches", type=Numbers(8), default=64)
     parser.add_argument("--searched", type=Numbers(2), default=16, help="training patches that the oracle searches")
+    parser.add_argument(
+        "--outer-images", type=Numbers(1), default=5, help="whole images that outer layers are quantized on, one by one"
+    )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument(
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches, subsets and shuffles"
@@ -73,7 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for options that no part could work with."""
-    BACKBONES.get(args.backbone)
+    if (args.backbone is None) == (not args.model):
+        raise UserError("name either --backbone NAME, or --model NAME_OR_PATH once or more")
+    if args.backbone:
+        BACKBONES.get(args.backbone)
+    models.sources(args.model, [PARENT], args.scale, args.calibration)
+    for model in args.model:
+        source_of(model, args.scale, args.calibration)
     args.bits = sorted(set(args.bits))
     args.second = min(args.second, args.patches)
     args.searched = min(args.searched, args.train_patches)
@@ -86,8 +99,9 @@ def check(args: argparse.Namespace) -> None:
 def manifest(inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """What is needed to repeat the run. Of paths only the last part is kept."""
     # a set of photographs such as BSDS500/train is no path
-    shown = [Path(word).name if word.startswith("/") else word for word in argv]
+    shown = [Path(word).name if word.startswith("/") or ":/" in word else word for word in argv]
     kept = {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(inputs.options).items() if k != "plugin"}
+    kept["model"] = models.label(inputs.options.model) if inputs.options.model else ""
     return provenance("analysis.sensitivity", shown, torch.device("cpu")) | {
         "options": kept,
         "parts": parts,
@@ -106,16 +120,27 @@ def merge(out: Path, parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Measure what is missing, write tables and plots; return the run's folder."""
+    """Measure what is missing, write tables and plots; return the run's folder.
+
+    With --model it holds a folder for each network, under the stem of its file.
+    """
     open_networks(args)
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    with alone_in(args.out):
-        measure_and_show(args, argv)
-    print(f"tables and plots: {args.out}")
+    for one in each(args):
+        with alone_in(one.out):
+            measure_and_show(one, argv)
+        print(f"tables and plots: {one.out}")
     out: Path = args.out
     return out
+
+
+def each(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each network: the backbone's as they are, a model's with a folder of its own below --out."""
+    if args.backbone:
+        return [argparse.Namespace(**vars(args) | {"model": ""})]
+    return [argparse.Namespace(**vars(args) | {"model": m, "out": args.out / models.label(m)}) for m in args.model]
 
 
 def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH, Grid, rise_and_error
-from analysis.sensitivity.replay import Replay
+from analysis.sensitivity.replay import restart
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
 
@@ -41,7 +41,7 @@ def measure_additivity(
     Args:
         cells: of the same patches, all others FP32; its points are those that subsets are drawn from.
     """
-    replay = Replay(network)
+    replay = restart(network)
     points = list(cells["point"].unique())
     # (bits, point) -> its cells by patch
     single = {key: part.set_index("patch") for key, part in cells.groupby(["bits", "point"])}

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
+from analysis.run import models
 from analysis.run.networks import find, load
-from analysis.run.source import PARENT
-from analysis.sensitivity import store
+from analysis.run.source import PARENT, Source
+from analysis.sensitivity import outer_layers, store
 from analysis.sensitivity.additivity import measure_additivity
 from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
@@ -24,11 +26,25 @@ from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import load_model, resolve, zoo_name
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
+from cadyq.data.datasets import ImagePair
 from cadyq.models.network import SRNetwork
 from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.calibration import observe
 from cadyq.utils.errors import UserError
 
 Tables = dict[str, pd.DataFrame]
+
+
+def source_of(model: str, scale: int, calibration: Path | None) -> Source:
+    """The FP32 network that a user named.
+
+    Raises:
+        UserError: it cannot be read, is of another scale, or is quantized already.
+    """
+    (source,) = models.sources([model], [PARENT], scale, calibration)
+    if source.scheme != PARENT:
+        raise UserError(f"--model {model}: is quantized by {source.scheme} already; name its FP32 network")
+    return source
 
 
 @dataclass(frozen=True)
@@ -43,10 +59,13 @@ class Inputs:
         return load(self._parent)
 
     @cached_property
-    def _parent(self) -> Any:
-        source = find(self.options.backbone, PARENT, self.options.scale)
+    def _parent(self) -> Source:
+        o = self.options
+        if o.model:
+            return source_of(o.model, o.scale, o.calibration)
+        source = find(o.backbone, PARENT, o.scale)
         if source.reason or not source.files:
-            raise UserError(f"--backbone {self.options.backbone}: {source.reason or 'has no weights to quantize'}")
+            raise UserError(f"--backbone {o.backbone}: {source.reason or 'has no weights to quantize'}")
         return source
 
     @cached_property
@@ -58,8 +77,22 @@ class Inputs:
         return path
 
     @cached_property
+    def calibration_patches(self) -> Tensor:
+        """LR patches (N, 3, h, w) of --calibration, or of the photographs inside scikit-image."""
+        return models.patches_of(self.options.calibration, self.options.scale)
+
+    @cached_property
     def grid(self) -> Grid:
+        if self.options.model:
+            return Grid.calibrated(observe(self.network, self.calibration_patches))
         return Grid.calibrated(load_statistics(self._calibration))
+
+    def identity(self) -> list[str]:
+        """Hashes of the network and of what its grid comes from."""
+        files = [network_sha256(file) for file in self._parent.files]
+        if self.options.model:
+            return [*files, models.hash_of(self.calibration_patches)]
+        return [*files, network_sha256(self._calibration)]
 
     @cached_property
     def patches(self) -> PatchSet:
@@ -82,15 +115,18 @@ class Inputs:
     def selector_path(self) -> Path:
         """Of the network that the controls are derived from."""
         o = self.options
+        if o.model and not o.selector:
+            raise UserError(f"--model {o.model}: name the network with its bit selector as --selector")
         name = o.selector or f"zoo:{zoo_name(o.backbone, o.scale, SCHEMES.get(o.controls[0]).parent)}"
         return resolve(name)
 
     @cached_property
     def selector(self) -> SRNetwork:
         network = load_model(self.selector_path).eval()
-        if network.name != self.options.backbone:
+        backbone = self.network.name if self.options.model else self.options.backbone
+        if network.name != backbone:
             raise UserError(f"--selector {self.selector_path.name}: is a network of {network.name}, "
-                            f"not of {self.options.backbone}; give one of the same backbone")  # fmt: skip
+                            f"not of {backbone}; give one of the same backbone")  # fmt: skip
         if not selectors(network):
             raise UserError(f"--selector {self.selector_path.name}: has no bit selector; give a network with one")
         return network
@@ -104,8 +140,7 @@ class Inputs:
 
 def _points_key(i: Inputs) -> list[Any]:
     o = i.options
-    hashes = [network_sha256(file) for file in (*i._parent.files, i._calibration)]
-    return [hashes, i.patches.identity(), sorted(o.bits), o.points, o.second]
+    return [i.identity(), i.patches.identity(), sorted(o.bits), o.points, o.second]
 
 
 def _points(i: Inputs, run_dir: Path) -> Tables:
@@ -129,6 +164,22 @@ def _additivity(i: Inputs, run_dir: Path) -> Tables:
     counted = points.loc[points["counted"], "point"]
     single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]
     return measure_additivity(i.network, i.grid, few, single, sorted(i.options.bits), i.options.seed)
+
+
+def _outer_images(i: Inputs) -> list[ImagePair]:
+    o = i.options
+    dataset = open_dataset(o.dataset, o.scale, o.data_root)
+    return [dataset[index] for index in range(min(o.outer_images, len(dataset)))]
+
+
+def _outer_key(i: Inputs) -> list[Any]:
+    images = [pair.sha256 for pair in _outer_images(i)]
+    return [i.identity(), images, models.hash_of(i.calibration_patches), outer_layers.BITS]
+
+
+def _outer(i: Inputs, run_dir: Path) -> Tables:
+    images = _outer_images(i)
+    return {"outer_layers": outer_layers.measure_outer_layers(i.network, i.calibration_patches, images)}
 
 
 def _selector_key(i: Inputs) -> list[Any]:
@@ -171,6 +222,7 @@ class Part:
 PARTS: dict[str, Part] = {
     "points": Part(["cells", "layers", "patches", "points"], _points_key, _points),
     "additivity": Part(["additivity"], _additivity_key, _additivity),
+    "outer": Part(["outer_layers"], _outer_key, _outer),
     "selector": Part(["chosen", "shuffled", "degraded"], _selector_key, _selector, optional=True),
     "capture": Part(["capture", "capture_patches"], _capture_key, _capture, optional=True),
 }

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from analysis.sensitivity.features import of_kind
 from analysis.sensitivity.patches import PatchSet
-from analysis.sensitivity.replay import Act, Replay, identity
+from analysis.sensitivity.replay import Act, identity, restart
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION, RANGE_SHARE, PointStatistics
 from cadyq.quantizers.context import luma
@@ -71,7 +71,7 @@ def rise_and_error(sr: Tensor, reference: Tensor, hr: Tensor) -> Tensor:
 
 def chosen_points(network: SRNetwork, everything: bool) -> list[str]:
     """Names of the points that count for FAB, or of all, in network order."""
-    order = [stop.point.name for stop in Replay(network).stops(torch.zeros(1, 3, 8, 8))]
+    order = [stop.point.name for stop in restart(network).stops(torch.zeros(1, 3, 8, 8))]
     return [name for name in order if everything or network.points[name].counts_for_fab]
 
 
@@ -84,7 +84,7 @@ def measure_points(
     Args:
         second: that many of the patches are measured with all other points at 8 bits as well.
     """
-    replay, cells, layers, errors = Replay(network), [], [], []
+    replay, cells, layers, errors = restart(network), [], [], []
     for background in (FULL_PRECISION, SECOND_REFERENCE):
         part = patches if background == FULL_PRECISION else patches.head(second)
         act = grid.all_at(background)
@@ -125,7 +125,7 @@ def expected_seconds(
     network: SRNetwork, grid: Grid, patches: PatchSet, points: Sequence[str], bits: Sequence[int], second: int
 ) -> float:
     """How long `measure_points` will take, from one batch at one bit-width at every eighth point."""
-    replay = Replay(network)
+    replay = restart(network)
     _, lr, hr = next(patches.batches(BATCH))
     tried = list(points[::8])
     finish, passes = 0.0, 0

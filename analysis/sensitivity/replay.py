@@ -3,18 +3,24 @@
 The backbone is not written a second time: its own `forward` is traced symbolically (torch.fx) into a list of
 operations, with points and convolutions as single steps. A walk over that list stops at each point; from there the
 rest can be run as often as wanted, each time with another value at the point.
+
+Networks of other authors, whose points lie inside their layers, are not traced: there the whole forward runs again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, QuantizerOutput, constant_bits
+from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
@@ -27,6 +33,41 @@ _Values = dict[fx.Node, Any]
 def identity(point: QuantizationPoint, x: Tensor) -> Tensor:
     """Full precision."""
     return x
+
+
+class Restart(Protocol):
+    """A network's forward that can stop before each point and go on with another value there."""
+
+    def run(self, lr: Tensor, act: Act = identity) -> Tensor:
+        """The SR images (B, 3, H scale, W scale) of `lr` (B, 3, H, W), not clamped."""
+
+    def stops(self, lr: Tensor, act: Act = identity) -> Iterator[Standing]:
+        """Stop before each point, in the order in which they run. A stop is good until the next one."""
+
+
+class Standing(Protocol):
+    """A forward that stands before a point."""
+
+    @property
+    def point(self) -> QuantizationPoint:
+        """The point."""
+
+    @property
+    def x(self) -> Tensor:
+        """The feature map that enters it (B, C, H, W); not to be changed."""
+
+    def finish(self, value: Tensor, act: Act = identity) -> Tensor:
+        """The SR images if the point gives `value` and the points after it what `act` says."""
+
+
+def restart(network: SRNetwork) -> Restart:
+    """How the forward of `network` can be restarted at its points; the network is in eval mode, without a scheme.
+
+    Raises:
+        UserError: see `Replay`.
+    """
+    inside_layers = any(layer.point is not None for layer in network.layer_names)
+    return Rerun(network) if inside_layers else Replay(network)
 
 
 class _Figure(fx.Tracer):
@@ -142,3 +183,77 @@ class Stop:
                 values[other] = copies[id(kept)]
         values[node] = value
         return replay._finish(self.index + 1, values, self.lr, act)
+
+
+class _Acting(ActivationQuantizer):
+    """Gives what a function makes of the feature map."""
+
+    def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._act = act
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return QuantizerOutput(self._act(x), constant_bits(x, FULL_PRECISION))
+
+
+class Rerun:
+    """A network that runs from its beginning each time, whatever its forward does. See `Restart`.
+
+    A point that runs more than once in a forward is stopped at the first time; later ones go by `act`.
+
+    Args:
+        network: in eval mode, without a scheme.
+    """
+
+    def __init__(self, network: SRNetwork) -> None:
+        self._network = network
+
+    @torch.no_grad()
+    def run(self, lr: Tensor, act: Act = identity) -> Tensor:
+        return self._run(lr, {name: partial(act, point) for name, point in self._network.points.items()})
+
+    def stops(self, lr: Tensor, act: Act = identity) -> Iterator[RerunStop]:
+        first: dict[str, Tensor] = {}
+
+        def keep(point: QuantizationPoint, x: Tensor) -> Tensor:
+            first.setdefault(point.name, x.clone())
+            return act(point, x)
+
+        self.run(lr, keep)
+        for name, x in first.items():
+            yield RerunStop(self, self._network.points[name], x, lr)
+
+    @torch.no_grad()
+    def _run(self, lr: Tensor, acts: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
+        with self._acting(acts):
+            return self._network.run(PatchContext(lr))
+
+    @contextmanager
+    def _acting(self, acts: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        points = self._network.points
+        before = {name: point.quantizer for name, point in points.items()}
+        for name, point in points.items():
+            point.quantizer = _Acting(acts[name])
+        try:
+            yield
+        finally:
+            for name, point in points.items():
+                point.quantizer = before[name]
+
+
+@dataclass(frozen=True)
+class RerunStop:
+    """See `Standing`."""
+
+    rerun: Rerun
+    point: QuantizationPoint
+    x: Tensor
+    lr: Tensor
+
+    def finish(self, value: Tensor, act: Act = identity) -> Tensor:
+        given = [value]
+
+        def once(point: QuantizationPoint, x: Tensor) -> Tensor:
+            return given.pop() if point is self.point and given else act(point, x)
+
+        return self.rerun.run(self.lr, once)

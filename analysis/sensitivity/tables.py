@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.records.store import read_manifest
-from analysis.sensitivity import store, summaries
+from analysis.sensitivity import outer_layers, store, summaries
 from analysis.sensitivity.correlations import LAYER_MEAN, POOLED, correlations
 from analysis.sensitivity.features import FEATURES
 from analysis.sensitivity.statistics import RESAMPLES
@@ -30,6 +30,10 @@ _ERRORS = (
 _ADDITIVITY = (
     "Joint: several points lowered together, all others FP32. Sum: of the same points' single errors. Squared grey "
     "levels of luma, means over patches and random subsets of that many points."
+)
+_OUTER = (
+    "PSNR minus that of FP32, dB. One layer of those that papers leave in FP32 is quantized and all else is not: its "
+    "weights, its input, or both. Whole images."
 )
 _SHUFFLES = (
     "The selector sees an input of another patch. PSNR: of the mean squared error over patches, SR rounded. "
@@ -52,6 +56,7 @@ def tables(run_dir: Path, skip: Collection[str] = ()) -> Iterator[tuple[str, pd.
         yield "correlations", correlations(*measured), _CORRELATION
     makers: list[tuple[str, tuple[str, ...], Callable[..., pd.DataFrame], str]] = [
         ("layer_errors", ("cells", "patches", "points"), summaries.errors_by_layer, _ERRORS),
+        ("outer_layers", ("outer_layers",), outer_layers.drops, _OUTER),
         ("additivity", ("additivity", "patches"), summaries.additivity, _ADDITIVITY),
         ("selector_layers", ("chosen",), summaries.bits_by_layer, "Bits that the selector chose, by layer."),
         ("selector_deciles", ("chosen", "patches"), summaries.bits_by_decile, "Bits by tenths of image gradient."),

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.tables.extent import AS_PAPERS, extent
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
 from analysis.tables.roles import Role, role_of
 from analysis.tables.summary import OVERALL, REFERENCE, by_dataset, markdown_table, without_lone_scale
@@ -46,7 +47,7 @@ class Comparison:
     """One comparison of one network on one dataset.
 
     Attributes:
-        kind: one of the constants of this module.
+        kind: one of the constants of this module, followed by ", whole network" where outer layers are quantized too.
         scale, mode, backbone, scheme, dataset: of the network in question.
         against: what it is compared with.
         images: how many, over which the interval is taken.
@@ -103,7 +104,10 @@ def choosing_bits(df: pd.DataFrame, roles: Mapping[str, Role]) -> set[str]:
 
 
 def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
-    """For each backbone: its rows on each dataset, and on all of them where there are several."""
+    """For each backbone: its rows on each dataset, and on all of them where there are several.
+
+    Networks whose outer layers are quantized too are compared with one another, and with full precision.
+    """
     for _, rows in df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone"], sort=False):
         first = rows.iloc[0]
         datasets = list(rows.groupby("dataset", sort=False))
@@ -113,12 +117,19 @@ def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
             if dataset == OVERALL:  # a line over fewer images than the others is not comparable
                 most = max(len(own) for own in networks.values())
                 networks = {scheme: own for scheme, own in networks.items() if len(own) == most}
-            yield _Group(int(first["scale"]), first["mode"], first["backbone"], str(dataset), networks, roles)
+            for kind in dict.fromkeys(map(extent, networks)):
+                alike = {name: own for name, own in networks.items() if extent(name) == kind or name == REFERENCE}
+                where = (int(first["scale"]), first["mode"], first["backbone"], str(dataset))
+                yield _Group(*where, alike, roles, "" if kind == AS_PAPERS else f", {kind}")
 
 
 @dataclass(frozen=True)
 class _Group:
-    """All schemes of one backbone on the same images."""
+    """All schemes of one backbone on the same images, quantized as papers do or as whole networks.
+
+    Attributes:
+        suffix: of the kinds of comparisons, which tells the two apart.
+    """
 
     scale: int
     mode: str
@@ -126,6 +137,7 @@ class _Group:
     dataset: str
     networks: dict[str, Rows]
     roles: Mapping[str, Role]
+    suffix: str = ""
 
     def comparisons(self, choosing: set[str]) -> Iterator[Comparison]:
         for scheme in self.networks:
@@ -141,7 +153,17 @@ class _Group:
         rows = self.networks[scheme]
         if len(rows) == 1:
             interval = Interval(interval.mean, math.nan, math.nan)
-        where = (kind, self.scale, self.mode, self.backbone, scheme, against, self.dataset, len(rows), fab(rows))
+        where = (
+            kind + self.suffix,
+            self.scale,
+            self.mode,
+            self.backbone,
+            scheme,
+            against,
+            self.dataset,
+            len(rows),
+            fab(rows),
+        )
         return Comparison(*where, other[0], 100 * (1 - bitops(rows) / other[1]), *interval)
 
     def _aligned(self, name: str, rows: Rows) -> Rows | None:
@@ -300,7 +322,7 @@ def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """A heading and a table of texts for each kind: a row a comparison, a column a dataset, costs over all of them."""
     found = []
     for (mode, kind), rows in table.groupby(["mode", "kind"], sort=False):
-        heading = f"Mode {mode}: {kind}" + (", dB" if kind != CAPTURED else "")
+        heading = f"Mode {mode}: {kind}" + (", dB" if not is_share(str(kind)) else "")
         rows = rows.assign(text=[_text(row) for row in rows.to_dict("records")])
         keys = ["scale", "backbone", "scheme", "against"]
         wide = by_dataset(rows, keys)
@@ -311,9 +333,14 @@ def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return found
 
 
+def is_share(kind: str) -> bool:
+    """Whether a kind of comparison is a share, not a difference in dB."""
+    return kind.startswith(CAPTURED)
+
+
 def _text(row: dict[Hashable, Any]) -> str:
     interval = Interval(row["mean"], row["low"], row["high"])
-    text = format(interval, ".2f" if row["kind"] == CAPTURED else "+.3f")
+    text = format(interval, ".2f" if is_share(str(row["kind"])) else "+.3f")
     return f"{text} (one image)" if math.isnan(interval.low) else text
 
 

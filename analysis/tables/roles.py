@@ -11,7 +11,7 @@ from typing import Any
 
 from analysis.tables.summary import REFERENCE
 from cadyq.schemes.factory import list_schemes
-from cadyq.schemes.specs import parse_scheme, scheme_of
+from cadyq.schemes.specs import parse_scheme, scheme_name, scheme_of
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Role:
 
 def role_of(spec: str) -> Role:
     """The role of a scheme as written in records; of a name that is not registered only the name is known."""
-    name = spec.partition(":")[0]
+    name = scheme_name(spec)
     if name not in list_schemes():
         return Role(name)
     scheme, tag = scheme_of(spec), parse_scheme(spec)[2]

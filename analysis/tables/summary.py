@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.records.store import metrics_of, skipped_cells
+from analysis.tables.extent import EXTENT_NOTE, HEADING, extent, holds_both, inner
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
 from analysis.tables.metrics import Shown, shown
 from cadyq.utils.files import write_text
@@ -89,6 +90,7 @@ def to_text(table: pd.DataFrame, manifest: Mapping[str, Any] | None = None) -> s
     first, *others = metrics_in(table, manifest or {})
     lines = [["dataset", "scale", "mode", "backbone", "scheme", first.heading, f"drop [{LEVEL:.0%}]"]]
     lines[0] += [*(one.heading for one in others), "FAB", "BitOPs@720p", "saved%", "MB"]
+    both = holds_both(table["scheme"])
     for row in table.to_dict("records"):
         network = row["macs_g"] > 0
         lines.append([row["dataset"], f"x{row['scale']}", row["mode"], row["backbone"], row["scheme"]])
@@ -96,6 +98,8 @@ def to_text(table: pd.DataFrame, manifest: Mapping[str, Any] | None = None) -> s
         lines[-1] += [_number(row[one.name], one.format) for one in others]
         lines[-1] += [_number(row["fab"], ".2f", network), _number(row["bitops_720p_g"], ",.0f", network)]
         lines[-1] += [_number(row["saved_percent"], ".1f"), _number(row["storage_mb"], ".3f")]
+        lines[-1] += [extent(row["scheme"])] if both else []
+    lines[0] += [HEADING.lower()] if both else []
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rows = ["  ".join(_pad(text, widths[i], i < 5) for i, text in enumerate(line)).rstrip() for line in lines]
     return "\n".join(rows + [f"not run: {note}" for note in skipped_notes(manifest or {})])
@@ -136,6 +140,7 @@ def caption(df: pd.DataFrame, mode: str, manifest: Mapping[str, Any] | None = No
         + (f", overlap of tiles counted (at most {overlap:.1%} of the work). " if overlap > 0 else ". ")
         + f"Drop: PSNR minus that of {REFERENCE} on the same backbone, in dB, with a {LEVEL:.0%} interval "
         f"(percentile bootstrap paired over images, {RESAMPLES} resamples, seed {SEED})."
+        + (f" {EXTENT_NOTE}" if holds_both(part["scheme"]) else "")
     )
 
 
@@ -214,9 +219,11 @@ def _best(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
     """True where a number, as printed, is the best among quantized rows of its scale and backbone."""
     places = _shown(paper, columns)
     network = paper[(OVERALL, "storage_mb")].notna()
-    quantized = network & (paper.index.get_level_values("scheme") != REFERENCE)
+    schemes = paper.index.get_level_values("scheme")
+    quantized = network & (schemes.map(inner) != REFERENCE)
     bold = pd.DataFrame(False, index=paper.index, columns=paper.columns)[places]
-    for _, rows in paper[quantized].groupby(level=["scale", "backbone"], sort=False):
+    groups = [paper.index.get_level_values("scale"), paper.index.get_level_values("backbone"), schemes.map(extent)]
+    for _, rows in paper[quantized].groupby([level[quantized] for level in groups], sort=False):
         for column in places:
             _, form, more = columns[column[1]]
             printed = rows[column].map(lambda value, form=form: float(format(value, form).replace(",", "")))
@@ -231,10 +238,13 @@ def _drops(table: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
 
 
 def _relabel(frame: pd.DataFrame) -> pd.DataFrame:
-    """The index as text, without the scale where there is but one."""
+    """The index as text, without the scale where there is but one, and with what is quantized where that differs."""
     several = frame.index.get_level_values("scale").nunique() > 1
-    labels = [((f"x{x}", b, s) if several else (b, s)) for x, b, s in frame.index]
-    names = ["Scale", "Backbone", "Scheme"] if several else ["Backbone", "Scheme"]
+    both = holds_both(frame.index.get_level_values("scheme"))
+    labels = [
+        (*((f"x{x}",) if several else ()), b, *((inner(s), extent(s)) if both else (s,))) for x, b, s in frame.index
+    ]
+    names = [*(["Scale"] if several else []), "Backbone", "Scheme", *([HEADING] if both else [])]
     return frame.set_axis(pd.MultiIndex.from_tuples(labels, names=names), axis="index")
 
 

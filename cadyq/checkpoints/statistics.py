@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from cadyq.checkpoints.tensors import check_finite, read_tensors, write_tensors
@@ -20,6 +20,7 @@ def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: st
         f"{name}/{field.name}": getattr(point, field.name).contiguous().clone()
         for name, point in statistics.items()
         for field in fields(PointStatistics)
+        if getattr(point, field.name) is not None
     }
     check_finite(tensors, str(path))
     write_tensors(tensors, path, {"note": note})
@@ -33,12 +34,15 @@ def load_statistics(path: Path) -> dict[str, PointStatistics]:
     """
     tensors, _ = read_tensors(path)
     names = dict.fromkeys(key.partition("/")[0] for key in tensors)
-    keys = [field.name for field in fields(PointStatistics)]
+    required = [field.name for field in fields(PointStatistics) if field.default is MISSING]
     for name in names:
-        for key in keys:
+        for key in required:
             if f"{name}/{key}" not in tensors:
                 raise UserError(
                     f"{path}: has no {key!r} of point {name!r}, so it is of another version; make it again with "
                     "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR"
                 )
-    return {name: PointStatistics(**{key: tensors[f"{name}/{key}"] for key in keys}) for name in names}
+    keys = [field.name for field in fields(PointStatistics)]
+    return {
+        name: PointStatistics(**{k: tensors[f"{name}/{k}"] for k in keys if f"{name}/{k}" in tensors}) for name in names
+    }

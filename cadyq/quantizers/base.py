@@ -31,11 +31,14 @@ class QuantizerOutput(NamedTuple):
         value: fake-quantized feature map (B, C, H, W).
         bits: bits used for each sample, int64 (B,).
         bit_penalty: differentiable bit cost of each sample (B,), None for a scheme that chooses no bits.
+        auxiliary_loss: a further loss of each sample (B,) at this point, None for a scheme without one. Training
+            combines its gradient with that of the recipe's loss by `Scheme.combine_gradients`.
     """
 
     value: Tensor
     bits: Tensor
     bit_penalty: Tensor | None = None
+    auxiliary_loss: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class PointStatistics:
         log_gradient_mean, log_gradient_spread: the same of the log image gradients of the patches, (2,).
         gradient_quantiles: of the patches' image gradient (mean of the two directions), at equal steps from its
             smallest to its largest, (Q,).
+        entropy_quantiles: the same of the patches' entropy (`patch_entropy`); None in files of earlier versions.
     """
 
     minimum: Tensor
@@ -62,6 +66,7 @@ class PointStatistics:
     log_gradient_mean: Tensor
     log_gradient_spread: Tensor
     gradient_quantiles: Tensor
+    entropy_quantiles: Tensor | None = None
 
     @property
     def max_abs(self) -> Tensor:
@@ -140,6 +145,13 @@ class ActivationQuantizer(nn.Module, ABC):
     def learning_role(self, parameter: str) -> str:
         """Which learning rate a parameter takes: "range" or "selector"."""
         return "range"
+
+    def learning_unit(self, parameter: str) -> float:
+        """What the relative learning rate of a range is a share of: its mean magnitude at the start.
+
+        A parameter that starts at 0 needs another unit, since it would never move.
+        """
+        return float(self.get_parameter(parameter).detach().abs().mean())
 
 
 class WeightQuantizer(nn.Module, ABC):

@@ -15,6 +15,10 @@ LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
 # grayscale 3, two 3x3 filters 18: multiply-adds a pixel
 GRADIENT_MACS_PER_PIXEL = 21
+ENTROPY_CENTRES, ENTROPY_WIDTH = 32, 0.0255  # kernels of the density of grayscale pixels in 0..1
+# grayscale 3; for each kernel a difference, a square and a sum
+ENTROPY_MACS_PER_PIXEL = 3 + 3 * ENTROPY_CENTRES
+LEAST_DENSITY = 1e-30
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -40,10 +44,30 @@ def image_gradient(lr: Tensor) -> Tensor:
     return filtered(luma(lr) / 255, torch.stack([kernel, kernel.T])).abs().mean((2, 3))
 
 
+def patch_entropy(lr: Tensor) -> Tensor:
+    """Entropy of each patch's grayscale pixels in nats (Granular-DQ).
+
+    Density by Gaussian kernels, p_j ~ mean_x exp(-((x - c_j) / sigma)^2 / 2) with 32 centres c_j evenly from 0 to 1.
+
+    Args:
+        lr: RGB (B, 3, H, W) in 0..255.
+
+    Returns:
+        (B,), from 0 to log 32.
+    """
+    gray = luma(lr).flatten(1) / 255
+    centres = torch.linspace(0, 1, ENTROPY_CENTRES, device=lr.device, dtype=lr.dtype)
+    kernels = [torch.exp(-((gray - centre) / ENTROPY_WIDTH).square() / 2).mean(1) for centre in centres]
+    density = torch.stack(kernels, 1)
+    share = (density / density.sum(1, keepdim=True)).clamp_min(LEAST_DENSITY)
+    return -(share * share.log()).sum(1)
+
+
 class PatchContext:
     """The LR patches of one forward, (B, 3, H, W) in 0..255, and features of them.
 
     Attributes:
+        decision: what a point decided for all that follow it in this forward, a tensor of its scheme; None before.
         hr: what the patches should become, (B, 3, H scale, W scale), where it is known. No scheme that could be
             deployed reads it; the oracle does.
     """
@@ -51,6 +75,7 @@ class PatchContext:
     def __init__(self, lr: Tensor, hr: Tensor | None = None) -> None:
         self.lr = lr
         self.hr = hr
+        self.decision: Tensor | None = None
         self._features: dict[Callable[[Tensor], Tensor], tuple[Tensor, int]] = {}
 
     def feature(self, function: Callable[[Tensor], Tensor], macs_per_pixel: int) -> Tensor:

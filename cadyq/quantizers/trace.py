@@ -26,13 +26,14 @@ class Traceable(HasPoints, Protocol):
 
 
 class PointRecord(NamedTuple):
-    """What happened at one point: its module, the bits (B,), the penalty (B,) or None, and H, W of the map."""
+    """What happened at one point: its module, bits (B,), H, W of the map, and the two losses (B,) or None."""
 
     point: QuantizationPoint
     bits: Tensor
     bit_penalty: Tensor | None
     height: int
     width: int
+    auxiliary_loss: Tensor | None = None
 
     def uses(self) -> Iterator[tuple[QuantizedLayer, Tensor]]:
         """Each layer that ran here, with the bits (B,) of the activations it read."""
@@ -91,7 +92,7 @@ class Trace:
         height, width = x.shape[-2:]
         run = self._runs[point.name] = self._runs.get(point.name, 0) + 1
         name = point.name if run == 1 else f"{point.name}@{run}"
-        self.records[name] = PointRecord(point, output.bits, output.bit_penalty, height, width)
+        self.records[name] = PointRecord(point, output.bits, output.bit_penalty, height, width, output.auxiliary_loss)
 
     @property
     def bits(self) -> dict[str, Tensor]:
@@ -109,6 +110,11 @@ class Trace:
         """Sum over selectors of the regularized bits (B,), differentiable; zero for fixed-bit schemes."""
         penalties = [record.bit_penalty for record in self.records.values() if record.bit_penalty is not None]
         return torch.stack(penalties).sum(0) if penalties else self.context.lr.new_zeros(len(self.context.lr))
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Sum over points of the scheme's own loss (B,), differentiable; None where no point has one."""
+        losses = [record.auxiliary_loss for record in self.records.values() if record.auxiliary_loss is not None]
+        return torch.stack(losses).sum(0) if losses else None
 
     @cached_property
     def macs(self) -> Macs:

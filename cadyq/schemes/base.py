@@ -44,6 +44,7 @@ class Scheme(ABC):
         parent: the scheme whose trained network a network of this one starts from.
         reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
         dynamic: True where bits depend on the input. Tables then compare the scheme with fixed bits of equal cost.
+        draws_in_training: True where a forward in training mode draws at random. In eval mode none does.
         control: True for a simpler way to choose bits or ranges, which dynamic schemes are compared with at equal FAB.
     """
 
@@ -54,6 +55,7 @@ class Scheme(ABC):
     parent: ClassVar[str] = "fp32"
     reads_hr: ClassVar[bool] = False
     dynamic: ClassVar[bool] = False
+    draws_in_training: ClassVar[bool] = False
     control: ClassVar[bool] = False
 
     @abstractmethod
@@ -87,6 +89,15 @@ class Scheme(ABC):
 
     def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
         """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
+
+    def combine_gradients(self, loss: Sequence[Tensor], auxiliary: Sequence[Tensor]) -> list[Tensor]:
+        """The gradients that training goes by, where quantizers return an `auxiliary_loss`. By default the sum.
+
+        Args:
+            loss: of the recipe's loss, a tensor for each parameter.
+            auxiliary: of the auxiliary loss, summed over points and averaged over patches, for the same parameters.
+        """
+        return [own + other for own, other in zip(loss, auxiliary, strict=True)]
 
     @classmethod
     def option_names(cls) -> list[str]:

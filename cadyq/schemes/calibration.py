@@ -19,7 +19,7 @@ from cadyq.quantizers.base import (
     QuantizerOutput,
     constant_bits,
 )
-from cadyq.quantizers.context import PatchContext, image_gradient
+from cadyq.quantizers.context import PatchContext, image_gradient, patch_entropy
 from cadyq.quantizers.ranges import MinMaxRange
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
@@ -28,7 +28,7 @@ from cadyq.utils.errors import UserError
 
 BATCH = 16
 BINS = 2048
-GRADIENT_QUANTILES = 21
+QUANTILES = 21
 
 
 class Observer(ActivationQuantizer):
@@ -93,14 +93,14 @@ def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
     ends = {name: torch.cat(observer.extremes) for name, observer in observers.items()}
     histograms = {name: Histogram(float(end[:, 0].min()), float(end[:, 1].max())) for name, end in ends.items()}
     _run(network, patches, histograms)
-    gradient = image_gradient(patches)
-    return {name: _summarize(observers[name], histograms[name], gradient) for name in network.points}
+    content = image_gradient(patches), patch_entropy(patches)
+    return {name: _summarize(observers[name], histograms[name], *content) for name in network.points}
 
 
-def _summarize(observer: Observer, histogram: Histogram, gradient: Tensor) -> PointStatistics:
+def _summarize(observer: Observer, histogram: Histogram, gradient: Tensor, entropy: Tensor) -> PointStatistics:
     extremes, log_std = torch.cat(observer.extremes), torch.cat(observer.log_std)
     log_gradient = gradient.clamp_min(LOG_FLOOR).log()
-    shares = torch.linspace(0, 1, GRADIENT_QUANTILES, device=gradient.device)
+    shares = torch.linspace(0, 1, QUANTILES, device=gradient.device)
     return PointStatistics(
         minimum=extremes[:, 0].min(),
         maximum=extremes[:, 1].max(),
@@ -112,6 +112,7 @@ def _summarize(observer: Observer, histogram: Histogram, gradient: Tensor) -> Po
         log_gradient_mean=log_gradient.mean(0),
         log_gradient_spread=log_gradient.std(0),
         gradient_quantiles=gradient.mean(1).quantile(shares),
+        entropy_quantiles=entropy.quantile(shares),
     )
 
 

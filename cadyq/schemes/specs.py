@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
 import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
+from cadyq.quantizers.base import FULL_PRECISION, check_bits
 from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import read_as, written
@@ -57,6 +58,19 @@ def scheme_of(spec: str) -> Scheme:
     """The scheme as written in a command, without its tag; raises as `parse_scheme` does."""
     name, options, _ = parse_scheme(spec)
     return SCHEMES.get(name)(**options)
+
+
+def with_outer_bits_of(spec: str, bits: int) -> str:
+    """The same scheme and tag with other `outer_bits`: "pams:w8a8", 8 -> "pams:w8a8,outer_bits=8"; 32 takes it away.
+
+    Raises:
+        UserError: see `parse_scheme`; bits that no layer can have.
+    """
+    if bits != FULL_PRECISION:
+        check_bits("outer_bits", bits)
+    tag = parse_scheme(spec)[2]
+    label = replace(scheme_of(spec), outer_bits=bits).label()
+    return f"{label}:{tag}" if tag else label
 
 
 def canonical(spec: str) -> str:

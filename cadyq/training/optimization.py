@@ -48,21 +48,22 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
     selectors: list[nn.Parameter] = []
     quantizer_parameters: set[nn.Parameter] = set()
 
-    def add_range(parameter: nn.Parameter) -> None:
-        size = float(parameter.detach().abs().mean()) if recipe.range_rate_relative else 1.0
+    def add_range(parameter: nn.Parameter, unit: float) -> None:
+        size = unit if recipe.range_rate_relative else 1.0
         groups.append({"params": [parameter], "base": recipe.rate_range * size})
 
     for point in network.points.values():
-        for name, parameter in point.quantizer.named_parameters() if point.quantizer else ():
+        quantizer = point.quantizer
+        for name, parameter in quantizer.named_parameters() if quantizer else ():
             quantizer_parameters.add(parameter)
-            if point.quantizer is not None and point.quantizer.learning_role(name) == "selector":
+            if quantizer is not None and quantizer.learning_role(name) == "selector":
                 selectors.append(parameter)
-            else:
-                add_range(parameter)
+            elif quantizer is not None:
+                add_range(parameter, quantizer.learning_unit(name))
     for conv in network.layer_names:
         for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
             quantizer_parameters.add(parameter)
-            add_range(parameter)
+            add_range(parameter, float(parameter.detach().abs().mean()))
     weights = [p for p in network.parameters() if p.requires_grad and p not in quantizer_parameters]
     groups.append({"params": weights, "base": recipe.rate_weights})
     if selectors:

@@ -17,6 +17,7 @@ from cadyq.quantizers.trace import Trace, trace_forward
 from cadyq.training.bit_controller import BitController, bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, require_same, write_checkpoint
 from cadyq.training.distributed import Processes
+from cadyq.training.gradients import backward
 from cadyq.training.logs import History, Progress, Row, TensorBoard
 from cadyq.training.losses import AttentionTransfer, reconstruction
 from cadyq.training.optimization import WeightAverage, freeze_fp32_layers, parameter_groups, rate_factor
@@ -154,8 +155,9 @@ class Trainer:
         if not -float("inf") < value < float("inf"):
             raise UserError(self._not_finite(value))
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        self.processes.average_gradients(self.network)
+        auxiliary = trace.auxiliary_loss()
+        losses = [loss] if auxiliary is None else [loss, auxiliary.mean()]
+        backward(self.network, [self.scaler.scale(one) for one in losses], self.processes)
         self.processes.average_statistics(self.network)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -13,10 +13,13 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import image_gradient
 from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import Scheme
 from cadyq.schemes.bit_selector import channel_std, subsample
 from cadyq.testing.models import calibrated_model
 from cadyq.training.bit_controller import bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
+from cadyq.training.distributed import Processes
+from cadyq.training.gradients import backward
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
@@ -175,6 +178,74 @@ def test_the_bit_loss_counts_as_published_or_by_the_selector() -> None:
     assert bit_loss(plain, 1e-4, paper) == 0
     with pytest.raises(UserError, match="chooses no bits"):
         bit_loss(plain, 1e-4, steered)
+
+
+# a scheme's own loss
+
+
+def _two_losses(network: SRNetwork) -> list[Tensor]:
+    torch.manual_seed(0)
+    sr, trace = trace_forward(network.train(), _photographs().batch(0, 0, 2, SIDE).lr)
+    auxiliary = trace.auxiliary_loss()
+    return [sr.square().mean(), *([] if auxiliary is None else [auxiliary.mean()])]
+
+
+def _gradients_of(network: SRNetwork, loss: Tensor) -> dict[str, Tensor]:
+    loss.backward()  # type: ignore[no-untyped-call]
+    found = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad(set_to_none=True)
+    return found
+
+
+def test_two_losses_are_combined_as_the_scheme_says() -> None:
+    network = _network(scheme="odm:w4a4,mismatch_weight=0.25")
+    apart = [_gradients_of(network, _two_losses(network)[k]) for k in (0, 1)]
+    assert apart[1].keys() < apart[0].keys()  # the tail comes after the last point
+    flat = [torch.cat([part.get(name, torch.zeros_like(grad)).flatten() for name, grad in apart[0].items()])
+            for part in apart]  # fmt: skip
+    cosine = float(flat[0] @ flat[1] / (flat[0].norm() * flat[1].norm()))
+    assert abs(cosine) < 0.999
+    backward(network, _two_losses(network), Processes())
+    for name, parameter in network.named_parameters():
+        expected = apart[0][name] + 0.25 * (1 + cosine) / 2 * apart[1].get(name, torch.zeros_like(parameter))
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_loss_is_differentiated_as_ever() -> None:
+    network = _network(scheme="pams:w4a4")
+    losses = _two_losses(network)
+    expected = _gradients_of(network, _two_losses(network)[0])
+    assert len(losses) == 1
+    backward(network, losses, Processes())
+    assert all(torch.equal(parameter.grad, expected[name]) for name, parameter in network.named_parameters())
+
+
+def test_by_default_two_losses_add_up() -> None:
+    network = _network(scheme="pams:w4a4")
+    assert isinstance(network.scheme, Scheme)
+    found = network.scheme.combine_gradients([torch.ones(2)], [torch.tensor([2.0, 3.0])])
+    assert [part.tolist() for part in found] == [[3, 4]]
+
+
+@pytest.mark.parametrize("scheme", ["odm:w4a4", "quantsr:w4a4", "granular"])
+def test_steps_go_on_bit_for_bit(scheme: str, tmp_path: Path) -> None:
+    """Also where a scheme draws at random or has a loss of its own."""
+    recipe = load_recipe("finetune").with_changes(scheme=scheme, steps=6, batch=2, lr_patch=SIDE, validate_every=6)
+    bank = _photographs()
+
+    def trainer(out: str) -> Trainer:
+        return Trainer(_network(scheme=scheme), recipe, bank, bank, tmp_path / out, {}, seed=0)
+
+    whole = trainer("whole")
+    expected = cadyq.load_model(whole.run()).state_dict()
+    broken = trainer("broken")
+    broken.out.mkdir()
+    for _ in range(3):
+        broken.train_step()
+        broken.step += 1
+    broken._save(0.0)
+    found = cadyq.load_model(trainer("broken").run()).state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
 # rates and averages

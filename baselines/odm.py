@@ -1,0 +1,92 @@
+"""ODM: Hong and Lee, Overcoming Distribution Mismatch in Quantizing Image Super-Resolution Networks, ECCV 2024.
+
+Activations: x_q = s round(clamp(x, l, u) / s), s = (u - l) / (2^b - 1), with learned bounds l <= 0 <= u for each point,
+which start at the 1st and 99th percentile. Weights: symmetric with the bound g P99(|w|), taken anew in every step. The
+factor g is learned, from 1; dw_q/dbound = (w_q - w) / bound inside, the sign of w outside.
+Two losses: L_R of the recipe, and the mismatch L_M = sum_i ||x_i - q(x_i)||_2 over points i. They are combined by
+    grad L_R + lambda (1 + cos(grad L_R, grad L_M)) / 2 grad L_M,    lambda = 1e-5,
+so that the mismatch counts where it agrees with the reconstruction. The cosine is that of all learned values together.
+q is differentiated as in training: inside the range the gradients of x and q(x) cancel. So L_M pulls in what is
+clipped, and moves the bounds by their share of clipping and rounding errors, see `fake_quantize_bounds`.
+
+Departures: percentiles are of all calibration patches at once (the paper: a mean over batches). Norms are of each
+patch, averaged over a batch. Rates are the recipe's (the paper: 10 times the weights' for bounds). Grids hold zero.
+Above the paper's 4 bits nothing is cut: bounds start at the extremes, and a weight's is g max|w|. Written from
+descriptions of the paper, as no code is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cadyq.quantizers import PatchContext, PointStatistics, QuantizerOutput, WeightQuantizer
+from cadyq.quantizers.functional import fake_quantize_symmetric
+from cadyq.quantizers.ranges import LearnedBounds
+from cadyq.schemes import FixedBitScheme
+from cadyq.utils.errors import UserError
+
+MOST_CUT_BITS, TAIL = 4, 1.0  # up to these bits, so many percent are cut off at an end
+
+
+def tail(bits: int) -> float:
+    """Percent of the values that lie beyond a bound at the start."""
+    return TAIL if bits <= MOST_CUT_BITS else 0.0
+
+
+class ODMActivation(LearnedBounds):
+    """Affine quantization with two learned bounds, and its mismatch as an auxiliary loss."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        self.low.data.fill_(statistics.percentile(tail(self.bits)).clamp_max(0))
+        self.high.data.fill_(statistics.percentile(100 - tail(self.bits)).clamp_min(0))
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        output = super().forward(x, context)
+        if not torch.is_grad_enabled():
+            return output
+        return output._replace(auxiliary_loss=torch.linalg.vector_norm(x - output.value, dim=(1, 2, 3)))
+
+
+class ODMWeight(WeightQuantizer):
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        largest = torch.quantile(weight.detach().abs().flatten(), 1 - tail(self.bits) / 100).clamp_min(1e-8)
+        return fake_quantize_symmetric(weight, self.factor * largest, self.bits)
+
+
+@dataclass(frozen=True)
+class ODM(FixedBitScheme):
+    """Learned bounds, and a mismatch loss that gives way where it opposes the reconstruction.
+
+    Attributes:
+        mismatch_weight: lambda.
+    """
+
+    name = "odm"
+
+    mismatch_weight: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.mismatch_weight >= 0:
+            raise UserError(f"mismatch_weight={self.mismatch_weight!r} is out of range: give a number of 0 or more")
+
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ODMActivation:
+        return ODMActivation(self.act_bits)
+
+    def weight_quantizer(self) -> ODMWeight:
+        return ODMWeight(self.weight_bits)
+
+    def combine_gradients(self, loss: Sequence[Tensor], auxiliary: Sequence[Tensor]) -> list[Tensor]:
+        own, other = (torch.cat([gradient.flatten() for gradient in part]) for part in (loss, auxiliary))
+        agreement = (1 + F.cosine_similarity(own, other, dim=0)) / 2
+        factor = self.mismatch_weight * agreement
+        return [main + factor * extra for main, extra in zip(loss, auxiliary, strict=True)]

@@ -1,0 +1,68 @@
+"""QuantSR: Qin et al., QuantSR: Accurate Low-bit Quantization for Efficient Image Super-Resolution, NeurIPS 2023.
+
+Activations: x' = x + t with a learned shift t of each channel, from 0; then LSQ's quantizer with a learned step s for
+each point, x_q = s round(clamp(x' / s, -Q_N, Q_P)). Weights: the same without a shift, per tensor.
+Rounding has the slope (1 - tanh^2(f - 1/2)) / (2 tanh(1/2)), f = r - floor(r) the fraction of r = x' / s: between 0.85
+at integers and 1.08 half-way, 1 on average. So dx_q/ds = round(r) - slope r inside the range, as LSQ's Eq. 3 with slope
+1, and dx_q/dx = dx_q/dt = slope. The shift stays in the quantized map; it is not taken off again.
+
+Departures: no learned factor on the shortcut of a block (y = g x + branch(x)), which makes another network. Backbones
+are the same for all schemes here. A point's s starts at a share of the calibrated maximum (`RANGE_SHARE`; the paper:
+2 <|x|> / sqrt(Q_P) of the first batch); a weight's as in the paper. Rates of shifts are in units of the point's step.
+The paper trains EDSR with 32 blocks and SwinIR at 2, 3 and 4 bits, for 300,000 steps and from random weights.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from baselines.lsq import LSQActivation, LSQWeight
+from cadyq.quantizers import PatchContext, QuantizerOutput, straight_through
+from cadyq.schemes import FixedBitScheme
+
+
+def tanh_round(ratio: Tensor) -> Tensor:
+    """To the nearest integer, with the slope of a hyperbolic tangent between two integers."""
+    fraction = ratio - ratio.detach().floor()
+    return straight_through(torch.tanh(fraction - 0.5) / (2 * math.tanh(0.5)), ratio.detach().round())
+
+
+class UnshiftedActivation(LSQActivation):
+    """LSQ's quantizer with QuantSR's rounding."""
+
+    rounding = staticmethod(tanh_round)
+
+
+class QuantSRActivation(UnshiftedActivation):
+    idempotent = False  # what is quantized is shifted again
+
+    def __init__(self, bits: int, channels: int) -> None:
+        super().__init__(bits)
+        self.shift = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return super().forward(x + self.shift.view(-1, 1, 1), context)
+
+    def learning_unit(self, parameter: str) -> float:
+        return super().learning_unit("step")
+
+
+class QuantSRWeight(LSQWeight):
+    rounding = staticmethod(tanh_round)
+
+
+@dataclass(frozen=True)
+class QuantSR(FixedBitScheme):
+    """Learned shifts and steps, and a smooth slope of rounding."""
+
+    name = "quantsr"
+
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> QuantSRActivation:
+        return QuantSRActivation(self.act_bits, channels)
+
+    def weight_quantizer(self) -> QuantSRWeight:
+        return QuantSRWeight(self.weight_bits)
