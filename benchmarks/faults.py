@@ -1,9 +1,9 @@
 """What survives SIGKILL: `python benchmarks/faults.py [--kills 20] [--seed 0]`.
 
-run_all, train and upscale, each killed at random moments of its life until it was killed that often, and run to its
-end in between. Counted is what was finished before a kill and gone after it (must be 0), what was done twice (must be
-0), and whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside). Where the
-kills fell is shown by the folder of the file that each command wrote last before it.
+run_all, train, derive and upscale, each killed at random moments of its life until it was killed that often, and run
+to its end in between. Counted is what was finished before a kill and gone after it (must be 0), what was done twice
+(must be 0), and whether all that is left is byte for byte what an uninterrupted run leaves (wall-clock times aside).
+Where the kills fell is shown by the folder of the file that each command wrote last before it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def photographs(folder: Path, count: int, side: int) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         crop = np.ascontiguousarray(data.astronaut()[20 * number :, 10 * number :][:side, :side])
-        Image.fromarray(crop).save(folder / f"{number}.png")
+        Image.fromarray(crop).save(folder / f"{folder.name}{number}.png")
 
 
 def rows(path: Path) -> str:
@@ -107,10 +107,15 @@ def subjects(root: Path) -> list[Subject]:
     train = ["cadyq.train", "--backbone", "edsr", "--from-scratch", "--size", "n_feats=8", "n_resblocks=2"]
     train += ["--recipe", "fp32", "--steps", "400", "--batch", "4", "--threads", "1", "--checkpoint-seconds", "0.2"]
     train += ["--data-root", str(root / "train"), "--cache", str(root / "cache")]
-    upscale = ["cadyq.upscale", str(root / "small"), "--model", "zoo:carn_m_x4_cadyq", "--resume"]
+    derive = ["cadyq.derive", "random", "--parent", "zoo:idn_x4_cadyq", "--data-root", str(root / "train")]
+    derive += ["--patches", "8", "--lr-patch", "16", "--threads", "1", "--cache", str(root / "cache")]
+    photographs(root / "large", 1, 360)  # whose finished tiles are kept
+    upscale = ["cadyq.upscale", str(root / "small"), str(root / "large"), "--resume", "--threads", "1"]
+    upscale += ["--model", "zoo:carn_m_x4_cadyq", "--patch", "48"]
     return [
         Subject("run_all", _into(measure), times, shown),
         Subject("train", _into(train), lambda out: {}, trained),
+        Subject("derive", _into(derive), lambda out: {}, trained),
         Subject("upscale", _into(upscale), upscaled, upscaled),
     ]
 

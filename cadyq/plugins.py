@@ -82,6 +82,12 @@ def load_plugin(path: Path) -> Plugin:
     return Plugin(*names[:2])
 
 
+def raised_in_plugin(error: BaseException) -> bool:
+    """Whether an error came out of a plug-in's own code, or passed through it."""
+    files = {str(path) for path in _loaded}
+    return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
+
+
 def _lies_in(name: str, folder: Path) -> bool:
     """Whether a loaded module is a file below a folder, and of no installed package or this project."""
     file = getattr(sys.modules[name], "__file__", None)

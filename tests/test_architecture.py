@@ -30,7 +30,15 @@ ROOMS = {
 # packages and rooms whose modules are used from Python, without a command line
 LIBRARIES = [
     *(f"cadyq.{room}" for room in ("quantizers", "schemes", "models", "data", "metrics", "training", "checkpoints")),
-    *("cadyq.deploy", "cadyq.inference", "cadyq.utils", "cadyq.plugins", "cadyq.evaluation", "cadyq.quantization"),
+    *(
+        "cadyq.deploy",
+        "cadyq.inference",
+        "cadyq.upscaling",
+        "cadyq.utils",
+        "cadyq.plugins",
+        "cadyq.evaluation",
+        "cadyq.quantization",
+    ),
     "baselines",
 ]
 COMMAND_LINE = ("cadyq.commands", "argparse")

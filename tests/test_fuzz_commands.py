@@ -40,7 +40,12 @@ from cadyq.commands.cli import Numbers, Parser
 ROOT = Path(__file__).parent.parent
 EXAMPLES = os.environ.get("CADYQ_FUZZ_COMMANDS")
 STATUSES = {0, 1, 2, 130}
-PROGRAMS = {name: command.module for name, command in cli.COMMANDS.items()} | {"pack": "cadyq.commands.photographs"}
+PROGRAMS = {name: command.module for name, command in cli.COMMANDS.items()} | {
+    "pack": "cadyq.commands.photographs",
+    "download": "cadyq.commands.download",
+    "ship run": "cadyq.commands.zoo",
+    "ship calibration": "cadyq.commands.zoo",
+}
 SMALL = 200  # HR pixels, side of a photograph to train on
 
 # folders and files are given as they are typed in the folder that commands run in; of each pair the first are sound
@@ -94,6 +99,9 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "threads": (["1"], ["0", "x"]),
     "zoo": (["zoo", "a/zoo"], ["../inputs/photo.png"]),
     "calibration": (["../inputs/photos"], ["../inputs/empty", "none"]),
+    "run_dirs": (["../inputs/trained"], ["../inputs/empty", "../inputs/torn", "../inputs/photo.png", "none"]),
+    "tag": (["mine", "long.2"], ["", "a/b", "../x", "a:b", "a b"]),
+    "names": (["nonsense"], ["imdn-x4", ""]),  # others are fetched
 }
 OUT_FILES = {"export": ["m.onnx", "a/m.onnx"], "compare": ["t.csv", "a/t.csv"], "pack": ["bank.safetensors"]}
 OUT_FOLDERS = (["out", "a/b", "../inputs/nets", "../inputs/empty"], ["run", "../inputs/photos", "../inputs/photo.png"])
@@ -103,6 +111,8 @@ OF_PROGRAM = {
     ("derive", "data_root"): PHOTOGRAPHS,
     ("train", "data_root"): PHOTOGRAPHS,
     ("pack", "data_root"): PHOTOGRAPHS,
+    ("ship calibration", "data_root"): PHOTOGRAPHS,
+    ("ship calibration", "backbone"): (["bicubic"], ["esdr", ""]),  # that of another takes minutes
     ("check", "backbones"): (["bicubic"], ["nonsense"]),  # has no points; the checks of another take seconds
     ("check", "schemes"): (["minmax", "../inputs/mine.py"], ["fp32,x=1", "../inputs/bad.py", "none.py"]),
 }
@@ -155,6 +165,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = cadyq.create_model("edsr", n_feats=4, n_resblocks=1)
     cadyq.save_model(network, root / "nets/plain.safetensors")
     cadyq.save(cadyq.quantize(network, "pams:w8a8", torch.rand(2, 3, 16, 16) * 255), root / "nets/pams.safetensors")
+    for name, text in (("trained", '{"backbone": "edsr", "scheme": "pams:w8a8", "scale": 4}'), ("torn", '{"scheme"')):
+        (root / name).mkdir()
+        (root / name / "training.json").write_text(text)
+        shutil.copy(root / "nets/pams.safetensors", root / name / "model.safetensors")
     (root / "nets/broken.safetensors").write_bytes((root / "nets/pams.safetensors").read_bytes()[:-50])
     words = ["--backbones", "bicubic", "--schemes", "fp32", "--datasets", "Mine", "--modes", "patch"]
     assert run_all([*words, "--data-root", str(root), "--out", str(root.parent / "finished")]) == 0
@@ -172,6 +186,9 @@ def actions(program: str) -> tuple[argparse.Action, ...]:
 
     with patch.object(Parser, "parse_args", capture), contextlib.suppress(InterruptedError):
         importlib.import_module(PROGRAMS[program]).main([])
+    for action in found:
+        if isinstance(action, argparse._SubParsersAction):
+            found = list(action.choices[program.split()[-1]]._actions)
     return tuple(action for action in found if action.dest not in NEVER)
 
 
@@ -229,7 +246,7 @@ def hashes(folder: Path) -> dict[Path, str]:
 
 def check_whole(path: Path) -> None:
     """Raise where a file was not written to its end."""
-    assert not path.name.endswith(".part"), path
+    assert path.suffix not in {".part", ".pixels", ".tiles"}, path
     if path.suffix == ".png":
         Image.open(path).load()
     elif path.suffix == ".json":
@@ -261,6 +278,7 @@ def run(program: str, words: list[str]) -> tuple[int, str]:
     """Exit status of a command, and what it said on stderr."""
     said = io.StringIO()
     main = importlib.import_module(PROGRAMS[program]).main
+    words = [*program.split()[1:], *words]
     with unchanged_session(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
             status = main(words)

@@ -36,7 +36,9 @@ from pathlib import Path
 from cadyq.checkpoints import zoo as ship
 
 for number in range(30):
-    ship._put(Path(sys.argv[1]).parent, "networks", {"file": f"{sys.argv[2]}{number}", "backbone": "edsr"})
+    file = f"{sys.argv[2]}{number}"
+    with ship._putting(Path(sys.argv[1]).parent, "networks", file, {"backbone": "edsr"}) as part:
+        part.touch()
 """
 
 

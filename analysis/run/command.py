@@ -28,21 +28,20 @@ from analysis.run.latency import measure_latencies
 from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
+from analysis.run.source import Source
 from analysis.run.zoo_files import wrong_files
 from analysis.tables import metrics
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.commands.cli import (
     MOST_THREADS,
     Numbers,
     Parser,
-    add_debug_option,
     add_model_option,
-    add_plugin_option,
-    add_zoo_option,
+    add_network_options,
     check_writable,
     exit_status,
+    open_networks,
     program,
 )
 from cadyq.data import datasets
@@ -51,7 +50,6 @@ from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
 from cadyq.metrics.quality import smallest_side
 from cadyq.metrics.registry import all_metrics
-from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import remove_leftovers
@@ -85,19 +83,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--executor", choices=("local", "dask"), default="local")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
 def find_jobs(
-    plan: Plan, out: Path, data_root: Path | None, named: bool, keep: bool = False
+    plan: Plan,
+    sources: Sequence[Source],
+    out: Path,
+    data_root: Path | None,
+    named: bool,
+    keep: bool = False,
 ) -> tuple[list[Job], list[dict[str, Any]]]:
     """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
 
     Args:
         plan: what to measure.
+        sources: its networks.
         out: the run folder.
         data_root: the folder that holds `benchmark/`.
         named: the user asked for these datasets by name, so that each has to be there.
@@ -105,7 +107,6 @@ def find_jobs(
     """
     jobs: list[Job] = []
     statuses: list[dict[str, Any]] = []
-    sources = plan.sources()
     weights = {source: source.sha256() for source in sources if not source.reason}
     shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
     loaded, missing = load_datasets(plan, data_root, named)
@@ -286,7 +287,13 @@ def _one_by_one(jobs: Sequence[Job], work: Work, progress: Progress) -> Iterator
 
 
 def manifest(
-    plan: Plan, preset: Plan, statuses: list[dict[str, Any]], out: Path, device: torch.device, argv: Sequence[str]
+    plan: Plan,
+    preset: Plan,
+    sources: Sequence[Source],
+    statuses: list[dict[str, Any]],
+    out: Path,
+    device: torch.device,
+    argv: Sequence[str],
 ) -> dict[str, Any]:
     """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
     before = records.read_manifest(out)
@@ -300,9 +307,9 @@ def manifest(
             "plan": written(plan),
             "metrics": before.get("metrics", {}) | metrics.to_manifest(),
             "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
-            "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in plan.sources() if not s.reason},
+            "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in sources if not s.reason},
             "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
-            "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in plan.sources() if not s.reason},
+            "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in sources if not s.reason},
             "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
             "earlier_commands": earlier_commands(before),
         }
@@ -354,8 +361,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     Waits while another command measures into the same folder, and then finds measured what that one did.
     """
-    use_zoo(args.zoo)
-    plugins = load_plugins(args.plugin)
+    plugins = open_networks(args)
     chosen = (args.backbones, args.schemes, args.datasets, args.modes, plugins, args.model, args.calibration)
     plan = make_plan(args.preset, args.scale, *chosen)
     device = pick_device(args.device)
@@ -365,19 +371,20 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     preset = make_plan(args.preset, args.scale, plugins=plugins)
     with alone_in(out):
         remove_leftovers(out / "records", out / "artifacts")
-        jobs, statuses = find_jobs(plan, out, args.data_root, bool(args.datasets), args.keep_measured)
+        sources = plan.sources()
+        jobs, statuses = find_jobs(plan, sources, out, args.data_root, bool(args.datasets), args.keep_measured)
         if not statuses:
             raise UserError("nothing to measure: no scheme applies to these backbones; name fp32 among --schemes")
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
-        for file, why in wrong_files(file for source in plan.sources() if not source.model for file in source.files):
+        for file, why in wrong_files(file for source in sources if not source.model for file in source.files):
             print(f"warning: {file}: {why}", file=sys.stderr)
-        listed = manifest(plan, preset, statuses, out, device, argv)
+        listed = manifest(plan, preset, sources, statuses, out, device, argv)
         records.write_manifest(out, listed)
         failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
         statuses = with_outcomes(statuses, failed, out)
         if args.latency:
-            time_networks(plan, statuses, args.data_root, out, device)
+            time_networks(plan, sources, statuses, args.data_root, out, device)
         if (out / latencies.NAME).is_file() and (args.latency or "latency_sha256" not in listed):
             listed["latency_sha256"] = sha256_file(out / latencies.NAME)
         listed["cells"] = with_earlier(statuses, earlier_cells(listed, statuses), preset)
@@ -391,15 +398,20 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def time_networks(
-    plan: Plan, statuses: Sequence[Mapping[str, Any]], data_root: Path | None, out: Path, device: torch.device
+    plan: Plan,
+    sources: Sequence[Source],
+    statuses: Sequence[Mapping[str, Any]],
+    data_root: Path | None,
+    out: Path,
+    device: torch.device,
 ) -> None:
     """Measure and store the latency of each network of the plan that has a record."""
     ran = [cell for cell in statuses if cell["status"] not in records.NOT_RUN]
     names = {(cell["backbone"], cell["scheme"]) for cell in ran}
-    sources = [source for source in plan.sources() if (source.backbone, source.scheme) in names]
-    if sources:
+    timed = [source for source in sources if (source.backbone, source.scheme) in names]
+    if timed:
         dataset = datasets.load(ran[0]["dataset"], plan.scale, data_root)
-        latencies.write(out, measure_latencies(sources, dataset, device))
+        latencies.write(out, measure_latencies(timed, dataset, device))
 
 
 def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], report: Path) -> None:

@@ -6,8 +6,11 @@ whatever order they run.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,9 +52,28 @@ def largest_first(jobs: Sequence[Job]) -> list[Job]:
 
 
 def in_processes(jobs: Sequence[Job], work: Work, count: int) -> Iterator[Outcome]:
-    """Run jobs in `count` processes, each as it is done."""
+    """Run jobs in `count` processes, each as it is done.
+
+    Where a process is killed, as one that takes all memory is, nobody knows by which job. Those that are left are then
+    run one after another, in a process each.
+    """
     parallel = joblib.Parallel(n_jobs=count, return_as="generator_unordered")
-    yield from parallel(joblib.delayed(work)(job) for job in largest_first(jobs))
+    left = {job.name: job for job in largest_first(jobs)}
+    try:
+        for outcome in parallel(joblib.delayed(work)(job) for job in list(left.values())):
+            del left[outcome.job.name]
+            yield outcome
+    except BrokenProcessPool:
+        for job in left.values():
+            yield _in_own_process(job, work)
+
+
+def _in_own_process(job: Job, work: Work) -> Outcome:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        try:
+            return process.submit(work, job).result()
+        except BrokenProcessPool:
+            return Outcome(job, "its process was killed, as by a system short of memory; run it alone with --jobs 1")
 
 
 def suited(jobs: Sequence[Job], device: torch.device) -> int:

@@ -22,7 +22,7 @@ from cadyq.inference.tiled import run_tiles
 from cadyq.inference.tiles import whole_image
 from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import reason_of
 
 ARTIFACTS = 2  # images of a dataset that are shown with a map of their bits, and in the report's viewer
 
@@ -74,23 +74,13 @@ def attempt(job: Job, out: Path, device: torch.device, on_image: Callable[[], ob
     """
     try:
         measure_job(job, out, device, on_image)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if stopped() or (isinstance(error, OSError) and error.errno in UNWRITABLE):
             raise
         for cell in job.cells:
             records.record_path(out, cell).unlink(missing_ok=True)
         return Outcome(job, reason_of(error), traceback.format_exc())
     return Outcome(job)
-
-
-def reason_of(error: Exception) -> str:
-    """An exception on one line, with the place in a user's or this project's code that raised it."""
-    text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text[:300]}{place}"
 
 
 @one_thread()

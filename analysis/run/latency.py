@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
-from analysis.run.jobs import reason_of
 from analysis.run.networks import load
 from analysis.run.source import Source
 from cadyq.commands.cli import stopped
@@ -21,6 +20,7 @@ from cadyq.data.datasets import Dataset
 from cadyq.inference.threads import one_thread
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
+from cadyq.utils.errors import reason_of
 
 SIDE = 96  # LR pixels, the tile of patch-wise evaluation
 WARM_UP = 3  # forwards that are not timed

@@ -22,21 +22,18 @@ from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import models, networks
-from analysis.run.jobs import reason_of
 from analysis.run.source import Source
 from analysis.run.zoo_files import wrong_files
 from analysis.tables.comparisons import comparisons
 from analysis.tables.roles import from_manifest
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
     Parser,
-    add_debug_option,
     add_model_option,
-    add_plugin_option,
-    add_zoo_option,
+    add_network_options,
     exit_status,
+    open_networks,
     program,
 )
 from cadyq.data import datasets
@@ -44,9 +41,8 @@ from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
 from cadyq.metrics.measure import measure_image
 from cadyq.models.network import BACKBONES
-from cadyq.plugins import load_plugins
 from cadyq.utils.devices import pick_device
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, reason_of
 
 OK, WRONG, UNKNOWN = "ok", "WRONG", "not checked"
 # What may differ between machines and library versions: a value on a rounding tie can fall to either side.
@@ -309,9 +305,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of their choice")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     add_model_option(parser)
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
@@ -321,8 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     findings: list[Finding] = []
 
     def act() -> None:
-        use_zoo(args.zoo)
-        load_plugins(args.plugin)
+        open_networks(args)
         named = Named(tuple(args.model), args.calibration)
         for finding in verify(args.run_dir, args.data_root, args.sample, args.seed, pick_device(args.device), named):
             print(finding, flush=True)

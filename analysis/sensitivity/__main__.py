@@ -18,21 +18,18 @@ from analysis.run.provenance import provenance
 from analysis.sensitivity.parts import PARTS, Inputs, run_part
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
     Parser,
-    add_debug_option,
-    add_plugin_option,
+    add_network_options,
     add_threads_option,
-    add_zoo_option,
     check_writable,
     exit_status,
+    open_networks,
     program,
 )
 from cadyq.models.network import BACKBONES
-from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError
@@ -70,9 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches, subsets and shuffles"
     )
     add_threads_option(parser)
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
@@ -112,8 +107,7 @@ def merge(out: Path, parts: dict[str, Any]) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     """Measure what is missing, write tables and plots; return the run's folder."""
-    use_zoo(args.zoo)
-    load_plugins(args.plugin)
+    open_networks(args)
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)

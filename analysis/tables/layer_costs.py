@@ -8,18 +8,15 @@ from collections.abc import Sequence
 import pandas as pd
 import torch
 
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.io import load_model
 from cadyq.commands.cli import (
     Numbers,
     Parser,
-    add_debug_option,
-    add_plugin_option,
-    add_zoo_option,
+    add_network_options,
     exit_status,
+    open_networks,
     program,
 )
-from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.trace import Trace, trace_forward
 
@@ -42,14 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
     parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     args = parser.parse_args(argv)
 
     def act() -> None:
-        use_zoo(args.zoo)
-        load_plugins(args.plugin)
+        open_networks(args)
         print_layers(args.model, args.height, args.width)
 
     return exit_status(act, args.debug)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from cadyq.schemes.calibration import observe
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import CALIBRATION_SIDE, calibration_patches
 from cadyq.utils.errors import UserError
-from cadyq.utils.files import write_text
+from cadyq.utils.files import replacing
 from cadyq.utils.locks import alone_in
 
 MANIFEST = "manifest.json"
@@ -65,16 +68,28 @@ def writable_zoo() -> Path:
     return first
 
 
-def _put(folder: Path, section: str, row: dict[str, Any]) -> None:
-    """Replace the row of that file, or add it behind those of its backbone."""
-    with alone_in(folder):  # several trainings that end together add their networks together
+@contextmanager
+def _putting(folder: Path, section: str, file: str, row: dict[str, Any]) -> Iterator[Path]:
+    """Put a file and its row into a zoo, both or neither.
+
+    The block writes the file to the path that it is given, and completes `row`. A row replaces that of a file of its
+    name, or goes behind those of its backbone.
+
+    Args:
+        folder: of the zoo.
+        section: of its manifest.
+        file: its name.
+        row: holds "backbone".
+    """
+    with alone_in(folder), replacing(folder / MANIFEST) as listed, replacing(folder / file) as part:
+        yield part
         manifest = read_manifest(folder)
         rows = manifest[section]
-        same = [i for i, old in enumerate(rows) if old["file"] == row["file"]]
+        same = [i for i, old in enumerate(rows) if old["file"] == file]
         behind = 1 + max((i for i, old in enumerate(rows) if old["backbone"] == row["backbone"]), default=len(rows) - 1)
         start, stop = (same[0], same[0] + 1) if same else (behind, behind)
-        rows[start:stop] = [row]
-        write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        rows[start:stop] = [{"file": file} | row]
+        listed.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: Path) -> Path:
@@ -86,12 +101,13 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
     path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
     base = zoo_path(f"{facts['derived_from']['name']}.safetensors") if "derived_from" in facts else None
     parent = zoo_path(f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors")
-    save_model(network, path, packed=True, base=base)
-    if base is None and path.name != parent.name and parent.exists() and _of_same_sizes(network, parent):
-        compress(path, parent)
-    identity = {"file": path.name, "backbone": network.name, "scheme": scheme, "scale": network.scale}
-    hashes = {"sha256": network_sha256(path), "file_sha256": sha256_file(path), "bytes": path.stat().st_size}
-    _put(folder, "networks", identity | hashes | facts)
+    row = {"backbone": network.name, "scheme": scheme, "scale": network.scale}
+    with _putting(folder, "networks", path.name, row) as part:
+        save_model(network, part, packed=True, base=base)
+        if base is None and path.name != parent.name and parent.exists() and _of_same_sizes(network, parent):
+            compress(part, parent)
+        row |= {"sha256": network_sha256(part), "file_sha256": sha256_file(part), "bytes": part.stat().st_size}
+        row |= facts
     return path
 
 
@@ -107,19 +123,24 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     "cadyq:b4-5-6". The file holds the options.
 
     Raises:
-        UserError: the run is not finished.
+        UserError: the run is not finished, its facts are damaged, or `tag` is no part of a file's name.
     """
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise UserError(f"--tag {tag!r} is no part of a file's name; write letters, digits, '_', '-' and '.'")
     facts_file = run_dir / "training.json"
     if not facts_file.exists():
         raise UserError(f"{run_dir}: no training.json, so the run is not finished; run the same command again")
-    facts = json.loads(facts_file.read_text())
-    scheme = facts.pop("scheme")
+    try:
+        facts = dict(json.loads(facts_file.read_text(encoding="utf-8")))
+        scheme = str(facts.pop("scheme"))
+        if "history" in facts:
+            facts["held_out_last"] = facts.pop("history")[-1]
+        for name in ("backbone", "scale"):
+            facts.pop(name)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{facts_file}: says not what was trained ({error!r}); run the same command again") from error
     if tag:
         scheme = f"{scheme.partition(',')[0]}:{tag}"
-    if "history" in facts:
-        facts["held_out_last"] = facts.pop("history")[-1]
-    for name in ("backbone", "scale"):
-        facts.pop(name)
     return add_to_zoo(load_model(run_dir / "model.safetensors"), scheme, facts, folder)
 
 
@@ -130,7 +151,8 @@ def add_calibration_to_zoo(backbone: str, scale: int, data_root: Path, cache: Pa
     patches = calibration_patches(bank.split()[0])
     note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"
     path = folder / f"{backbone}_x{scale}_calibration.safetensors"
-    save_statistics(observe(network, patches), path, note)
-    identity = {"file": path.name, "backbone": backbone, "scale": scale}
-    _put(folder, "calibration", identity | {"sha256": sha256_file(path), "data": note})
+    statistics, row = observe(network, patches), {"backbone": backbone, "scale": scale}
+    with _putting(folder, "calibration", path.name, row) as part:
+        save_statistics(statistics, part, note)
+        row |= {"sha256": sha256_file(part), "data": note}
     return path

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from cadyq.utils.errors import UserError
+from cadyq.checkpoints.folders import use_zoo
+from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
+from cadyq.utils.errors import UserError, reason_of
 
 # what to do about a file system that takes no more
 UNWRITABLE = {
@@ -88,8 +90,11 @@ def add_threads_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads")
 
 
-def add_plugin_option(parser: argparse.ArgumentParser) -> None:
-    """The option `--plugin FILE`, which may be given several times; hand its value to `cadyq.plugins.load_plugins`."""
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The options `--zoo DIR`, `--plugin FILE` and `--debug` of commands that take networks; see `open_networks`."""
+    parser.add_argument(
+        "--zoo", type=Path, metavar="DIR", help="folder of your trained networks, before the package's (or CADYQ_ZOO)"
+    )
     parser.add_argument(
         "--plugin",
         type=Path,
@@ -98,6 +103,17 @@ def add_plugin_option(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Python file that registers schemes, backbones, metrics or datasets; may be given several times",
     )
+    add_debug_option(parser)
+
+
+def open_networks(args: argparse.Namespace) -> Plugin:
+    """Use the zoo and load the plug-ins that a command line names; returns what the plug-ins registered.
+
+    Raises:
+        UserError: a plug-in cannot be loaded.
+    """
+    use_zoo(args.zoo)
+    return load_plugins(args.plugin)
 
 
 def add_model_option(parser: argparse._ActionsContainer) -> None:
@@ -111,13 +127,6 @@ def add_model_option(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--calibration", type=Path, metavar="DIR", help="LR images to calibrate --model on; scikit-image's by default"
-    )
-
-
-def add_zoo_option(parser: argparse._ActionsContainer) -> None:
-    """The option `--zoo DIR`; hand its value to `cadyq.checkpoints.folders.use_zoo`."""
-    parser.add_argument(
-        "--zoo", type=Path, metavar="DIR", help="folder of your trained networks, before the package's (or CADYQ_ZOO)"
     )
 
 
@@ -137,21 +146,26 @@ def stopped() -> bool:
     return bool(_came)
 
 
-def exit_status(action: Callable[[], object], debug: bool = False) -> int:
+def exit_status(action: Callable[[], object], debug: bool = False, again: str = "the same command") -> int:
     """Run `action` and turn how it ends into an exit status.
+
+    Args:
+        action: the command.
+        debug: show the traceback of an error before its line.
+        again: what goes on where an interrupted command stopped.
 
     Returns:
         0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
-        interrupted, 143 when terminated. With `debug`, the traceback of an error goes before its line.
+        interrupted, 143 when terminated.
     """
     with _stopping() as signals:
         try:
             action()
-        except (Exception, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
             # libraries turn an interrupt within their C code into errors of other names
             if signals or isinstance(error, KeyboardInterrupt):
                 word, status = STOPPED[signals[0] if signals else signal.SIGINT]
-                print(f"{word}: finished work is kept, the same command goes on from there", file=sys.stderr)
+                print(f"{word}: finished work is kept, {again} goes on from there", file=sys.stderr)
                 return status
             if isinstance(error, UserError):
                 return _failed(str(error), debug)
@@ -159,6 +173,8 @@ def exit_status(action: Callable[[], object], debug: bool = False) -> int:
                 where = f"{error.filename}: " if error.filename else ""
                 remedy = f"{UNWRITABLE[error.errno]}, then run the same command again"
                 return _failed(f"{where}{error.strerror}; {remedy}", debug)
+            if raised_in_plugin(error):
+                return _failed(f"{reason_of(error)}; mend the plug-in, --debug shows where", debug)
             raise
     return 0
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.io import load_model, resolve, save_model
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.checkpoints.zoo import add_run_to_zoo
@@ -18,15 +17,13 @@ from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
     Parser,
-    add_debug_option,
-    add_plugin_option,
+    add_network_options,
     add_threads_option,
-    add_zoo_option,
     check_spares,
     exit_status,
+    open_networks,
     program,
 )
-from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme
@@ -56,9 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches")
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     add_threads_option(parser)
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
@@ -66,8 +61,7 @@ def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    use_zoo(args.zoo)
-    load_plugins(args.plugin)
+    open_networks(args)
     check_spares(args.out, ["model.safetensors", "training.json"], [args.parent])
     name, options, _ = parse_scheme(args.scheme)
     parent = load_model(args.parent)

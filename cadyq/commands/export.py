@@ -11,14 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Parser, add_debug_option, add_plugin_option, add_zoo_option, exit_status, program
+from cadyq.commands.cli import Parser, add_network_options, exit_status, open_networks, program
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
 from cadyq.deploy.runtime import agreement, open_session
-from cadyq.plugins import load_plugins
 from cadyq.utils.errors import UserError
 
 
@@ -28,9 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
     parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")
     parser.add_argument("--size", type=image_size, metavar="HEIGHTxWIDTH", help="one LR size; any by default")
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
@@ -44,8 +40,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> None:
     """Export, check against the simulation, and say what became of it."""
-    use_zoo(args.zoo)
-    load_plugins(args.plugin)
+    open_networks(args)
     if args.out.suffix != ".onnx":
         raise UserError(f"--out {args.out}: name a file that ends in .onnx")
     network = load_model(args.model)

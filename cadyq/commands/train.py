@@ -14,23 +14,20 @@ from typing import Any
 
 import torch
 
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.zoo import add_run_to_zoo
 from cadyq.commands.cli import (
     MOST_SEED,
     MOST_THREADS,
     Numbers,
     Parser,
-    add_debug_option,
-    add_plugin_option,
+    add_network_options,
     add_threads_option,
-    add_zoo_option,
     check_spares,
     exit_status,
+    open_networks,
     program,
 )
 from cadyq.models.network import SRNetwork
-from cadyq.plugins import load_plugins
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.specs import canonical
 from cadyq.training.distributed import Processes, choose_device, join, leave
@@ -85,9 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--amp", action="store_true", help="inner convolutions in float16 (CUDA) or bfloat16 (CPU)")
     how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
     how.add_argument("--checkpoint-seconds", type=Numbers(0, whole=False), default=CHECKPOINT_SECONDS)
-    add_zoo_option(parser)
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
@@ -153,8 +148,7 @@ def provenance_of(
 
 def train(args: argparse.Namespace, processes: Processes) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
-    use_zoo(args.zoo)
-    load_plugins(args.plugin)
+    open_networks(args)
     check_spares(args.out, ["model.safetensors", "training.json"], [args.init, args.teacher, args.bank])
     device = processes.device
     torch.manual_seed(args.seed)

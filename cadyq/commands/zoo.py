@@ -8,18 +8,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.zoo import add_calibration_to_zoo, add_run_to_zoo, writable_zoo
 from cadyq.commands.cli import (
     Numbers,
     Parser,
-    add_debug_option,
-    add_plugin_option,
-    add_zoo_option,
+    add_network_options,
     exit_status,
+    open_networks,
     program,
 )
-from cadyq.plugins import load_plugins
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,14 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     calibration.add_argument("--data-root", type=Path, required=True)
     calibration.add_argument("--cache", type=Path, default=Path(".cache"))
     for command in (run, calibration):
-        add_zoo_option(command)
-        add_plugin_option(command)
-        add_debug_option(command)
+        add_network_options(command)
     args = parser.parse_args(argv)
 
     def act() -> None:
-        load_plugins(args.plugin)
-        use_zoo(args.zoo)
+        open_networks(args)
         folder = writable_zoo()
         if args.command == "run":
             for run_dir in args.run_dirs:

@@ -20,7 +20,7 @@ from cadyq.utils.files import replacing
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
 
 # What Pillow raises on a file that is missing, not an image, cut short or damaged.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -57,15 +57,21 @@ def _read_rgb(source: Path | io.BytesIO, name: str) -> Tensor:
     try:
         with Image.open(source) as image:
             image.load()
-            pixels = _to_rgb(ImageOps.exif_transpose(image), image.format, name)
-    except _DECODE_ERRORS as error:
-        missing = isinstance(error, FileNotFoundError)
-        reason = "there is no such file" if missing else f"cannot be read ({error})"
-        raise UserError(f"{name}: {reason}; give a whole PNG, JPEG or other image file") from error
+            pixels = to_rgb(ImageOps.exif_transpose(image), image.format, name)
+    except DECODE_ERRORS as error:
+        raise unreadable(name, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def _to_rgb(image: Image.Image, file_format: str | None, name: str) -> NDArray[np.uint8]:
+def unreadable(name: str, error: Exception) -> UserError:
+    """What to say of an image file that `error`, one of `DECODE_ERRORS`, came of."""
+    if isinstance(error, UserError):
+        return error
+    reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    return UserError(f"{name}: {reason}; give a whole PNG, JPEG or other image file")
+
+
+def to_rgb(image: Image.Image, file_format: str | None, name: str) -> NDArray[np.uint8]:
     """Return the pixels of a loaded image as uint8 (H, W, 3)."""
     # Older Pillow opens 16-bit grayscale PNG in mode "I"; a PNG never holds 32-bit samples.
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):

@@ -60,10 +60,7 @@ class TiledForward:
     @property
     def eight_bit(self) -> float:
         """BitOPs of the same tiles with `REFERENCE_BITS` bits wherever a scheme may quantize, and no selector."""
-        sizes = [(len(group), self.tiles[group[0]]) for group in group_by_size(self.tiles)]
-        return sum(
-            n * bitops_at(self.network, tile.height, tile.width, REFERENCE_BITS, REFERENCE_BITS) for n, tile in sizes
-        )
+        return reference_bitops(self.network, self.tiles)
 
     @property
     def overlap(self) -> float:
@@ -71,7 +68,12 @@ class TiledForward:
         return overlap_share(self.tiles)
 
 
-@torch.no_grad()
+def reference_bitops(network: SRNetwork, tiles: Sequence[Tile]) -> float:
+    """BitOPs of tiles with `REFERENCE_BITS` bits wherever a scheme may quantize, and no selector."""
+    sizes = [(len(group), tiles[group[0]]) for group in group_by_size(tiles)]
+    return sum(n * bitops_at(network, tile.height, tile.width, REFERENCE_BITS, REFERENCE_BITS) for n, tile in sizes)
+
+
 def run_tiles(
     network: SRNetwork,
     lr: Tensor,
@@ -102,20 +104,62 @@ def run_tiles(
     costs = torch.zeros(4, dtype=torch.float64)
     parts, answers = split(lr, tiles), _hr_tiles(network, hr, tiles)
     with frozen_weights(network):
-        for indices in batches(tiles):
-            answer = _batch([answers[i] for i in indices], device) if answers else None
-            batch = _batch([parts[i] for i in indices], device).contiguous(memory_format=torch.channels_last)
-            sr, trace = trace_forward(network, batch, answer)
-            _check(network, sr, [tiles[i] for i in indices])
-            for i, image in zip(indices, sr.clamp(0, 255).round().to("cpu", torch.uint8), strict=True):
+        for batch in forward_batches(network, parts, tiles, device, answers):
+            for i, image in zip(batch.indices, batch.sr, strict=True):
                 place(out, image, tiles[i], network.scale)
-            tile_fab[indices] = _checked_fab(network, trace.fab().cpu())
-            costs += _costs(trace)
+            tile_fab[batch.indices] = batch.fab
+            costs += batch.costs.sum(0)
             if on_tiles is not None:
-                on_tiles(len(indices))
+                on_tiles(len(batch.indices))
     seconds = time.perf_counter() - started
     quantized, fp32, selector, macs = costs.tolist()
     return TiledForward(out, tile_fab, quantized, fp32, selector, macs, seconds, network, tiles)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward gave.
+
+    Attributes:
+        indices: of its tiles.
+        sr: uint8 (B, 3, h scale, w scale), on the CPU.
+        fab: mean activation bits over the points that count (B,).
+        costs: quantized, FP32 and selector BitOPs and MACs of each tile, float64 (B, 4).
+    """
+
+    indices: list[int]
+    sr: Tensor
+    fab: Tensor
+    costs: Tensor
+
+
+@torch.no_grad()
+def forward_batches(
+    network: SRNetwork,
+    parts: Sequence[Tensor],
+    tiles: Sequence[Tile],
+    device: torch.device,
+    answers: Sequence[Tensor] = (),
+) -> Iterator[Batch]:
+    """Run tiles, of one image or of several; those of one size run together. Use it inside `frozen_weights`.
+
+    Args:
+        network: in eval mode, on `device`.
+        parts: LR pixels of each tile, uint8 (3, h, w).
+        tiles: where each lies in its image.
+        device: to run on.
+        answers: HR pixels of each tile for a scheme that reads HR, else none.
+
+    Raises:
+        UserError: SR is of another shape than it should be, or holds NaN or infinity; bits are none.
+    """
+    for indices in batches(tiles):
+        answer = _batch([answers[i] for i in indices], device) if answers else None
+        lr = _batch([parts[i] for i in indices], device).contiguous(memory_format=torch.channels_last)
+        sr, trace = trace_forward(network, lr, answer)
+        _check(network, sr, [tiles[i] for i in indices])
+        fab = _checked_fab(network, trace.fab().cpu())
+        yield Batch(indices, sr.clamp(0, 255).round().to("cpu", torch.uint8), fab, _costs(trace))
 
 
 def _named(network: SRNetwork) -> str:
@@ -153,10 +197,9 @@ def _batch(images: list[Tensor], device: torch.device) -> Tensor:
 
 
 def _costs(trace: Trace) -> Tensor:
-    """Quantized, FP32 and selector BitOPs and MACs of a batch, float64 (4,)."""
-    sums = [part.sum() for part in trace.bitops_split()]
-    macs = len(trace.context.lr) * trace.macs.total
-    return torch.stack([*sums, torch.tensor(float(macs), dtype=torch.float64)])
+    """Quantized, FP32 and selector BitOPs and MACs of each tile, float64 (B, 4)."""
+    parts = list(trace.bitops_split())
+    return torch.stack([*parts, torch.full_like(parts[0], float(trace.macs.total))], 1)
 
 
 def _hr_tiles(network: SRNetwork, hr: Tensor | None, tiles: Sequence[Tile]) -> list[Tensor]:

@@ -110,6 +110,17 @@ def image_size(tiles: Sequence[Tile]) -> tuple[int, int]:
     return max(t.top + t.height for t in tiles), max(t.left + t.width for t in tiles)
 
 
+def kept(tile: Tile, scale: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Rows and columns of what ``tile`` keeps, in the SR image and in the SR tile."""
+    target = _slices(tile.keep_top, tile.keep_left, tile, scale)
+    return target, _slices(tile.keep_top - tile.top, tile.keep_left - tile.left, tile, scale)
+
+
+def _slices(top: int, left: int, tile: Tile, scale: int) -> tuple[slice, slice]:
+    rows = slice(top * scale, (top + tile.keep_height) * scale)
+    return rows, slice(left * scale, (left + tile.keep_width) * scale)
+
+
 def place(out: Tensor, sr: Tensor, tile: Tile, scale: int) -> None:
     """Copy what ``tile`` keeps of its SR (3, h * scale, w * scale) into the image ``out`` (3, H * scale, W * scale).
 
@@ -120,14 +131,8 @@ def place(out: Tensor, sr: Tensor, tile: Tile, scale: int) -> None:
     """
     if tuple(sr.shape[-2:]) != (tile.height * scale, tile.width * scale):
         raise ValueError(f"SR tile is {tuple(sr.shape[-2:])}, not {(tile.height * scale, tile.width * scale)}")
-    rows, cols = (slice(a * scale, (a + n) * scale) for a, n in _kept(tile, 0, 0))
-    from_rows, from_cols = (slice(a * scale, (a + n) * scale) for a, n in _kept(tile, tile.top, tile.left))
-    out[..., rows, cols] = sr[..., from_rows, from_cols]
-
-
-def _kept(tile: Tile, top: int, left: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First pixel and length of the kept rows and columns, counted from (``top``, ``left``)."""
-    return (tile.keep_top - top, tile.keep_height), (tile.keep_left - left, tile.keep_width)
+    (rows, columns), (from_rows, from_columns) = kept(tile, scale)
+    out[..., rows, columns] = sr[..., from_rows, from_columns]
 
 
 def overlap_share(tiles: Sequence[Tile]) -> float:

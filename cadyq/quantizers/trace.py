@@ -165,6 +165,13 @@ def _check(point: QuantizationPoint, x: Tensor, output: Any) -> None:
         found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if found != tuple(shape):
             raise UserError(f"{maker} at point {point.name!r}: its {name} is {found}, not {tuple(shape)}; {remedy}")
+        if value.device != x.device:
+            wrong = f"is on {value.device}, not on {x.device}"
+            raise UserError(f"{maker} at point {point.name!r}: its {name} {wrong}; {remedy}")
+    kinds = (("value", output.value, True, "floating point"), ("bits", output.bits, False, "whole numbers"))
+    for name, value, floating, kind in kinds:
+        if value.is_floating_point() != floating:
+            raise UserError(f"{maker} at point {point.name!r}: its {name} is {value.dtype}, not {kind}; {remedy}")
 
 
 def trace_forward(network: Traceable, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.commands.cli import Numbers, Parser, add_debug_option, add_plugin_option, exit_status, program
-from cadyq.plugins import load_plugin, load_plugins
+from cadyq.commands.cli import Numbers, Parser, add_network_options, exit_status, open_networks, program
+from cadyq.plugins import load_plugin
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.testing.subject import BITS_TO_TRY
 from cadyq.testing.suite import outcomes
@@ -26,8 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=BITS_TO_TRY,
         help="for weight_bits and act_bits; 2 4 8",
     )
-    add_plugin_option(parser)
-    add_debug_option(parser)
+    add_network_options(parser)
     return parser
 
 
@@ -47,7 +46,7 @@ def schemes_of(target: str) -> list[str]:
 
 def check(args: argparse.Namespace) -> int:
     """Print a line for each check and backbone; return how many failed."""
-    load_plugins(args.plugin)
+    open_networks(args)
     failed = total = 0
     for name in [name for target in args.schemes for name in schemes_of(target)]:
         for outcome in outcomes(name, args.backbones, args.bits):

@@ -1,4 +1,7 @@
-"""The one exception that means "the user can fix this"."""
+"""The one exception that means "the user can fix this", and exceptions on one line."""
+
+import traceback
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -7,3 +10,13 @@ class UserError(ValueError):
     The message is one line that names the file or option, the value found and the remedy. Command-line
     programs print it without a traceback and exit with status 2.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception on one line, with the place in a user's or this project's code that raised it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {text[:300]}{place}"

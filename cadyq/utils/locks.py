@@ -44,6 +44,32 @@ def alone_in(folder: Path, name: str = ".lock") -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Be the only process in this block that makes the file `path`; where another is in it, say so once and wait.
+
+    The lock lies beside `path` as ``.<name>.lock`` and is gone after the block.
+    """
+    with needs("train", "locking a file"):
+        from filelock import FileLock, Timeout
+    path.parent.mkdir(parents=True, exist_ok=True)
+    marker = path.with_name(f".{path.name}.lock")
+    lock = FileLock(marker)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"{path}: another command makes it; waiting until it has ended", file=sys.stderr, flush=True)
+        lock.acquire(poll_interval=POLL_SECONDS)
+        while not marker.exists():  # its holder took it away, so that others would not wait for this lock
+            lock.release()
+            lock.acquire(poll_interval=POLL_SECONDS)
+    try:
+        yield
+    finally:
+        marker.unlink(missing_ok=True)
+        lock.release()
+
+
 def _holder(path: Path) -> str:
     """Who holds the lock, as far as it can be read."""
     with suppress(OSError, UnicodeDecodeError):

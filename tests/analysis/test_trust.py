@@ -13,18 +13,24 @@ from pathlib import Path
 import pytest
 import torch
 
+import cadyq
 from analysis.records import store as records
 from analysis.report.build import build
 from analysis.run import command as run_all
 from analysis.run import networks
 from analysis.run.verification import OK, WRONG, main, verify
+from analysis.tables import layer_costs as cost
 from cadyq.checkpoints.folders import ZOO
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
+from cadyq.plugins import load_plugins
+from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PLUGIN = """
+import os
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +46,11 @@ WAYS = {
     "tensor": lambda x, bits: x,
     "bitless": lambda x, bits: QuantizerOutput(x, bits * 0),
     "one_bits": lambda x, bits: QuantizerOutput(x, bits[:1].repeat(7)),
+    "whole": lambda x, bits: QuantizerOutput(x.long(), bits),
+    "halves": lambda x, bits: QuantizerOutput(x, bits + 0.5),
+    "elsewhere": lambda x, bits: QuantizerOutput(x.to("meta"), bits),
+    "exits": lambda x, bits: sys.exit(0),
+    "dies": lambda x, bits: os._exit(0),
 }
 
 
@@ -80,6 +91,10 @@ REASONS = {
     "fails_tensor:w8a8": "returns a Tensor, no QuantizerOutput",
     "fails_bitless:w8a8": "report 0.0 bits",
     "fails_one_bits:w8a8": "its bits is (7,), not (1,)",
+    "fails_whole:w8a8": "its value is torch.int64, not floating point",
+    "fails_halves:w8a8": "its bits is torch.float32, not whole numbers",
+    "fails_elsewhere:w8a8": "its value is on meta, not on cpu",
+    "fails_exits:w8a8": "SystemExit: 0 (failing.py, line ",
 }
 
 
@@ -104,7 +119,9 @@ def test_code_that_fails_ends_its_own_cells(
     words = command(photo_root, out, "--plugin", str(plugin), "--backbones", "idn", "--schemes", "fp32", *REASONS)
     assert run_all.main([*words, "minmax:w8a8"]) == 1
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("error: 6 cells could not be measured, first idn fails_nan:w8a8")
+    assert error.count("\n") == 1 and error.startswith(
+        "error: 10 cells could not be measured, first idn fails_nan:w8a8"
+    )
     cells = json.loads((out / "manifest.json").read_text())["cells"]
     found = {cell["scheme"]: cell["reason"] for cell in cells if cell["status"] == "failed"}
     assert set(found) == set(REASONS)
@@ -116,7 +133,7 @@ def test_code_that_fails_ends_its_own_cells(
     assert "row 0, column 0" in found["fails_nan:w8a8"]
     assert set(records.load(out)["scheme"]) == {"fp32", "minmax:w8a8"}
 
-    assert run_all.main([*words[:-6], "fails_raises:w8a8", "--debug", "--jobs", "2"]) == 1
+    assert run_all.main([*words[:-10], "fails_raises:w8a8", "--debug", "--jobs", "2"]) == 1
     assert "Traceback" in capsys.readouterr().err
     shutil.rmtree(out)
     words = command(photo_root, out, "--plugin", str(plugin), "--backbones", "unbuilt", "idn", "--schemes", "fp32")
@@ -126,6 +143,41 @@ def test_code_that_fails_ends_its_own_cells(
     shutil.rmtree(out)
     assert run_all.main(command(photo_root, out, "--plugin", str(plugin), "--backbones", "unbuilt")) == 1
     assert not (out / "report.html").exists()
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_process_that_is_killed_ends_its_own_cells(
+    photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one that takes all memory is."""
+    plugin, out = tmp_path / "failing.py", tmp_path / "run"
+    # processes of an earlier test know its names
+    plugin.write_text(PLUGIN.partition("@cadyq.register_backbone")[0].replace("fails_", "killed_"))
+    schemes = ["fp32", "killed_dies:w8a8", "minmax:w8a8"]
+    words = command(photo_root, out, "--plugin", str(plugin), "--backbones", "idn", "--schemes", *schemes)
+    assert run_all.main([*words, "--jobs", "2"]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(
+        "error: 1 cell could not be measured, first idn killed_dies:w8a8 Tiny: its process was killed"
+    )
+    assert set(records.load(out)["scheme"]) == {"fp32", "minmax:w8a8"}
+
+
+@pytest.mark.usefixtures("registries")
+@pytest.mark.parametrize(
+    ("way", "reason"), [("raises", "IndexError: list index out of range"), ("exits", "SystemExit")]
+)
+def test_code_that_fails_is_one_line_in_every_command(
+    way: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "failing.py"
+    plugin.write_text(PLUGIN)
+    load_plugins([plugin])
+    path = tmp_path / "m.safetensors"
+    cadyq.save_model(calibrated_model("edsr", f"fails_{way}:w8a8", n_feats=4, n_resblocks=1), path)
+    assert cost.main(["--model", str(path), "--plugin", str(plugin), "--height", "8", "--width", "8"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and reason in error and "(failing.py, line " in error and "--debug" in error
 
 
 @pytest.mark.usefixtures("registries")

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
+import struct
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from skimage import data
 
 import cadyq
 from cadyq.commands import upscale
 from cadyq.data.images import read_rgb, write_png
+from cadyq.data.png import write_png_strips
 from cadyq.inference import tiled
-from cadyq.inference.tiled import run_tiles
+from cadyq.inference.tiled import Batch, forward_batches, run_tiles
 from cadyq.inference.tiles import place, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
 from cadyq.testing.models import calibrated_model
-from cadyq.utils.errors import UserError
+from cadyq.upscaling import canvas, work
+from cadyq.upscaling import estimate as estimating
+from cadyq.upscaling.canvas import FileCanvas
+from cadyq.upscaling.files import plan
+from cadyq.upscaling.work import Tiling, Upscaler
 
 CPU = torch.device("cpu")
 MODEL = "zoo:carn_m_x4_cadyq"
@@ -203,28 +215,43 @@ def test_a_scheme_that_reads_hr_is_refused(tmp_path: Path, capsys: pytest.Captur
 
 def test_short_memory_is_said_in_one_line(network: SRNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_png(tmp_path / "a.png", noise(8, 8))
-    jobs, _ = upscale.plan([tmp_path / "a.png"], tmp_path / "out", 4, False, False)
+    jobs, _ = plan([tmp_path / "a.png"], tmp_path / "out", 4, False, False)
 
     def short(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")
 
-    monkeypatch.setattr(upscale, "run_tiles", short)
-    with pytest.raises(UserError, match=r"a\.png: 8x8 pixels need too much memory; leave --whole out"):
-        upscale.upscale(network, jobs[0], upscale.Tiling(96, 90, True), CPU)
+    monkeypatch.setattr(work, "forward_batches", short)
+    (result,) = Upscaler(network, Tiling(96, 90, True), CPU).run(jobs)
+    assert re.search(r"a\.png: 8x8 pixels need too much memory; leave --whole out", str(result.error))
     assert not (tmp_path / "out").exists()
+
+
+class Stop:
+    """`forward_batches` that is interrupted before its N-th batch, and counts the batches that it gave."""
+
+    def __init__(self, before: int) -> None:
+        self.before, self.given = before, 0
+
+    def __call__(self, *args: Any) -> Iterator[Batch]:
+        for batch in forward_batches(*args):
+            if self.given == self.before:
+                raise KeyboardInterrupt
+            self.given += 1
+            yield batch
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tiles of 16x16 are a batch, and photographs beyond that are large."""
+    for module in (tiled, work, estimating):
+        monkeypatch.setattr(module, "BATCH_PIXELS", 16 * 16 * 2)
 
 
 def test_interrupted_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         write_png(tmp_path / f"{name}.png", noise(8, 8))
-    real, calls = upscale.run_tiles, iter(range(9))
-
-    def interrupted(*args: object, **options: object) -> object:
-        if next(calls) == 1:
-            raise KeyboardInterrupt
-        return real(*args, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(upscale, "run_tiles", interrupted)
+    monkeypatch.setattr(work, "BATCH_PIXELS", 8)  # a group each
+    monkeypatch.setattr(work, "forward_batches", Stop(1))
     assert run(tmp_path, "--out", tmp_path / "out") == 130
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x4.json", "a_x4.png"]
 
@@ -239,3 +266,293 @@ def test_resume_leaves_out_what_is_finished_and_mends_the_rest(tmp_path: Path) -
     assert run(tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png", "--out", out, "--resume") == 0
     assert (out / "a_x4.json").read_bytes() == finished
     assert read_rgb(out / "b_x4.png").shape == (3, 32, 32) and (out / "c_x4.json").exists()
+
+
+def test_a_large_photograph_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_png(tmp_path / "a.png", noise(60, 60))
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    first = Stop(99)
+    monkeypatch.setattr(work, "forward_batches", first)
+    assert run(tmp_path / "a.png", "--out", whole) == 0
+    monkeypatch.setattr(work, "forward_batches", Stop(3))
+    assert run(tmp_path / "a.png", "--out", out) == 130
+    assert sorted(path.name for path in out.iterdir()) == [".a_x4.png.pixels", ".a_x4.png.tiles"]
+    rest = Stop(99)
+    monkeypatch.setattr(work, "forward_batches", rest)
+    monkeypatch.setattr(estimating, "WORTH", 0)
+    assert run(tmp_path / "a.png", "--out", out, "--resume") == 0
+    assert rest.given == first.given - 3 > 0
+    assert f"estimate: {16 - 6} tiles" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["a_x4.json", "a_x4.png"]
+    assert (out / "a_x4.png").read_bytes() == (whole / "a_x4.png").read_bytes()
+    facts, expected = (json.loads((folder / "a_x4.json").read_text()) for folder in (out, whole))
+    assert facts.pop("seconds") > 0 and expected.pop("seconds") > 0 and facts == expected
+
+
+@pytest.mark.parametrize("changed", ["model", "photograph", "option"])
+def test_tiles_of_something_else_are_not_mixed(
+    changed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_batches: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    photo, out = tmp_path / "a.png", tmp_path / "out"
+    write_png(photo, noise(60, 60))
+    monkeypatch.setattr(work, "forward_batches", Stop(3))
+    assert run(photo, "--out", out) == 130
+    more = {"model": ["--model", "zoo:carn_m_x4_pams_w8a8"], "option": ["--patch", "20"]}.get(changed, [])
+    if changed == "photograph":
+        write_png(photo, 255 - noise(60, 60))
+    counted = Stop(99)
+    monkeypatch.setattr(work, "forward_batches", counted)
+    words = [photo, "--model", MODEL, "--device", "cpu", "--patch", "16", "--step", "12", *more]
+    assert upscale.main([*map(str, words), "--out", str(out), "--resume"]) == 0
+    assert "it starts anew" in capsys.readouterr().out
+    assert upscale.main([*map(str, words), "--out", str(tmp_path / "fresh")]) == 0
+    assert (out / "a_x4.png").read_bytes() == (tmp_path / "fresh/a_x4.png").read_bytes()
+
+
+def test_finished_results_of_another_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo, out = tmp_path / "a.png", tmp_path / "out"
+    write_png(photo, noise(8, 8))
+    assert run(photo, "--out", out) == 0
+    before = (out / "a_x4.png").read_bytes()
+    words = [str(photo), "--model", "zoo:carn_m_x4_pams_w8a8", "--device", "cpu", "--out", str(out), "--resume"]
+    assert upscale.main(words) == 2
+    (line,) = errors(capsys)
+    assert "another model, photograph or option" in line and (out / "a_x4.png").read_bytes() == before
+    assert upscale.main([*words, "--overwrite"]) == 0 and upscale.main(words) == 0
+    assert (out / "a_x4.png").read_bytes() != before
+
+
+def test_an_edited_scheme_is_another_model(tmp_path: Path, network: SRNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited = tmp_path / "edited.py"
+    edited.write_text("class Scheme: ...")
+    before = work.network_key(network)
+    assert work.network_key(cadyq.load_model(MODEL)) == before
+    real = work._file_of
+    monkeypatch.setattr(work, "_file_of", lambda part: str(edited) if part is network.scheme else real(part))
+    keys = {before, work.network_key(network)}
+    edited.write_text("class Scheme: bits = 4")
+    assert len(keys | {work.network_key(network)}) == 3
+
+
+def test_a_list_of_tiles_without_their_pixels_is_not_gone_on_with(tmp_path: Path) -> None:
+    tiles, result = tile_grid(8, 8, 4, 4), tmp_path / "a.png"
+    first = FileCanvas(tiles, 2, result, "key", False)
+    first.put(0, noise(8, 8), 4.0, torch.ones(4), 1.0)
+    first.keep()
+    again = FileCanvas(tiles, 2, result, "key", False)  # without --resume: all anew
+    again._file.close()  # as if it were killed here
+    assert FileCanvas(tiles, 2, result, "key", True).missing == [0, 1, 2, 3]
+    (tmp_path / ".a.png.tiles").write_text('{"key": "key"')
+    damaged = FileCanvas(tiles, 2, result, "key", True)
+    assert damaged.missing == [0, 1, 2, 3] and not damaged.stale
+    damaged.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tiles_are_saved_while_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canvas, "SAVE_SECONDS", 0)
+    tiles, result = tile_grid(8, 8, 4, 4), tmp_path / "a.png"
+    killed = FileCanvas(tiles, 2, result, "key", False)
+    for index in (0, 3):
+        killed.put(index, noise(8, 8), 4.0, torch.ones(4), 1.0)
+    later = FileCanvas(tiles, 2, result, "key", True)
+    assert later.missing == [1, 2] and later.seconds == 2.0 and later.costs.sum() == 8
+
+
+def test_small_photographs_run_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: SRNetwork) -> None:
+    for number in range(5):
+        write_png(tmp_path / f"in/{number}.png", noise(16, 16).roll(number, 2))
+    sizes: list[int] = []
+    real = tiled.trace_forward
+
+    def watched(net: SRNetwork, lr: torch.Tensor, hr: torch.Tensor | None) -> object:
+        sizes.append(len(lr))
+        return real(net, lr, hr)
+
+    monkeypatch.setattr(tiled, "trace_forward", watched)
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 0
+    assert sizes == [5]
+    for number in range(5):
+        lr = noise(16, 16).roll(number, 2)
+        alone = run_tiles(network, lr, whole_image(16, 16), CPU)
+        difference = (read_rgb(tmp_path / f"out/{number}_x4.png").int() - alone.sr.int()).abs()
+        assert int(difference.max()) <= 1
+        facts = json.loads((tmp_path / f"out/{number}_x4.json").read_text())
+        assert facts["fab"] == pytest.approx(alone.fab) and facts["bitops_g"] == pytest.approx(alone.bitops / 1e9)
+
+
+def test_one_photograph_that_fails_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        write_png(tmp_path / f"in/{number}.png", torch.full((3, 16, 16), 40 * number + 40, dtype=torch.uint8))
+    real = tiled.trace_forward
+
+    def failing(net: SRNetwork, lr: torch.Tensor, hr: torch.Tensor | None) -> object:
+        if bool((lr == 80).all(1).all(1).all(1).any()):
+            raise IndexError("a plug-in's own")
+        return real(net, lr, hr)
+
+    monkeypatch.setattr(tiled, "trace_forward", failing)
+    assert run(tmp_path / "in", "--out", tmp_path / "out") == 2
+    (line,) = errors(capsys)
+    assert "1.png: IndexError: a plug-in's own" in line and "test_upscale.py" in line
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == ["0_x4.png", "2_x4.png"]
+    assert run(tmp_path / "in/1.png", "--out", tmp_path / "out", "--debug") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def photo_file(path: Path, mode: str, height: int = 21, width: int = 34, **options: Any) -> Image.Image:
+    image = Image.fromarray(noise(height, width).permute(1, 2, 0).numpy())
+    image.putalpha(Image.fromarray(noise(height, width)[0].numpy()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    converted = image.convert(mode)
+    converted.save(path, **options)
+    return converted
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("RGBA", "png"), ("LA", "png"), ("RGBA", "tif"), ("RGBA", "webp")])
+def test_alpha_is_enlarged_and_kept(mode: str, suffix: str, tmp_path: Path) -> None:
+    options = {"lossless": True, "exact": True} if suffix == "webp" else {}
+    image = photo_file(tmp_path / f"a.{suffix}", mode, 70, 34, **options)
+    assert run(tmp_path / f"a.{suffix}", "--out", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out/a_x4.png") as result:
+        assert result.mode == "RGBA" and result.size == (136, 280)
+        expected = image.getchannel("A").resize((136, 280), Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(result.getchannel("A")), np.asarray(expected))
+    image.convert("RGB").save(tmp_path / "b.png")
+    assert run(tmp_path / "b.png", "--out", tmp_path / "out") == 0
+    assert torch.equal(read_rgb(tmp_path / "out/a_x4.png"), read_rgb(tmp_path / "out/b_x4.png"))
+    with Image.open(tmp_path / "out/b_x4.png") as result:
+        assert result.mode == "RGB"
+
+
+def test_alpha_is_turned_with_the_photograph(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = photo_file(tmp_path / "a.png", "RGBA", exif=exif)
+    assert run(tmp_path / "a.png", "--out", tmp_path / "out") == 0
+    turned = image.getchannel("A").transpose(Image.Transpose.ROTATE_270)
+    with Image.open(tmp_path / "out/a_x4.png") as result:
+        expected = turned.resize((84, 136), Image.Resampling.BICUBIC)
+        assert result.size == (84, 136) and np.array_equal(np.asarray(result.getchannel("A")), np.asarray(expected))
+
+
+def test_a_colour_profile_is_kept_or_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    photo_file(tmp_path / "a.jpg", "RGB", icc_profile=profile)
+    gray = profile[:16] + b"GRAY" + profile[20:]
+    photo_file(tmp_path / "b.png", "L", icc_profile=gray)
+    assert run(tmp_path / "a.jpg", tmp_path / "b.png", "--out", tmp_path / "out") == 0
+    with Image.open(tmp_path / "out/a_x4.png") as result:
+        assert result.info["icc_profile"] == profile
+    with Image.open(tmp_path / "out/b_x4.png") as result:
+        assert "icc_profile" not in result.info
+    notes = [line for line in capsys.readouterr().out.splitlines() if "ICC profile" in line]
+    assert len(notes) == 1 and "b.png" in notes[0] and "is of GRAY colours and is left out" in notes[0]
+
+
+def test_samples_of_16_bits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deep = np.arange(5 * 3 * 3, dtype=np.uint16).reshape(5, 3, 3) * 1000
+    Image.fromarray(deep[..., 0]).save(tmp_path / "gray.png")
+    header = struct.pack(">IIBBBBB", 3, 5, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    text = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + text)
+    photo_file(tmp_path / "plain.png", "RGB", 5, 3)
+    names = ["gray.png", "colour.png", "plain.png"]
+    assert run(*(tmp_path / name for name in names), "--out", tmp_path / "out") == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "16-bit samples are reduced to 8 bits" in line]
+    assert len(notes) == 2 and "gray.png" in notes[0] and "colour.png" in notes[1]
+    facts = json.loads((tmp_path / "out/colour_x4.json").read_text())
+    assert facts["notes"] == ["its 16-bit samples are reduced to 8 bits"]
+
+
+def test_of_a_moving_picture_the_first_is_enlarged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.fromarray(noise(8, 8).roll(k, 1).permute(1, 2, 0).numpy()) for k in range(3)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert run(tmp_path / "a.gif", "--out", tmp_path / "out") == 0
+    assert "; the first of its 3 pictures is enlarged" in capsys.readouterr().out
+
+
+def test_large_work_is_estimated_first(
+    tmp_path: Path, small_batches: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_png(tmp_path / "a.png", noise(60, 60))
+    write_png(tmp_path / "b.png", noise(16, 16))
+    monkeypatch.setattr(estimating, "WORTH", 16 * 16 * 9)
+    assert run(tmp_path / "a.png", tmp_path / "b.png", "--out", tmp_path / "out") == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        r"estimate: 17 tiles, about \d+ s, \d+\.\d GB of memory, 0\.0 GB of disk while it runs "
+        r"\(measured on 3 tiles\)", first
+    )  # fmt: skip
+    assert len(lines) == 2
+    assert run(tmp_path / "b.png", "--out", tmp_path / "small") == 0
+    assert "estimate:" not in capsys.readouterr().out
+
+
+def test_an_estimate_counts_all_tiles(network: SRNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimating, "_seconds", lambda network, tiles, device: 0.5 * len(tiles))
+    grid = tile_grid(960, 960, 96, 96)
+    found = estimating.estimate(network, [grid, grid], [(960, 960)] * 2, CPU)
+    assert found is not None and found.tiles == 200 and found.seconds == pytest.approx(100)
+    assert found.disk_bytes == 3 * 16 * 960**2 and found.memory_bytes is not None
+    assert estimating.estimate(network, [whole_image(2000, 2000)], [(2000, 2000)], CPU) is None
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_png_of_strips_is_the_image(channels: int, tmp_path: Path) -> None:
+    photo = data.astronaut()[:150, :97]
+    pixels = np.ascontiguousarray(np.concatenate([photo, photo[..., :1]], -1)[..., :channels])
+    pixels[100:] = np.random.default_rng(0).integers(0, 256, pixels[100:].shape)
+    write_png_strips(tmp_path / "a.png", (150, 97), channels, iter(np.split(pixels, [64, 65, 128])))
+    with Image.open(tmp_path / "a.png") as image:
+        assert np.array_equal(np.asarray(image), pixels)
+    Image.fromarray(pixels).save(tmp_path / "pillow.png")
+    assert (tmp_path / "a.png").stat().st_size < 1.1 * (tmp_path / "pillow.png").stat().st_size
+    for rows in (pixels[:149], pixels[:, :90]):
+        with pytest.raises(ValueError, match="strip"):
+            write_png_strips(tmp_path / "b.png", (150, 97), channels, iter([rows]))
+    assert not (tmp_path / "b.png").exists() and len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["a_x4.png", "a_x4.json", "a_x4_bits.png", ".a_x4.png.pixels", ".a_x4.png.tiles"])
+def test_a_full_disk_leaves_no_part_of_a_result(
+    name: str,
+    tmp_path: Path,
+    small_batches: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whichever file the disk has no room for, the message names it. Tiles that are all there are gone on with."""
+    write_png(tmp_path / "a.png", noise(60, 60))
+    monkeypatch.setattr(canvas, "SAVE_SECONDS", 0)
+    out, real = tmp_path / "out", Path.open
+
+    def full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if "w" in mode and (path.name == name or re.fullmatch(rf"\.{re.escape(name)}\.\d+\.part", path.name)):
+            real(path, mode, *args, **options).close()
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert run(tmp_path / "a.png", "--out", out, "--bit-map") == 2
+    (line,) = errors(capsys)
+    assert f"{out / name}: cannot be written (No space left on device)" in line
+    kept = [] if name.startswith(".") else [".a_x4.png.pixels", ".a_x4.png.tiles"]
+    assert sorted(path.name for path in out.iterdir()) == kept
+    monkeypatch.undo()
+    monkeypatch.setattr(work, "BATCH_PIXELS", 16 * 16 * 2)
+    again = Stop(99)
+    monkeypatch.setattr(work, "forward_batches", again)
+    assert run(tmp_path / "a.png", "--out", out, "--bit-map", "--resume") == 0
+    assert (again.given == 0) == bool(kept)
+    assert sorted(path.name for path in out.iterdir()) == ["a_x4.json", "a_x4.png", "a_x4_bits.png"]

@@ -98,3 +98,27 @@ def test_a_tag_takes_the_place_of_options(tmp_path: Path) -> None:
     assert command.main(["run", str(run), "--tag", "b4-5-6", "--zoo", str(zoo)]) == 0
     assert [row["scheme"] for row in read_manifest(zoo)["networks"]] == ["cadyq:b4-5-6"]
     assert cadyq.load_model(zoo / "edsr_x4_cadyq_b4-5-6.safetensors").scheme == network.scheme
+
+
+@pytest.mark.parametrize("tag", ["../x", "a/b", "a:b", "a b", " "])
+def test_a_tag_is_part_of_a_file_name(tag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished_run(tmp_path / "run")
+    assert command.main(["run", str(run), "--tag", tag, "--zoo", str(tmp_path / "zoo")]) == 2
+    error = capsys.readouterr().err
+    assert f"--tag {tag!r}" in error and error.count("\n") == 1
+    assert not list(tmp_path.rglob("*x4*")) and not list(tmp_path.rglob("a*"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"scheme": "pams:w8a8"}'])
+def test_facts_of_a_run_that_are_torn_are_named(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished_run(tmp_path / "run")
+    (run / "training.json").write_text(text)
+    assert command.main(["run", str(run), "--zoo", str(tmp_path / "zoo")]) == 2
+    error = capsys.readouterr().err
+    assert "training.json: says not what was trained" in error and error.count("\n") == 1
+
+
+def finished_run(folder: Path) -> Path:
+    cadyq.save_model(calibrated_model("edsr", "pams:w4a4", n_feats=4, n_resblocks=1), folder / "model.safetensors")
+    (folder / "training.json").write_text('{"backbone": "edsr", "scheme": "pams:w4a4", "scale": 4}')
+    return folder

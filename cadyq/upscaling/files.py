@@ -1,0 +1,97 @@
+"""Which files are made of which photographs, and what stands in the way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cadyq.data.images import IMAGE_SUFFIXES, images_among
+from cadyq.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photograph and the files that are made of it."""
+
+    source: Path
+    sr: Path
+    facts: Path
+    bit_map: Path | None
+
+    @property
+    def outputs(self) -> list[Path]:
+        return [path for path in (self.sr, self.facts, self.bit_map) if path is not None]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its results are there; they are written whole, the facts last."""
+        return all(path.exists() for path in self.outputs)
+
+
+def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
+    """The files named, and the images of the folders named; an error for what is neither."""
+    for path in inputs:
+        if not path.exists():
+            yield UserError(f"{path}: there is no such file or folder; check the path")
+        elif not path.is_dir():
+            yield path
+        else:
+            found = images_among(path.iterdir())
+            yield from found
+            if not found:
+                yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
+
+
+def plan(
+    inputs: Sequence[Path], out: Path, scale: int, bit_map: bool, overwrite: bool
+) -> tuple[list[Job], list[UserError]]:
+    """What to make of each photograph, and why not for the others; nothing is read or written yet."""
+    found = list(image_files(inputs))
+    errors = [entry for entry in found if isinstance(entry, UserError)]
+    sources = list({_real(path): path for path in found if isinstance(path, Path)}.values())
+    named = {_real(path) for path in inputs}
+    made = {_real(path) for source in sources for path in job_of(source, out, scale, True).outputs}
+    # where --out is the folder of the photographs, results of an earlier run are no photographs
+    sources = [path for path in sources if _real(path) in named or _real(path) not in made]
+    originals = {_real(path) for path in sources}
+    jobs: list[Job] = []
+    taken: dict[str, Path] = {}
+    for source in sources:
+        job = job_of(source, out, scale, bit_map)
+        try:
+            _check(job, originals, taken, overwrite)
+        except UserError as error:
+            errors.append(error)
+            continue
+        taken |= {path.name.casefold(): source for path in job.outputs}
+        jobs.append(job)
+    return jobs, errors
+
+
+def _real(path: Path) -> str:
+    """Where a path leads; unlike `Path.resolve`, links that lead in a circle are no error yet."""
+    return os.path.realpath(path)
+
+
+def job_of(source: Path, out: Path, scale: int, bit_map: bool) -> Job:
+    """The files that are made of `source` in the folder `out`."""
+    stem = f"{source.stem}_x{scale}"
+    return Job(source, out / f"{stem}.png", out / f"{stem}.json", out / f"{stem}_bits.png" if bit_map else None)
+
+
+def _check(job: Job, originals: set[str], taken: dict[str, Path], overwrite: bool) -> None:
+    """Raise UserError where an output of `job` is an input, belongs to another photograph, or is there already."""
+    for path in job.outputs:
+        if _real(path) in originals:
+            raise UserError(f"{job.source}: its result {path} is itself an input; choose another --out")
+        if path.name.casefold() in taken:
+            other = taken[path.name.casefold()]
+            raise UserError(f"{job.source}: {path.name} is already made of {other}; rename one, or use another --out")
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UserError(f"{job.source}: {path} exists already; pass --overwrite, or choose another --out")

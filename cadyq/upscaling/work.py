@@ -1,0 +1,340 @@
+"""Enlarging photographs: small ones in batches together, large ones in a file each, so that they can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import cadyq
+from cadyq.data.images import sha256_file
+from cadyq.data.png import write_png_strips
+from cadyq.inference.tiled import BATCH_PIXELS, forward_batches, reference_bitops
+from cadyq.inference.tiles import Tile, split, tile_grid, whole_image
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.layers import frozen_weights
+from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
+from cadyq.upscaling.files import Job
+from cadyq.upscaling.photograph import Photograph, photograph_size, read_photograph
+from cadyq.utils.errors import UserError, reason_of
+from cadyq.utils.extras import needs
+from cadyq.utils.files import write_text
+from cadyq.utils.locks import alone_with
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How photographs are cut: tiles of `patch` every `step` LR pixels, or not at all."""
+
+    patch: int
+    step: int
+    whole: bool
+
+    def grid(self, height: int, width: int) -> list[Tile]:
+        return whole_image(height, width) if self.whole else tile_grid(height, width, self.patch, self.step)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a photograph: its facts, or why there are none; and what to say of it."""
+
+    job: Job
+    facts: dict[str, Any] | None = None
+    error: UserError | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A photograph that is being enlarged."""
+
+    job: Job
+    photograph: Photograph
+    canvas: Canvas
+    key: str
+    notes: tuple[str, ...] = ()
+
+
+def network_key(network: SRNetwork) -> str:
+    """SHA-256 of all of a network that makes its numbers: weights, options, and the code of its modules and scheme."""
+    parts = [cadyq.__version__, torch.__version__, network.name, network.scale, network.options, network.excluded]
+    parts += [network.scheme.label(), network.scheme.options()] if network.scheme else []
+    digest = hashlib.sha256(json.dumps(parts, default=str).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    files = {_file_of(part) for part in (*network.modules(), network.scheme)}
+    for file in sorted(file for file in files if file is not None):
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
+
+
+def _file_of(part: object) -> str | None:
+    """Where the class of a module or scheme is written; None for what is built in."""
+    try:
+        return inspect.getsourcefile(type(part))
+    except TypeError:
+        return None
+
+
+class Upscaler:
+    """Enlarges photographs with one network.
+
+    Args:
+        network: in eval mode, on `device`.
+        tiling: how photographs are cut.
+        device: to run on.
+        resume: go on with photographs that an earlier command left half finished.
+        on_tiles: told how many tiles were finished.
+    """
+
+    def __init__(
+        self,
+        network: SRNetwork,
+        tiling: Tiling,
+        device: torch.device,
+        resume: bool = False,
+        on_tiles: Callable[[int], object] = lambda count: None,
+    ) -> None:
+        self.network, self.tiling, self.device, self.resume, self.on_tiles = network, tiling, device, resume, on_tiles
+        self._network_key = network_key(network)
+
+    def key(self, job: Job) -> str:
+        """SHA-256 of what a result is made of: network, photograph, tiles, kind of device.
+
+        Raises:
+            UserError: the photograph cannot be read.
+        """
+        parts = [self._network_key, sha256_file(job.source), asdict(self.tiling), self.device.type]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def is_stale(self, job: Job) -> bool:
+        """Whether finished results say that another network, photograph or option made them."""
+        try:
+            made_from = json.loads(job.facts.read_text(encoding="utf-8"))["made_from"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(made_from != self.key(job))
+
+    def missing(self, job: Job, height: int, width: int) -> list[Tile]:
+        """The tiles of a photograph of that size that no earlier command left."""
+        tiles = self.tiling.grid(height, width)
+        done = finished_tiles(job.sr, self.key(job)) if self.resume else set()
+        return [tile for index, tile in enumerate(tiles) if index not in done]
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
+        """Enlarge photographs; each result is written when it is finished, and told then."""
+        for group in _groups(jobs):
+            if self._in_file(group):
+                with alone_with(group[0].sr):
+                    if not (self.resume and group[0].finished and not self.is_stale(group[0])):
+                        yield from self._group(group)
+            else:
+                yield from self._group(group)
+
+    @staticmethod
+    def _in_file(group: Sequence[Job]) -> bool:
+        return len(group) == 1 and _pixels(group[0]) > BATCH_PIXELS
+
+    def _group(self, group: Sequence[Job]) -> Iterator[Result]:
+        opened, results = [], []
+        for job in group:
+            try:
+                opened.append(self._open(job, self._in_file(group)))
+            except (UserError, OSError) as error:
+                results.append(Result(job, error=_told(job, error, self.tiling)))
+        yield from results
+        try:
+            self._forward(opened)
+        except Exception as error:  # of a plug-in, say
+            _end(opened, keep=False)
+            if len(opened) == 1:
+                yield Result(opened[0].job, error=_told(opened[0].job, error, self.tiling))
+                return
+            for each in opened:  # the others are enlarged without the one that failed
+                yield from self._group([each.job])
+            return
+        except BaseException:  # stopped: what is finished is kept
+            _end(opened, keep=True)
+            raise
+        for number, each in enumerate(opened):
+            try:
+                yield self._finish(each)
+            except BaseException:
+                _end(opened[number:], keep=True)
+                raise
+
+    def _open(self, job: Job, in_file: bool) -> _Open:
+        photograph, key = read_photograph(job.source), self.key(job)
+        tiles, scale = self.tiling.grid(*photograph.lr.shape[-2:]), self.network.scale
+        if not in_file:
+            return _Open(job, photograph, MemoryCanvas(tiles, scale), key, photograph.notes)
+        canvas = FileCanvas(tiles, scale, job.sr, key, self.resume)
+        stale = "what an earlier command left of it has another model, photograph or option; it starts anew"
+        return _Open(job, photograph, canvas, key, (*photograph.notes, *([stale] if canvas.stale else [])))
+
+    def _forward(self, opened: Sequence[_Open]) -> None:
+        """Run all missing tiles of photographs; those of one size run together."""
+        todo = [(each, index) for each in opened for index in each.canvas.missing]
+        cut = {each.job: split(each.photograph.lr, each.canvas.tiles) for each in opened}
+        parts = [cut[each.job][index] for each, index in todo]
+        tiles = [each.canvas.tiles[index] for each, index in todo]
+        self.on_tiles(sum(len(each.canvas.tiles) for each in opened) - len(todo))
+        started = time.perf_counter()
+        with frozen_weights(self.network):
+            for batch in forward_batches(self.network, parts, tiles, self.device):
+                now = time.perf_counter()
+                seconds, started = (now - started) / len(batch.indices), now
+                for place, sr, fab, costs in zip(batch.indices, batch.sr, batch.fab, batch.costs, strict=True):
+                    each, index = todo[place]
+                    each.canvas.put(index, sr, float(fab), costs, seconds)
+                self.on_tiles(len(batch.indices))
+
+    def _finish(self, each: _Open) -> Result:
+        """Write the files of a photograph whose tiles are all there; where the disk is full, its tiles are kept."""
+        job = each.job
+        facts = self._facts(each)
+        written: list[Path] = []
+        try:
+            for path, write in self._writers(each, facts):
+                write()
+                written.append(path)
+        except (OSError, UserError) as error:
+            for path in written:  # all of a photograph, or nothing
+                path.unlink(missing_ok=True)
+            with suppress(OSError):
+                each.canvas.keep()
+            return Result(job, error=_told(job, error, self.tiling))
+        each.canvas.discard()
+        return Result(job, facts, notes=each.notes)
+
+    def _writers(self, each: _Open, facts: dict[str, Any]) -> list[tuple[Path, Callable[[], object]]]:
+        """What writes each file; the facts come last and say that the others are there."""
+        job, photograph, scale = each.job, each.photograph, self.network.scale
+        channels = 3 if photograph.alpha is None else 4
+        strips = _with_alpha(each.canvas.strips(), photograph, scale)
+
+        def bit_map() -> None:
+            assert job.bit_map is not None
+            fab = torch.from_numpy(each.canvas.fab).float()
+            title = f"{job.name}: {facts['fab']:.2f} bits on average"
+            bit_map_writer()(job.bit_map, photograph.lr, each.canvas.tiles, fab, _limits(self.network, fab), title)
+
+        writers: list[tuple[Path, Callable[[], object]]] = [
+            (job.sr, lambda: write_png_strips(job.sr, each.canvas.size, channels, strips, photograph.icc))
+        ]
+        writers += [(job.bit_map, bit_map)] if job.bit_map is not None else []
+        text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
+        return [*writers, (job.facts, lambda: write_text(job.facts, text))]
+
+    def _facts(self, each: _Open) -> dict[str, Any]:
+        network, canvas, tiling = self.network, each.canvas, self.tiling
+        quantized, fp32, selector, _ = canvas.costs.sum(0).tolist()
+        bitops, eight_bit = quantized + fp32 + selector, reference_bitops(network, canvas.tiles)
+        height, width = each.photograph.lr.shape[-2:]
+        return {
+            "image": each.job.name,
+            "result": each.job.sr.name,
+            "backbone": network.name,
+            "scheme": network.scheme.label() if network.scheme else None,
+            "scale": network.scale,
+            "lr_width": width,
+            "lr_height": height,
+            "tiles": len(canvas.tiles),
+            "patch": None if tiling.whole else tiling.patch,
+            "step": None if tiling.whole else tiling.step,
+            "fab": float(canvas.fab.mean()),
+            "bitops_g": bitops / 1e9,
+            "bitops_fp32_g": fp32 / 1e9,
+            "bitops_8_bit_g": eight_bit / 1e9,
+            "saved_percent": 100 * (1 - bitops / eight_bit) if eight_bit else None,
+            "seconds": canvas.seconds,
+            "notes": list(each.photograph.notes),
+            "made_from": each.key,
+            "tile_fab": [round(bits, 4) for bits in canvas.fab.tolist()],
+        }
+
+
+def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Photographs that run together: large ones alone, small ones until their pixels fill a batch."""
+    group: list[Job] = []
+    pixels = 0
+    for job in jobs:
+        if _pixels(job) > BATCH_PIXELS:
+            yield [job]
+            continue
+        group.append(job)
+        pixels += _pixels(job)
+        if pixels >= BATCH_PIXELS:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group
+
+
+def _pixels(job: Job) -> int:
+    height, width = photograph_size(job.source)
+    return height * width
+
+
+def _with_alpha(strips: Iterator[NDArray[np.uint8]], photograph: Photograph, scale: int) -> Iterator[NDArray[np.uint8]]:
+    """The rows of a result, with those of the enlarged alpha channel where the photograph has one."""
+    top = 0
+    for strip in strips:
+        bottom = top + len(strip)
+        yield (
+            strip
+            if photograph.alpha is None
+            else np.concatenate([strip, photograph.alpha_rows(scale, top, bottom)[..., None]], axis=-1)
+        )
+        top = bottom
+
+
+def _end(opened: Sequence[_Open], keep: bool) -> None:
+    for each in opened:
+        if keep:
+            each.canvas.keep()
+        else:
+            each.canvas.discard()
+
+
+def _told(job: Job, error: Exception, tiling: Tiling) -> UserError:
+    """An error of one photograph, in words for its user; it came of `error`."""
+    told = UserError(_words(job, error, tiling))
+    told.__cause__ = error
+    return told
+
+
+def _words(job: Job, error: Exception, tiling: Tiling) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or job.sr}: cannot be written ({error.strerror or error}); choose another output"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+        height, width = photograph_size(job.source)
+        remedy = "leave --whole out" if tiling.whole else f"use a --patch below {tiling.patch}"
+        return f"{job.source}: {width}x{height} pixels need too much memory; {remedy}"
+    text = reason_of(error)
+    return text if isinstance(error, UserError) and str(job.source) in text else f"{job.source}: {text}"
+
+
+def bit_map_writer() -> Callable[..., None]:
+    """`write_bit_map`; raises UserError where matplotlib is not installed."""
+    with needs("analysis", "--bit-map"):
+        from cadyq.inference.bit_map import write_bit_map
+    return write_bit_map
+
+
+def _limits(network: SRNetwork, fab: Tensor) -> tuple[float, float]:
+    """Ends of the legend: the candidate bits of the scheme where it has some, else what the tiles span."""
+    candidates = getattr(network.scheme, "search_space", ())
+    low, high = float(fab.min()), float(fab.max())
+    return (min(low, *candidates), max(high, *candidates)) if candidates else (low - 0.5, high + 0.5)
