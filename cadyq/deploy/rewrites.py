@@ -76,6 +76,8 @@ def fuse_relu(model: Any) -> None:
             continue
         (clip,) = wiring.readers[quantize.output[0]]
         (dequantize,) = wiring.readers[clip.output[0]]
+        while dequantize.op_type == "DepthToSpace":
+            (dequantize,) = wiring.readers[dequantize.output[0]]
         zero, high = int(wiring.values[quantize.input[2]]), int(wiring.values[clip.input[2]])
         quantize.input[0] = relu.input[0]
         quantize.input[2] = dequantize.input[2] = store(f"{quantize.name}_zero", 0)
