@@ -29,7 +29,7 @@ from cadyq.quantization import calibration_patches
 from cadyq.schemes.calibration import with_outer_bits
 
 OUTER = " + outer_bits=8"
-SCHEMES = ("fp32", "pams_w8a8", "pams_w8a8" + OUTER, "pams_w8a5", "pams_w4a4", "cadyq", "cadyq" + OUTER)
+SCHEMES = ("fp32", "pams_w8a8", "pams_w8a8" + OUTER, "pams_w8a5", "pams_w4a4", "cadyq")
 AIMS = {("edsr", "pams_w8a8"): 1.6, ("edsr", "pams_w8a8" + OUTER): 3.0}  # FP32 / INT8 in time, one thread
 THREADS = (1, 2)
 HEADS = ["network", "BitOPs (G, 720p)", "MB on disk", "ms, 1 thread", "speed / FP32", "aim", "ms, 2 threads"]

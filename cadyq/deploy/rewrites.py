@@ -236,8 +236,8 @@ def drop_idle_clips(model: Any) -> None:
     """Take out limits of 0 and 255, which every byte keeps to."""
     graph, wiring = model.graph, Wiring(model.graph)
     for clip in [node for node in graph.node if node.op_type == "Clip"]:
-        limits = [wiring.values.get(name) for name in clip.input[1:]]
-        if any(limit is None or limit.dtype != np.uint8 for limit in limits) or [int(v) for v in limits] != [0, 255]:
+        limits = [wiring.values[name] for name in clip.input[1:] if name in wiring.values]
+        if [(str(limit.dtype), int(limit)) for limit in limits] != [("uint8", 0), ("uint8", 255)]:
             continue
         for reader in wiring.readers[clip.output[0]]:
             reader.input[0] = clip.input[0]
@@ -255,9 +255,11 @@ def sum_integers(model: Any) -> None:
 
     graph, wiring = model.graph, Wiring(model.graph)
     for conv in [node for node in graph.node if node.op_type == "Conv" and not _is_quantized(node, wiring)]:
-        x, weight = (wiring.made_by.get(name) for name in conv.input[:2])
-        if any(node is None or node.op_type != "DequantizeLinear" for node in (x, weight)):
+        makers = [wiring.made_by.get(name) for name in conv.input[:2]]
+        dequantized = [node for node in makers if node is not None and node.op_type == "DequantizeLinear"]
+        if len(dequantized) < 2:
             continue
+        x, weight = dequantized
         codes, steps = (wiring.values[weight.input[place]] for place in (0, 1))
         scale = wiring.values[x.input[1]] * steps.reshape(1, -1, 1, 1)
         # unsigned, with 128 for 0: products of two unsigned bytes never overflow, on no CPU
