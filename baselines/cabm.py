@@ -19,7 +19,7 @@ from torch import Tensor
 
 from baselines.assignment.scheme import AssignedScheme, assigned, choices_of, rows_of
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import LAPLACIAN, PatchContext, filtered, luma
+from cadyq.quantizers.context import LAPLACIAN, PatchContext, constants, filtered, luma
 from cadyq.quantizers.trace import trace_forward
 from cadyq.training.derive import BATCH
 from cadyq.utils.errors import UserError
@@ -30,7 +30,7 @@ BINS = 16
 
 def edge_score(lr: Tensor) -> Tensor:
     """Mean |Laplacian| of the grayscale patch (B,), pixels of 0..255, replicated border."""
-    return filtered(luma(lr), lr.new_tensor([LAPLACIAN])).abs().mean((1, 2, 3))
+    return filtered(luma(lr), constants([LAPLACIAN], lr)).abs().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -76,5 +76,5 @@ class CABM(AssignedScheme):
         if len(self.table[0]) != points:
             raise UserError(f"cabm: the table has {len(self.table[0])} points, the network {points}; derive it anew")
         score = context.feature(edge_score, EDGE_MACS_PER_PIXEL)
-        row = torch.bucketize(score, score.new_tensor(self.edges), right=True)
+        row = torch.bucketize(score, constants(self.edges, score), right=True)
         return choices_of(self.table, context.lr.device)[row]

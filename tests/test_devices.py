@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import cadyq
 from analysis.records import store as records
@@ -76,6 +77,18 @@ def test_a_gpu_computes_what_the_cpu_does(scheme: str, patches: Tensor) -> None:
     assert close.float().mean() > 0.99
     assert (trace.fab() - other.fab().cpu()).abs().max() < 0.5
     assert trace.bitops().shape == other.bitops().shape
+
+
+@needs_gpu
+@pytest.mark.parametrize("scheme", READ_NO_VALUE)
+@torch.no_grad()
+def test_a_forward_never_waits_for_the_gpu(scheme: str, patches: Tensor) -> None:
+    network, lr = network_of("edsr", scheme, patches).eval().to("cuda"), patches.to("cuda")
+    network(lr)  # the first forward loads kernels
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        trace_forward(network, lr)
+    waits = [event.name for event in seen.events() if event.name in ("cudaStreamSynchronize", "cudaEventSynchronize")]
+    assert waits == []
 
 
 @pytest.fixture(scope="module")

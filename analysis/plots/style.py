@@ -72,7 +72,8 @@ def save(made: Figure, stem: Path) -> list[Path]:
     for kind, metadata in nothing.items():
         buffer = io.BytesIO()
         made.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
-        made.set_layout_engine("none")  # the first file's layout holds for the second; finding it is slow
+        # the first file's layout holds for the second: finding it is slow, and "none" would still draw once to find it
+        made.set_layout_engine(None)
         paths.append(write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
     return paths
 

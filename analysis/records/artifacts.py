@@ -26,6 +26,7 @@ from cadyq.data.datasets import ImagePair
 from cadyq.metrics.quality import psnr
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import FixedBitScheme
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_atomic
 
@@ -57,15 +58,25 @@ def point_bits(network: SRNetwork, pair: ImagePair, region: Region, device: torc
     """
     rows, columns = -(-region.height // TILE), -(-region.width // TILE)
     windows = _windows(pair.lr, region, rows, columns, 1)
+    if _has_constant_bits(network):
+        windows = windows[:1]
     answers: list[Tensor | None] = [None] * -(-len(windows) // BATCH)
     if network.scheme is not None and network.scheme.reads_hr:
         answers = list(torch.split(_windows(pair.hr, region, rows, columns, network.scale), BATCH))
     found = []
     for batch, answer in zip(torch.split(windows, BATCH), answers, strict=True):
         trace = trace_forward(network, batch.to(device), None if answer is None else answer.to(device))[1]
-        bits = [record.cpu() for record in trace.bits.values()]
-        found.append(torch.stack(bits) if bits else torch.zeros(0, len(batch), dtype=torch.int64))
-    return torch.cat(found, dim=1).reshape(len(network.points), rows, columns)
+        chosen = [record.cpu() for record in trace.bits.values()]
+        found.append(torch.stack(chosen) if chosen else torch.zeros(0, len(batch), dtype=torch.int64))
+    bits = torch.cat(found, dim=1).expand(-1, rows * columns)
+    return bits.reshape(len(network.points), rows, columns)
+
+
+def _has_constant_bits(network: SRNetwork) -> bool:
+    """Whether every tile gets the same bits by the nature of the scheme, so that one tells them all."""
+    scheme = network.scheme
+    fixed = isinstance(scheme, FixedBitScheme) and not scheme.dynamic and not scheme.reads_hr
+    return fixed or all(point.quantizer is None for point in network.points.values())
 
 
 def _windows(image: Tensor, region: Region, rows: int, columns: int, scale: int) -> Tensor:

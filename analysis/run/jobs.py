@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from analysis.records.artifacts import write_artifact, write_crop
 from analysis.run.networks import load
 from analysis.run.source import Source
 from cadyq.commands.cli import UNWRITABLE, stopped
-from cadyq.data.datasets import Dataset
+from cadyq.data.datasets import Dataset, ImagePair
 from cadyq.inference.threads import one_thread
 from cadyq.inference.tiled import run_tiles
 from cadyq.inference.tiles import whole_image
@@ -98,37 +98,54 @@ def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[]
         "weights_sha256": job.source.sha256(),
     }
     rows: dict[str, list[dict[str, Any]]] = {cell.mode: [] for cell in job.cells}
+    whole: dict[int, Tensor] = {}  # SR of whole images by index, for the pictures
     for index, pair in enumerate(job.dataset):
-        show = _viewed(job, out, network, index, device)
+        show = _viewed(job, out, network, index, device, whole)
         for mode, row in measure_image(network, pair, list(rows), identity, device, show).items():
             rows[mode].append(row)
         on_image()
     if len({row["fab"] for measured in rows.values() for row in measured}) > 1:
-        show_bits(job, network, out, device)
+        show_bits(job, network, out, device, whole)
     for cell in job.cells:
         records.write_cell(out, cell, rows[cell.mode], job.key)
 
 
-def show_bits(job: Job, network: SRNetwork, out: Path, device: torch.device) -> None:
-    """Write artifacts of a network whose FAB differs between images, beside its reference."""
+def show_bits(job: Job, network: SRNetwork, out: Path, device: torch.device, measured: Mapping[int, Tensor]) -> None:
+    """Write artifacts of a network whose FAB differs between images, beside its reference.
+
+    `measured` holds SR of whole images, by index, where they were measured; others are run.
+    """
     if job.reference is None:
         return
     reference = load(job.reference).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for index in range(min(ARTIFACTS, len(job.dataset))):
         pair = job.dataset[index]
-        whole = whole_image(*pair.lr.shape[-2:])
-        sr, sr_reference = (run_tiles(net, pair.lr, whole, device, pair.hr).sr for net in (network, reference))
+        sr = measured[index] if index in measured else _whole(network, pair, device)
+        sr_reference = _whole(reference, pair, device)
         write_artifact(out / "artifacts", network, sr_reference, sr, pair, job.source.scheme, device)
 
 
-def _viewed(
-    job: Job, out: Path, network: SRNetwork, index: int, device: torch.device
-) -> Callable[[Tensor], object] | None:
-    """What stores the crop of an image that the report's viewer shows; None beyond the first `ARTIFACTS`.
+def _whole(network: SRNetwork, pair: ImagePair, device: torch.device) -> Tensor:
+    """SR of a whole image, uint8 (3, H, W)."""
+    return run_tiles(network, pair.lr, whole_image(*pair.lr.shape[-2:]), device, pair.hr).sr
 
-    Also None where the mode shown was measured by an earlier command, which stored the crop.
+
+def _viewed(
+    job: Job, out: Path, network: SRNetwork, index: int, device: torch.device, whole: dict[int, Tensor]
+) -> Callable[[Tensor], object] | None:
+    """What is done with the SR of the first mode of an image; None beyond the first `ARTIFACTS`.
+
+    Of a whole image it is kept in `whole`. The crop that the report's viewer shows is stored, unless the mode shown was
+    measured by an earlier command, which did so.
     """
-    if index >= ARTIFACTS or job.cells[0].mode != job.view_mode:
+    if index >= ARTIFACTS:
         return None
-    pair, scheme = job.dataset[index], job.source.scheme
-    return lambda sr: write_crop(out / "artifacts" / "crops", network, sr, pair, scheme, job.view_mode, device)
+    pair, scheme, mode = job.dataset[index], job.source.scheme, job.cells[0].mode
+
+    def show(sr: Tensor) -> None:
+        if mode == "image":
+            whole[index] = sr
+        if mode == job.view_mode:
+            write_crop(out / "artifacts" / "crops", network, sr, pair, scheme, mode, device)
+
+    return show

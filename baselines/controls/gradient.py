@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from baselines.assignment.scheme import AssignedScheme, assign, assigned
 from baselines.assignment.search import luma_error
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import PatchContext, image_gradient
+from cadyq.quantizers.context import PatchContext, constants, image_gradient
 from cadyq.training.derive import BATCH, transplant
 from cadyq.utils.errors import UserError
 
@@ -62,7 +62,7 @@ class Gradient(AssignedScheme):
         if not self.thresholds:
             return self.everywhere(network, context)
         strength = context.gradient.mean(1)
-        choice = torch.bucketize(strength, strength.new_tensor(self.thresholds), right=True)
+        choice = torch.bucketize(strength, constants(self.thresholds, strength), right=True)
         return choice[:, None].expand(-1, len(assigned(network)))
 
 

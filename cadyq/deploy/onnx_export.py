@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.deploy.grid import Grid, grid_of, weight_codes
+from cadyq.deploy.rewrites import simplify
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantizedLayer, replace_module
 from cadyq.schemes.base import Scheme
@@ -153,8 +154,7 @@ def export_onnx(network: SRNetwork, path: Path, size: tuple[int, int] | None = N
     onnx = _onnx()
     exportable = Exportable(network.eval()).eval()
     model = _graph(exportable, size)
-    fuse_relu(model)
-    own_weights(model)
+    simplify(model)
     onnx.checker.check_model(model)
     with replacing(path) as temporary:
         onnx.save_model(model, str(temporary))
@@ -216,68 +216,3 @@ def _constant(op: Any, value: float, dtype: torch.dtype) -> Any:
     import onnx
 
     return op.Constant(value=onnx.numpy_helper.from_array(torch.tensor(value, dtype=dtype).numpy()))
-
-
-def fuse_relu(model: Any) -> None:
-    """Let quantizers that alone read a ReLU do its work, as the lower limit of their codes.
-
-    Rounding keeps order, so both give the same. A runtime then sees a convolution between integers, and unsigned codes
-    from 0, of which products of pairs fit 16 bits.
-    """
-    import onnx
-
-    graph = model.graph
-    made_by = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
-
-    def store(name: str, number: int) -> str:
-        array = torch.tensor(number, dtype=torch.uint8).numpy()
-        graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        return name
-
-    for quantize in [node for node in graph.node if node.op_type == "QuantizeLinear"]:
-        relu = made_by.get(quantize.input[0])
-        if relu is None or relu.op_type != "Relu" or len(readers[relu.output[0]]) > 1:
-            continue
-        (clip,) = readers[quantize.output[0]]
-        (dequantize,) = readers[clip.output[0]]
-        zero, high = int(values[quantize.input[2]]), int(values[clip.input[2]])
-        quantize.input[0] = relu.input[0]
-        quantize.input[2] = dequantize.input[2] = store(f"{quantize.name}_zero", 0)
-        clip.input[1] = store(f"{quantize.name}_low", 0)
-        clip.input[2] = store(f"{quantize.name}_high", high - zero)
-        graph.node.remove(relu)
-
-
-def own_weights(model: Any) -> None:
-    """Give each use of a weight integers and zeros of its own.
-
-    onnxruntime turns int8 weights into uint8 one use at a time, and fails on a tensor that it has turned already:
-    weights that CARN-M uses several times, zeros that the exporter stored once.
-    """
-    import onnx
-
-    graph = model.graph
-    values = {tensor.name: tensor for tensor in graph.initializer}
-    stored = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in values]
-    weights = {node.output[0]: node for node in stored}
-    for reader in [node for node in graph.node if node.op_type == "Conv" and node.input[1] in weights]:
-        own = onnx.NodeProto()
-        own.CopyFrom(weights[reader.input[1]])
-        own.name = own.output[0] = reader.input[1] = f"{reader.name}_weight"
-        for place, part in ((0, "codes"), (2, "zeros")):
-            tensor = onnx.TensorProto()
-            tensor.CopyFrom(values[own.input[place]])
-            tensor.name = own.input[place] = f"{own.name}_{part}"
-            graph.initializer.append(tensor)
-        graph.node.insert(list(graph.node).index(reader), own)
-    used = {name for node in graph.node for name in node.input}
-    for node in [node for node in stored if node.output[0] not in used]:
-        graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
-    for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
-        graph.initializer.remove(tensor)

@@ -135,9 +135,9 @@ class SRNetwork(nn.Module, ABC):
     def inherit_ranges(self, parent: SRNetwork) -> None:
         """Take over what the quantizer of each point can use of the parent's, a network of the same backbone."""
         for name, point in self.points.items():
-            source = parent.points[name].quantizer
-            if point.quantizer is not None and source is not None:
-                point.quantizer.inherit(source)
+            source = parent.points.get(name)  # the parent may have no outer points
+            if point.quantizer is not None and source is not None and source.quantizer is not None:
+                point.quantizer.inherit(source.quantizer)
 
     def without_scheme(self) -> SRNetwork:
         """A copy with the same weights whose points and layers carry no quantizer."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +22,14 @@ ENTROPY_MACS_PER_PIXEL = 3 + 3 * ENTROPY_CENTRES
 LEAST_DENSITY = 1e-30
 
 
+def constants(values: Sequence[Any], like: Tensor) -> Tensor:
+    """`values` as a tensor of the dtype and on the device of `like`. A GPU is not waited for, as `new_tensor` does."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 def luma(rgb: Tensor) -> Tensor:
     """Grayscale (B, 1, H, W) of RGB (B, 3, H, W), in the same unit."""
-    return (rgb * rgb.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return (rgb * constants(LUMA, rgb).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def filtered(gray: Tensor, kernels: Tensor) -> Tensor:
@@ -40,7 +46,7 @@ def image_gradient(lr: Tensor) -> Tensor:
     Returns:
         (B, 2), on grayscale pixels in 0..1; Sobel normalized by 1/8, replicated border.
     """
-    kernel = lr.new_tensor(SOBEL) / 8
+    kernel = constants(SOBEL, lr) / 8
     return filtered(luma(lr) / 255, torch.stack([kernel, kernel.T])).abs().mean((2, 3))
 
 

@@ -102,7 +102,7 @@ def fake_quantize_symmetric(x: Tensor, bound: Tensor, bits: int) -> Tensor:
     """PAMS fake quantization with gradients to `x` and to the learned `bound` (shape (1,)), Eqs. 2 and 5."""
     batch = len(x)
     mixture, choice = x.new_ones(batch, 1), torch.zeros(batch, dtype=torch.long, device=x.device)
-    return mixed_symmetric(x, bound, mixture, choice, x.new_tensor([float(signed_levels(bits))]))
+    return mixed_symmetric(x, bound, mixture, choice, x.new_full((1,), signed_levels(bits)))
 
 
 def quantize_unit(x: Tensor, bits: int) -> Tensor:

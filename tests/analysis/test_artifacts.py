@@ -15,6 +15,8 @@ from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_c
 from analysis.report.crops import textured
 from cadyq.data.datasets import ImagePair, photographs
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.trace import Trace, trace_forward
+from cadyq.schemes.calibration import calibrated_on
 from cadyq.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -49,6 +51,26 @@ def test_a_region_of_the_image_is_part_of_the_whole(network: SRNetwork, pair: Im
     whole = point_bits(network, small, Region(0, 0, 48, 60), CPU)
     part = point_bits(network, small, Region(24, 24, 24, 36), CPU)
     assert torch.equal(whole[:, 2:4, 2:5], part)
+
+
+@pytest.mark.parametrize(("spec", "tiles"), [("fp32", 1), ("minmax:w8a6", 1), ("cadyq", 6)])
+def test_constant_bits_are_read_off_one_tile(
+    spec: str, tiles: int, pair: ImagePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = cadyq.create_model("idn", n_feats=16, n_resblocks=1)
+    if spec != "fp32":
+        network = calibrated_on(network, spec, torch.rand(2, 3, 16, 16) * 255)
+    region, seen = Region(0, 0, 24, 36), []
+
+    def watched(network: SRNetwork, lr: torch.Tensor, hr: torch.Tensor | None) -> tuple[torch.Tensor, Trace]:
+        seen.append(len(lr))
+        return trace_forward(network, lr, hr)
+
+    monkeypatch.setattr(artifacts, "trace_forward", watched)
+    bits = point_bits(network.eval(), pair, region, CPU)
+    assert bits.shape == (len(network.points), 2, 3) and seen == [tiles]
+    if spec != "cadyq":
+        assert bits.unique().tolist() == [32 if spec == "fp32" else 6]
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 40), (13, 11)])

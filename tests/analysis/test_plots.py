@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.plots import figures as plots
@@ -178,3 +179,14 @@ def test_a_picture_is_the_same_every_time_and_says_so(make_run: Runner) -> None:
     assert repr(pictures[0]) == "Picture"
     with pytest.raises(UserError, match="difference_figure has nothing to draw"):
         style.picture(plots.difference_figure, summary(df[df["scheme"] == "fp32"]))
+
+
+def test_png_and_pdf_share_one_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draws: list[object] = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda made, renderer: draws.append(made) or draw(made, renderer))
+    with style.context():
+        made = style.figure(2, 2)
+        made.subplots().plot([1, 2])
+        assert [path.suffix for path in style.save(made, tmp_path / "x")] == [".png", ".pdf"]
+    assert len(draws) == 3  # to find the layout, and for each file

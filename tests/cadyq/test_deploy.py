@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import cadyq
 from cadyq.commands import export
@@ -21,6 +23,7 @@ from cadyq.deploy.runtime import agreement, open_session, run
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.calibration import calibrated_on
 from cadyq.training.start import quantized_from
 from cadyq.utils.errors import UserError
 
@@ -122,6 +125,75 @@ def test_splits_and_attention_are_exported(tmp_path: Path, backbone: str) -> Non
     for sides in [(24, 32), (19, 40)]:
         lr = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(1)) * 255
         assert np.abs(run(session, lr) - network(lr).numpy()).max() < 1e-3
+
+
+def _random_patches(number: int, height: int, width: int) -> Tensor:
+    return torch.rand(number, 3, height, width, generator=torch.Generator().manual_seed(1)) * 255
+
+
+SMALL = {
+    "edsr": {"n_feats": 8, "n_resblocks": 1},
+    "carn": {"n_feats": 8},
+    "carn_m": {"n_feats": 8},
+    "idn": {"n_feats": 16, "n_resblocks": 1},
+    "imdn": {"n_feats": 8, "n_resblocks": 1},
+    "rlfn": {"n_feats": 8, "n_resblocks": 1},
+}
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+@torch.no_grad()
+def test_every_backbone_is_exported_in_integers(backbone: str, tmp_path: Path) -> None:
+    """Under `outer_bits` every quantized convolution sums integers; pixels are those of the simulation."""
+    torch.manual_seed(0)
+    parent = cadyq.create_model(backbone, **SMALL[backbone])
+    network = calibrated_on(parent, "minmax:w8a8", _random_patches(4, 16, 16), {"outer_bits": 8}).eval()
+    made = export_onnx(network, tmp_path / "m.onnx")
+    assert made.layers == len(network.layer_names)
+    graph = onnx.load(made.path).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    readers: dict[str, set[str]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, set()).add(node.op_type)
+    integer = [n for n in graph.node if n.op_type == "Conv" and made_by.get(n.input[1]) == "DequantizeLinear"]
+    assert all(readers[node.output[0]] == {"QuantizeLinear"} for node in integer)  # becomes one kernel
+    assert any(node.op_type == "ConvInteger" for node in graph.node)
+    lr = _random_patches(2, 19, 14)
+    apart = (run(open_session(made.path, threads=1), lr) - network(lr)).abs()
+    assert (apart <= 1).double().mean() >= 0.98  # the last digit of a sum may decide between two levels
+
+
+class Foreign(nn.Module):
+    """Not of this project: a stride, a linear layer, a shuffle in the middle, and no names to go by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.mix = nn.Linear(8, 8)
+        self.up = nn.Conv2d(8, 32, 3, padding=1, bias=False)
+        self.grouped = nn.Conv2d(8, 8, 3, padding=1, groups=2)
+        self.out = nn.Conv2d(8, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.leaky_relu(self.down(x), 0.1)
+        y = F.gelu(self.mix(y.movedim(1, -1))).movedim(-1, 1)
+        y = F.pixel_shuffle(F.relu(self.up(y)), 2)
+        y = F.pixel_shuffle(self.out(self.grouped(y)), 2)
+        return y * 0.05 + F.interpolate(x, scale_factor=2.0, mode="bilinear")
+
+
+@torch.no_grad()
+def test_a_foreign_network_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    photograph = photographs(4)[0].lr
+    quantized = cadyq.quantize(Foreign(), "minmax:w8a8", photograph, exclude=[], pixel_range=1, multiple_of=2)
+    made = export_onnx(quantized, tmp_path / "m.onnx")
+    kinds = [node.op_type for node in onnx.load(made.path).graph.node]
+    assert made.layers == 5 and kinds.count("DepthToSpace") == 1  # the last, which no convolution reads
+    lr = photograph[None, :, :34, :48].float()
+    apart = (run(open_session(made.path, threads=1), lr) - quantized(lr)).abs()
+    assert (apart <= 1).double().mean() >= 0.99
 
 
 @pytest.mark.parametrize("name", ["edsr_x4_pams_w8a8", "carn_m_x4_pams_w8a8"])

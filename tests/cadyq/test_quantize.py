@@ -425,6 +425,15 @@ def test_outer_bits_quantize_every_layer(network: Mixed, scheme: str, tmp_path: 
 
 
 @torch.no_grad()
+def test_a_parent_without_outer_points_passes_on_its_ranges() -> None:
+    from cadyq.training.start import quantized_from
+
+    parent = cadyq.create_model("edsr", n_feats=8, n_resblocks=1)
+    patches = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255
+    made = quantized_from(parent, parent, "pams:w8a8", patches, {"outer_bits": 8})
+    assert all(point.quantizer is not None and point.quantizer.calibrated for point in made.points.values())
+
+
 def test_a_trained_network_gets_outer_bits_afterwards() -> None:
     from cadyq.schemes.calibration import with_outer_bits
 
