@@ -35,9 +35,10 @@ def build(run_dir: Path | str) -> list[Path]:
     with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
         remove_leftovers(run_dir / "tables", run_dir / "plots")
         df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
-        compared = comparisons(df, from_manifest(manifest))  # seconds of bootstrap, and shown twice
+        roles = from_manifest(manifest)
+        compared = comparisons(df, roles)  # seconds of bootstrap, and shown twice
         latency = latencies.read(run_dir)
-        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir)
+        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir, roles=roles)
         return [*shown, write_report(df, compared, manifest, run_dir, latency)]
 
 
