@@ -31,7 +31,7 @@ ROOMS = {
 LIBRARIES = [
     *(f"cadyq.{room}" for room in ("quantizers", "schemes", "models", "data", "metrics", "training", "checkpoints")),
     *("cadyq.deploy", "cadyq.inference", "cadyq.utils", "cadyq.plugins", "cadyq.evaluation", "cadyq.quantization"),
-    "baselines",
+    *("baselines", "analysis.records", "analysis.tables", "analysis.plots", "analysis.report"),
 ]
 COMMAND_LINE = ("cadyq.commands", "argparse")
 

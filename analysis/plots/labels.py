@@ -32,7 +32,9 @@ def place(axis: Axes, labels: Sequence[Label], taken: Sequence[tuple[float, floa
         taken: places that no label may cover: marks, and points along lines (data's units).
         size: of the font, points.
     """
-    unit = axis.get_figure(root=True).dpi / 72
+    canvas = axis.get_figure(root=True)
+    assert canvas is not None
+    unit = canvas.dpi / 72
     places = np.array(axis.transData.transform([*taken, *((label.x, label.y) for label in labels)]))
     obstacles = np.hstack([places - _MARK * unit, places + _MARK * unit])
     for label in labels:

@@ -24,7 +24,7 @@ _CLOSE = 0.02  # difference of costs, as a share of their range, below which two
 _GREY = "0.45"
 _PANEL_IN = (style.COLUMN_IN, 2.75)
 _SAMPLES = 20  # points along each piece of a line that labels keep away from
-_KINDS = {
+_KINDS: dict[str, dict[str, Any]] = {
     FIXED: {"markersize": 5, "markerfacecolor": "white", "markeredgewidth": 1.1},
     DYNAMIC: {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5},
     CONTROL: {"markersize": 4, "markerfacecolor": "white", "markeredgewidth": 0.8},
@@ -130,11 +130,11 @@ def _error_bars(axis: Axes, points: pd.DataFrame, column: str, members: Mapping[
     low = known["psnr_db"] + known["delta_low_db"] - known["delta_db"]
     high = known["psnr_db"] + known["delta_high_db"] - known["delta_db"]
     close = _CLOSE * (points[column].max() - points[column].min())
-    for i, row in known.iterrows():
+    for (_, row), bottom, top in zip(known.iterrows(), low, high, strict=True):
         same = (known[column] - row[column]).abs() <= close
-        if ((low < high[i]) & (high > low[i]) & same).sum() > 1:
+        if ((low < top) & (high > bottom) & same).sum() > 1:
             continue
-        ends = [[max(0.0, row["psnr_db"] - low[i])], [max(0.0, high[i] - row["psnr_db"])]]
+        ends = [[max(0.0, row["psnr_db"] - bottom)], [max(0.0, top - row["psnr_db"])]]
         colour = looks[members[row["scheme"]].scheme][0]
         axis.errorbar(row[column], row["psnr_db"], yerr=ends, color=colour, elinewidth=0.8, capsize=2, zorder=1)
 
@@ -179,7 +179,7 @@ def _reference_lines(axis: Axes, points: pd.DataFrame, beside: pd.DataFrame) -> 
             continue
         taken += _along([left, right], [row["psnr_db"]] * 2)
         axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle="--" if network else ":", zorder=1)
-        beside_it = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
+        beside_it: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
         axis.text(0.01, row["psnr_db"], name, va="bottom", **beside_it)
     if notes:
         axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35", ha="right")
