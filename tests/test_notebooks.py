@@ -14,7 +14,11 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-NETWORKS_RUN = {"01_first_look", "06_your_scheme", "07_quantize_your_network"}  # the others only read records, and have to say the very same
+NETWORKS_RUN = {
+    "01_first_look",
+    "06_your_scheme",
+    "07_quantize_your_network",
+}  # the others only read records, and have to say the very same
 NUMBER = re.compile(r"[+-]?\d[\d,]*\.?\d*")
 MOST_BYTES = 2_000_000
 
