@@ -138,8 +138,6 @@ def shown_output(output: dict[str, Any]) -> Iterator[str]:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     # the site fetches nothing from elsewhere, badges neither
     without_badges = re.sub(r"^!\[[^\]]*\]\(https://[^)]*\)\n", "", markdown, flags=re.MULTILINE)
-        r"^!\[[^\]]*\]\(https://[^)]*\)\n", "", markdown, flags=re.MULTILINE
-    )  # the site fetches nothing
     return with_site_links(without_badges, page.file.src_uri, config.repo_url or "")
 
 
