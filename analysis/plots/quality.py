@@ -74,7 +74,7 @@ def quality_figure(
         axis.set_axis_off()
     made.supxlabel(label, fontsize=8)
     made.supylabel(f"PSNR (dB, mean over {short(str(table['dataset'].iloc[0]))})", fontsize=8)
-    made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=4)
+    made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=2 * columns)
     made.draw_without_rendering()  # settles the layout, which labels need
     for axis, marks, taken in drawn:
         labels.place(axis, _labels(marks, column, members, looks), taken)

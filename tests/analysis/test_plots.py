@@ -112,6 +112,18 @@ def test_controls_are_grey_and_dynamic_marks_filled(make_run: Runner) -> None:
     assert control.get_color() == "0.45"
 
 
+def test_the_legend_of_one_panel_is_not_cut_off(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).replace({"scheme": {"dorefa:w4a4": "dynamic_range:w8a4"}})
+    df = df[df["backbone"] == "edsr"]
+    with style.context():
+        made = quality_figure(summary(df), families(df))
+        made.draw_without_rendering()
+    (legend,) = made.legends
+    assert len(legend.get_texts()) == 4
+    box = legend.get_window_extent()
+    assert box.x0 >= made.bbox.x0 and box.x1 <= made.bbox.x1
+
+
 def test_whole_networks_have_panels_of_their_own(make_run: Runner) -> None:
     df = load(_small_run(make_run)).query("backbone != 'carn_m'")
     whole = df[df["scheme"] == "pams:w8a8"].assign(scheme="pams:w8a8,outer_bits=8")
