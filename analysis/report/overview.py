@@ -79,7 +79,8 @@ def cheapest(everywhere: pd.DataFrame, members: Mapping[str, Member]) -> list[Ch
         everywhere: summary over all images of one scale and mode. Controls are not chosen, nor schemes that read HR.
     """
     networks = everywhere[everywhere["macs_g"] > 0]
-    usable = networks[[members[name].kind in (FIXED, DYNAMIC) for name in networks["scheme"]]]
+    advised = [name for name, member in members.items() if member.kind in (FIXED, DYNAMIC)]
+    usable = networks[networks["scheme"].isin(advised)]
     usable = usable[usable["delta_db"].notna()].sort_values("bitops_720p_g", kind="stable")
     found = []
     for backbone in usable["backbone"].drop_duplicates().sort_index():

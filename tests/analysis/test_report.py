@@ -94,6 +94,12 @@ def test_the_first_screen_names_the_cheapest_scheme_for_a_loss(make_run: Runner)
     assert overviews(without, families(without), {})[0].sentence == ""
 
 
+def test_a_run_without_a_network_has_no_advice(make_run: Runner) -> None:
+    df = load(make_run()).query("backbone == 'bicubic'")
+    (overview,) = overviews(df, families(df), {})
+    assert overview.sentence == "" and overview.choices == {} and len(overview.table["rows"]) == 1
+
+
 def test_controls_and_oracles_are_not_advised(make_run: Runner) -> None:
     df = load(make_run()).replace({"scheme": {"pams:w8a8": "dynamic_range:w8a8", "cadyq": "oracle"}})
     (overview,) = overviews(df, families(df), {})
