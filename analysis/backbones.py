@@ -1,8 +1,8 @@
-"""`python -m analysis.backbones`, see `analysis.tables.backbones`."""
+"""`python -m analysis.backbones`, see `analysis.commands.backbones`."""
 
 import sys
 
-from analysis.tables.backbones import main
+from analysis.commands.backbones import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -37,10 +37,10 @@ COMMANDS = {
     "export": Command("cadyq.commands.export", "deploy", "write a quantized network as ONNX with INT8 convolutions"),
     "check": Command("cadyq.testing.__main__", "analysis", "check that a scheme keeps the rules of the harness"),
     "verify": Command("analysis.run.verification", "analysis", "check the numbers of a run against its records"),
-    "compare": Command("analysis.tables.run_differences", "analysis", "compare two runs image by image"),
-    "report": Command("analysis.report.build", "analysis", "make tables, plots and report of a run again"),
+    "compare": Command("analysis.commands.compare", "analysis", "compare two runs image by image"),
+    "report": Command("analysis.commands.report", "analysis", "make tables, plots and report of a run again"),
     "sensitivity": Command("analysis.sensitivity.__main__", "analysis", "measure what the loss by layer depends on"),
-    "cost": Command("analysis.tables.layer_costs", "analysis", "list MACs and BitOPs of a network by layer"),
+    "cost": Command("analysis.commands.cost", "analysis", "list MACs and BitOPs of a network by layer"),
 }
 
 

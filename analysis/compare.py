@@ -1,4 +1,4 @@
-"""`python -m analysis.compare`, see `analysis.tables.run_differences`."""
+"""`python -m analysis.compare`, see `analysis.commands.compare`."""
 
 import sys
 

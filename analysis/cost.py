@@ -1,4 +1,4 @@
-"""`python -m analysis.cost`, see `analysis.tables.layer_costs`."""
+"""`python -m analysis.cost`, see `analysis.commands.cost`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python -m analysis.make_report`, see `analysis.report.build`."""
+"""`python -m analysis.make_report`, see `analysis.commands.report`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""What the documentation site needs beside mkdocs.yml: pages that lie outside docs/, and links between all of them.
+"""What the documentation site needs beside mkdocs.yml: pages from elsewhere, and links between all of them.
+
+From elsewhere: Markdown outside docs/, notebooks, the report of results/paper, and a page for each scheme and backbone,
+made of its docstring, so that a new one appears by itself.
 
 Every page is written for a code host, with links that are relative to its own file. On the site a link to a file that
 has a page leads to that page; a link to any other file of the repository becomes its bare text, since it has no address
@@ -7,10 +10,15 @@ there (or, where `repo_url` is set, the address at the host).
 
 from __future__ import annotations
 
+import base64
+import inspect
+import json
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -27,6 +35,9 @@ OUTSIDE = {  # page -> the file it is made of
     "results_sensitivity.md": "results/sensitivity/README.md",
     "published.md": "analysis/tables/published/README.md",
 }
+NOTEBOOKS = {f"notebooks/{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
+REPORT = "report.html"
+OUTSIDE |= {page: path.relative_to(ROOT).as_posix() for page, path in NOTEBOOKS.items()}
 PAGES = {source: page for page, source in OUTSIDE.items()}
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
@@ -36,12 +47,98 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     from mkdocs.structure.files import File
 
     for page, source in OUTSIDE.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+        text = (ROOT / source).read_text(encoding="utf-8")
+        content = notebook_page(json.loads(text), source) if page in NOTEBOOKS else text
+        files.append(File.generated(config, page, content=content))
+    for page, content in registered_pages().items():
+        files.append(File.generated(config, page, content=content))
+    report = ROOT / "results" / "paper" / "report.html"
+    files.append(File.generated(config, REPORT, abs_src_path=str(report)))
     return files
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages of schemes and backbones to the navigation, below their tables."""
+    for part in config.nav or []:
+        for entry in next(iter(part.values())) if isinstance(next(iter(part.values())), list) else []:
+            title, pages = next(iter(entry.items()))
+            if title in ("Schemes", "Backbones"):
+                folder = title.lower()
+                pages += [{Path(page).stem: page} for page in registered_pages() if page.startswith(f"{folder}/")]
+    return config
+
+
+def registered_pages() -> dict[str, str]:
+    """A page for each scheme and each backbone: path -> Markdown."""
+    from cadyq.models.network import BACKBONES
+    from cadyq.schemes.base import SCHEMES
+
+    schemes = {f"schemes/{name}.md": scheme_page(name, SCHEMES.get(name)) for name in SCHEMES.names()}
+    return schemes | {f"backbones/{name}.md": backbone_page(name, BACKBONES.get(name)) for name in BACKBONES.names()}
+
+
+def scheme_page(name: str, scheme: type[Any]) -> str:
+    """What the docstring says, how the scheme is used, and its options with their defaults."""
+    kind = "dynamic bits" if scheme.dynamic else "fixed bits"
+    how = "is trained" if scheme.trained else "runs from calibration alone"
+    role = f"A control with {kind}" if scheme.control else f"A scheme with {kind}"
+    options = "\n".join(f"| `{field.name}` | `{field.default!r}` |" for field in fields(scheme))
+    use = f"python -m analysis.run_all --backbones idn --schemes fp32 {name}"
+    return (
+        f"# {name}\n\n{role}. It {how}.\n\n{documented(scheme)}\n\n## Use\n\n```\n{use}\n```\n\n"
+        f"## Options\n\n| option | default |\n|---|---|\n{options}\n"
+    )
+
+
+def backbone_page(name: str, backbone: type[Any]) -> str:
+    """What the docstring says, and how a network is made."""
+    use = f'import cadyq\n\nnetwork = cadyq.create_model("{name}", scale=4)\nprint(network)'
+    return f"# {name}\n\n{documented(backbone)}\n\n## Use\n\n```python\n{use}\n```\n"
+
+
+def documented(cls: type[Any]) -> str:
+    """The docstrings of the module and the class of something registered, and where its code is."""
+    module = inspect.getmodule(cls)
+    own = inspect.cleandoc(cls.__doc__ or "")
+    body = re.split(r"\n(Args|Attributes|Raises):\n", own)[0].strip()
+    texts = [inspect.cleandoc(getattr(module, "__doc__", None) or ""), body]
+    return "\n\n".join(re.sub(r"([*<])", r"\\\1", text) for text in texts if text) + f"\n\nCode: `{cls.__module__}`."
+
+
+def notebook_page(notebook: dict[str, Any], source: str) -> str:
+    """A notebook as Markdown, with its stored outputs."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+        else:
+            parts.append(f"```python\n{text}\n```")
+            parts += [shown for output in cell["outputs"] for shown in shown_output(output)]
+    return "\n\n".join([*parts, f"This page is the notebook `{source}`.", ""])
+
+
+def shown_output(output: dict[str, Any]) -> Iterator[str]:
+    """The richest form of an output of a cell."""
+    if output["output_type"] == "stream":
+        yield f"```text\n{''.join(output['text']).rstrip()}\n```"
+        return
+    data = {kind: "".join(text) if isinstance(text, list) else text for kind, text in output.get("data", {}).items()}
+    if "image/png" in data:
+        png = base64.b64encode(base64.b64decode(data["image/png"])).decode()
+        yield f'<img alt="output of the cell above" src="data:image/png;base64,{png}">'
+    elif "text/markdown" in data:
+        yield data["text/markdown"]
+    elif "text/html" in data:
+        yield re.sub(r"<style.*?</style>|\n\s*", "", data["text/html"], flags=re.DOTALL)
+    elif "text/plain" in data:
+        yield f"```text\n{data['text/plain']}\n```"
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    return with_site_links(markdown, page.file.src_uri, config.repo_url or "")
+    # the site fetches nothing from elsewhere, badges neither
+    without_badges = re.sub(r"^!\[[^\]]*\]\(https://[^)]*\)\n", "", markdown, flags=re.MULTILINE)
+    return with_site_links(without_badges, page.file.src_uri, config.repo_url or "")
 
 
 def with_site_links(markdown: str, page: str, repo_url: str = "") -> str:

@@ -1,48 +1,122 @@
-"""Put the table of results/paper on the README's first screen: python results/readme_table.py
+"""Put what results/paper holds on the README's first screen: python results/readme_table.py
 
-Controls and further seeds stay out: results/paper/tables/summary_patch.md has them.
+It writes the table, the findings and the figure, and stops where records contradict a finding.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from analysis.plots import style
+from analysis.plots.quality import quality_figure
+from analysis.records.store import load, read_manifest
+from analysis.tables.comparisons import EQUAL_BITOPS
+from analysis.tables.families import families
+from analysis.tables.intervals import Interval
+from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import first_trainings
-from analysis.tables.summary import MISSING, REFERENCE, markdown_lines
+from analysis.tables.summary import MISSING, OVERALL, REFERENCE, drop_text, markdown_lines, over_all_images, summary
 
 ROOT = Path(__file__).parent.parent
+RUN = ROOT / "results" / "paper"
+FIGURE = ROOT / "docs" / "quality"
 DATASETS = ["Set5", "Set14", "B100", "Urban100"]
-COST_ON = "B100"
-CONTROLS = re.compile(r"(random|static|gradient|dynamic_range)\b")
-HEAD = ["Network", "Scheme", *(f"{name} dB" for name in DATASETS)]
-HEAD += [f"drop on {COST_ON}", f"FAB on {COST_ON}", "BitOPs at 720p, G"]
+BACKBONES = ["edsr", "idn"]
+SCHEMES = [REFERENCE, "pams:w8a8", "pams:w8a5", "cadyq", "cadyq:c456_s8"]
+HEAD = ["Network", "Scheme", *(f"{name} dB" for name in DATASETS), "drop, dB", "FAB", "BitOPs at 720p, G"]
 TABLE = re.compile(r"^\| Network \| Scheme \|.*?(?=\n\n)", re.MULTILINE | re.DOTALL)
+FINDINGS = re.compile(r"(?<=<!-- findings -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
-def rows(summary: pd.DataFrame) -> list[list[str]]:
-    """A row of texts a network, in the order of the tables."""
-    cells = summary.set_index(["backbone", "scheme", "dataset"])
+@dataclass(frozen=True)
+class Finding:
+    """A sentence about the lead of one scheme over fixed bits of equal BitOPs, and what records have to say for it.
+
+    Attributes:
+        sentence: before the figures.
+        scheme: in question.
+        verdicts: backbone -> the verdict that the sentence needs.
+    """
+
+    sentence: str
+    scheme: str
+    verdicts: dict[str, str]
+
+    def text(self, compared: pd.DataFrame) -> str:
+        """The sentence with its figures.
+
+        Raises:
+            SystemExit: records contradict it.
+        """
+        parts = []
+        for backbone, verdict in self.verdicts.items():
+            row = compared.loc[(backbone, self.scheme)]
+            if row["verdict"] != verdict:
+                raise SystemExit(f"{self.scheme} on {backbone} is {row['verdict']}, not {verdict}: {self.sentence!r}")
+            parts.append(f"{Interval(row['mean'], row['low'], row['high']):+.3f} on {backbone}")
+        return f"- {self.sentence}: {', '.join(parts)} (dB, 95 % interval)."
+
+
+CLAIMS = [
+    Finding(
+        "Once the cost of its selector is counted, CADyQ as published does not beat fixed bits of equal BitOPs",
+        "cadyq",
+        {"edsr": "behind", "carn_m": "behind", "idn": "behind"},
+    ),
+    Finding(
+        "With candidates 4, 5 and 6 and channel statistics on an 8x subsampled map it does on two of three backbones",
+        "cadyq:c456_s8",
+        {"edsr": "ahead", "idn": "ahead", "carn_m": "behind"},
+    ),
+]
+
+
+def rows(table: pd.DataFrame, everywhere: pd.DataFrame) -> list[list[str]]:
+    """A row of texts a network: PSNR by dataset, drop and costs over all images."""
+    cells = table.set_index(["backbone", "scheme", "dataset"])
+    totals = everywhere.set_index(["backbone", "scheme"])
     found = []
-    for backbone, scheme in summary[["backbone", "scheme"]].drop_duplicates().itertuples(index=False):
-        if CONTROLS.match(scheme) or (backbone, scheme, COST_ON) not in cells.index:
-            continue
-        keys = [(backbone, scheme, dataset) for dataset in DATASETS]
-        psnr = [f"{cells.loc[key, 'psnr_db']:.2f}" if key in cells.index else MISSING for key in keys]
-        row = cells.loc[(backbone, scheme, COST_ON)]
-        drop = MISSING if scheme == REFERENCE else f"{row['delta_db']:+.3f}"
-        costs = [drop, f"{row['fab']:.2f}", f"{row['bitops_720p_g']:,.0f}"] if row["macs_g"] > 0 else [MISSING] * 3
-        found.append([backbone, scheme, *psnr, *costs])
+    for backbone in BACKBONES:
+        for scheme in SCHEMES:
+            total = totals.loc[(backbone, scheme)]
+            psnr = [f"{cells.loc[(backbone, scheme, name), 'psnr_db']:.2f}" for name in DATASETS]
+            drop = MISSING if scheme == REFERENCE else drop_text({"scheme": scheme, **total})
+            found.append([backbone, scheme, *psnr, drop, f"{total['fab']:.2f}", f"{total['bitops_720p_g']:,.0f}"])
     return found
 
 
+def eight_bits(everywhere: pd.DataFrame) -> str:
+    """The finding on uniform 8 bits."""
+    totals = everywhere.set_index(["backbone", "scheme"])
+    parts = []
+    for backbone in BACKBONES:
+        eight, four = (totals.loc[(backbone, f"pams:w8a{bits}")] for bits in (8, 4))
+        loss = drop_text({"scheme": "pams:w8a8", **eight})
+        parts.append(
+            f"on {backbone} {loss} dB at {eight['saved_percent']:.1f} % ({four['saved_percent']:.1f} % at 4 bits)"
+        )
+    return f"- Uniform 8-bit quantization already gives nearly all of the saving of BitOPs: {', '.join(parts)}."
+
+
 def main() -> None:
+    df, roles = first_trainings(load(RUN)), from_manifest(read_manifest(RUN))
+    one = over_all_images(df)
+    everywhere, members = summary(one), families(df, roles)
+    compared = pd.read_csv(RUN / "tables/comparisons.csv")
+    compared = compared[(compared["kind"] == EQUAL_BITOPS) & (compared["dataset"] == OVERALL)]
+    compared = compared.set_index(["backbone", "scheme"])
+    findings = [*(claim.text(compared) for claim in CLAIMS), eight_bits(everywhere)]
+    table = markdown_lines([HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)], *rows(summary(df), everywhere)])
     readme = ROOT / "README.md"
-    body = rows(first_trainings(pd.read_csv(ROOT / "results/paper/tables/summary.csv")))
-    table = markdown_lines([HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)], *body])
-    readme.write_text(TABLE.sub(table, readme.read_text(encoding="utf-8"), count=1), encoding="utf-8")
+    text = TABLE.sub(lambda _: table, readme.read_text(encoding="utf-8"), count=1)
+    readme.write_text(FINDINGS.sub(lambda _: "\n".join(findings) + "\n", text, count=1), encoding="utf-8")
+    shown = everywhere[everywhere["backbone"].isin(BACKBONES)]
+    with style.context():
+        style.save(quality_figure(shown, members), FIGURE)[1].unlink()  # the README shows the PNG
 
 
 if __name__ == "__main__":

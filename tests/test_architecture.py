@@ -39,7 +39,7 @@ LIBRARIES = [
         "cadyq.evaluation",
         "cadyq.quantization",
     ),
-    "baselines",
+    *("baselines", "analysis.records", "analysis.tables", "analysis.plots", "analysis.report"),
 ]
 COMMAND_LINE = ("cadyq.commands", "argparse")
 

@@ -457,7 +457,7 @@ def batch_out_of_range(tmp: Path) -> tuple[Callable[..., int], Words]:
     return train(tmp, "--recipe", "fp32", "--set", "batch=-1")
 
 
-@case("mine.toml", "not TOML")
+@case("mine.toml", "invalid TOML")
 def recipe_that_is_no_toml(tmp: Path) -> tuple[Callable[..., int], Words]:
     (tmp / "mine.toml").write_text("steps: 3")
     return train(tmp, "--recipe", str(tmp / "mine.toml"))

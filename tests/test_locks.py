@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.commands.report import main as report_command
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import command as run_all
@@ -112,7 +113,7 @@ def test_a_report_can_be_made_while_a_run_measures(photographs: Path, tmp_path: 
 
 
 def test_no_report_means_no_folder(tmp_path: Path) -> None:
-    assert make_report.main([str(tmp_path / "typo")]) == 2
+    assert report_command([str(tmp_path / "typo")]) == 2
     assert not (tmp_path / "typo").exists()
 
 

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
+from analysis.commands.report import main as report_command
 from analysis.records import store as records
-from analysis.report import build as make_report
 from analysis.run import command as run_all
 from cadyq.checkpoints.folders import ZOO
 
@@ -121,7 +121,7 @@ def evil_run(evil_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--backbones", "idn", "--schemes", "fp32", "cadyq", "cadyq:tag-of-none", "--datasets", "Evil"]
     assert run_all.main([*words, "--data-root", str(evil_root), "--out", str(out), "--modes", "patch"]) == 0
     Image.new("RGB", (8, 8)).save(out / "plots" / f"{EVIL[1]}.png")  # of another tool; the report shows it as well
-    assert make_report.main([str(out)]) == 0
+    assert report_command([str(out)]) == 0
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,37 +12,34 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
+import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.ticker import MaxNLocator
 
 from analysis.plots import style
-from analysis.plots.style import short, short_number
+from analysis.plots.quality import COSTS, quality_figure
+from analysis.plots.style import short
 from analysis.records.artifacts import read_artifact
 from analysis.report.crops import textured
-from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK, extent, inner
+from analysis.tables.extent import AS_PAPERS, extent
+from analysis.tables.families import families
+from analysis.tables.roles import Role
 from analysis.tables.seeds import first_trainings
-from analysis.tables.summary import REFERENCE, summary
+from analysis.tables.summary import REFERENCE, over_all_images, summary
 from cadyq.inference import bit_map
 
-_COST = {"bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output)"), "fab": ("fab", "FAB (bits)")}
-_WIDE_RANGE = 4  # highest over lowest cost from which an axis is logarithmic
 _FRAME = "#FF2D95"  # a colour that photographs rarely hold
-_DASHES = ("-", (0, (4.0, 2.0)), (0, (1.0, 1.5)), (0, (6.0, 2.0, 1.0, 2.0)))
-_SAME_COST = 0.01  # difference as a share of the range of costs
-_MARK, _ROW = 5.0, 40.0  # points: between marks of one cost, and at most for all of them
-_COLUMNS = 5  # axes side by side, more would be too small to read in the report
-_Look = dict[str, tuple[str, str]]
-_Dashes = dict[str, Any]  # name of a line: how it is dashed
+_COLUMNS = 3  # axes side by side; more would be too small to read on a page
 
 
-def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list[Path]:
+def write_plots(
+    df: pd.DataFrame, run_dir: Path, intervals: bool = True, roles: Mapping[str, Role] | None = None
+) -> list[Path]:
     """Draw all that the records and artifacts hold into ``run_dir/plots`` as PNG and PDF; returns the paths.
 
-    ``psnr_bitops_*`` and ``psnr_fab_*`` (one a scale and mode), ``fab_gradient_*`` where some scheme's FAB
+    ``psnr_bitops_*`` and ``psnr_fab_*`` (of each scale and mode), ``fab_gradient_*`` where some scheme's FAB
     varies between images, ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz``. What has no data is not
     drawn, and an older drawing of it is removed. Error bars: interval of the drop against the reference.
 
@@ -54,172 +52,40 @@ def write_plots(df: pd.DataFrame, run_dir: Path, intervals: bool = True) -> list
             old.unlink()
     written: list[Path] = []
     with style.context():
-        for name, draw in figures(df, intervals).items():
+        for name, draw in figures(df, intervals, roles).items():
             written += style.save(draw(), folder / name)
         for path in sorted((Path(run_dir) / "artifacts").glob("*.npz")):
             written += style.save(bit_map_figure(read_artifact(path)), folder / f"bits_{path.stem}")
     return written
 
 
-def figures(df: pd.DataFrame, intervals: bool = True) -> dict[str, Callable[[], Figure]]:
+def figures(
+    df: pd.DataFrame, intervals: bool = True, roles: Mapping[str, Role] | None = None
+) -> dict[str, Callable[[], Figure]]:
     """Every figure that records hold, by the name of its file; each is drawn when it is called. Not of further seeds.
 
-    In a notebook: ``style.picture(figures(df)["psnr_fab_x4_image"])``.
+    PSNR against BitOPs comes over all images and, where there are several datasets, for each of them. In a notebook:
+    ``style.picture(figures(df)["psnr_fab_x4_image"])``.
     """
     found: dict[str, Callable[[], Figure]] = {}
     df = first_trainings(df)
-    table = summary(df)
-    table = table[(table["macs_g"] <= 0) | np.isfinite(table["psnr_db"])]
-    looks = style.look(list(dict.fromkeys(df.loc[df["macs_g"] > 0, "scheme"].map(_look_name))))
-    table = _panels(table)
-    for (scale, mode), part in table.groupby(["scale", "mode"], sort=False):
-        for name, (column, label) in _COST.items():
-            if (part["macs_g"] > 0).any():
-                draw = partial(_quality_figure, part, column, label, looks, intervals)
-                found[f"psnr_{name}_x{scale}_{mode}"] = draw
+    df = df[(df["macs_g"] <= 0) | np.isfinite(df["psnr_db"])]
+    members = families(df, roles)
+    for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
+        if not (rows["macs_g"] > 0).any():
+            continue
+        everywhere = summary(over_all_images(rows))
+        for cost in COSTS:
+            found[f"psnr_{cost}_x{scale}_{mode}"] = partial(quality_figure, everywhere, members, cost, intervals)
+        table = summary(rows)
+        for dataset, part in table.groupby("dataset", sort=False) if rows["dataset"].nunique() > 1 else ():
+            name = f"psnr_bitops_x{scale}_{mode}_{_file_name(str(dataset))}"
+            found[name] = partial(quality_figure, part, members, "bitops", intervals)
     as_papers = df[df["scheme"].map(extent) == AS_PAPERS]
     for (scale, mode), rows in as_papers.groupby(["scale", "mode"], sort=False):
         for part, suffix in _by_columns(_varying(rows)):
             found[f"fab_gradient_x{scale}_{mode}{suffix}"] = partial(gradient_figure, part)
     return found
-
-
-def _look_name(scheme: str) -> str:
-    """What a scheme is called in a legend: the same in both panels, but for FP32 with quantized outer layers."""
-    return scheme if inner(scheme) == REFERENCE else inner(scheme)
-
-
-def _panels(table: pd.DataFrame) -> pd.DataFrame:
-    """A summary whose whole networks are a backbone of their own, beside the same full-precision network."""
-    whole = table["scheme"].map(extent) == WHOLE_NETWORK
-    if not whole.any():
-        return table
-    parts = []
-    for backbone, rows in table.groupby("backbone", sort=False):
-        parts.append(rows[~whole[rows.index]])
-        beside = rows[whole[rows.index] | (rows["scheme"] == REFERENCE)]
-        if whole[rows.index].any():
-            parts.append(
-                beside.assign(backbone=f"{backbone}, {WHOLE_NETWORK}", scheme=beside["scheme"].map(_look_name))
-            )
-    return pd.concat(parts)
-
-
-def _quality_figure(table: pd.DataFrame, column: str, label: str, looks: _Look, intervals: bool) -> Figure:
-    """Mean PSNR against a cost; a row of axes a dataset, a column a backbone.
-
-    Full precision costs so much more that quantized schemes would be one spot beside it: it is a line, as are methods
-    without a network, unless there is nothing else to see.
-    """
-    networks, plain = table[table["macs_g"] > 0], table[table["macs_g"] <= 0]
-    full = networks["scheme"].map(inner) == REFERENCE
-    points, lines = (networks, plain) if full.all() else (networks[~full], pd.concat([networks[full], plain]))
-    datasets, backbones = list(networks["dataset"].unique()), list(networks["backbone"].unique())
-    schemes = [name for name in looks if (points["scheme"] == name).any()]
-    names = dict.fromkeys(map(_line_name, lines.to_dict("records")))
-    styles: _Dashes = dict(zip(names, itertools.cycle(_DASHES), strict=False))
-    handles = _handles(schemes, looks, styles)
-    width = max(style.COLUMN_IN, 0.3 + 2.3 * len(backbones))
-    across = _legend_columns(handles, width)
-    made = style.figure(width, 0.5 + 1.75 * len(datasets) + 0.2 * math.ceil(len(handles) / across))
-    axes = made.subplots(len(datasets), len(backbones), squeeze=False, sharex="col")
-    for (i, dataset), (j, backbone) in itertools.product(enumerate(datasets), enumerate(backbones)):
-        here = points[(points["dataset"] == dataset) & (points["backbone"] == backbone)]
-        beside = (lines["dataset"] == dataset) & ((lines["backbone"] == backbone) | (lines["macs_g"] <= 0))
-        axis = axes[i, j]
-        axis.set_title(f"{short(dataset)} · {short(backbone, 26)}")
-        _points(made, axis, here, column, looks, intervals)
-        _reference_lines(axis, here, lines[beside], styles)
-        axis.yaxis.set_major_locator(MaxNLocator(5))
-        if here.empty:
-            _say_not_measured(axis)
-    for j, backbone in enumerate(backbones):
-        costs = points.loc[points["backbone"] == backbone, column]
-        _cost_axis(axes[-1, j], costs if len(costs) else points[column])
-    made.supxlabel(f"{label}\nschemes of one cost stand side by side", fontsize=8)
-    made.supylabel("PSNR (dB, mean over images)", fontsize=8)
-    made.legend(handles=handles, loc="outside upper center", ncols=across)
-    return made
-
-
-def _say_not_measured(axis: Axes) -> None:
-    axis.set_yticks([])
-    axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
-
-
-def _line_name(row: Mapping[Any, Any]) -> str:
-    return str(row["scheme"] if row["macs_g"] > 0 else row["backbone"])
-
-
-def _points(made: Figure, axis: Axes, here: pd.DataFrame, column: str, looks: _Look, intervals: bool) -> None:
-    """A mark a scheme. Schemes of the same cost (all fixed ones of some bits) stand side by side, not on each other."""
-    for (_, row), shift in zip(here.iterrows(), _shifts(here[column].tolist()), strict=True):
-        colour, marker = looks[row["scheme"]]
-        bars, span = None, [0.0, 0.0]
-        if intervals and not math.isnan(row["delta_low_db"]):
-            ends = (row["delta_db"] - row["delta_low_db"], row["delta_high_db"] - row["delta_db"])
-            span = [max(0.0, end) for end in ends]
-            bars = [[end] for end in span]
-        # what is moved is not seen by autoscaling
-        axis.update_datalim([(row[column], row["psnr_db"] - span[0]), (row[column], row["psnr_db"] + span[1])])
-        moved = axis.transData + ScaledTranslation(shift / 72, 0, made.dpi_scale_trans)
-        axis.errorbar(
-            row[column], row["psnr_db"], yerr=bars, color=colour, marker=marker, markersize=5, transform=moved,
-            linestyle="none", elinewidth=0.8, capsize=2, markeredgecolor="white", markeredgewidth=0.5,
-        )  # fmt: skip
-
-
-def _shifts(costs: Sequence[float]) -> list[float]:
-    """Points (1/72 in) to move each mark sideways by, so that marks of one cost form a row around it."""
-    order = sorted(range(len(costs)), key=lambda i: costs[i])  # stable: schemes keep their order within a row
-    close = _SAME_COST * (max(costs) - min(costs)) if costs else 0.0
-    rows: list[list[int]] = []
-    for i in order:
-        if rows and costs[i] <= costs[rows[-1][0]] + close:
-            rows[-1].append(i)
-        else:
-            rows.append([i])
-    shifts = [0.0] * len(costs)
-    for row in rows:
-        for place, i in enumerate(row):
-            shifts[i] = (place - (len(row) - 1) / 2) * min(_MARK, _ROW / len(row))
-    return shifts
-
-
-def _reference_lines(axis: Axes, here: pd.DataFrame, lines: pd.DataFrame, styles: _Dashes) -> None:
-    """What has no cost to compare: a horizontal line, or a note where it lies far below."""
-    axis.margins(x=0.12, y=0.12)
-    if here.empty:
-        return
-    low, high = float(here["psnr_db"].min()), float(here["psnr_db"].max())
-    reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together
-    notes = []
-    for row in lines.to_dict("records"):
-        name = _line_name(row)
-        if row["psnr_db"] >= reach:
-            axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=styles[name], zorder=1)
-        else:
-            notes.append(f"{short(name)} {row['psnr_db']:.2f} dB, below")
-    if notes:
-        axis.margins(x=0.12, y=0.12 + 0.13 * len(notes))
-        axis.text(0.03, 0.03, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35")
-
-
-def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
-    """Linear around the values with room for a row of marks; over a wide range log2, with ticks at powers of two."""
-    low, high = float(values.min()), float(values.max())
-    if high < _WIDE_RANGE * low:
-        room = max(0.2 * (high - low), 0.01 * high)
-        axis.set_xlim(low - room, high + room)
-        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        return
-    axis.set_xscale("log", base=2)
-    middle, reach = math.log2(low * high) / 2, math.log2(high / low) / 2 + 0.7  # room for a row of marks
-    axis.set_xlim(2 ** (middle - reach), 2 ** (middle + reach))
-    axis.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
 
 
 def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure | None:
@@ -255,6 +121,10 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
     return made
 
 
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
+
+
 def _varying(df: pd.DataFrame) -> pd.DataFrame:
     """Rows of cells whose FAB differs between images: this is how a dynamic scheme is known."""
     spread = df.groupby(["backbone", "scheme", "dataset"], sort=False)["fab"].transform(np.ptp)
@@ -277,7 +147,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
-    handles = _handles(list(looks), looks, {})
+    handles = _handles(looks)
     across = _legend_columns(handles, width)
     made = style.figure(width, 0.5 + 1.9 * len(backbones) + 0.2 * math.ceil(len(looks) / across))
     axes = made.subplots(len(backbones), len(schemes), squeeze=False, sharex=True)
@@ -287,14 +157,16 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
         axis.set_title(f"{short(backbone)} · {short(scheme)}" + _rank_text(here))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         axis.margins(0.08)
-        for dataset, part in here.groupby("dataset", sort=False):
-            colour, marker = looks[str(dataset)]
-            axis.scatter(
-                part["gradient"], part["fab"], s=16, color=colour, marker=marker, alpha=0.8,
-                edgecolors="white", linewidths=0.3,
-            )  # fmt: skip
         if here.empty:
-            _say_not_measured(axis)
+            axis.set_yticks([])
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, color="0.4")
+            continue
+        sns.scatterplot(
+            data=here, x="gradient", y="fab", hue="dataset", style="dataset", ax=axis, s=16, alpha=0.8, linewidth=0.3,
+            palette={name: look[0] for name, look in looks.items()},
+            markers={name: look[1] for name, look in looks.items()}, legend=False,
+        )  # fmt: skip
+        axis.set(xlabel="", ylabel="")
     made.supxlabel("Mean absolute gradient of the LR image (pixels 0..1)", fontsize=8)
     made.supylabel("FAB of the image (bits)", fontsize=8)
     made.legend(handles=handles, loc="outside upper center", ncols=across)
@@ -309,13 +181,10 @@ def _rank_text(rows: pd.DataFrame) -> str:
     return "" if math.isnan(rho) else f"\nSpearman \u03c1 = {rho:.2f}, n = {len(rows)}"
 
 
-def _handles(names: Sequence[str], looks: _Look, lines: _Dashes) -> list[Line2D]:
-    points = [
-        Line2D([], [], color=looks[n][0], marker=looks[n][1], markersize=5, linestyle="none", label=short(n))
-        for n in names
-    ]
-    return points + [
-        Line2D([], [], color="0.35", linewidth=0.9, linestyle=dash, label=short(name)) for name, dash in lines.items()
+def _handles(looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    return [
+        Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=short(name))
+        for name, (colour, marker) in looks.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""One look for every figure: colour-blind-safe, legible at a column of 3.5 in, the same bytes every time."""
+"""One look for every figure: colour-blind-safe, legible at a column of 3.3 in, the same bytes every time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from PIL import Image
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_atomic
 
-COLUMN_IN = 3.5  # width of one column of a two-column paper
-PAGE_IN = 7.16
+COLUMN_IN = 3.3  # width of one column of a two-column paper
+PAGE_IN = 7.0
 PNG_DPI = 200
 SCREEN_DPI = 110
 
-# Okabe and Ito's colours without yellow (too pale on white), and markers told apart in black and white. The
-# lists have coprime lengths, so 63 schemes get different pairs.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's colours without yellow (too pale on white) and with brown, and markers told apart in black and
+# white. The lists have coprime lengths, so 72 schemes get different pairs.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C564B")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 
 _OVERRIDES: dict[str, Any] = {

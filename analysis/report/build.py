@@ -1,9 +1,8 @@
-"""Remake tables, plots and report of a run from its records alone: python -m analysis.make_report RUN_DIR."""
+"""Tables, plots and report of a run, made from its records alone."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from analysis.tables.published_values import write_published
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import spread, write_seeds
 from analysis.tables.summary import write_tables
-from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.utils.files import remove_leftovers
 from cadyq.utils.locks import alone_in
 
@@ -35,9 +33,10 @@ def build(run_dir: Path | str) -> list[Path]:
     with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
         remove_leftovers(run_dir / "tables", run_dir / "plots")
         df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
-        compared = comparisons(df, from_manifest(manifest))  # seconds of bootstrap, and shown twice
+        roles = from_manifest(manifest)
+        compared = comparisons(df, roles)  # seconds of bootstrap, and shown twice
         latency = latencies.read(run_dir)
-        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir)
+        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir, roles=roles)
         return [*shown, write_report(df, compared, manifest, run_dir, latency)]
 
 
@@ -48,16 +47,3 @@ def write_all_tables(
     shown = write_tables(df, manifest, out_dir) + write_comparisons(compared, out_dir)
     shown += write_seeds(spread(df, compared), out_dir) + write_published(df, out_dir)
     return shown + write_latency(latency, out_dir)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 2 where the user can put something right."""
-    parser = Parser(prog=program("analysis.make_report"), description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
-    add_debug_option(parser)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: print(f"open {build(args.run_dir)[-1]}"), args.debug)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

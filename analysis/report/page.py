@@ -15,20 +15,27 @@ from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 
 from analysis.records.store import CELL_COLUMNS, Cell, metrics_of, skipped_cells
-from analysis.report.viewer import cell_rows, views
-from analysis.tables.comparisons import COMPARISONS_NOTE, by_kind
+from analysis.report.overview import TOLERANCES_DB, overviews
+from analysis.report.viewer import BUDGET, cell_rows, views
+from analysis.tables.comparisons import COMPARISONS_NOTE, EQUAL_BITOPS, by_kind
 from analysis.tables.extent import HEADING, extent, holds_both
+from analysis.tables.families import families
 from analysis.tables.intervals import LEVEL
 from analysis.tables.latency import LATENCY_NOTE, latency_table
 from analysis.tables.metrics import shown
 from analysis.tables.published_values import PUBLISHED_NOTE, published_table
+from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
 from analysis.tables.summary import MISSING, REFERENCE, caption, drop_text, summary
 from cadyq.utils.files import write_text
 
-_WIDTH = 1200  # pixels of an embedded plot; the full one lies in plots/
+_WIDTH = 1000  # pixels of an embedded plot; the full one lies in plots/
 _WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
-_BUDGET = 3_500_000  # bytes of embedded plots, so that the page stays below 10 MB with its crops and rows
+_PAGE = 2_900_000  # bytes that the page aims at
+_BUDGET = 800_000  # bytes of embedded plots
+_TABLES = 450_000  # bytes left for tables, texts and scripts
+_LEAST = 200_000  # bytes of crops, however many rows there are
+_COLOURS = 256  # of an embedded chart; a photograph keeps all
 _HEADLINE = ("command", "machine", "git_commit", "git_changes")
 _TABULATED = ("cells", "metrics", "schemes")  # entries of a manifest that tables are made with
 _TITLES = {
@@ -43,34 +50,34 @@ _COSTS: list[_Column] = [
     ("FAB (bits)", "fab", ".2f", True),
     ("BitOPs (G, 720p)", "bitops_720p_g", ",.1f", True),
     ("BitOPs (G, image)", "bitops_g", ",.1f", True),
-    ("BitOPs saved (%)", "saved_percent", ".1f", True),
-    ("FP32-equivalent (G, image)", "fp32_equivalent_g", ",.3f", True),
-    ("Storage (MB)", "storage_mb", ".3f", True),
-    ("Tile overlap", "overlap_share", ".1%", True),
+    ("Saved (%)", "saved_percent", ".1f", True),
 ]
 
 
 def _columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[_Column]:
-    """Metrics that tables show, then costs, then the other metrics; the drop is that of the first."""
+    """Metrics that tables show, then costs; the drop is that of the first. A record shows all of its columns."""
     metrics = shown(metrics_of(df.columns), manifest)
     first, *rest = [(one.title, one.name, one.format, False) for one in metrics if one.in_tables]
-    others = [(one.title, one.name, one.format, False) for one in metrics if not one.in_tables]
     start: list[_Column] = [
         ("Images", "images", "d", False),
         first,
         (f"Drop (dB) [{LEVEL:.0%}]", "delta_db", "", False),
     ]
-    return [*start, *rest, *_COSTS, *others]
+    return [*start, *rest, *_COSTS]
 
 
 class Picture(NamedTuple):
-    """An embedded plot: heading, base64 text of a PNG, and its size in pixels."""
+    """An embedded plot: kind (a key of `_TITLES`, or the stem of its file), heading, PNG as base64, size in pixels."""
 
+    kind: str
     title: str
     png: str
-    is_bit_map: bool
     width: int
     height: int
+
+    @property
+    def is_bit_map(self) -> bool:
+        return self.kind == "bits"
 
     @property
     def is_wide(self) -> bool:
@@ -87,12 +94,17 @@ def write_report(
     """Write ``run_dir/report.html`` from records, comparisons, manifest, latencies and the plots in ``run_dir/plots``.
 
     Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
-    below 10 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``,
+    below 3 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``,
     ``git_commit`` and ``git_changes`` make the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
+    charts = [picture for picture in pictures if not picture.is_bit_map]
+    members = families(df, from_manifest(manifest))
     published, footnotes = published_table(df)
-    crops, views_left_out = views(df, Path(run_dir) / "artifacts" / "crops")
+    rows = cell_rows(df, manifest)
+    room = _PAGE - _TABLES - len(_json(rows)) - sum(len(picture.png) for picture in pictures)
+    budget = min(BUDGET, max(_LEAST, room * 3 // 4))  # base64 makes four bytes of three
+    crops, views_left_out = views(df, Path(run_dir) / "artifacts" / "crops", budget)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -103,9 +115,12 @@ def write_report(
     page = environment.get_template("report.html.j2").render(
         headline=[(name, _inline(manifest[name])) for name in _HEADLINE if manifest.get(name)],
         counts=_counts(df),
+        overviews=overviews(df, members, manifest),
+        tolerances=TOLERANCES_DB,
+        main_figure=next((chart for chart in charts if chart.kind == "psnr_bitops"), None),
         statuses=_statuses(manifest),
         tables=_tables(df, manifest),
-        comparisons=[(heading, _texts(frame)) for heading, frame in by_kind(compared)],
+        comparisons=[(heading, EQUAL_BITOPS in heading, _texts(frame)) for heading, frame in by_kind(compared)],
         comparisons_note=COMPARISONS_NOTE,
         seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, compared))],
         seeds_note=SEEDS_NOTE,
@@ -114,17 +129,21 @@ def write_report(
         published=_texts(published) if len(published) else None,
         published_note=PUBLISHED_NOTE,
         footnotes=footnotes,
-        pictures=[picture for picture in pictures if not picture.is_bit_map],
+        pictures=charts,
         bit_maps=[picture for picture in pictures if picture.is_bit_map],
         left_out=left_out,
         skipped=skipped_cells(manifest),
         environment=[(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name not in _TABULATED],
         reference=REFERENCE,
-        data=htmlsafe_json_dumps(cell_rows(df, manifest) | {"views": crops}, separators=(",", ":"), ensure_ascii=False),
+        data=_json(rows | {"views": crops}),
         has_views=bool(crops),
         views_left_out=views_left_out,
     )
     return write_text(Path(run_dir) / "report.html", page)
+
+
+def _json(value: Any) -> str:
+    return htmlsafe_json_dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _counts(df: pd.DataFrame) -> str:
@@ -143,7 +162,7 @@ def _statuses(manifest: Mapping[str, Any]) -> str:
 def _tables(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One table a mode; rows as (key of the cell, [(text, sort key, whether a number)])."""
     table, columns = summary(df), _columns(df, manifest)
-    names = ["scheme", "backbone", "dataset", "scale"]
+    names = ["scheme", "backbone", "dataset", *(["scale"] if df["scale"].nunique() > 1 else [])]
     table[HEADING.lower()] = table["scheme"].map(extent)
     names += [HEADING.lower()] if holds_both(table["scheme"]) else []
     tables = []
@@ -183,14 +202,14 @@ def _pictures(folder: Path) -> tuple[list[Picture], int]:
     pictures: list[Picture] = []
     spent = 0
     for path in paths:
-        data, size = _shrunk(path)
+        data, size = _shrunk(path, _kind(path) != "bits")
         if spent + len(data) > _BUDGET:
             continue  # a smaller one may still fit
         spent += len(data)
         kind = _kind(path)
         rest = path.stem.removeprefix(kind).strip("_").replace("_", " ")
         title = f"{_TITLES.get(kind, kind.replace('_', ' '))}: {rest}".removesuffix(": ")
-        pictures.append(Picture(title, base64.b64encode(data).decode(), kind == "bits", *size))
+        pictures.append(Picture(kind, title, base64.b64encode(data).decode(), *size))
     return pictures, len(paths) - len(pictures)
 
 
@@ -199,14 +218,15 @@ def _kind(path: Path) -> str:
     return next((name for name in _TITLES if path.stem.startswith(f"{name}_")), path.stem)
 
 
-def _shrunk(path: Path) -> tuple[bytes, tuple[int, int]]:
+def _shrunk(path: Path, is_chart: bool) -> tuple[bytes, tuple[int, int]]:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     if image.width > _WIDTH:
         size = (_WIDTH, round(image.height * _WIDTH / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)
+    kept = image.quantize(_COLOURS, dither=Image.Dither.NONE) if is_chart else image
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    kept.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue(), image.size
 
 

@@ -87,10 +87,11 @@ def _number(value: float) -> float | str:
     return float(f"{value:.6g}") if value % 1 else int(value)
 
 
-def views(df: pd.DataFrame, folder: Path) -> tuple[list[dict[str, Any]], int]:
+def views(df: pd.DataFrame, folder: Path, budget: int = BUDGET) -> tuple[list[dict[str, Any]], int]:
     """The images of the viewer, each with the networks that have a crop of it; and how many crops were left out.
 
-    Crops whose cell has no record (any more) are not shown. All are cut to one size that lets them fit into `BUDGET`.
+    Crops whose cell has no record (any more) are not shown. All are cut to one size that lets them fit into `budget`,
+    bytes before base64.
 
     Raises:
         UserError: a stored view is damaged.
@@ -104,12 +105,12 @@ def views(df: pd.DataFrame, folder: Path) -> tuple[list[dict[str, Any]], int]:
     for view in stored:
         by_image.setdefault((view["dataset"], view["image"]), []).append(view)
     pictures = sum(len(group) + 2 for group in by_image.values())  # HR and the bicubic one stand beside SR
-    side = max(SMALLEST, int(math.sqrt(BUDGET / (BYTES_A_PIXEL * max(pictures, 1)))))
+    side = max(SMALLEST, int(math.sqrt(budget / (BYTES_A_PIXEL * max(pictures, 1)))))
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     spent = count = 0
     for rank in range(max(map(len, by_image.values()), default=0)):  # in turns, so that no image is left out first
         for key, group in by_image.items():
-            if rank >= len(group) or spent > BUDGET:
+            if rank >= len(group) or spent > budget:
                 continue
             part = _cut(group[rank], side)
             if key not in entries:

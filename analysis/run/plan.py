@@ -117,7 +117,7 @@ def _canonical(spec: str) -> str:
         raise
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"scheme {spec!r}: its class raised {what}; mend it or leave it out") from error
+        raise UserError(f"scheme {spec!r}: its class raised {what}; fix it or leave it out") from error
 
 
 def make_plan(

@@ -1,14 +1,12 @@
-"""The table of backbones in docs/backbones.md: `python -m analysis.backbones` prints it."""
+"""The table of backbones in docs/backbones.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cadyq
 from analysis.tables.summary import markdown_lines
-from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 from cadyq.metrics.storage import parameter_count
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.cost import count_macs
@@ -60,10 +58,3 @@ def table() -> str:
     """The table in Markdown."""
     rows = [row(entry) for entry in toml.loads(NETWORKS.read_text())["network"]]
     return markdown_lines([COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *rows])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=program("analysis.backbones"), description=__doc__)
-    add_debug_option(parser)
-    args = parser.parse_args(argv)
-    return exit_status(lambda: print(table()), args.debug)

@@ -346,7 +346,7 @@ def _text(row: dict[Hashable, Any]) -> str:
 
 COMPARISONS_NOTE = (
     f"Each row: mean and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} resamples, seed "
-    f"{SEED}). An interval that holds 0 means that the images do not tell the two apart. FAB: of the network / of what "
+    f"{SEED}). An interval that contains 0 means that the images show no difference. FAB: of the network / of what "
     f"it is compared with. Fixed bits: {FIXED} with weights at the same bits, its PSNR interpolated between the two "
     "nearest activation bit-widths. Equal FAB: by how much more the network leads fixed bits of its own FAB than the "
     "other leads those of its own; a scheme without controls on its own weights is compared with those on the weights "

@@ -1,22 +1,11 @@
-"""What a network costs: storage, and MACs and BitOPs by convolution (`python -m analysis.cost --model zoo:NAME`)."""
+"""What a network costs: storage, and MACs and BitOPs by convolution."""
 
 from __future__ import annotations
-
-import sys
-from collections.abc import Sequence
 
 import pandas as pd
 import torch
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import (
-    Numbers,
-    Parser,
-    add_network_options,
-    exit_status,
-    open_networks,
-    program,
-)
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.trace import Trace, trace_forward
 
@@ -34,21 +23,6 @@ def layer_table(trace: Trace) -> pd.DataFrame:
     return table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=program("analysis.cost"), description=__doc__)
-    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
-    parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
-    parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")
-    add_network_options(parser)
-    args = parser.parse_args(argv)
-
-    def act() -> None:
-        open_networks(args)
-        print_layers(args.model, args.height, args.width)
-
-    return exit_status(act, args.debug)
-
-
 def print_layers(model: str, output_height: int, output_width: int) -> None:
     """Print the layer table, the BitOPs by who spends them, and what was not counted."""
     network = load_model(model)
@@ -62,7 +36,3 @@ def print_layers(model: str, output_height: int, output_width: int) -> None:
     parts = ", ".join(f"{name} {float(value) / 1e9:.1f}" for name, value in split._asdict().items())
     print(f"BitOPs {float(split.total) / 1e9:.1f} G ({parts})")
     print(f"not counted: {trace.macs.not_counted}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,20 +1,15 @@
-"""`python -m analysis.compare RUN_A RUN_B`: what changed between two runs, with intervals."""
+"""What changed between two runs, with intervals."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from analysis.records.store import CELL_COLUMNS, EARLIER, load
+from analysis.records.store import CELL_COLUMNS, EARLIER
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, paired_drop
 from analysis.tables.summary import MISSING, markdown_table
-from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
-from cadyq.utils.files import write_text
 
 SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
 
@@ -88,24 +83,3 @@ def _texts(row: dict[Any, Any]) -> dict[str, str]:
         "FAB": f"{row['fab']:+.2f}" if known else MISSING,
         "BitOPs": f"{row['bitops_percent']:+.2f} %" if known and not math.isnan(row["bitops_percent"]) else MISSING,
     }
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(prog=program("analysis.compare"), description=__doc__)
-    parser.add_argument("run_a", type=Path)
-    parser.add_argument("run_b", type=Path)
-    parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")
-    add_debug_option(parser)
-    args = parser.parse_args(argv)
-
-    def act() -> None:
-        table = compare(load(args.run_a), load(args.run_b))
-        print(to_markdown(table))
-        if args.out:
-            write_text(args.out, table.to_csv(index=False, lineterminator="\n"))
-
-    return exit_status(act, args.debug)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -72,6 +72,19 @@ def summary(
     return table.loc[order].reset_index(drop=True)
 
 
+def over_all_images(df: pd.DataFrame) -> pd.DataFrame:
+    """Records as if all datasets were one, named `OVERALL`; of networks that were measured on every image.
+
+    Records of a single dataset come back as they are.
+    """
+    if df["dataset"].nunique() == 1:
+        return df
+    keys = ["scale", "mode", "backbone", "scheme"]
+    images = df.groupby(keys, sort=False)["image"].transform("size")
+    df = df[images == images.groupby([df["scale"], df["mode"]]).transform("max")]
+    return df.assign(image=df["dataset"] + "/" + df["image"], dataset=OVERALL)
+
+
 def metrics_in(table: pd.DataFrame, manifest: Mapping[str, Any]) -> list[Shown]:
     """The metrics of a summary that tables show, in its order."""
     others = [*GROUP, "images", *COSTS, *AGAINST]

@@ -1,4 +1,4 @@
-"""Control: for each patch, the bits that a joint search over its true error finds. The end of the scale.
+"""Control: for each patch, the bits that a joint search over its true error finds. An upper bound.
 
 On weights and ranges of a trained CADyQ network. At run time the HR patch is known (`reads_hr`), so this is no scheme
 to deploy: it says how much a better choice of bits could gain. Each patch minimizes f(error) + price x mean bits by

@@ -171,7 +171,7 @@ def _check(network: SRNetwork, sr: Any, tiles: Sequence[Tile]) -> None:
     expected = (len(tiles), 3, tiles[0].height * network.scale, tiles[0].width * network.scale)
     found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
     if found != expected:
-        raise UserError(f"{_named(network)}: SR of {len(tiles)} tiles is {found}, not {expected}; mend its forward")
+        raise UserError(f"{_named(network)}: SR of {len(tiles)} tiles is {found}, not {expected}; fix its forward")
     finite = torch.isfinite(sr).flatten(1).all(1)
     if not bool(finite.all()):
         tile = tiles[int((~finite).long().argmax())]

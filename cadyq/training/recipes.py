@@ -42,7 +42,7 @@ class Recipe:
             steering.
         steer: how fast that weight moves, per step and bit of difference.
         validate_every: steps between measurements on held-out photographs.
-        scheme_options: options of `scheme`; they lapse where --scheme names another one.
+        scheme_options: options of `scheme`; ignored where --scheme names another one.
         range_rate_relative: whether `rate_range` is in units of each bound's value at the start.
         schedule: "cosine" to zero, or "halve" the rates once, after the share `halve_at` of the steps.
         warmup: steps over which the rates grow linearly to their values.
@@ -51,7 +51,7 @@ class Recipe:
         weight_at_features, weight_at_branches: factors of attention transfer from the teacher, on the features before
             upsampling and summed over the blocks' branch outputs.
         teacher: who that is where --teacher names none: "fp32" (the trained FP32 network of that backbone and scale),
-            "parent" (the network to start from) or "none", with which all terms of a teacher lapse.
+            "parent" (the network to start from) or "none", which drops all terms of a teacher.
         average: decay of the exponential moving average of the weights, which is then what is measured and saved; 0
             for none.
         augment: whether patches are flipped and transposed at random.
@@ -147,7 +147,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = toml.loads(path.read_text())
     except toml.TOMLDecodeError as error:
-        raise UserError(f"{path}: not TOML ({error}); mend it") from error
+        raise UserError(f"{path}: invalid TOML ({error}); fix the syntax") from error
     base = values.pop("base", None)
     return values if base is None else _read(_path(base)) | values
 

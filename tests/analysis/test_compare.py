@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.commands.compare import main
 from analysis.records.store import load
-from analysis.tables.run_differences import CHANGED, ONLY_A, ONLY_B, SAME, compare, main, to_markdown
+from analysis.tables.run_differences import CHANGED, ONLY_A, ONLY_B, SAME, compare, to_markdown
 
 Runner = Callable[..., Path]
 

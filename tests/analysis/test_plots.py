@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from PIL import Image
 
 from analysis.plots import figures as plots
 from analysis.plots import style
 from analysis.plots.figures import write_plots
+from analysis.plots.quality import quality_figure
 from analysis.records.store import load
 from analysis.report.crops import textured
+from analysis.tables.extent import WHOLE_NETWORK
+from analysis.tables.families import families
 from analysis.tables.summary import summary
 from cadyq.utils.errors import UserError
 
@@ -54,7 +59,7 @@ def test_png_has_200_dpi_and_is_not_blank(make_run: Runner) -> None:
     paths = write_plots(df[df["scheme"].isin(["none", "fp32"])], run_dir)
     with Image.open(paths[0]) as image:
         assert image.info["dpi"][0] == pytest.approx(200, abs=0.1)
-        assert image.width >= 3.5 * 200 - 1
+        assert image.width >= style.COLUMN_IN * 200 - 1
         assert np.asarray(image.convert("L")).std() > 5
 
 
@@ -72,22 +77,95 @@ def test_what_has_no_data_is_not_drawn(make_run: Runner) -> None:
     assert write_plots(df[df["macs_g"] == 0], run_dir) == []
 
 
-def test_interpolation_and_full_precision_are_lines_and_quantized_networks_points(make_run: Runner) -> None:
+def _panels(df: pd.DataFrame, cost: str = "fab", intervals: bool = True) -> list[Any]:
+    made = quality_figure(summary(df), families(df), cost, intervals)
+    return [axis for axis in made.axes if axis.axison]
+
+
+def test_interpolation_and_full_precision_are_lines_and_quantized_networks_marks(make_run: Runner) -> None:
     df = load(_small_run(make_run))
-    looks = style.look(list(df.loc[df["macs_g"] > 0, "scheme"].unique()))
-    made = plots._quality_figure(summary(df), "fab", "FAB", looks, True)
-    for axis in made.axes:
-        assert [line.get_linestyle() for line in axis.lines if line.get_linewidth() == 0.9] == ["-", "--"]
-    labels = [text.get_text() for text in made.legends[0].get_texts()]
-    assert labels == ["pams:w8a8", "pams:w4a4", "dorefa:w4a4", "cadyq", "fp32", "bicubic"]
+    for axis in _panels(df):
+        assert sorted(line.get_linestyle() for line in axis.lines if line.get_linewidth() == 0.9) == ["--", ":"]
+        assert {"fp32", "bicubic", "pams w8", "cadyq"} <= {text.get_text() for text in axis.texts} | {"pams w8"}
+
+
+def test_every_line_has_its_label_and_no_legend_names_schemes(make_run: Runner) -> None:
+    df = load(_small_run(make_run))
+    edsr, carn_m = _panels(df)
+    assert {"pams:w8a8", "pams:w4a4", "dorefa:w4a4", "cadyq"} <= {text.get_text() for text in edsr.texts}
+    assert "dorefa:w4a4" not in {text.get_text() for text in carn_m.texts}
+    shown = [text.get_text() for text in edsr.figure.legends[0].get_texts()]
+    assert shown == ["fixed bits", "dynamic bits", "full precision"]
+
+
+def test_bit_widths_of_one_scheme_are_one_line(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).replace({"scheme": {"pams:w4a4": "pams:w8a4"}})
+    (axis, _) = _panels(df)
+    assert [len(line.get_xdata()) for line in axis.lines if line.get_linewidth() == 1.1] == [2, 1, 1]
+    assert "pams w8" in {text.get_text() for text in axis.texts}
+
+
+def test_controls_are_grey_and_dynamic_marks_filled(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).replace({"scheme": {"dorefa:w4a4": "dynamic_range:w8a4"}})
+    lines = [line for line in _panels(df)[0].lines if line.get_linewidth() == 1.1]
+    by_size = {line.get_markersize(): line for line in lines}
+    cadyq, pams, control = by_size[6.5], by_size[5], by_size[4]
+    assert cadyq.get_markerfacecolor() == cadyq.get_color() and pams.get_markerfacecolor() == "white"
+    assert control.get_color() == "0.45"
+
+
+def test_the_legend_of_one_panel_is_not_cut_off(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).replace({"scheme": {"dorefa:w4a4": "dynamic_range:w8a4"}})
+    df = df[df["backbone"] == "edsr"]
+    with style.context():
+        made = quality_figure(summary(df), families(df))
+        made.draw_without_rendering()
+    (legend,) = made.legends
+    assert len(legend.get_texts()) == 4
+    box = legend.get_window_extent()
+    assert box.x0 >= made.bbox.x0 and box.x1 <= made.bbox.x1
+
+
+def test_whole_networks_have_panels_of_their_own(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).query("backbone != 'carn_m'")
+    whole = df[df["scheme"] == "pams:w8a8"].assign(scheme="pams:w8a8,outer_bits=8")
+    titles = [axis.get_title() for axis in _panels(pd.concat([df, whole]))]
+    assert titles == ["edsr \u00b7 as papers", "edsr \u00b7 whole network"]
+    member = families(pd.concat([df, whole]))["pams:w8a8,outer_bits=8"]
+    assert (member.extent, member.label) == (WHOLE_NETWORK, "pams:w8a8")
+
+
+def test_labels_cover_neither_marks_nor_each_other(make_run: Runner) -> None:
+    for axis in _panels(load(_small_run(make_run))):
+        named = [text for text in axis.texts if isinstance(text, Annotation)]
+        boxes = [text.get_window_extent() for text in named]
+        marks = [axis.transData.transform(text.xy) for text in named]
+        assert len(boxes) >= 3
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        assert not any(box.contains(*mark) for box in boxes for mark in marks)
+
+
+def test_bars_stand_only_where_they_can_be_told_apart(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).query("backbone == 'edsr'")
+    apart = df[df["scheme"].isin(["fp32", "pams:w8a8", "pams:w4a4"])]
+    twice = pd.concat([apart, df[df["scheme"] == "pams:w4a4"].assign(scheme="pact:w4a4")])
+    bars = [len(_panels(rows)[0].containers) for rows in (apart, twice)]
+    assert bars == [2, 1] and not _panels(apart, intervals=False)[0].containers
+
+
+def test_several_datasets_get_a_figure_each_and_one_of_all_images(make_run: Runner) -> None:
+    names = [name for name in plots.figures(load(make_run())) if name.startswith("psnr")]
+    assert names == ["psnr_bitops_x4_image", "psnr_fab_x4_image"] + [
+        f"psnr_bitops_x4_image_{n}" for n in ("Set5", "B100")
+    ]
 
 
 def test_a_line_far_below_becomes_a_note(make_run: Runner) -> None:
     df = load(_small_run(make_run))
     df.loc[df["macs_g"] == 0, "psnr_db"] = 5.0
-    made = plots._quality_figure(summary(df), "fab", "FAB", style.look(list(df["scheme"].unique())), False)
-    assert all("5.00 dB, below" in axis.texts[0].get_text() for axis in made.axes)
-    assert all(axis.get_ylim()[0] > 20 for axis in made.axes)
+    for axis in _panels(df, intervals=False):
+        assert any("5.00 dB, below" in text.get_text() for text in axis.texts)
+        assert axis.get_ylim()[0] > 20
 
 
 def test_dynamic_schemes_are_found_by_their_rows(make_run: Runner) -> None:
@@ -125,32 +203,13 @@ def test_damaged_artifact_is_named(make_run: Runner) -> None:
         write_plots(df[df["macs_g"] == 0], run_dir)
 
 
-def test_schemes_of_one_cost_stand_side_by_side() -> None:
-    assert plots._shifts([32.0, 8.0, 4.0, 8.0, 8.001]) == [0, -5, 0, 0, 5]
-    many = plots._shifts([8.0] * 20)
-    assert len(set(many)) == 20 and max(many) - min(many) <= plots._ROW and sum(many) == pytest.approx(0)
-
-
-def test_moved_marks_stay_inside_the_axes(make_run: Runner) -> None:
-    df = load(_small_run(make_run))
-    made = plots._quality_figure(summary(df), "fab", "FAB", style.look(list(df["scheme"].unique())), True)
-    assert made is not None
-    made.draw_without_rendering()
-    for axis in made.axes:
-        marks = [line for line in axis.lines if line.get_marker() in style.MARKERS]
-        assert len(marks) >= 3
-        for line in marks:
-            (place,) = line.get_transform().transform(line.get_xydata())
-            assert axis.bbox.contains(*place)
-
-
 def test_many_dynamic_schemes_get_several_figures(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "PNG_DPI", 50)
     run_dir = _small_run(make_run)
     rows = load(run_dir).query("scheme == 'cadyq'")
     df = pd.concat([rows.assign(scheme=f"scheme{i}") for i in range(7)])
     names = {path.name for path in write_plots(df, run_dir) if path.name.startswith("fab_gradient")}
-    assert {"fab_gradient_x4_image.png", "fab_gradient_x4_image_2.png"} <= names and len(names) == 4
+    assert {"fab_gradient_x4_image.png", "fab_gradient_x4_image_3.png"} <= names and len(names) == 6
 
 
 def test_figures_are_named_as_their_files_and_drawn_when_called(make_run: Runner) -> None:
@@ -158,7 +217,7 @@ def test_figures_are_named_as_their_files_and_drawn_when_called(make_run: Runner
     df.loc[df["scheme"] == "pams:w8a8", "psnr_db"] = float("inf")  # no mean to draw
     found = plots.figures(df)
     assert list(found) == ["psnr_bitops_x4_image", "psnr_fab_x4_image", "fab_gradient_x4_image"]
-    labels = [text.get_text() for text in found["psnr_fab_x4_image"]().legends[0].get_texts()]
+    labels = [text.get_text() for text in found["psnr_fab_x4_image"]().axes[0].texts]
     assert "pams:w8a8" not in labels and "pams:w4a4" in labels
 
 

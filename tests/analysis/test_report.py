@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from analysis.commands.report import main
 from analysis.plots import style
 from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
 from analysis.report import page as report
-from analysis.report.build import build, main
+from analysis.report.build import build
+from analysis.report.overview import overviews
 from analysis.report.page import write_report
 from analysis.tables.comparisons import comparisons
+from analysis.tables.families import families
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]
@@ -42,7 +45,7 @@ def test_build_remakes_everything_from_records(
     assert page.count("data:image/png;base64,") == 4
     for part in ("python -m analysis.run_all", "cores 2, cpu some", "beef", "no trained weights in the zoo"):
         assert part in page
-    for section in ("tables", "plots", "bit-maps", "reading", "not-run", "environment"):
+    for section in ("overview", "tables", "plots", "bit-maps", "reading", "not-run", "environment"):
         assert f'id="{section}"' in page
 
 
@@ -79,6 +82,45 @@ def test_sort_keys_and_unknown_values(make_run: Runner) -> None:
     assert text.startswith(f"{float(key):+.3f} [")
 
 
+def test_the_first_screen_names_the_cheapest_scheme_for_a_loss(make_run: Runner) -> None:
+    df = load(make_run())
+    (overview,) = overviews(df, families(df), {})
+    assert overview.sentence == (
+        "To lose at most 0.05 dB of PSNR at the lowest cost, take pams:w8a8 on edsr (saves 94 % of BitOPs) "
+        "and pams:w8a8 on carn_m (saves 94 % of BitOPs)."
+    )
+    assert overview.choices["edsr"][0] == "none measured" and overview.choices["edsr"][2].startswith("cadyq: ")
+    without = df[~df["scheme"].isin(["fp32"])]  # nothing to lose against
+    assert overviews(without, families(without), {})[0].sentence == ""
+
+
+def test_a_run_without_a_network_has_no_advice(make_run: Runner) -> None:
+    df = load(make_run()).query("backbone == 'bicubic'")
+    (overview,) = overviews(df, families(df), {})
+    assert overview.sentence == "" and overview.choices == {} and len(overview.table["rows"]) == 1
+
+
+def test_controls_and_oracles_are_not_advised(make_run: Runner) -> None:
+    df = load(make_run()).replace({"scheme": {"pams:w8a8": "dynamic_range:w8a8", "cadyq": "oracle"}})
+    (overview,) = overviews(df, families(df), {})
+    assert {text for texts in overview.choices.values() for text in texts} == {"none measured"}
+
+
+def test_datasets_are_columns_and_each_number_leads_to_its_record(make_run: Runner) -> None:
+    df = load(make_run())
+    table = overviews(df, families(df), {})[0].table
+    assert table["datasets"] == ["Set5", "B100"] and table["kinds"] == ["full precision", "fixed bits", "dynamic bits"]
+    row = next(row for row in table["rows"] if (row["backbone"], row["scheme"]) == ("edsr", "pams:w4a4"))
+    assert [cell["cell"] for cell in row["quality"]] == [
+        f"edsr__pams-w4a4__x4__{name}__image" for name in ("Set5", "B100")
+    ]
+    own = df.query("backbone == 'edsr' and scheme == 'pams:w4a4' and dataset == 'B100'")
+    assert row["quality"][1]["text"] == f"{own['psnr_db'].mean():.2f} / {own['ssim'].mean():.4f}"
+    partly = df[~((df["backbone"] == "edsr") & (df["scheme"] == "cadyq") & (df["dataset"] == "B100"))]
+    row = next(r for r in overviews(partly, families(partly), {})[0].table["rows"] if r["scheme"] == "cadyq")
+    assert row["quality"][1]["text"] == "\u2013" and row["costs"] == [("\u2013", "")] * 5
+
+
 def test_embedded_plots_are_shrunk(make_run: Runner) -> None:
     run_dir = make_run()
     (run_dir / "plots").mkdir()
@@ -87,7 +129,7 @@ def test_embedded_plots_are_shrunk(make_run: Runner) -> None:
     target = run_dir / "back.png"
     target.write_bytes(base64.b64decode(text))
     with Image.open(target) as image:
-        assert image.size == (1200, 240)
+        assert image.size == (1000, 200)
 
 
 def test_page_stays_small(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

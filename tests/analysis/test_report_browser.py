@@ -68,12 +68,12 @@ def open_page(browser: Any, run_dir: Path) -> Iterator[Callable[..., Any]]:
 
 
 def column(page: Any, number: int) -> list[str]:
-    rows = page.locator("main table.sortable").first.locator("tbody tr:not([hidden])")
+    rows = page.locator("main table.records").first.locator("tbody tr:not([hidden])")
     return [str(text) for text in rows.locator(f"td:nth-child({number})").all_inner_texts()]
 
 
 def heading(page: Any, text: str) -> tuple[Any, int]:
-    heads = page.locator("main table.sortable").first.locator("th")
+    heads = page.locator("main table.records").first.locator("th")
     number = heads.all_inner_texts().index(text)
     return heads.nth(number), number + 1
 
@@ -95,13 +95,37 @@ def test_sorting(open_page: Callable[..., Any]) -> None:
 
 def test_filtering(open_page: Callable[..., Any]) -> None:
     page = open_page()
-    rows = page.locator("main table.sortable").first.locator("tbody tr")
+    rows = page.locator("main table.records").first.locator("tbody tr")
     total = rows.count()
     page.get_by_role("searchbox").first.fill("CADYQ b100")
     assert column(page, 1) == ["cadyq", "cadyq"] and set(column(page, 3)) == {"B100"}
     assert page.locator("#tables output").first.inner_text() == f"2 of {total} rows"
     page.get_by_role("searchbox").first.fill("")
     assert len(column(page, 1)) == total
+
+
+def test_filters_of_the_overview(open_page: Callable[..., Any]) -> None:
+    page = open_page()
+    table = page.locator(".overview table")
+    names = table.locator("tbody tr:not([hidden]) td:first-child")
+    page.locator("select[data-filter=backbone]").select_option("carn_m")
+    assert set(table.locator("tbody tr:not([hidden]) td:nth-child(2)").all_inner_texts()) == {"carn_m"}
+    page.locator("select[data-filter=scheme]").select_option(label="pams")
+    assert names.all_inner_texts() == ["pams:w8a8", "pams:w4a4"]
+    page.locator("select[data-filter=scheme]").select_option(label="dynamic bits")
+    assert names.all_inner_texts() == ["cadyq"]
+    page.get_by_label("B100").first.uncheck()
+    assert not any("B100" in text for text in table.locator("th:visible").all_inner_texts())
+    table.locator("tbody a:visible").first.click()
+    assert "cadyq" in page.get_by_role("dialog").locator("h2").inner_text()
+
+
+def test_the_overview_is_not_cut_off(open_page: Callable[..., Any]) -> None:
+    page = open_page({"width": 1280, "height": 800})
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert page.evaluate(wide) == 0
+    head = page.locator("#overview figure, .answer").first
+    assert head.bounding_box()["y"] < 800
 
 
 def test_a_row_opens_its_record(open_page: Callable[..., Any]) -> None:

@@ -14,9 +14,9 @@ from skimage.data import astronaut
 
 import cadyq
 from analysis.cli import main_of
+from analysis.commands.cost import main as cost
 from analysis.run.command import main as run_all
 from analysis.run.verification import main as verify
-from analysis.tables.layer_costs import main as cost
 from cadyq import plugins
 from cadyq.commands.derive import main as derive
 from cadyq.commands.train import build_parser, train

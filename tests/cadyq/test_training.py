@@ -174,7 +174,7 @@ def test_recipes_can_be_changed() -> None:
         ("steps =", "step =", "'step.*' is missing or unknown"),
         ("batch = 8\n", "", "'batch' is missing"),
         ("batch = 8\n", "batch = 8\nmomentum = 0.9\n", "'momentum'.*unknown"),
-        ("batch = 8", "batch = = 8", "not TOML"),
+        ("batch = 8", "batch = = 8", "invalid TOML"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:

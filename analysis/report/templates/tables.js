@@ -58,6 +58,23 @@ document.querySelectorAll("input[type=search]").forEach(box => {
   filter();
 });
 
+document.querySelectorAll(".overview").forEach(part => {
+  const rows = [...part.querySelectorAll("tbody tr")];
+  const [backbone, scheme] = part.querySelectorAll("select");
+  const filter = () => {
+    for (const row of rows) {
+      const {backbone: name, kind, family} = row.dataset;
+      row.hidden = !(["", name].includes(backbone.value) && ["", kind, family].includes(scheme.value));
+    }
+    part.querySelector("output").textContent = `${rows.filter(row => !row.hidden).length} of ${rows.length} rows`;
+  };
+  [backbone, scheme].forEach(select => select.addEventListener("change", filter));
+  part.querySelectorAll("input[data-column]").forEach(box => box.addEventListener("change", () => {
+    part.querySelectorAll(`table [data-column="${box.dataset.column}"]`).forEach(cell => cell.hidden = !box.checked);
+  }));
+  filter();
+});
+
 const dialog = document.getElementById("record");
 const cells = new Map(data.cells.map(cell => [cell.key, cell]));
 

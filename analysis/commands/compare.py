@@ -1,0 +1,28 @@
+"""`python -m analysis.compare RUN_A RUN_B`: what changed between two runs, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.records.store import load
+from analysis.tables.run_differences import compare, to_markdown
+from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
+from cadyq.utils.files import write_text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog=program("analysis.compare"), description=__doc__)
+    parser.add_argument("run_a", type=Path)
+    parser.add_argument("run_b", type=Path)
+    parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
+
+    def act() -> None:
+        table = compare(load(args.run_a), load(args.run_b))
+        print(to_markdown(table))
+        if args.out:
+            write_text(args.out, table.to_csv(index=False, lineterminator="\n"))
+
+    return exit_status(act, args.debug)

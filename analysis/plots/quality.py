@@ -1,0 +1,206 @@
+"""PSNR against a cost: families of schemes as lines over their bit-widths, dynamic schemes as filled marks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from analysis.plots import labels, style
+from analysis.plots.style import short, short_number
+from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK
+from analysis.tables.families import CONTROL, DYNAMIC, FIXED, FULL, Member, extents
+
+COSTS = {"bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output)"), "fab": ("fab", "FAB (bits)")}
+_WIDE_RANGE = 4  # highest over lowest cost from which an axis is logarithmic
+_CLOSE = 0.02  # difference of costs, as a share of their range, below which two marks stand at one place
+_GREY = "0.45"
+_PANEL_IN = (style.COLUMN_IN, 2.75)
+_SAMPLES = 20  # points along each piece of a line that labels keep away from
+_KINDS: dict[str, dict[str, Any]] = {
+    FIXED: {"markersize": 5, "markerfacecolor": "white", "markeredgewidth": 1.1},
+    DYNAMIC: {"markersize": 6.5, "markeredgecolor": "white", "markeredgewidth": 0.5},
+    CONTROL: {"markersize": 4, "markerfacecolor": "white", "markeredgewidth": 0.8},
+}
+_Looks = dict[str, tuple[str, str]]
+
+
+def quality_figure(
+    table: pd.DataFrame, members: Mapping[str, Member], cost: str = "bitops", intervals: bool = True
+) -> Figure:
+    """Mean PSNR against a cost; a panel for each backbone and extent, in two columns.
+
+    Full precision is a dashed line: it costs so much more that quantized schemes would be one spot beside it. So are
+    methods without a network, where they are near enough.
+
+    Args:
+        table: `summary` of one dataset, scale and mode.
+        members: of its schemes, see `families`.
+        cost: a key of `COSTS`.
+        intervals: error bars of the drop against full precision, where no other bar stands at the same place.
+    """
+    column, label = COSTS[cost]
+    networks = table[table["macs_g"] > 0]
+    backbones, shown = list(networks["backbone"].unique()), extents(networks, members) or [AS_PAPERS]
+    panels = list(itertools.product(backbones, shown))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    made = style.figure(_PANEL_IN[0] * columns, _PANEL_IN[1] * rows + 0.35)
+    axes = made.subplots(rows, columns, squeeze=False).ravel()
+    looks = _looks(members)
+    drawn = []
+    for axis, (backbone, quantized) in zip(axes, panels, strict=False):
+        here = networks[networks["backbone"] == backbone]
+        points = here[[members[name].extent == quantized and members[name].kind != FULL for name in here["scheme"]]]
+        axis.set_title(short(backbone) + (f" · {quantized}" if WHOLE_NETWORK in shown else ""))
+        full = here[
+            [members[name].kind == FULL and members[name].extent in (AS_PAPERS, quantized) for name in here["scheme"]]
+        ]
+        beside = pd.concat([full, table[table["macs_g"] <= 0]])
+        marks = points if len(points) else full
+        drawn.append(
+            (
+                axis,
+                marks,
+                _panel(axis, marks, beside if len(points) else beside.iloc[:0], column, members, looks, intervals),
+            )
+        )
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    made.supxlabel(label, fontsize=8)
+    made.supylabel(f"PSNR (dB, mean over {short(str(table['dataset'].iloc[0]))})", fontsize=8)
+    made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=2 * columns)
+    made.draw_without_rendering()  # settles the layout, which labels need
+    for axis, marks, taken in drawn:
+        labels.place(axis, _labels(marks, column, members, looks), taken)
+    return made
+
+
+def _looks(members: Mapping[str, Member]) -> _Looks:
+    """Colour and marker of each scheme; controls are grey."""
+    grey = {one.scheme for one in members.values() if one.kind == CONTROL}
+    order = (DYNAMIC, FIXED, CONTROL, FULL)
+    named = dict.fromkeys(one.scheme for one in sorted(members.values(), key=lambda one: order.index(one.kind)))
+    coloured = style.look([name for name in named if name not in grey])
+    return coloured | {name: (_GREY, look[1]) for name, look in style.look(sorted(grey)).items()}
+
+
+def _panel(
+    axis: Axes, points: pd.DataFrame, beside: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks,
+    intervals: bool,
+) -> list[tuple[float, float]]:  # fmt: skip
+    """Draw one panel; returns the places that labels keep away from."""
+    taken: list[tuple[float, float]] = []
+    lines = points.assign(line=[members[name].line for name in points["scheme"]])
+    for _, part in lines.groupby("line", sort=False):
+        part = part.sort_values(column)
+        member = members[part["scheme"].iloc[0]]
+        colour, marker = looks[member.scheme]
+        look = {"color": colour, "marker": marker, **_KINDS.get(member.kind, _KINDS[FIXED])}
+        if member.kind != DYNAMIC:
+            look["markeredgecolor"] = colour
+        sns.lineplot(data=part, x=column, y="psnr_db", ax=axis, linewidth=1.1, errorbar=None, legend=False, **look)
+        taken += _along(part[column].tolist(), part["psnr_db"].tolist())
+    if intervals:
+        _error_bars(axis, points, column, members, looks)
+    axis.set(xlabel="", ylabel="")
+    axis.yaxis.set_major_locator(MaxNLocator(5))
+    _cost_axis(axis, points[column])
+    return taken + _reference_lines(axis, points, beside)
+
+
+def _along(x: list[float], y: list[float]) -> list[tuple[float, float]]:
+    """The marks of a line, and places between them."""
+    between = [
+        (a + (b - a) * i / _SAMPLES, c + (d - c) * i / _SAMPLES)
+        for (a, b), (c, d) in zip(itertools.pairwise(x), itertools.pairwise(y), strict=True)
+        for i in range(1, _SAMPLES)
+    ]
+    return [*zip(x, y, strict=True), *between]
+
+
+def _error_bars(axis: Axes, points: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks) -> None:
+    """Intervals of the drop, around the PSNR, where no other interval stands at the same cost and height."""
+    known = points[points["delta_low_db"].notna()]
+    low = known["psnr_db"] + known["delta_low_db"] - known["delta_db"]
+    high = known["psnr_db"] + known["delta_high_db"] - known["delta_db"]
+    close = _CLOSE * (points[column].max() - points[column].min())
+    for (_, row), bottom, top in zip(known.iterrows(), low, high, strict=True):
+        same = (known[column] - row[column]).abs() <= close
+        if ((low < top) & (high > bottom) & same).sum() > 1:
+            continue
+        ends = [[max(0.0, row["psnr_db"] - bottom)], [max(0.0, top - row["psnr_db"])]]
+        colour = looks[members[row["scheme"]].scheme][0]
+        axis.errorbar(row[column], row["psnr_db"], yerr=ends, color=colour, elinewidth=0.8, capsize=2, zorder=1)
+
+
+def _labels(points: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks) -> list[labels.Label]:
+    """A label a line, at its last mark; dynamic schemes first."""
+    found = []
+    lines = points.assign(line=[members[name].line for name in points["scheme"]])
+    for line, part in lines.groupby("line", sort=False):
+        last = part.sort_values(column).iloc[-1]
+        member = members[last["scheme"]]
+        text = str(line) if len(part) > 1 else member.label
+        order = (DYNAMIC, FIXED, CONTROL, FULL).index(member.kind)
+        found.append((order, labels.Label(last[column], last["psnr_db"], short(text), looks[member.scheme][0])))
+    return [label for _, label in sorted(found, key=lambda one: one[0])]
+
+
+def _legend(members: Mapping[str, Member], networks: pd.DataFrame) -> list[Line2D]:
+    """What marks mean; their names stand beside them."""
+    kinds = {members[name].kind for name in networks["scheme"]}
+    look: dict[str, dict[str, Any]] = {
+        FIXED: {"color": "black", "linewidth": 1.1}, DYNAMIC: {"color": "black", "linestyle": "none"},
+        CONTROL: {"color": _GREY, "linestyle": "none"},
+    }  # fmt: skip
+    handles = [Line2D([], [], marker="o", label=kind, **look[kind], **_KINDS[kind]) for kind in look if kind in kinds]
+    full = [Line2D([], [], color="0.35", linewidth=0.9, linestyle="--", label=FULL)] if FULL in kinds else []
+    return handles + full
+
+
+def _reference_lines(axis: Axes, points: pd.DataFrame, beside: pd.DataFrame) -> list[tuple[float, float]]:
+    """What has no cost to compare: a horizontal line, or a note where it lies far below; places along the lines."""
+    axis.margins(y=0.12)
+    low, high = float(points["psnr_db"].min()), float(points["psnr_db"].max())
+    reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together
+    notes, taken = [], []
+    left, right = axis.get_xlim()
+    for row in beside.to_dict("records"):
+        network = row["macs_g"] > 0
+        name = short(str(row["scheme"] if network else row["backbone"]))
+        if row["psnr_db"] < reach:
+            notes.append(f"{name} {row['psnr_db']:.2f} dB, below")
+            continue
+        taken += _along([left, right], [row["psnr_db"]] * 2)
+        axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle="--" if network else ":", zorder=1)
+        beside_it: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
+        axis.text(0.01, row["psnr_db"], name, va="bottom", **beside_it)
+    if notes:
+        axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35", ha="right")
+    return taken
+
+
+def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:
+    """Linear around the values with room for labels; over a wide range log2, with ticks at powers of two."""
+    low, high = float(values.min()), float(values.max())
+    if high < _WIDE_RANGE * low:
+        room = max(0.3 * (high - low), 0.01 * high)
+        axis.set_xlim(low - room, high + room)
+        axis.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        return
+    axis.set_xscale("log", base=2)
+    middle, reach = math.log2(low * high) / 2, 0.7 * math.log2(high / low)
+    axis.set_xlim(2 ** (middle - reach), 2 ** (middle + reach))
+    axis.xaxis.set_major_locator(LogLocator(base=2, numticks=5))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
