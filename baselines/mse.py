@@ -24,19 +24,25 @@ SHARES = torch.linspace(0.02, 1, 50)
 ROUNDS = 2
 
 
+def least_error_range(statistics: PointStatistics, bits: int) -> tuple[Tensor, Tensor]:
+    """The affine range (low, high), scalars, of the least squared error over the histogram of calibration."""
+    x, count = statistics.bin_centers, statistics.histogram
+
+    def error(low: Tensor, high: Tensor) -> float:
+        return float((count * (fake_quantize_affine(x, low, high, bits) - x).square()).sum())
+
+    lows = SHARES.to(x) * statistics.minimum.clamp_max(0)
+    highs = SHARES.to(x) * statistics.maximum.clamp_min(0)
+    low, high = lows[-1], highs[-1]
+    for _ in range(ROUNDS):
+        high = min(highs, key=lambda end: error(low, end))
+        low = min(lows, key=lambda end: error(end, high))
+    return low, high
+
+
 class MSEActivation(AffineRange):
     def initialize(self, statistics: PointStatistics) -> None:
-        x, count = statistics.bin_centers, statistics.histogram
-
-        def error(low: Tensor, high: Tensor) -> float:
-            return float((count * (fake_quantize_affine(x, low, high, self.bits) - x).square()).sum())
-
-        lows = SHARES.to(x) * statistics.minimum.clamp_max(0)
-        highs = SHARES.to(x) * statistics.maximum.clamp_min(0)
-        low, high = lows[-1], highs[-1]
-        for _ in range(ROUNDS):
-            high = min(highs, key=lambda end: error(low, end))
-            low = min(lows, key=lambda end: error(end, high))
+        low, high = least_error_range(statistics, self.bits)
         self.low.copy_(low)
         self.high.copy_(high)
 

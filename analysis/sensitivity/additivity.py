@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH, Grid, rise_and_error
-from analysis.sensitivity.replay import Replay
+from cadyq.models.replay import Replay
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
 

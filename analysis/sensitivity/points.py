@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from analysis.sensitivity.features import of_kind
 from analysis.sensitivity.patches import PatchSet
-from analysis.sensitivity.replay import Act, Replay, identity
+from cadyq.models.replay import Act, Replay, identity
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION, RANGE_SHARE, PointStatistics
 from cadyq.quantizers.context import luma

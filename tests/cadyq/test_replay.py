@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import cadyq
-from analysis.sensitivity.replay import Replay
+from cadyq.models.replay import Replay
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.testing.models import calibrated_model
