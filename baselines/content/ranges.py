@@ -1,0 +1,106 @@
+"""Affine ranges of K candidate bit-widths, fitted to training patches: one for all patches, or in units of each patch.
+
+A candidate rounds to 2^b levels between s l_k and s h_k, zero among them (padding is zero), with l_k and h_k of the
+least squared error on training patches at that point and bit-width. `FittedRange` has one s a point, for all samples.
+`SampleRange` has the largest magnitude of the sample itself. A flat patch then gets a fine step and a textured one a
+coarse step at the same bits. Its largest magnitude is taken over every fourth row and column.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from baselines.assignment.scheme import AssignedActivation
+from baselines.mse import least_error_range
+from cadyq.models.network import SRNetwork
+from cadyq.models.replay import Replay
+from cadyq.quantizers import PatchContext, QuantizerOutput
+from cadyq.quantizers.functional import fake_quantize_bounds
+from cadyq.quantizers.layers import frozen_weights
+from cadyq.schemes.bit_selector import subsample
+
+STRIDE = 4
+REACH = 2.0  # in units of s: where histograms end
+BINS = 1024
+BATCH = 8
+
+
+class FittedRange(AssignedActivation):
+    """An affine range for each candidate, the same for all samples, in units of the parent's bound at most bits."""
+
+    def __init__(self, candidates: tuple[int, ...], channels: int) -> None:
+        super().__init__(candidates)
+        self.channels = channels
+        self.register_buffer("lows", torch.full((len(candidates),), -1.0))
+        self.register_buffer("highs", torch.ones(len(candidates)))
+        self.lows: Tensor
+        self.highs: Tensor
+
+    def scale(self, x: Tensor) -> Tensor:
+        """The unit of the ranges, (B, 1, 1, 1) or a scalar."""
+        return self.bounds[-1].detach()
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        choice = self.choose(x, context)
+        return QuantizerOutput(self.quantize(x, choice), self.candidates[choice])
+
+    def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
+        per_sample, scale = (-1, 1, 1, 1), self.scale(x)
+        low, high = (scale * ends[choice].view(per_sample) for ends in (self.lows, self.highs))
+        return fake_quantize_bounds(x, low, high, self.candidates[choice].view(per_sample))
+
+    def fit_ranges(self, histogram: Tensor) -> None:
+        """Take the ranges of least squared error.
+
+        Args:
+            histogram: of the values in units of `scale`, over -`REACH` to `REACH`, each weighted with the square of its
+                unit (`BINS`,).
+        """
+        x = bin_centers().to(histogram)
+        seen = x[histogram > 0]
+        for k, bits in enumerate(self.candidates.tolist()):
+            self.lows[k], self.highs[k] = least_error_range(x, histogram, seen.min(), seen.max(), bits)
+
+
+class SampleRange(FittedRange):
+    """The same in units of each sample's own largest magnitude."""
+
+    idempotent = False
+
+    def scale(self, x: Tensor) -> Tensor:
+        seen = subsample(x.detach(), STRIDE)
+        return torch.maximum(seen.amax((1, 2, 3), keepdim=True), -seen.amin((1, 2, 3), keepdim=True)).clamp_min(1e-9)
+
+    def overhead_macs(self, height: int, width: int) -> int:
+        """One comparison of every magnitude that is looked at."""
+        return subsample(torch.empty(1, self.channels, height, width, device="meta"), STRIDE).numel()
+
+
+def bin_centers() -> Tensor:
+    """The middles of the histogram's bins (`BINS`,)."""
+    return (torch.arange(BINS) + 0.5) * (2 * REACH / BINS) - REACH
+
+
+@torch.no_grad()
+def calibrate_ranges(network: SRNetwork, lr: Tensor) -> None:
+    """Fit the ranges of all points on the FP32 feature maps of patches (N, 3, h, w) in 0..255, in place."""
+    quantizers = {n: p.quantizer for n, p in network.points.items() if isinstance(p.quantizer, FittedRange)}
+    histograms = {name: torch.zeros(BINS) for name in quantizers}
+    plain = network.without_scheme().eval()
+    with frozen_weights(plain):
+        replay = Replay(plain)
+        for batch in torch.split(lr, BATCH):
+            for stop in replay.stops(batch):
+                quantizer = quantizers.get(stop.point.name)
+                if quantizer is not None:
+                    scale = quantizer.scale(stop.x).expand(len(stop.x), 1, 1, 1)
+                    histograms[stop.point.name] += _histogram(stop.x / scale, scale.flatten())
+    for name, quantizer in quantizers.items():
+        quantizer.fit_ranges(histograms[name])
+
+
+def _histogram(x: Tensor, scale: Tensor) -> Tensor:
+    """Of the values of each sample, weighted with the square of its unit (B,), over all samples (`BINS`,)."""
+    each = torch.stack([torch.histc(sample.clamp(-REACH, REACH), BINS, -REACH, REACH) for sample in x])
+    return (each * scale.square()[:, None]).sum(0)
