@@ -18,7 +18,7 @@ from baselines.assignment.error_model import ErrorModel
 from baselines.assignment.search import bisect
 
 ROUNDS = 6
-LOG10_PRICES = (-6.0, 3.0)
+LOG10_PRICES = (-8.0, 3.0)  # of a bit, in units of the relative squared change
 STEPS = 20
 
 Found = TypeVar("Found")

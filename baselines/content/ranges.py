@@ -2,8 +2,9 @@
 
 A candidate rounds to 2^b levels between s l_k and s h_k, zero among them (padding is zero), with l_k and h_k of the
 least squared error on training patches at that point and bit-width. `FittedRange` has one s a point, for all samples.
-`SampleRange` has the largest magnitude of the sample itself. A flat patch then gets a fine step and a textured one a
-coarse step at the same bits. Its largest magnitude is taken over every fourth row and column.
+`SampleRange` has (mean x^4)^(1/4) over every fourth row and column of the sample itself. A flat patch then gets a fine
+step and a textured one a coarse step at the same bits. The fourth power leans towards the largest values, and unlike
+the maximum it does not grow with the size of the patch.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from cadyq.quantizers.layers import frozen_weights
 from cadyq.schemes.bit_selector import subsample
 
 STRIDE = 4
-REACH = 2.0  # in units of s: where histograms end
-BINS = 1024
+TINY = 1e-24
+REACH = 16.0  # in units of s: where histograms end
+BINS = 4096
 BATCH = 8
 
 
 class FittedRange(AssignedActivation):
-    """An affine range for each candidate, the same for all samples, in units of the parent's bound at most bits."""
+    """An affine range for each candidate, the same for all samples, in units of the parent's bound at most bits / 8."""
 
     def __init__(self, candidates: tuple[int, ...], channels: int) -> None:
         super().__init__(candidates)
@@ -39,7 +41,7 @@ class FittedRange(AssignedActivation):
 
     def scale(self, x: Tensor) -> Tensor:
         """The unit of the ranges, (B, 1, 1, 1) or a scalar."""
-        return self.bounds[-1].detach()
+        return self.bounds[-1].detach() / 8  # so that the histogram resolves the parent's finest step
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         choice = self.choose(x, context)
@@ -64,17 +66,17 @@ class FittedRange(AssignedActivation):
 
 
 class SampleRange(FittedRange):
-    """The same in units of each sample's own largest magnitude."""
+    """The same in units of each sample's own fourth-power mean."""
 
     idempotent = False
 
     def scale(self, x: Tensor) -> Tensor:
         seen = subsample(x.detach(), STRIDE)
-        return torch.maximum(seen.amax((1, 2, 3), keepdim=True), -seen.amin((1, 2, 3), keepdim=True)).clamp_min(1e-9)
+        return seen.square().square_().mean((1, 2, 3), keepdim=True).clamp_min(TINY).sqrt_().sqrt_()
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """One comparison of every magnitude that is looked at."""
-        return subsample(torch.empty(1, self.channels, height, width, device="meta"), STRIDE).numel()
+        """Two squares and a sum of every value that is looked at."""
+        return 3 * subsample(torch.empty(1, self.channels, height, width, device="meta"), STRIDE).numel()
 
 
 def bin_centers() -> Tensor:

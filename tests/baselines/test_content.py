@@ -13,13 +13,14 @@ import cadyq
 from baselines.assignment.error_model import ErrorModel, measure_changes
 from baselines.assignment.scheme import assign
 from baselines.assignment.search import search_patches
+from baselines.cabm import edge_score
 from baselines.content.allocation import _best_lengths, by_patch, fit_profiles
-from baselines.content.profiles import Profiles
+from baselines.content.profiles import Profiles, content_features, fit_score
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.checkpoints.io import save_model
 from cadyq.data.datasets import photographs
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.context import PatchContext, luma
+from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.calibration import calibrated, observe
@@ -145,10 +146,10 @@ def test_a_sample_range_moves_with_its_sample(pairs: tuple[Tensor, Tensor]) -> N
     value = quantizer.quantize(x, choice)
     torch.testing.assert_close(quantizer.quantize(3 * x, choice), 3 * value)
     torch.testing.assert_close(quantizer.quantize(x[:1], choice[:1]), value[:1])
-    assert quantizer.overhead_macs(16, 16) == 3 * 4 * 4
+    assert quantizer.overhead_macs(16, 16) == 3 * 3 * 4 * 4
     fixed = FittedRange((3, 5, 8), channels=3)
     assert fixed.overhead_macs(16, 16) == 0
-    assert fixed.quantize(100 * x, choice).abs().max() <= float(fixed.bounds[-1]) * 1.1
+    assert float(fixed.quantize(100 * x, choice).abs().max()) <= fixed.bounds[-1].item() * 1.1
 
 
 def test_fitted_ranges_leave_less_error_than_the_whole_range(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
@@ -159,6 +160,25 @@ def test_fitted_ranges_leave_less_error_than_the_whole_range(parent: SRNetwork, 
             reach = point.quantizer.highs - point.quantizer.lows
             assert bool((reach.diff() >= 0).all()), "more bits pay for a wider range"
             assert bool((point.quantizer.lows <= 0).all() and (point.quantizer.highs > 0).all())
+
+
+def test_features_are_those_of_the_other_schemes(pairs: tuple[Tensor, Tensor]) -> None:
+    lr = pairs[0]
+    found = content_features(lr).exp()
+    torch.testing.assert_close(found[:, 0], edge_score(lr), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[:, 1], 255 * image_gradient(lr).mean(1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[:, 2], luma(lr).flatten(1).std(1, correction=0), rtol=1e-4, atol=0)
+    assert bool(content_features(torch.full((1, 3, 8, 8), 90.0)).isfinite().all())
+
+
+def test_the_score_finds_the_feature_that_predicts_the_loss() -> None:
+    """Changes grow with the second feature; the others are noise."""
+    model, _, _ = random_model(patches=60)
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(4))
+    strength = (2 * features[:, 1]).exp().double()
+    grown = ErrorModel(model.base, model.linear, model.gram * strength[:, None, None, None, None])
+    score = fit_score(grown, features, BITS, 5.0)
+    assert float(score[1]) == pytest.approx(2, abs=0.4) and float(score[[0, 2]].abs().max()) < 0.4
 
 
 @pytest.mark.parametrize("ranges", ["fitted", "sample"])
