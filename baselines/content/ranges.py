@@ -16,7 +16,7 @@ from baselines.assignment.scheme import AssignedActivation
 from baselines.mse import least_error_range
 from cadyq.models.network import SRNetwork
 from cadyq.models.replay import Replay
-from cadyq.quantizers import PatchContext, QuantizerOutput
+from cadyq.quantizers import PatchContext, PointStatistics, QuantizerOutput
 from cadyq.quantizers.functional import fake_quantize_bounds
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.schemes.bit_selector import subsample
@@ -34,6 +34,9 @@ class FittedRange(AssignedActivation):
     def __init__(self, candidates: tuple[int, ...], channels: int) -> None:
         super().__init__(candidates)
         self.channels = channels
+        bounds = self.bounds.detach()
+        del self.bounds  # fitted, not learned
+        self.register_buffer("bounds", bounds)
         self.register_buffer("lows", torch.full((len(candidates),), -1.0))
         self.register_buffer("highs", torch.ones(len(candidates)))
         self.lows: Tensor
@@ -41,7 +44,7 @@ class FittedRange(AssignedActivation):
 
     def scale(self, x: Tensor) -> Tensor:
         """The unit of the ranges, (B, 1, 1, 1) or a scalar."""
-        return self.bounds[-1].detach() / 8  # so that the histogram resolves the parent's finest step
+        return self.bounds[-1] / 8  # so that the histogram resolves the parent's finest step
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         choice = self.choose(x, context)
@@ -52,6 +55,16 @@ class FittedRange(AssignedActivation):
         low, high = (scale * ends[choice].view(per_sample) for ends in (self.lows, self.highs))
         return fake_quantize_bounds(x, low, high, self.candidates[choice].view(per_sample))
 
+    def initialize(self, statistics: PointStatistics) -> None:
+        super().initialize(statistics)
+        unit = self.typical_scale(statistics)
+        ends = (statistics.minimum / unit, statistics.maximum / unit)
+        self._fit(statistics.bin_centers / unit, statistics.histogram, *ends)
+
+    def typical_scale(self, statistics: PointStatistics) -> Tensor:
+        """The unit of the ranges of what calibration saw, a scalar."""
+        return self.scale(statistics.bin_centers)
+
     def fit_ranges(self, histogram: Tensor) -> None:
         """Take the ranges of least squared error.
 
@@ -61,8 +74,11 @@ class FittedRange(AssignedActivation):
         """
         x = bin_centers().to(histogram)
         seen = x[histogram > 0]
+        self._fit(x, histogram, seen.min(), seen.max())
+
+    def _fit(self, x: Tensor, count: Tensor, low: Tensor, high: Tensor) -> None:
         for k, bits in enumerate(self.candidates.tolist()):
-            self.lows[k], self.highs[k] = least_error_range(x, histogram, seen.min(), seen.max(), bits)
+            self.lows[k], self.highs[k] = least_error_range(x, count, low, high, bits)
 
 
 class SampleRange(FittedRange):
@@ -73,6 +89,10 @@ class SampleRange(FittedRange):
     def scale(self, x: Tensor) -> Tensor:
         seen = subsample(x.detach(), STRIDE)
         return seen.square().square_().mean((1, 2, 3), keepdim=True).clamp_min(TINY).sqrt_().sqrt_()
+
+    def typical_scale(self, statistics: PointStatistics) -> Tensor:
+        share = statistics.histogram / statistics.histogram.sum()
+        return (share * statistics.bin_centers**4).sum().clamp_min(TINY) ** 0.25
 
     def overhead_macs(self, height: int, width: int) -> int:
         """Two squares and a sum of every value that is looked at."""

@@ -60,9 +60,7 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ["--model", str(tmp_path / "small.safetensors"), "--dataset", "skimage", "--photographs", "3"]
     assert main([*words, "--patches", "6", "--side", "12", "--mean-bits", "5", "--out", str(tmp_path / "room")]) == 0
     found = pd.read_csv(tmp_path / "room/room.csv")
-    assert set(found["contestant"]) == {
-        "own", BY_LAYER, "oracle, HR", "oracle, output", "oracle, other half", *(["uniform"] if 6.0 in found["mean_bits"].to_numpy() else [])
-    }  # fmt: skip
+    assert {"own", BY_LAYER, "oracle, HR", "oracle, output", "oracle, other half"} <= set(found["contestant"])
     assert found["gain_db"].notna().all() and (tmp_path / "room/manifest.json").exists()
     assert main(["--model", "zoo:edsr_x4_pams_w8a8", "--out", str(tmp_path / "none")]) == 2
     assert "has no candidate bits to choose from" in capsys.readouterr().err
