@@ -37,7 +37,7 @@ from cadyq.training.derive import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
-SIDE, PATCHES = 16, 96  # of the patches whose errors are measured: some hundred forwards of them
+SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
 FEATURES_MACS_PER_PIXEL = 3 + 9 + 18 + 2 + 6  # gray, three filters with their means, deviation
 FLOOR = 0.05  # grey levels: less is a constant patch
 TINY = 1e-9

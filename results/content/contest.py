@@ -1,6 +1,6 @@
 """Hold networks of bit profiles against the schemes of results/paper on some of the images, at equal BitOPs.
 
-    python results/content/contest.py --data-root DIR --sets Set14/1 B100/5 profiles=MODEL layers=MODEL
+    python results/content/contest.py --data-root DIR --sets Set14/1 B100/5 --models profiles=MODEL layers=MODEL
 
 measures each MODEL on every image of Set14 and every fifth of B100, patch-wise, into records.csv, and writes
 comparisons.csv: its rows are those of `analysis.tables.comparisons`, on these images alone. Images that records.csv
@@ -57,7 +57,7 @@ def compared() -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", metavar="NAME=MODEL")
+    parser.add_argument("--models", nargs="*", default=[], metavar="NAME=MODEL")
     parser.add_argument("--sets", nargs="+", default=["Set14/1", "B100/5"], metavar="SET/STEP")
     parser.add_argument("--data-root", type=Path, required=True)
     args = parser.parse_args()
