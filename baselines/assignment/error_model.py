@@ -129,10 +129,10 @@ def measure_changes(
             for m, mask in enumerate(masks):
                 kept = mask.flatten() > 0
                 seen = flat[:, :, kept]
-                gram = (seen @ seen.transpose(1, 2)).unflatten(1, (points, candidates)).unflatten(3, (points, -1))
+                gram = (seen @ seen.transpose(1, 2)).reshape(-1, points, candidates, points, candidates)
                 for t, target in enumerate(targets):
                     rest = luma(reference - target[where]).flatten(1)[:, kept]
-                    linear = (seen @ rest[..., None])[..., 0].unflatten(1, (points, candidates))
+                    linear = (seen @ rest[..., None]).reshape(-1, points, candidates)
                     count = int(kept.sum())
                     parts[t][m].append(ErrorModel(rest.square().mean(1), linear / count, gram / count))
     return [[_joined(batches) for batches in of_target] for of_target in parts]

@@ -100,7 +100,7 @@ def _alternate(
     cuts = [len(part) for part in torch.arange(len(score)).tensor_split(count)]
     table = start.repeat(count, 1)
     for _ in range(ROUNDS):
-        before, parts = table.clone(), torch.arange(len(score)).split(cuts)
+        before, parts = table.clone(), torch.split(torch.arange(len(score)), cuts)
         for k, part in enumerate(parts):
             if len(part):
                 pooled = model[part].pooled(weights[part])
@@ -112,7 +112,7 @@ def _alternate(
         cuts = _best_lengths(costs)
         if torch.equal(before, table):
             break
-    parts = torch.arange(len(score)).split(cuts)
+    parts = torch.split(torch.arange(len(score)), cuts)
     used = [k for k, part in enumerate(parts) if len(part)]
     return Fitted(table[used], torch.stack([score[parts[k][0]] for k in used])[1:].double())
 

@@ -132,4 +132,4 @@ def fit_score(model: ErrorModel, features: Tensor, bits: Tensor, mean_bits: floa
     target, inputs = loss.clamp_min(TINY).log().double(), features.double()
     target, inputs = target - target.mean(), inputs - inputs.mean(0)
     ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target).to(features.dtype)
+    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target).to(features.dtype)  # type: ignore[no-any-return]

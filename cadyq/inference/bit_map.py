@@ -121,7 +121,7 @@ def avoided_error(sr: Tensor, lowest: Tensor, scale: int) -> NDArray[np.float64]
         scale: SR pixels an LR pixel; each value is the root mean square over that many rows and columns.
     """
     difference = luma((sr.float() - lowest.float())[None])
-    return avg_pool2d(difference.square(), scale)[0, 0].sqrt().double().numpy()  # type: ignore[no-any-return]
+    return avg_pool2d(difference.square(), scale)[0, 0].sqrt().double().numpy()
 
 
 def _draw_avoided(made: Figure, axis: Axes, avoided: NDArray[np.float64], size: tuple[int, ...]) -> None:
