@@ -25,12 +25,13 @@ def test_halves_are_a_chessboard() -> None:
 
 
 def test_who_knows_more_gains_more() -> None:
-    """Patches of different needs: the oracles lead bits by layer, and HR's own lead the one without its noise."""
+    """Where layers and patches differ in need, the oracles lead bits by layer, the one with HR most."""
     generator = torch.Generator().manual_seed(0)
     patches, points, pixels = 24, 4, 40
     strength = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64).view(1, 1, 3, 1)
     need = torch.randn(patches, points, 1, 1, generator=generator, dtype=torch.float64).exp()
-    d = torch.randn(patches, points, 3, pixels, generator=generator, dtype=torch.float64) * strength * need
+    by_layer = torch.tensor([0.2, 0.5, 1.0, 2.0], dtype=torch.float64).view(1, -1, 1, 1)
+    d = torch.randn(patches, points, 3, pixels, generator=generator, dtype=torch.float64) * strength * need * by_layer
     r = 9 * torch.randn(patches, pixels, generator=generator, dtype=torch.float64)
 
     def model(part: slice) -> ErrorModel:
