@@ -24,19 +24,32 @@ SHARES = torch.linspace(0.02, 1, 50)
 ROUNDS = 2
 
 
+def least_error_range(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """The affine range (low, high), scalars, of the least squared error over a histogram.
+
+    Args:
+        x: the middles of the bins (N,).
+        count: the weight of each bin (N,).
+        low: the smallest value seen, a scalar.
+        high: the largest.
+        bits: of the grid.
+    """
+
+    def error(low: Tensor, high: Tensor) -> float:
+        return float((count * (fake_quantize_affine(x, low, high, bits) - x).square()).sum())
+
+    lows, highs = SHARES.to(x) * low.clamp_max(0), SHARES.to(x) * high.clamp_min(0)
+    low, high = lows[-1], highs[-1]
+    for _ in range(ROUNDS):
+        high = min(highs, key=lambda end: error(low, end))
+        low = min(lows, key=lambda end: error(end, high))
+    return low, high
+
+
 class MSEActivation(AffineRange):
     def initialize(self, statistics: PointStatistics) -> None:
-        x, count = statistics.bin_centers, statistics.histogram
-
-        def error(low: Tensor, high: Tensor) -> float:
-            return float((count * (fake_quantize_affine(x, low, high, self.bits) - x).square()).sum())
-
-        lows = SHARES.to(x) * statistics.minimum.clamp_max(0)
-        highs = SHARES.to(x) * statistics.maximum.clamp_min(0)
-        low, high = lows[-1], highs[-1]
-        for _ in range(ROUNDS):
-            high = min(highs, key=lambda end: error(low, end))
-            low = min(lows, key=lambda end: error(end, high))
+        seen = (statistics.bin_centers, statistics.histogram, statistics.minimum, statistics.maximum)
+        low, high = least_error_range(*seen, self.bits)
         self.low.copy_(low)
         self.high.copy_(high)
 

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH, Grid, rise_and_error
-from analysis.sensitivity.replay import restart
 from cadyq.models.network import SRNetwork
+from cadyq.models.replay import restart
 from cadyq.quantizers.points import QuantizationPoint
 
 DRAWS = 3  # random subsets of each size

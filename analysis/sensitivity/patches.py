@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,24 @@ import torch
 from torch import Tensor
 
 from cadyq.data import datasets
-from cadyq.data.datasets import Dataset
+from cadyq.data.datasets import Dataset, ImagePair
 from cadyq.utils.errors import UserError
+
+
+class Photographs(Protocol):
+    """What patches are drawn from: a dataset, or some of its photographs."""
+
+    @property
+    def name(self) -> str:
+        """Of the dataset."""
+
+    @property
+    def scale(self) -> int:
+        """HR pixels an LR pixel."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> ImagePair: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ def open_dataset(name: str, scale: int, data_root: Path | None) -> Dataset:
     return datasets.load(name, scale, data_root)  # says what is there
 
 
-def draw_patches(dataset: Dataset, count: int, side: int, seed: int) -> PatchSet:
+def draw_patches(dataset: Photographs, count: int, side: int, seed: int) -> PatchSet:
     """`count` patches of `side` LR pixels: as many from each photograph, over as many photographs, as can be.
 
     Raises:

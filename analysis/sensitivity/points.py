@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from analysis.sensitivity.features import of_kind
 from analysis.sensitivity.patches import PatchSet
-from analysis.sensitivity.replay import Act, identity, restart
 from cadyq.models.network import SRNetwork
+from cadyq.models.replay import Act, identity, restart
 from cadyq.quantizers.base import FULL_PRECISION, RANGE_SHARE, PointStatistics
 from cadyq.quantizers.context import luma
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels

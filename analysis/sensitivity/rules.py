@@ -11,9 +11,9 @@ from torch import Tensor
 from analysis.sensitivity.features import FEATURES, Feature, of_kind
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
-from analysis.sensitivity.replay import Act, Replay
 from baselines.assignment.search import bisect, rounded_error
 from cadyq.models.network import SRNetwork
+from cadyq.models.replay import Act, Replay
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation

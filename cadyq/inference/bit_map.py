@@ -15,12 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from cadyq.inference.tiles import Tile
+from cadyq.quantizers.context import luma
 from cadyq.utils.files import write_atomic
 
 COLOURS = "viridis"
+ERRORS = "inferno"
 _OPACITY = 0.55
+_LEAST_SPAN = 0.5  # bits
 _LABELLED = 80  # tiles, at most, that have room for their number
 _LONGEST_IN, _LONGEST_PIXELS = 8.0, 1600
 
@@ -55,31 +59,80 @@ def draw(
 
 
 def write_bit_map(
-    path: Path, lr: Tensor, tiles: Sequence[Tile], tile_bits: Tensor, limits: tuple[float, float], title: str
+    path: Path,
+    lr: Tensor,
+    tiles: Sequence[Tile],
+    tile_bits: Tensor,
+    title: str,
+    avoided: NDArray[np.float64] | None = None,
 ) -> None:
-    """Write a PNG of a photograph `lr`, uint8 (3, h, w), under the bits (T,) of its tiles, with a legend in bits."""
+    """Write a PNG of a photograph under the bits of its tiles, with a legend in bits.
+
+    Args:
+        path: of the PNG.
+        lr: uint8 (3, h, w).
+        tiles: a grid over `lr`.
+        tile_bits: mean activation bits of each tile (T,).
+        title: above the picture.
+        avoided: `avoided_error` of the photograph, drawn beside the bits; None where there is none.
+    """
     tops, lefts = (sorted({edge(tile) for tile in tiles}) for edge in (_top, _left))
     height, width = lr.shape[-2:]
-    scale = max(1, -(-max(height, width) // _LONGEST_PIXELS))  # a picture to look at: large photographs are subsample
+    scale = max(1, -(-max(height, width) // _LONGEST_PIXELS))  # a picture to look at: large photographs are subsampled
     photo = lr[:, ::scale, ::scale].permute(1, 2, 0).numpy()
-    longest = max(height, width)
+    panels, longest = 1 if avoided is None else 2, max(height, width)
     with mpl.rc_context({"font.size": 9, "text.parse_math": False}):  # a file's name may hold a dollar sign
         made = Figure(
-            figsize=(max(2.5, _LONGEST_IN * width / longest) + 1.2, max(1.8, _LONGEST_IN * height / longest) + 0.4),
+            figsize=(
+                panels * (max(2.5, _LONGEST_IN * width / longest) + 1.2),
+                max(1.8, _LONGEST_IN * height / longest) + 0.4,
+            ),
             layout="constrained",
         )
         FigureCanvasAgg(made)
-        axis = made.subplots()
+        axes = made.subplots(1, panels, squeeze=False)[0]
         grid = tile_bits.view(len(tops), len(lefts)).numpy()
         edges = (np.array([*tops, height]) / scale, np.array([*lefts, width]) / scale)
-        drawn = draw(axis, photo, grid, *edges, limits)
-        axis.set_title(title)
+        drawn = draw(axes[0], photo, grid, *edges, fitted_limits(grid))
+        axes[0].set_title(title)
         if len(tiles) <= _LABELLED:
-            _label(axis, grid, *edges)
-        made.colorbar(drawn, ax=axis, label="mean activation bits of the tile").solids.set_alpha(1)  # type: ignore[union-attr]
+            _label(axes[0], grid, *edges)
+        made.colorbar(drawn, ax=axes[0], label="mean activation bits of the tile").solids.set_alpha(1)  # type: ignore[union-attr]
+        if avoided is not None:
+            _draw_avoided(made, axes[1], avoided, photo.shape[:2])
         sink = io.BytesIO()
         made.savefig(sink, format="png", dpi=200, metadata={"Software": None})
     write_atomic(path, sink.getvalue())
+
+
+def fitted_limits(bits: ArrayLike) -> tuple[float, float]:
+    """Ends of the colours: what the tiles span, but at least `_LEAST_SPAN` bits, so that noise stays one colour."""
+    low, high = float(np.min(bits)), float(np.max(bits))
+    missing = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    return low - missing, high + missing
+
+
+def avoided_error(sr: Tensor, lowest: Tensor, scale: int) -> NDArray[np.float64]:
+    """What the fewest bits everywhere would change, in grey levels of luma (h, w).
+
+    Args:
+        sr: uint8 (3, h scale, w scale), at the bits that were chosen.
+        lowest: the same with every point at its lowest candidate.
+        scale: SR pixels an LR pixel; each value is the root mean square over that many rows and columns.
+    """
+    difference = luma((sr.float() - lowest.float())[None])
+    return avg_pool2d(difference.square(), scale)[0, 0].sqrt().double().numpy()
+
+
+def _draw_avoided(made: Figure, axis: Axes, avoided: NDArray[np.float64], size: tuple[int, ...]) -> None:
+    """The error map at the size of the photograph beside it; colours end where 1 % of the pixels lie above."""
+    step = max(1, avoided.shape[0] // size[0])
+    most = max(float(np.percentile(avoided, 99)), 1.0)
+    drawn = axis.imshow(avoided[::step, ::step], cmap=ERRORS, vmin=0, vmax=most, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+    axis.grid(False)
+    axis.set_title("error avoided: change at the fewest bits")
+    made.colorbar(drawn, ax=axis, label="grey levels of luma")
 
 
 def _label(axis: Axes, grid: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from cadyq.quantizers.functional import (
 )
 
 INITIAL_BOUND = 10.0
+Network = TypeVar("Network", bound=Any)  # with points and a scheme
 
 
 class CalibratedRange(ActivationQuantizer):
@@ -168,7 +171,7 @@ class CandidateActivation(ActivationQuantizer):
 
     def inherit(self, parent: ActivationQuantizer) -> None:
         """From a fixed-bit network every candidate starts from its bound, in proportion to `RANGE_SHARE`; from
-        another quantizer with the same candidates, at its bounds.
+        another quantizer with candidates, from the bound of the nearest one, which for the same candidate is its own.
 
         CADyQ's paper starts all candidates at the 8-bit bound; few steps are not enough to shrink a 4-bit range from
         there.
@@ -178,8 +181,9 @@ class CandidateActivation(ActivationQuantizer):
             self.calibrated = True
         elif type(parent) is type(self):
             super().inherit(parent)
-        elif isinstance(parent, CandidateActivation) and torch.equal(parent.candidates, self.candidates):
-            self.bounds.data.copy_(parent.bounds.data)
+        elif isinstance(parent, CandidateActivation):
+            nearest = (parent.candidates[None] - self.candidates[:, None]).abs().argmin(1)
+            self.bounds.data.copy_(parent.bounds.data[nearest] * self._shares() / parent._shares()[nearest])
             self.calibrated = True
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
@@ -195,3 +199,36 @@ class CandidateActivation(ActivationQuantizer):
         """`x` with each sample on the grid of its candidate, without gradients."""
         per_sample = (-1, 1, 1, 1)
         return quantize_symmetric(x, self.bounds[choice].view(per_sample), self.levels[choice].view(per_sample))
+
+
+class ConstantCandidate(ActivationQuantizer):
+    """One candidate of another quantizer, for every sample.
+
+    Args:
+        chooser: whose ranges are used.
+        candidate: its index.
+    """
+
+    def __init__(self, chooser: CandidateActivation, candidate: int) -> None:
+        super().__init__()
+        self.chooser = chooser
+        self.candidate = candidate
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        choice = torch.full((len(x),), self.candidate, dtype=torch.int64, device=x.device)
+        return QuantizerOutput(self.chooser.quantize(x, choice), self.chooser.candidates[choice])
+
+
+def with_constant_candidate(network: Network, candidate: int) -> Network:
+    """A copy of a network whose points all use one candidate: 0 for the fewest bits, -1 for the most.
+
+    Args:
+        network: in eval mode. Points without candidates stay as they are.
+        candidate: index into the candidates of each point.
+    """
+    constant = copy.deepcopy(network)
+    constant.scheme = None  # nobody chooses
+    for point in constant.points.values():
+        if isinstance(point.quantizer, CandidateActivation):
+            point.quantizer = ConstantCandidate(point.quantizer, candidate % len(point.quantizer.candidates))
+    return constant

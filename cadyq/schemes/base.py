@@ -87,6 +87,14 @@ class Scheme(ABC):
         """
         raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
 
+    def calibrate(self, network: SRNetwork, lr: Tensor) -> None:
+        """Set the ranges of a derived network that are not taken over from its parent. By default nothing.
+
+        Args:
+            network: under this scheme, with weights and ranges of the parent; changed in place.
+            lr: patches (N, 3, h, w) in 0..255 of training photographs.
+        """
+
     def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
         """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
 

@@ -68,4 +68,7 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
     """
     scheme = derived_scheme(parent, name, **options)
     target = mean_fab(parent, lr) if mean_bits is None else mean_bits
-    return transplant(parent, scheme.fit(parent, lr, hr, target))
+    scheme = scheme.fit(parent, lr, hr, target)
+    network = transplant(parent, scheme)
+    scheme.calibrate(network, lr)
+    return network

@@ -98,7 +98,8 @@ class FileCanvas(Canvas):
     it never names a tile that is not there.
 
     Args:
-        tiles, scale: see `Canvas`.
+        tiles: see `Canvas`.
+        scale: see `Canvas`.
         result: the file that is to be made. ``.<name>.pixels`` and ``.<name>.tiles`` lie beside it.
         key: what made the tiles; others are not gone on with.
         resume: go on with what an earlier command left.

@@ -20,10 +20,11 @@ from torch import Tensor
 import cadyq
 from cadyq.data.images import sha256_file
 from cadyq.data.png import write_png_strips
-from cadyq.inference.tiled import BATCH_PIXELS, forward_batches, reference_bitops
+from cadyq.inference.tiled import BATCH_PIXELS, forward_batches, reference_bitops, run_tiles
 from cadyq.inference.tiles import Tile, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
+from cadyq.quantizers.ranges import CandidateActivation, with_constant_candidate
 from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
 from cadyq.upscaling.files import Job
 from cadyq.upscaling.photograph import Photograph, photograph_size, read_photograph
@@ -31,6 +32,8 @@ from cadyq.utils.errors import UserError, reason_of
 from cadyq.utils.extras import needs
 from cadyq.utils.files import write_text
 from cadyq.utils.locks import alone_with
+
+MOST_AVOIDED = 1_000_000  # LR pixels, for which two more runs beside the bits are affordable
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,8 @@ class Upscaler:
             assert job.bit_map is not None
             fab = torch.from_numpy(each.canvas.fab).float()
             title = f"{job.name}: {facts['fab']:.2f} bits on average"
-            bit_map_writer()(job.bit_map, photograph.lr, each.canvas.tiles, fab, _limits(self.network, fab), title)
+            avoided = _avoided(self.network, photograph.lr, each.canvas.tiles)
+            bit_map_writer()(job.bit_map, photograph.lr, each.canvas.tiles, fab, title, avoided)
 
         writers: list[tuple[Path, Callable[[], object]]] = [
             (job.sr, lambda: write_png_strips(job.sr, each.canvas.size, channels, strips, photograph.icc))
@@ -333,8 +337,13 @@ def bit_map_writer() -> Callable[..., None]:
     return write_bit_map
 
 
-def _limits(network: SRNetwork, fab: Tensor) -> tuple[float, float]:
-    """Ends of the legend: the candidate bits of the scheme where it has some, else what the tiles span."""
-    candidates = getattr(network.scheme, "search_space", ())
-    low, high = float(fab.min()), float(fab.max())
-    return (min(low, *candidates), max(high, *candidates)) if candidates else (low - 0.5, high + 0.5)
+def _avoided(network: SRNetwork, lr: Tensor, tiles: Sequence[Tile]) -> Any:
+    """The error that the choice of bits avoids (h, w); None without candidate bits, or for a large photograph."""
+    from cadyq.inference.bit_map import avoided_error
+
+    chooses = any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values())
+    if not chooses or lr.shape[-2] * lr.shape[-1] > MOST_AVOIDED:
+        return None
+    device = next(network.parameters()).device
+    sr, lowest = (run_tiles(net, lr, tiles, device).sr for net in (network, with_constant_candidate(network, 0)))
+    return avoided_error(sr, lowest, network.scale)

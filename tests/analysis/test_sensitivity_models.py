@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import cadyq
 from analysis.sensitivity import outer_layers, store
 from analysis.sensitivity.__main__ import main
-from analysis.sensitivity.replay import Replay, Rerun, restart
 from cadyq.data import datasets
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.metrics.standard import PSNR
 from cadyq.models.foreign import prepare
 from cadyq.models.network import SRNetwork
+from cadyq.models.replay import Replay, Rerun, restart
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.schemes.calibration import with_outer_bits
 

@@ -1,0 +1,122 @@
+"""`python -m analysis.content`: the room for bits that follow content, and what a network's own choice takes of it.
+
+One network, some hundred forwards of small patches, and searches that run on what these measured. The tables and a
+manifest with the seconds of each step are written beside one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from analysis.content.room import measure, own_choices, table
+from analysis.run.provenance import provenance
+from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
+from cadyq.checkpoints.io import load_model, resolve
+from cadyq.checkpoints.tensors import network_sha256
+from cadyq.commands.cli import (
+    MOST_SEED,
+    Numbers,
+    Parser,
+    add_network_options,
+    add_threads_option,
+    check_writable,
+    exit_status,
+    open_networks,
+    program,
+)
+from cadyq.data.datasets import Dataset, ImagePair
+from cadyq.quantizers.base import MAX_BITS, MIN_BITS
+from cadyq.quantizers.ranges import CandidateActivation
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=program("analysis.content"), description=__doc__)
+    parser.add_argument("--model", required=True, help="network with candidate bits: zoo:NAME or a .safetensors file")
+    parser.add_argument("--data-root", type=Path, help="folder that holds the dataset")
+    parser.add_argument("--dataset", default="BSDS500/test", help="photographs that patches are drawn from")
+    parser.add_argument("--photographs", type=Numbers(2), default=32, help="how many of them, evenly spread")
+    parser.add_argument("--patches", type=Numbers(2), default=96, help="number of patches")
+    parser.add_argument("--side", type=Numbers(8), default=16, help="their side in LR pixels")
+    parser.add_argument(
+        "--mean-bits",
+        type=Numbers(MIN_BITS, MAX_BITS, whole=False),
+        nargs="+",
+        default=[4.0, 5.0, 6.0],
+        help="mean activation bits to compare at, beside the network's own",
+    )
+    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of where the patches lie")
+    parser.add_argument("--out", type=Path, required=True, help="folder for room.csv and manifest.json")
+    add_threads_option(parser)
+    add_network_options(parser)
+    return parser
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some photographs of a dataset, evenly spread over it."""
+
+    dataset: Dataset
+    count: int
+
+    @property
+    def name(self) -> str:
+        return self.dataset.name
+
+    @property
+    def scale(self) -> int:
+        return self.dataset.scale
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.dataset))
+
+    def __getitem__(self, index: int) -> ImagePair:
+        return self.dataset[index * len(self.dataset) // len(self)]
+
+
+def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
+    """Measure the room of one network; return the path of the table."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    open_networks(args)
+    check_writable(args.out)
+    network = load_model(args.model).eval()
+    if not any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values()):
+        raise UserError(f"--model {args.model}: has no candidate bits to choose from; derive one with cadyq.derive")
+    photographs = Spread(open_dataset(args.dataset, network.scale, args.data_root), args.photographs)
+    patches: PatchSet = draw_patches(photographs, args.patches, args.side, args.seed)
+    started = time.perf_counter()
+    errors, own = measure(network, patches), own_choices(network, patches)
+    measured = time.perf_counter()
+    found = table(errors, own, args.mean_bits, patches.table["image"].to_numpy())
+    seconds = {"forwards": round(measured - started, 1), "searches": round(time.perf_counter() - measured, 1)}
+    path = resolve(args.model)
+    shown = [Path(word).name if word.startswith("/") else word for word in words]
+    facts = provenance("analysis.content", shown, torch.device("cpu")) | {
+        "model": {"name": path.stem, "sha256": network_sha256(path)},
+        "patches": {"count": len(patches.lr), "side_px": args.side, "photographs": len(photographs)},
+        "seconds": seconds,
+    }
+    csv = write_text(args.out / "room.csv", found.to_csv(index=False, lineterminator="\n", float_format="%.5f"))
+    write_text(args.out / "manifest.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    print(found.to_string(index=False, float_format="{:.3f}".format))
+    return csv
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = build_parser().parse_args(words)
+    return exit_status(lambda: print(run(args, words)), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The squared error of a patch as a quadratic form of its bits: a joint search without a forward for each trial.
+
+Let r be the difference between the output with all points at their highest candidates and a target, and d_pk the change
+of the output when point p alone goes to candidate k. Changes add nearly (`results/sensitivity`), so the output with
+candidates c differs from the target by about r + sum_p d_{p,c_p}, and its squared error needs only inner products:
+
+    e(c) = <r, r> + 2 sum_p <r, d_{p,c_p}> + sum_pq <d_{p,c_p}, d_{q,c_q}>.
+
+Measuring them takes P (K - 1) forwards of the patches, each from its point on. Every search after that, at any budget
+and for any grouping of patches, runs on them alone. Luma in grey levels, means over pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cadyq.models.network import SRNetwork
+from cadyq.models.replay import Act, Replay
+from cadyq.quantizers.context import PatchContext, luma
+from cadyq.quantizers.layers import frozen_weights
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.ranges import CandidateActivation
+
+Objective = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """Of N patches with P points that count and K candidates.
+
+    Attributes:
+        base: squared error at the highest candidates (N,).
+        linear: <r, d_pk> (N, P, K).
+        gram: <d_pk, d_ql> (N, P, K, P, K).
+    """
+
+    base: Tensor
+    linear: Tensor
+    gram: Tensor
+
+    def __getitem__(self, patches: Tensor | slice) -> ErrorModel:
+        return ErrorModel(self.base[patches], self.linear[patches], self.gram[patches])
+
+    def pooled(self, weights: Tensor) -> ErrorModel:
+        """The weighted mean over patches as one patch, for a choice that all share; `weights` (N,)."""
+        share = weights.double() / weights.double().sum()
+        parts = (self.base, self.linear, self.gram)
+        return ErrorModel(*(torch.einsum("n,n...->...", share.to(part), part)[None] for part in parts))
+
+    def changes_only(self) -> ErrorModel:
+        """The squared change of the output instead of its error; `base` stays what it is for weights.
+
+        Without <r, d>, which is mostly noise of HR, and fits it where few patches share a choice.
+        """
+        return ErrorModel(self.base, torch.zeros_like(self.linear), self.gram)
+
+    def errors(self, choices: Tensor) -> Tensor:
+        """The squared error (N,) of each patch under choices (N, P), or (1, P) for all."""
+        choices = choices.expand(len(self.base), -1)
+        patches, points = torch.arange(len(choices))[:, None], torch.arange(choices.shape[1])
+        linear = self.linear[patches, points, choices].sum(1)
+        rows = self.gram[patches, points, choices]  # (N, P, P, K)
+        pairs = rows.gather(3, choices[:, None, :, None].expand(-1, rows.shape[1], -1, 1))
+        return self.base + 2 * linear + pairs.sum((1, 2, 3))
+
+    def descend(self, choices: Tensor, price: Tensor, objective: Objective, sweeps: int = 8) -> Tensor:
+        """Coordinate descent of objective(error) + price, until nothing changes.
+
+        Args:
+            choices: where to start (N, P).
+            price: of each candidate at each point (P, K), in units of the objective.
+            objective: squared errors to costs, element by element, rising.
+            sweeps: the most often that all points are visited.
+
+        Returns:
+            The choices (N, P).
+        """
+        choices = choices.expand(len(self.base), -1).clone()
+        patches, points = torch.arange(len(choices)), torch.arange(choices.shape[1])
+        # <d_pk, r + sum of the changes chosen at present> of every point and candidate
+        chosen = self.gram[patches[:, None], points, choices]  # (N, P, P, K)
+        slope = self.linear + chosen.sum(1)
+        error = self.errors(choices)
+        for _ in range(sweeps):
+            before = choices.clone()
+            for p in range(choices.shape[1]):
+                now = choices[:, p]
+                own = self.gram[:, p, :, p, :]  # (N, K, K)
+                diagonal, cross = own.diagonal(dim1=1, dim2=2), own[patches, now]
+                rest = slope[:, p] - cross  # without the point's own change
+                gain = 2 * rest + diagonal
+                trial = error[:, None] + gain - gain[patches, now][:, None]
+                best = (objective(trial.clamp_min(1e-6)) + price[p]).argmin(1)
+                error = trial[patches, best]
+                slope = slope + self.gram[patches, p, best] - self.gram[patches, p, now]
+                choices[:, p] = best
+            if torch.equal(before, choices):
+                break
+        return choices
+
+
+@torch.no_grad()
+def measure_changes(
+    network: SRNetwork, lr: Tensor, targets: Sequence[Tensor], masks: Tensor, batch: int = 16
+) -> list[list[ErrorModel]]:
+    """The error models of a network against some targets, on some parts of the pixels.
+
+    Args:
+        network: in eval mode, of a scheme with candidates at every point that counts.
+        lr: patches (N, 3, h, w) in 0..255.
+        targets: what the output is held against, each (N, 3, h scale, w scale).
+        masks: M parts of the pixels, 0 or 1, (M, h scale, w scale).
+
+    Returns:
+        For each target a model for each mask.
+    """
+    parts: list[list[list[ErrorModel]]] = [[[] for _ in masks] for _ in targets]
+    with frozen_weights(network):
+        replay = Replay(network)
+        for start in range(0, len(lr), batch):
+            where = slice(start, start + batch)
+            reference, changes = _changes(replay, lr[where].contiguous(memory_format=torch.channels_last))
+            points, candidates = changes.shape[1:3]
+            flat = changes.flatten(1, 2).flatten(2)
+            for m, mask in enumerate(masks):
+                kept = mask.flatten() > 0
+                seen = flat[:, :, kept]
+                gram = (seen @ seen.transpose(1, 2)).reshape(-1, points, candidates, points, candidates)
+                for t, target in enumerate(targets):
+                    rest = luma(reference - target[where]).flatten(1)[:, kept]
+                    linear = (seen @ rest[..., None]).reshape(-1, points, candidates)
+                    count = int(kept.sum())
+                    parts[t][m].append(ErrorModel(rest.square().mean(1), linear / count, gram / count))
+    return [[_joined(batches) for batches in of_target] for of_target in parts]
+
+
+def _joined(parts: Sequence[ErrorModel]) -> ErrorModel:
+    return ErrorModel(*(torch.cat([getattr(part, name) for part in parts]) for name in ("base", "linear", "gram")))
+
+
+def _changes(replay: Replay, lr: Tensor) -> tuple[Tensor, Tensor]:
+    """The output at the highest candidates, and the change of its luma by each point and candidate (B, P, K, H, W)."""
+    context = PatchContext(lr)
+    act = at_highest(context)
+    reference = replay.run(lr, act)
+    changes = []
+    for stop in replay.stops(lr, act):
+        quantizer = stop.point.quantizer
+        if isinstance(quantizer, CandidateActivation):
+            last = len(quantizer.candidates) - 1
+            outputs = [stop.finish(quantizer.quantize(stop.x, _everyone(stop.x, k)), act) for k in range(last)]
+            changes.append(torch.stack([luma(out - reference)[:, 0] for out in (*outputs, reference)], 1))
+    return reference, torch.stack(changes, 1)
+
+
+def _everyone(x: Tensor, candidate: int) -> Tensor:
+    return torch.full((len(x),), candidate, dtype=torch.int64, device=x.device)
+
+
+def at_highest(context: PatchContext) -> Act:
+    """Every point at its highest candidate; those without candidates as they are."""
+
+    def act(point: QuantizationPoint, x: Tensor) -> Tensor:
+        quantizer = point.quantizer
+        if isinstance(quantizer, CandidateActivation):
+            return quantizer.quantize(x, _everyone(x, len(quantizer.candidates) - 1))
+        return x if quantizer is None else quantizer(x, context).value
+
+    return act

@@ -1,0 +1,1 @@
+"""Bits and ranges that follow the content of a patch, calibrated in minutes on a trained network."""

@@ -1,0 +1,131 @@
+"""Allocations of bits at a wanted mean, by an error model alone: one for each patch, or K that patches share.
+
+The loss of a patch is its squared change over its squared error at the highest candidates, the loss of PSNR to first
+order. A bisection over the price of a bit leads to the mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from baselines.assignment.error_model import ErrorModel
+from baselines.assignment.search import bisect
+
+ROUNDS = 6
+LOG10_PRICES = (-8.0, 3.0)  # of a bit, in units of the relative squared change
+STEPS = 20
+
+Found = TypeVar("Found")
+
+
+def at_mean(mean_bits: float, solve: Callable[[float], tuple[float, Found]]) -> Found:
+    """What `solve` finds at the price whose mean is nearest to the wanted one. It returns the mean and the find."""
+    tried: list[tuple[float, Found]] = []
+
+    def minus_mean(log_price: float) -> float:
+        mean, found = solve(10**log_price)
+        tried.append((abs(mean - mean_bits), found))
+        return -mean
+
+    bisect(minus_mean, -mean_bits, *LOG10_PRICES, steps=STEPS)
+    return min(tried, key=lambda one: one[0])[1]
+
+
+def by_patch(model: ErrorModel, bits: Tensor, mean_bits: float) -> Tensor:
+    """The candidates (N, P) that each patch would choose for itself if it knew its error: 10 log10(error) + price bits.
+
+    Args:
+        model: of N patches.
+        bits: of the candidates (K,), ascending.
+        mean_bits: wanted mean over the patches.
+    """
+    points = model.linear.shape[1]
+    start = torch.full((1, points), len(bits) // 2)
+
+    def solve(price: float) -> tuple[float, Tensor]:
+        prices = (price / points * bits).expand(points, -1)
+        choices = model.descend(start, prices, lambda error: 10 * error.log10())
+        return float(bits[choices].mean()), choices
+
+    return at_mean(mean_bits, solve)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Profiles (K, P) of candidates, and the scores (K - 1,) between them."""
+
+    table: Tensor
+    edges: Tensor
+
+    def mean_bits(self, score: Tensor, bits: Tensor) -> float:
+        """Over patches of these scores (N,)."""
+        return float(bits[self.table].mean(1)[torch.bucketize(score, self.edges, right=True)].mean())
+
+
+def fit_profiles(
+    model: ErrorModel, score: Tensor, typical: Tensor, bits: Tensor, mean_bits: float, count: int
+) -> Fitted:
+    """The profiles and cuts of least loss at a mean.
+
+    Args:
+        model: of N patches, whose `base` is the squared error against HR.
+        score: of these patches (N,).
+        typical: scores of patches of the size that the network will see (M,), over which the mean is taken.
+        bits: of the candidates (K,), ascending.
+        mean_bits: wanted mean.
+        count: of profiles.
+    """
+    order = score.argsort()
+    model, score = model.changes_only()[order], score[order]
+    weights = 1 / model.base
+    start = torch.full((1, model.linear.shape[1]), len(bits) // 2)
+
+    def solve(price: float) -> tuple[float, Fitted]:
+        fitted = _alternate(model, weights, score, bits, price, count, start)
+        return fitted.mean_bits(typical, bits), fitted
+
+    return at_mean(mean_bits, solve)
+
+
+def _alternate(
+    model: ErrorModel, weights: Tensor, score: Tensor, bits: Tensor, price: float, count: int, start: Tensor
+) -> Fitted:
+    """Profiles by coordinate descent and cuts by dynamic programming, in turns, on patches sorted by score."""
+    cuts = [len(part) for part in torch.arange(len(score)).tensor_split(count)]
+    table = start.repeat(count, 1)
+    for _ in range(ROUNDS):
+        before, parts = table.clone(), torch.split(torch.arange(len(score)), cuts)
+        for k, part in enumerate(parts):
+            if len(part):
+                pooled = model[part].pooled(weights[part])
+                dear = price * len(part) / float(weights[part].sum())
+                prices = (dear / table.shape[1] * bits).expand(table.shape[1], -1)
+                table[k] = pooled.descend(table[k : k + 1], prices, lambda error: error)[0]
+        mean = bits[table].mean(1)
+        costs = torch.stack([weights * model.errors(row[None]) + price * mean[k] for k, row in enumerate(table)])
+        cuts = _best_lengths(costs)
+        if torch.equal(before, table):
+            break
+    parts = torch.split(torch.arange(len(score)), cuts)
+    used = [k for k, part in enumerate(parts) if len(part)]
+    return Fitted(table[used], torch.stack([score[parts[k][0]] for k in used])[1:].double())
+
+
+def _best_lengths(costs: Tensor) -> list[int]:
+    """How many of N sorted patches each of K profiles takes, one run after the other, at the least cost (K, N)."""
+    sums = F.pad(costs.double().cumsum(1), (1, 0))
+    least, back = sums[0], list[Tensor]()
+    for row in sums[1:]:
+        least, start = (least - row).cummin(0)
+        least, back = least + row, [*back, start]
+    lengths, end = list[int](), costs.shape[1]
+    for start in reversed(back):
+        lengths.append(end - int(start[end]))
+        end = int(start[end])
+    return [end, *reversed(lengths)]

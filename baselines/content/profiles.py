@@ -1,0 +1,135 @@
+"""Bit profiles: K allocations of bits over the layers, and one decision a patch between them.
+
+A profile is a candidate for each point that counts. The K profiles and the scores where one follows the other minimize
+the relative squared change of the output on training patches at a price of a bit,
+
+    sum_n ||y_n(c_k(n)) - y_n||^2 / e_n + price sum_n bits(c_k(n)),
+
+with y_n the output at the highest candidates, e_n its squared error against HR, and k(n) the profile of patch n: the
+loss of PSNR to first order. Errors come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts
+are improved in turns, as in Lloyd's algorithm: each profile by coordinate descent on its patches, the cuts by dynamic
+programming. The price leads to the wanted mean.
+
+The score of a patch predicts its loss: a linear function of the logarithms of three features of its gray pixels, mean
+|Laplacian|, mean Sobel gradient and standard deviation. Its weights come from ridge regression of the logarithm of the
+loss at bits by layer. No feature alone will do: what quantization adds and what is wrong already rise together with
+texture. At run time a patch costs 38 operations a pixel, and its ranges what `baselines.content.ranges` says.
+
+Own proposal of this project. CABM (Tian et al., CVPR 2023) decides by the Laplacian, with a table distilled from a
+trained selector instead of measured errors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from baselines.assignment.error_model import ErrorModel, measure_changes
+from baselines.assignment.scheme import AssignedScheme, assigned, choices_of, rows_of
+from baselines.content.allocation import fit_profiles
+from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers import PatchContext
+from cadyq.quantizers.context import LAPLACIAN, SOBEL, filtered, luma
+from cadyq.training.derive import transplant
+from cadyq.utils.errors import UserError
+
+RANGES = {"fitted": FittedRange, "sample": SampleRange}
+SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
+FEATURES_MACS_PER_PIXEL = 3 + 9 + 18 + 2 + 6  # gray, three filters with their means, deviation
+FLOOR = 0.05  # grey levels: less is a constant patch
+TINY = 1e-9
+RIDGE = 1.0
+CALIBRATED = 24  # patches that the ranges are fitted to
+
+
+@dataclass(frozen=True)
+class Profiles(AssignedScheme):
+    """Profiles of bits.
+
+    Attributes:
+        ranges: "fitted", the same for all patches, or "sample", in units of each patch's own.
+        profiles: how many; 1 gives bits by layer, the same for every patch.
+        score: weights of the three logarithms, see `content_features`.
+        edges: scores where the next profile begins, ascending.
+        table: the profiles, a digit for each point that counts: the candidate's place in the search space. Without a
+            table every point takes the middle candidate.
+    """
+
+    name = "profiles"
+
+    ranges: str = "sample"
+    profiles: int = 4
+    score: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+    table: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "score", tuple(self.score))
+        object.__setattr__(self, "edges", tuple(self.edges))
+        object.__setattr__(self, "table", tuple(self.table))
+        if self.ranges not in RANGES:
+            raise UserError(f"ranges={self.ranges!r} is unknown: choose one of {', '.join(RANGES)}")
+        if type(self.profiles) is not int or self.profiles < 1:
+            raise UserError(f"profiles={self.profiles!r}: give a whole number of 1 or more")
+        if self.table and len(self.table) != len(self.edges) + 1:
+            raise UserError(f"profiles: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
+
+    def candidate_quantizer(self, channels: int) -> FittedRange:
+        return RANGES[self.ranges](self.search_space, channels)
+
+    def calibrate(self, network: SRNetwork, lr: Tensor) -> None:
+        calibrate_ranges(network, lr[:CALIBRATED])
+
+    @torch.no_grad()
+    def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Profiles:
+        network = transplant(parent, self)
+        self.calibrate(network, lr)
+        few, side = slice(PATCHES), min(SIDE, *lr.shape[-2:])
+        small, answer = lr[few, :, :side, :side], hr[few, :, : side * parent.scale, : side * parent.scale]
+        whole = torch.ones(1, *answer.shape[-2:])
+        ((model,),) = measure_changes(network, small, [answer], whole)
+        bits = torch.tensor(self.search_space, dtype=torch.float64)
+        features = content_features(small)
+        score = fit_score(model, features, bits, mean_bits)
+        scores = (features @ score, content_features(lr) @ score)
+        fitted = fit_profiles(model, *scores, bits, mean_bits, self.profiles)
+        edges = tuple(fitted.edges.tolist())
+        return replace(self, score=tuple(score.tolist()), edges=edges, table=rows_of(fitted.table))
+
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
+        if not self.table:
+            return self.everywhere(network, context)
+        points = len(assigned(network))
+        if len(self.table[0]) != points:
+            raise UserError(f"profiles: the table has {len(self.table[0])} points, not {points}; derive it anew")
+        table = choices_of(self.table, context.lr.device)
+        if len(table) == 1:
+            return table
+        features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
+        score = features @ features.new_tensor(self.score)
+        return table[torch.bucketize(score, score.new_tensor(self.edges), right=True)]
+
+
+def content_features(lr: Tensor) -> Tensor:
+    """Logarithms (B, 3) of mean |Laplacian|, mean Sobel gradient and standard deviation of gray, pixels of 0..255."""
+    gray = luma(lr)
+    kernels = torch.stack([lr.new_tensor(kernel) for kernel in (LAPLACIAN, SOBEL)])
+    kernels = torch.cat([kernels, kernels[1:].transpose(1, 2)]) / lr.new_tensor([1, 8, 8]).view(3, 1, 1)
+    laplacian, *sobel = filtered(gray, kernels).abs().mean((2, 3)).unbind(1)
+    deviation = gray.std((1, 2, 3), correction=0)
+    return torch.stack([laplacian, (sobel[0] + sobel[1]) / 2, deviation], 1).clamp_min(FLOOR).log()
+
+
+def fit_score(model: ErrorModel, features: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
+    """Weights (3,) of the features (N, 3) that predict the logarithm of the loss at the best bits by layer."""
+    level = torch.zeros(len(features), dtype=torch.float64)
+    by_layer = fit_profiles(model, level, level, bits, mean_bits, 1).table
+    loss = model.changes_only().errors(by_layer) / model.base - 1
+    target, inputs = loss.clamp_min(TINY).log().double(), features.double()
+    target, inputs = target - target.mean(), inputs - inputs.mean(0)
+    ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target).to(features.dtype)  # type: ignore[no-any-return]

@@ -1,0 +1,67 @@
+"""The room for bits that follow content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import cadyq
+from analysis.content.__main__ import main
+from analysis.content.room import BY_LAYER, Errors, halves, table
+from baselines.assignment.error_model import ErrorModel
+from cadyq.checkpoints.io import save_model
+from cadyq.data.datasets import photographs
+from cadyq.schemes.calibration import calibrated, observe
+
+
+def test_halves_are_a_chessboard() -> None:
+    whole, black, white = halves(32)
+    assert torch.equal(black + white, whole) and float(black.sum()) == float(white.sum()) == 512
+    assert torch.equal(black[:8, 8:16], torch.ones(8, 8)) and not black[:8, :8].any()
+
+
+def test_who_knows_more_gains_more() -> None:
+    """Where layers and patches differ in need, the oracles lead bits by layer, the one with HR most."""
+    generator = torch.Generator().manual_seed(0)
+    patches, points, pixels = 24, 4, 40
+    strength = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64).view(1, 1, 3, 1)
+    need = torch.randn(patches, points, 1, 1, generator=generator, dtype=torch.float64).exp()
+    by_layer = torch.tensor([0.2, 0.5, 1.0, 2.0], dtype=torch.float64).view(1, -1, 1, 1)
+    d = torch.randn(patches, points, 3, pixels, generator=generator, dtype=torch.float64) * strength * need * by_layer
+    r = 9 * torch.randn(patches, pixels, generator=generator, dtype=torch.float64)
+
+    def model(part: slice) -> ErrorModel:
+        seen, rest = d[..., part], r[:, part]
+        size = rest.shape[1]
+        linear = torch.einsum("nx,npkx->npk", rest, seen) / size
+        return ErrorModel(rest.square().mean(1), linear, torch.einsum("npkx,nqlx->npkql", seen, seen) / size)
+
+    bits = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
+    errors = Errors(model(slice(None)), (model(slice(20)), model(slice(20, None))), bits)
+    own = torch.ones(patches, points, dtype=torch.long)
+    found = table(errors, own, [5.0], np.arange(patches).astype(object))
+    gain = (
+        found[found["unit"] == "patch"].drop_duplicates(["mean_bits", "contestant"]).set_index("contestant")["gain_db"]
+    )
+    assert gain[BY_LAYER] == 0
+    assert gain["uniform"] < 0 < gain["oracle, output"] < gain["oracle, HR"]
+    assert gain["oracle, other half"] < gain["oracle, HR"]
+    assert gain["own"] == pytest.approx(gain["uniform"])
+
+
+def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval()
+    lr = torch.stack([image.lr[:, :16, :16] for image in list(photographs(4))[:4]]).float()
+    save_model(calibrated(plain, "cadyq", observe(plain, lr)), tmp_path / "small.safetensors")
+    words = ["--model", str(tmp_path / "small.safetensors"), "--dataset", "skimage", "--photographs", "3"]
+    assert main([*words, "--patches", "6", "--side", "12", "--mean-bits", "5", "--out", str(tmp_path / "room")]) == 0
+    found = pd.read_csv(tmp_path / "room/room.csv")
+    assert {"own", BY_LAYER, "oracle, HR", "oracle, output", "oracle, other half"} <= set(found["contestant"])
+    assert found["gain_db"].notna().all() and (tmp_path / "room/manifest.json").exists()
+    assert main(["--model", "zoo:edsr_x4_pams_w8a8", "--out", str(tmp_path / "none")]) == 2
+    assert "has no candidate bits to choose from" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Bits and ranges that follow content: the error model, allocations at a mean, ranges, and the derived scheme."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import cadyq
+from baselines.assignment.error_model import ErrorModel, measure_changes
+from baselines.assignment.scheme import assign
+from baselines.assignment.search import search_patches
+from baselines.cabm import edge_score
+from baselines.content.allocation import _best_lengths, by_patch, fit_profiles
+from baselines.content.profiles import Profiles, content_features, fit_score
+from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
+from cadyq.checkpoints.io import save_model
+from cadyq.data.datasets import photographs
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.context import PatchContext, image_gradient, luma
+from cadyq.quantizers.ranges import CandidateActivation
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.calibration import calibrated, observe
+from cadyq.training.derive import derive, transplant
+from cadyq.utils.errors import UserError
+
+BITS = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[Tensor, Tensor]:
+    """Twelve patches of photographs: (12, 3, 16, 16) and (12, 3, 64, 64)."""
+    lrs, hrs = [], []
+    for image in list(photographs(4))[:3]:
+        for top, left in ((4, 4), (4, 40), (40, 4), (40, 40)):
+            lrs.append(image.lr[:, top : top + 16, left : left + 16])
+            hrs.append(image.hr[:, top * 4 : top * 4 + 64, left * 4 : left * 4 + 64])
+    return torch.stack(lrs).float(), torch.stack(hrs).float()
+
+
+@pytest.fixture(scope="module")
+def parent(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
+    """A small CADyQ network with four points, calibrated."""
+    torch.manual_seed(2)
+    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
+    return calibrated(plain, "cadyq", observe(plain, pairs[0])).eval()
+
+
+def random_model(patches: int = 9, points: int = 4) -> tuple[ErrorModel, Tensor, Tensor]:
+    """A model, and the vectors that it is made of: r (N, X) and d (N, P, K, X)."""
+    generator = torch.Generator().manual_seed(0)
+    strength = torch.tensor([4.0, 1.0, 0.0]).view(1, 1, 3, 1)
+    d = torch.randn(patches, points, 3, 30, generator=generator, dtype=torch.float64) * strength
+    r = 5 * torch.randn(patches, 30, generator=generator, dtype=torch.float64)
+    linear = torch.einsum("nx,npkx->npk", r, d) / 30
+    return ErrorModel(r.square().mean(1), linear, torch.einsum("npkx,nqlx->npkql", d, d) / 30), r, d
+
+
+def test_the_model_has_the_error_of_a_sum_of_changes() -> None:
+    model, r, d = random_model()
+    choices = torch.randint(0, 3, (9, 4), generator=torch.Generator().manual_seed(1))
+    changes = d[torch.arange(9)[:, None], torch.arange(4), choices].sum(1)
+    torch.testing.assert_close(model.errors(choices), (r + changes).square().mean(1))
+    torch.testing.assert_close(model.changes_only().errors(choices) - model.base, changes.square().mean(1))
+
+
+def test_weights_pool_patches_into_one() -> None:
+    model, _, _ = random_model()
+    weights, row = torch.arange(1.0, 10.0), torch.tensor([[0, 2, 1, 0]])
+    expected = (model.errors(row) * weights).sum() / weights.sum()
+    torch.testing.assert_close(model.pooled(weights).errors(row)[0], expected)
+
+
+def test_descent_ends_where_no_single_point_gains() -> None:
+    model, _, _ = random_model()
+    price = 0.3 * BITS.expand(4, -1)
+    found = model.descend(torch.ones(1, 4, dtype=torch.long), price, lambda error: error)
+
+    def cost(choices: Tensor) -> Tensor:
+        return model.errors(choices) + price[torch.arange(4), choices].sum(1)
+
+    for point, candidate in itertools.product(range(4), range(3)):
+        other = found.clone()
+        other[:, point] = candidate
+        assert bool((cost(found) <= cost(other) + 1e-9).all())
+
+
+@pytest.mark.parametrize("mean", [4.0, 5.5, 7.0])
+def test_allocations_meet_the_mean_and_know_what_pays(mean: float) -> None:
+    model, _, _ = random_model(patches=40)
+    choices = by_patch(model, BITS, mean)
+    assert float(BITS[choices].mean()) == pytest.approx(mean, abs=0.1)
+    generator = torch.Generator().manual_seed(3)
+    drawn = choices.flatten()[torch.randperm(choices.numel(), generator=generator)].view_as(choices)
+    assert model.errors(choices).log().mean() < model.errors(drawn).log().mean()
+    score = torch.arange(40.0)
+    fitted = fit_profiles(model, score, score, BITS, mean, 4)
+    assert fitted.mean_bits(score, BITS) == pytest.approx(mean, abs=0.3)
+    assert len(fitted.edges) == len(fitted.table) - 1 and bool((fitted.edges.diff() > 0).all())
+
+
+def test_cuts_are_the_best_of_all() -> None:
+    for seed in range(5):
+        costs = torch.randn(3, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+        def total(a: int, b: int, costs: Tensor = costs) -> float:
+            return float(costs[0, :a].sum() + costs[1, a:b].sum() + costs[2, b:].sum())
+
+        first, second, _ = _best_lengths(costs)
+        least = min(total(a, b) for a in range(7) for b in range(a, 7))
+        assert total(first, first + second) == pytest.approx(least)
+
+
+@torch.no_grad()
+def test_measured_changes_predict_the_network(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    """Exactly where one point differs from the highest candidates, and nearly where all do."""
+    network = transplant(parent, Profiles(search_space=(4, 6, 8)))
+    calibrate_ranges(network, pairs[0])
+    context = search_patches(*pairs)
+    lr, hr = context.lr, context.hr
+    assert hr is not None
+    whole = torch.ones(1, *hr.shape[-2:])
+    ((model,),) = measure_changes(network, lr, [hr], whole, batch=5)
+
+    def true_error(choices: Tensor) -> Tensor:
+        assign(network, choices)
+        return luma(network.run(PatchContext(lr), prepare=False) - hr).square().mean((1, 2, 3))
+
+    for row in ([2, 2, 2, 2], [0, 2, 2, 2], [2, 2, 1, 2]):
+        torch.testing.assert_close(
+            model.errors(torch.tensor([row])), true_error(torch.tensor([row])), rtol=1e-3, atol=0
+        )
+    lowest = torch.zeros(1, 4, dtype=torch.long)
+    changed = true_error(lowest) - model.base
+    torch.testing.assert_close((model.errors(lowest) - model.base).mean(), changed.mean(), rtol=0.3, atol=0)
+
+
+def test_a_sample_range_moves_with_its_sample(pairs: tuple[Tensor, Tensor]) -> None:
+    x = pairs[0] - 128
+    quantizer = SampleRange((3, 5, 8), channels=3)
+    quantizer.highs.fill_(0.7)
+    choice = torch.full((len(x),), 1)
+    value = quantizer.quantize(x, choice)
+    torch.testing.assert_close(quantizer.quantize(3 * x, choice), 3 * value)
+    torch.testing.assert_close(quantizer.quantize(x[:1], choice[:1]), value[:1])
+    assert quantizer.overhead_macs(16, 16) == 3 * 3 * 4 * 4
+    fixed = FittedRange((3, 5, 8), channels=3)
+    assert fixed.overhead_macs(16, 16) == 0
+    assert float(fixed.quantize(100 * x, choice).abs().max()) <= fixed.bounds[-1].item() * 1.1
+
+
+def test_fitted_ranges_leave_less_error_than_the_whole_range(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    network = transplant(parent, Profiles(ranges="fitted"))
+    calibrate_ranges(network, pairs[0])
+    for point in network.points.values():
+        if isinstance(point.quantizer, FittedRange):
+            reach = point.quantizer.highs - point.quantizer.lows
+            assert bool((reach.diff() >= 0).all()), "more bits pay for a wider range"
+            assert bool((point.quantizer.lows <= 0).all() and (point.quantizer.highs > 0).all())
+
+
+def test_features_are_those_of_the_other_schemes(pairs: tuple[Tensor, Tensor]) -> None:
+    lr = pairs[0]
+    found = content_features(lr).exp()
+    torch.testing.assert_close(found[:, 0], edge_score(lr), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[:, 1], 255 * image_gradient(lr).mean(1), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found[:, 2], luma(lr).flatten(1).std(1, correction=0), rtol=1e-4, atol=0)
+    assert bool(content_features(torch.full((1, 3, 8, 8), 90.0)).isfinite().all())
+
+
+def test_the_score_finds_the_feature_that_predicts_the_loss() -> None:
+    """Changes grow with the second feature; the others are noise."""
+    model, _, _ = random_model(patches=60)
+    features = torch.randn(60, 3, generator=torch.Generator().manual_seed(4))
+    strength = (2 * features[:, 1]).exp().double()
+    grown = ErrorModel(model.base, model.linear, model.gram * strength[:, None, None, None, None])
+    score = fit_score(grown, features, BITS, 5.0)
+    assert float(score[1]) == pytest.approx(2, abs=0.4) and float(score[[0, 2]].abs().max()) < 0.4
+
+
+@pytest.mark.parametrize("ranges", ["fitted", "sample"])
+def test_profiles_come_back_from_their_file(
+    ranges: str, parent: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    network = derive(parent, "profiles", *pairs, mean_bits=5.0, ranges=ranges, search_space=(3, 4, 5, 6, 8))
+    assert isinstance(network.scheme, Profiles) and network.scheme.table
+    save_model(network, tmp_path / "profiles.safetensors")
+    again = cadyq.load_model(tmp_path / "profiles.safetensors")
+    assert again.scheme == network.scheme
+    with torch.no_grad():
+        (sr, trace), (sr_again, trace_again) = (trace_forward(net, pairs[0]) for net in (network, again))
+    assert torch.equal(sr, sr_again) and torch.equal(trace.fab(), trace_again.fab())
+    assert float(trace.fab().mean()) == pytest.approx(5.0, abs=0.5)
+    choosing = trace.bitops_split().selector
+    assert bool((choosing > 0).all()) if ranges == "sample" else True
+
+
+def test_candidates_that_the_parent_lacks_start_at_its_nearest(parent: SRNetwork) -> None:
+    network = transplant(parent, Profiles(search_space=(3, 4, 8)))
+    for name, point in network.points.items():
+        own, other = point.quantizer, parent.points[name].quantizer
+        if isinstance(own, FittedRange) and isinstance(other, CandidateActivation):
+            torch.testing.assert_close(own.bounds[1:], other.bounds[[0, 2]])
+            torch.testing.assert_close(own.bounds[0], other.bounds[0] * 0.4 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranges": "wide"}, "ranges='wide' is unknown: choose one of fitted, sample"),
+        ({"profiles": 0}, "profiles=0: give a whole number"),
+        ({"edges": (1.0,), "table": ("00",)}, "1 edges need 2 rows, not 1"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Profiles(**options)  # type: ignore[arg-type]
