@@ -32,6 +32,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("analysis.run.command", "analysis", "measure schemes on backbones; write tables, plots and report"),
     "train": Command("cadyq.commands.train", "train", "train a network by a recipe"),
+    "calibrate": Command("cadyq.commands.calibrate", "analysis", "calibrate a scheme on LR images, and tune it"),
     "derive": Command("cadyq.commands.derive", "train", "choose the bits of a trained network another way"),
     "upscale": Command("cadyq.commands.upscale", "analysis", "enlarge photographs and report the cost"),
     "export": Command("cadyq.commands.export", "deploy", "write a quantized network as ONNX with INT8 convolutions"),

@@ -88,8 +88,10 @@ def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNet
     return plain
 
 
-def calibration_patches(images: Images, count: int = PATCHES) -> Tensor:
+def calibration_patches(images: Images, count: int = PATCHES, side: int = SIDE) -> Tensor:
     """LR patches (N, 3, side, side) in 0..255, spread evenly over the images: `count` of them, or one an image.
+
+    Patches are smaller than `side` where an image is.
 
     Raises:
         UserError: no image, one that cannot be read, is too small, or is no image in 0..255.
@@ -97,7 +99,7 @@ def calibration_patches(images: Images, count: int = PATCHES) -> Tensor:
     loaded = list(_each(images))
     if not loaded:
         raise UserError("calibration: no image was given; pass a folder, paths, arrays or tensors of LR images")
-    side = min(SIDE, *(min(image.shape[-2:]) for image in loaded))
+    side = min(side, *(min(image.shape[-2:]) for image in loaded))
     if side < LEAST_SIDE:
         raise UserError(f"calibration: an image has a side of {side} pixels; give images of {LEAST_SIDE} or more")
     share, rest = divmod(max(count, 2), len(loaded))

@@ -12,6 +12,7 @@ from cadyq.quantizers.base import (
     WeightQuantizer,
     constant_bits,
 )
+from cadyq.quantizers.bounds import BoundedActivation, BoundedWeight
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, fake_quantize_bounds, signed_levels, straight_through
 from cadyq.quantizers.ranges import (
@@ -27,6 +28,8 @@ __all__ = [
     "RANGE_SHARE",
     "ActivationQuantizer",
     "AffineRange",
+    "BoundedActivation",
+    "BoundedWeight",
     "CalibratedRange",
     "CandidateActivation",
     "ChannelWeight",

@@ -26,6 +26,7 @@ from cadyq.quantizers.base import (
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import MinMaxRange
+from cadyq.schemes.tuning import Stage
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import written
 from cadyq.utils.registry import Registry
@@ -84,6 +85,25 @@ class Scheme(ABC):
             mean_bits: FAB to aim for.
         """
         raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
+
+    def stages(self) -> Sequence[Stage]:
+        """What is tuned against the FP32 network after calibration, in this order. By default nothing.
+
+        `python -m cadyq.calibrate` runs them.
+        """
+        return ()
+
+    def with_chosen_bits(self, parent: SRNetwork, lr: Tensor) -> Scheme:
+        """This scheme with bits chosen on LR patches, before calibration. By default as it is.
+
+        Args:
+            parent: the FP32 network, in eval mode.
+            lr: patches (N, 3, h, w) in 0..255.
+        """
+        return self
+
+    def assign_bits(self, network: SRNetwork) -> None:
+        """Set the bits of single points and layers, once their quantizers are in place. By default all stay alike."""
 
     def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
         """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
@@ -146,6 +166,9 @@ def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
         point.quantizer = None if point.name in network.excluded else _activation_quantizer(scheme, point)
     for layer in network.layer_names:
         layer.weight_quantizer = None if layer in left_out else _weight_quantizer(scheme, layer in outer)
+        if layer.weight_quantizer is not None:
+            layer.weight_quantizer.prepare(layer.rows(layer.weight))
+    scheme.assign_bits(network)
 
 
 def _activation_quantizer(scheme: Scheme, point: QuantizationPoint) -> ActivationQuantizer | None:
