@@ -134,6 +134,7 @@ class AdaRound(FixedBitScheme):
     """
 
     name = "adaround"
+    tuned = True
 
     channelwise: bool = False
 

@@ -50,6 +50,7 @@ class BRECQ(FixedBitScheme):
     """
 
     name = "brecq"
+    tuned = True
 
     qdrop: bool = False
     channelwise: bool = False

@@ -165,6 +165,7 @@ class ILP(FixedBitScheme):
     """
 
     name = "ilp"
+    tuned = True
 
     by_layer: str = ""
     program: str = ""

@@ -66,6 +66,7 @@ class PTQ4SR(FixedBitScheme):
     """Density-based clipping, then tuning of activation bounds and of weight bounds."""
 
     name = "ptq4sr"
+    tuned = True
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DensityActivation:
         return DensityActivation(self.act_bits)

@@ -72,6 +72,7 @@ class TwoDQuant(FixedBitScheme):
     """Bounds searched (DOBI), then distilled (DQC)."""
 
     name = "twodquant"
+    tuned = True
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> DOBIActivation:
         return DOBIActivation(self.act_bits)

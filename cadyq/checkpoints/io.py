@@ -110,6 +110,12 @@ def _base(path: Path, name: str) -> tuple[dict[str, Tensor], str]:
     return _all_tensors(file), network_sha256(file)
 
 
+def builds_on(path: Path, model: str) -> bool:
+    """Whether a file holds what calibration found for that very network, named as `load_model` takes it."""
+    base_sha256 = read_tensors(path)[1].get("base_sha256")
+    return base_sha256 is not None and base_sha256 == _base(path, model)[1]
+
+
 def _complete_from_base(
     network: SRNetwork, state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:

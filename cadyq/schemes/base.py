@@ -42,6 +42,7 @@ class Scheme(ABC):
             the same way under every scheme: weights symmetric for each output channel, activations by the range that
             calibration saw.
         trained: False where the scheme runs from calibration alone.
+        tuned: True where `python -m cadyq.calibrate` makes its networks, from an FP32 network and LR images.
         parent: the scheme whose trained network a network of this one starts from.
         reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
         dynamic: True where bits depend on the input. Tables then compare the scheme with fixed bits of equal cost.
@@ -52,6 +53,7 @@ class Scheme(ABC):
 
     name: ClassVar[str]
     trained: ClassVar[bool] = True
+    tuned: ClassVar[bool] = False
     parent: ClassVar[str] = "fp32"
     reads_hr: ClassVar[bool] = False
     dynamic: ClassVar[bool] = False
