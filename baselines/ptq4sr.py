@@ -6,10 +6,10 @@ q(v) = s round((clip(v, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), per tensor
 Then l and u of the activations are tuned, after them l and u of the weights, both with
 L = |O - O_q|_1 + 5 sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2 against the FP32 network, F_i the output of block i.
 
-Published code: its hooks detach the features, so its feature loss has no gradient; here it has one.
-Departures: one histogram of all calibration patches instead of a running mean of bounds over batches; weights start at
-their extremes; L1 is the mean in grey levels; features are compared by norms over a whole sample; rates are in units of a
-bound's own size (1e-2, cosine); 500 steps of 8 patches a stage; patches are not flipped.
+Published code: its hooks detach the features, so its feature loss has no gradient; here it has one. Departures: one
+histogram of all calibration patches instead of a running mean of bounds over batches; weights start at their extremes;
+L1 is the mean in grey levels; features are compared by norms over a whole sample; rates are in units of a bound's own
+size (1e-2, cosine); 500 steps of 8 patches a stage; patches are not flipped.
 """
 
 from __future__ import annotations
