@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from baselines.mse import SHARES, MSEActivation
 from cadyq.quantizers import ActivationQuantizer, WeightQuantizer, straight_through
-from cadyq.schemes import FixedBitScheme, Stage, Step
+from cadyq.schemes import FixedBitScheme, Stage, Step, cosine
 
 ZETA, GAMMA = 1.1, -0.1
 WARM_UP, BETAS = 0.2, (20.0, 2.0)
-STEPS, BATCH, RATE = 500, 8, 1e-2
+STEPS, BATCH, RATE = 500, 8, 1e-1
 ROUNDING_WEIGHT = 0.01
 
 
@@ -145,4 +145,4 @@ class AdaRound(FixedBitScheme):
         return RoundedWeight(self.weight_bits, self.channelwise)
 
     def stages(self) -> Sequence[Stage]:
-        return (Stage("rounding of", {"weight": RATE}, reconstruction, STEPS, BATCH, over="layer"),)
+        return (Stage("rounding of", {"weight": RATE}, reconstruction, STEPS, BATCH, over="layer", decay=cosine),)

@@ -24,10 +24,10 @@ from torch import Tensor
 from baselines.adaround import RoundedWeight, reconstruction
 from baselines.mse import MSEActivation
 from cadyq.quantizers import ActivationQuantizer, BoundedActivation, PointStatistics
-from cadyq.schemes import FixedBitScheme, Role, Stage
+from cadyq.schemes import FixedBitScheme, Role, Stage, cosine
 
 STEPS, BATCH = 500, 8
-RATE_ROUNDING, RATE_BOUNDS = 1e-2, 1e-3
+RATE_ROUNDING, RATE_BOUNDS = 1e-1, 1e-3
 DROP = 0.5
 
 
@@ -64,4 +64,4 @@ class BRECQ(FixedBitScheme):
     def stages(self) -> Sequence[Stage]:
         rates: dict[Role, float] = {"weight": RATE_ROUNDING, "activation": RATE_BOUNDS}
         drop = DROP if self.qdrop else 0.0
-        return (Stage("reconstruction of", rates, reconstruction, STEPS, BATCH, over="block", drop=drop),)
+        return (Stage("reconstruction of", rates, reconstruction, STEPS, BATCH, "block", cosine, drop),)

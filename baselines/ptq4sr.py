@@ -14,14 +14,13 @@ size (1e-2, cosine); 500 steps of 8 patches a stage; patches are not flipped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from cadyq.quantizers import BoundedActivation, BoundedWeight, PointStatistics
-from cadyq.schemes import FixedBitScheme, Stage, Step, normalized_distance
+from cadyq.schemes import FixedBitScheme, Stage, Step, cosine, normalized_distance
 
 DROPPED_SHARE, DROPPED_SHARE_AT_8_BITS = 1e-4, 1e-5
 STEPS, BATCH, RATE = 500, 8, 1e-2
@@ -45,11 +44,6 @@ def output_and_features(step: Step) -> Tensor:
     """L of the paper."""
     features = sum(normalized_distance(found, target) for found, target in step.features)
     return (step.output - step.target).abs().mean() + FEATURE_WEIGHT * features
-
-
-def cosine(done: float) -> float:
-    """From 1 to 0 by half a cosine."""
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class DensityActivation(BoundedActivation):

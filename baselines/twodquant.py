@@ -21,10 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from baselines.ptq4sr import cosine
 from cadyq.quantizers import BoundedActivation, BoundedWeight, PointStatistics
 from cadyq.quantizers.functional import fake_quantize_offset
-from cadyq.schemes import FixedBitScheme, Stage, Step, normalized_distance
+from cadyq.schemes import FixedBitScheme, Stage, Step, cosine, normalized_distance
 
 K = 100
 STEPS, BATCH, RATE = 3000, 32, 1e-2

@@ -64,6 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--patches", type=Numbers(2, 1_000_000), default=PATCHES, help="cropped from the images")
     parser.add_argument("--lr-patch", type=Numbers(LEAST_PATCH), default=SIDE, help="their side in LR pixels")
     parser.add_argument("--minutes", type=Numbers(0, whole=False), help="that tuning may take; no limit by default")
+    parser.add_argument("--steps", type=Numbers(1), help="of each stage; the scheme's own by default")
+    parser.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step; the scheme's own by default")
     parser.add_argument("--tag", default="", help="another variant of a scheme: ptq4sr:w4a4:TAG")
     parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches in each step")
     add_threads_option(parser)
@@ -118,7 +120,8 @@ def run(args: argparse.Namespace) -> Path:
             progress.update()
 
         limit = math.inf if args.minutes is None else 60 * args.minutes
-        network, reports = calibrate(parent, args.scheme, patches, seconds=limit, seed=args.seed, on_step=on_step)
+        how = {"seconds": limit, "steps": args.steps, "batch": args.batch, "seed": args.seed}
+        network, reports = calibrate(parent, args.scheme, patches, **how, on_step=on_step)
     seconds = time.monotonic() - start
     path = resolve(args.model)
     facts = {
@@ -131,6 +134,7 @@ def run(args: argparse.Namespace) -> Path:
         "images": count,
         "seconds": round(seconds, 1),
         "minutes_allowed": args.minutes,
+        "batch": args.batch,
         "stages": [vars(report) for report in reports],
         "seed": args.seed,
         "torch": torch.__version__,

@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -66,6 +67,11 @@ class Stage:
     over: Literal["network", "block", "layer"] = "network"
     decay: Callable[[float], float] = lambda done: 1.0
     drop: float = 0.0
+
+
+def cosine(done: float) -> float:
+    """A decay from 1 to 0 by half a cosine."""
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def normalized_distance(found: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.running import forward_of
 from cadyq.quantizers.trace import trace_forward
-from cadyq.schemes.base import SCHEMES, Scheme
+from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.schemes.tuning import Role, Stage, Step
@@ -56,6 +56,8 @@ def calibrate(
     patches: Tensor,
     *,
     seconds: float = math.inf,
+    steps: int | None = None,
+    batch: int | None = None,
     seed: int = 0,
     on_step: OnStep = lambda name: None,
 ) -> tuple[SRNetwork, list[StageReport]]:
@@ -66,6 +68,8 @@ def calibrate(
         spec: scheme as in a command, "pams:w4a4".
         patches: (N, 3, h, w) in 0..255, from training photographs.
         seconds: that tuning may take.
+        steps: of each stage, other than the scheme's own.
+        batch: patches a step, other than the scheme's own.
         seed: of the choice of patches in each step.
         on_step: is called with the name of the stage after each step.
 
@@ -79,25 +83,26 @@ def calibrate(
     fp32 = parent.without_scheme().eval()
     scheme = SCHEMES.get(name)(**options).with_chosen_bits(fp32, patches)
     network = calibrated_on(fp32, name, patches, scheme.options()).eval()
-    return network, tune(network, fp32, patches, scheme, seconds=seconds, seed=seed, on_step=on_step)
+    stages = [replace(s, steps=steps or s.steps, batch=batch or s.batch) for s in scheme.stages()]
+    return network, tune(network, fp32, patches, stages, seconds=seconds, seed=seed, on_step=on_step)
 
 
 def tune(
     network: SRNetwork,
     reference: SRNetwork,
     patches: Tensor,
-    scheme: Scheme,
+    stages: Sequence[Stage],
     *,
     seconds: float = math.inf,
     seed: int = 0,
     on_step: OnStep = lambda name: None,
 ) -> list[StageReport]:
-    """Run the stages of a scheme on a calibrated network, in place; the arguments are those of `calibrate`.
+    """Run stages on a calibrated network, in place; the other arguments are those of `calibrate`.
 
     `reference` is the FP32 network.
     """
     generator = torch.Generator().manual_seed(seed)
-    stages, reports, end = list(scheme.stages()), list[StageReport](), time.monotonic() + seconds
+    reports, end = list[StageReport](), time.monotonic() + seconds
     with _only_quantizers_learn(network):
         for i, stage in enumerate(stages):
             share = stage.steps / sum(later.steps for later in stages[i:])

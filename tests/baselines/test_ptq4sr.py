@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.ptq4sr import FEATURE_WEIGHT, PTQ4SR, DensityActivation, cosine, density_bounds, output_and_features
+from baselines.ptq4sr import FEATURE_WEIGHT, PTQ4SR, DensityActivation, density_bounds, output_and_features
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.functional import fake_quantize_offset
-from cadyq.schemes import Step
+from cadyq.schemes import Step, cosine
 
 
 @pytest.mark.parametrize(

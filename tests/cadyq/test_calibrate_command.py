@@ -95,9 +95,7 @@ def test_weights_of_others_are_not_copied(tmp_path: Path, lr: Tensor) -> None:
 def test_another_parent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_of("mse:w4a4", IDN, tmp_path)
     monkeypatch.setattr(io, "network_sha256", lambda path: "0" * 64)
-    with pytest.raises(
-        UserError, match="was made for another zoo:idn_x4_fp32 than the one that is here"
-    ):
+    with pytest.raises(UserError, match="was made for another zoo:idn_x4_fp32 than the one that is here"):
         load_model(tmp_path / "run" / "model.safetensors")
 
 

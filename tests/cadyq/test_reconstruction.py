@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import cadyq
 from baselines.adaround import RoundedWeight, reconstruction
 from baselines.brecq import BRECQ
-from baselines.ptq4sr import PTQ4SR, output_and_features
+from baselines.ptq4sr import output_and_features
 from cadyq.models.network import SRNetwork
 from cadyq.schemes import Scheme, Stage, Step, normalized_distance
 from cadyq.schemes.calibration import calibrated_on
@@ -40,19 +40,6 @@ class Foreign(nn.Module):
         return self.tail(y + self.body(y)) * 0.05 + up  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class Declared(PTQ4SR):
-    """A scheme with other stages."""
-
-    def __post_init__(self) -> None:
-        pass
-
-    tuned_by: tuple[Stage, ...] = ()
-
-    def stages(self) -> tuple[Stage, ...]:
-        return self.tuned_by
-
-
 @pytest.fixture(scope="module")
 def lr() -> Tensor:
     smooth = nn.functional.interpolate(
@@ -69,7 +56,7 @@ def plain() -> SRNetwork:
 
 def run(plain: SRNetwork, lr: Tensor, spec: str, *stages: Stage, seconds: float = math.inf) -> tuple[SRNetwork, list]:
     network = calibrated_on(plain, spec, lr).eval()
-    reports = tune(network, plain.without_scheme().eval(), lr, Declared(tuned_by=stages), seconds=seconds)
+    reports = tune(network, plain.without_scheme().eval(), lr, stages, seconds=seconds)
     return network, reports
 
 
@@ -178,7 +165,7 @@ def test_a_part_is_compared_with_fp32_and_reads_what_is_quantized(plain: SRNetwo
 
     network = calibrated_on(plain, "brecq:w4a4", lr).eval()
     stage = Stage("of", {"weight": 1e-2}, loss, 1, len(lr), over="block")
-    tune(network, plain, lr, Declared(tuned_by=(stage,)))
+    tune(network, plain, lr, [stage])
     assert [step.module for step in steps] == [network.get_submodule("blocks.0"), network.get_submodule("blocks.1")]
     expected = Passage(plain, "blocks.1", lr).gives.flatten(1)
     rows = steps[1].target.flatten(1)
@@ -196,7 +183,7 @@ def test_dropping_everything_leaves_fp32_activations(plain: SRNetwork, lr: Tenso
     network = calibrated_on(plain, "brecq:w8a2", lr).eval()
     for drop in (0.0, 1.0):
         stage = Stage("of", {"weight": 0.0}, loss, 1, 8, over="block", drop=drop)
-        tune(copy.deepcopy(network), plain, lr, Declared(tuned_by=(stage,)))
+        tune(copy.deepcopy(network), plain, lr, [stage])
     kept, dropped = outputs[1].abs().mean(), outputs[3].abs().mean()
     assert dropped < 0.1 * kept  # what is left comes from 8-bit weights
 
