@@ -21,9 +21,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from baselines.adaround import RoundedWeight, reconstruction
+from baselines.adaround import reconstruction
 from baselines.mse import MSEActivation
-from cadyq.quantizers import ActivationQuantizer, BoundedActivation, PointStatistics
+from cadyq.quantizers import ActivationQuantizer, BoundedActivation, PointStatistics, RoundedWeight
 from cadyq.schemes import FixedBitScheme, Role, Stage, cosine
 
 STEPS, BATCH = 500, 8

@@ -41,7 +41,8 @@ def quantize(
     """A quantized copy of a network from LR to SR. `print` of it shows each layer with its bits.
 
     Schemes that calibrate are ready to use. Those that are trained start from calibrated ranges; `python -m
-    cadyq.train` goes on from there.
+    cadyq.train` goes on from there. Those that are tuned on LR images alone start there too, and `python -m
+    cadyq.calibrate` tunes them.
 
     Args:
         network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It stays as it is.

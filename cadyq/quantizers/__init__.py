@@ -22,6 +22,7 @@ from cadyq.quantizers.ranges import (
     LearnedBoundActivation,
     MinMaxRange,
 )
+from cadyq.quantizers.rounding import RoundedWeight
 
 __all__ = [
     "FULL_PRECISION",
@@ -38,6 +39,7 @@ __all__ = [
     "PatchContext",
     "PointStatistics",
     "QuantizerOutput",
+    "RoundedWeight",
     "SymmetricWeight",
     "TanhWeight",
     "WeightQuantizer",

@@ -5,18 +5,16 @@ import math
 import pytest
 import torch
 
-from baselines.adaround import (
-    BETAS,
+from baselines.adaround import BETAS, beta_of, reconstruction
+from baselines.brecq import BRECQ
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.rounding import (
     RoundedWeight,
-    beta_of,
     inverse_rectified_sigmoid,
     pack_bits,
-    reconstruction,
     rectified_sigmoid,
     unpack_bits,
 )
-from baselines.brecq import BRECQ
-from cadyq.quantizers.layers import QuantConv2d
 from cadyq.schemes import Step
 
 

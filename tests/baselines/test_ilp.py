@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import cadyq
-from baselines.ilp import CANDIDATES, ILP, _Errors, refine, solve
+from baselines.assignment.program import CANDIDATES, OutputErrors, refine, solve
+from baselines.ilp import ILP
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import with_scheme
@@ -60,14 +61,14 @@ def test_a_budget_below_the_lowest_bits() -> None:
 
 
 def test_error_grows_as_bits_fall(plain: SRNetwork, lr: torch.Tensor) -> None:
-    errors = _Errors(plain, lr)
+    errors = OutputErrors(plain, lr)
     omega = errors.alone()
     assert omega.shape == (len(errors.names), len(CANDIDATES)) and bool((omega[:, 0] > omega[:, -1]).all())
     assert errors.of([None] * len(errors.names)) == 0
 
 
 def test_costs_are_those_of_the_trace(plain: SRNetwork, lr: torch.Tensor) -> None:
-    errors = _Errors(plain, lr)
+    errors = OutputErrors(plain, lr)
     for k, bits in enumerate(CANDIDATES):
         network = with_scheme(plain, ILP(weight_bits=bits, act_bits=bits)).eval()
         for point in network.points.values():
@@ -78,7 +79,7 @@ def test_costs_are_those_of_the_trace(plain: SRNetwork, lr: torch.Tensor) -> Non
 
 
 def test_the_refinement_only_improves(plain: SRNetwork, lr: torch.Tensor) -> None:
-    errors = _Errors(plain, lr)
+    errors = OutputErrors(plain, lr)
     omega, costs = errors.alone(), errors.costs()
     budget = float(costs[:, CANDIDATES.index(4)].sum())
     first = solve(omega, costs, budget)
@@ -93,12 +94,13 @@ def test_bits_are_used_and_come_back(plain: SRNetwork, lr: torch.Tensor, tmp_pat
     assert reports == [] and isinstance(network.scheme, ILP)
     digits = [int(digit) for digit in network.scheme.by_layer]
     expected, trace = trace_forward(network, lr)
-    used = [int(bits[0]) for name, bits in trace.bits.items()]
+    used = [int(bits[0]) for name, bits in trace.bits.items() if network.points[name].feeds]
+    assert {int(trace.bits[name][0]) for name in trace.bits if not network.points[name].feeds} == {4}
     assert used == digits and len(network.scheme.program) == len(digits)
     cadyq.save_model(network, tmp_path / "n.safetensors", packed=True)
     assert torch.equal(cadyq.load_model(tmp_path / "n.safetensors")(lr), expected)
 
 
 def test_digits_of_another_network_are_refused(plain: SRNetwork) -> None:
-    with pytest.raises(UserError, match=r"by_layer has 2 digits for 3 points; calibrate it anew"):
-        with_scheme(plain, ILP(by_layer="44"))
+    with pytest.raises(UserError, match=r"by_layer has 3 digits for 2 points; calibrate it anew"):
+        with_scheme(plain, ILP(by_layer="444"))

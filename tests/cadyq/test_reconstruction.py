@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import cadyq
-from baselines.adaround import RoundedWeight, reconstruction
+from baselines.adaround import reconstruction
 from baselines.brecq import BRECQ
 from baselines.ptq4sr import output_and_features
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers import RoundedWeight
 from cadyq.schemes import Scheme, Stage, Step, normalized_distance
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.training.reconstruction import calibrate, planned_steps, shares, tune
