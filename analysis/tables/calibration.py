@@ -79,7 +79,7 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _drop(row: dict[Any, Any], scheme: Any) -> str:
-    return MISSING if scheme == REFERENCE else f"{Interval.of(row, 'delta', 'db'):+.3f}"
+    return MISSING if scheme == REFERENCE else f"{Interval.of(row, 'delta', '_db'):+.3f}"
 
 
 def published_texts() -> pd.DataFrame:
