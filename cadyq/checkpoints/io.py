@@ -62,7 +62,7 @@ def save_model(
     metadata = {"config": config_of(network).to_json()}
     if base is not None or parent:
         name = parent if base is None else base.name
-        there, sha256 = _base(Path(path) if base is None else base, name)
+        there, sha256 = _base_tensors(base or Path(path), name), _base_sha256(base or Path(path), name)
         state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
         metadata |= {"base": name, "base_sha256": sha256}
     write_tensors(state, Path(path), metadata)
@@ -90,30 +90,35 @@ def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tenso
     """What `path`, which has that header, builds on: all tensors of its base, none where it has no base."""
     if "base" not in metadata:
         return {}
-    there, sha256 = _base(path, metadata["base"])
-    if sha256 != metadata["base_sha256"]:
+    if _base_sha256(path, metadata["base"]) != metadata["base_sha256"]:
         name = Path(metadata["base"]).name
         raise UserError(f"{path}: was made for another {name} than the one that is here; derive or calibrate it anew")
-    return there
+    return _base_tensors(path, metadata["base"])
 
 
-def _base(path: Path, name: str) -> tuple[dict[str, Tensor], str]:
-    """Tensors and hash of what the file `path` builds on.
+def _base_file(path: Path, name: str) -> Path:
+    """The file that `path` builds on: beside it or in a zoo, or "zoo:NAME", "published:NAME" or "spandrel:PATH"."""
+    return resolve(name) if ":" in name else beside(path, name)
 
-    `name` is that of a file beside it or in a zoo, or "zoo:NAME", "published:NAME" or "spandrel:PATH".
-    """
+
+def _base_sha256(path: Path, name: str) -> str:
+    """Of a published network its identity, whichever container holds it."""
     if name.startswith(published.PREFIX):
-        return load_published(name).state_dict(), published.get(name).identity
-    if name.startswith(spandrel.PREFIX):
-        return load_spandrel(resolve(name)).state_dict(), sha256_file(resolve(name))
-    file = resolve(name) if name.startswith(ZOO_PREFIX) else beside(path, name)
-    return _all_tensors(file), network_sha256(file)
+        return published.get(name).identity
+    file = _base_file(path, name)
+    return sha256_file(file) if name.startswith(spandrel.PREFIX) else network_sha256(file)
+
+
+def _base_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    if name.startswith((published.PREFIX, spandrel.PREFIX)):
+        return load_model(name).state_dict()
+    return _all_tensors(_base_file(path, name))
 
 
 def builds_on(path: Path, model: str) -> bool:
     """Whether a file holds what calibration found for that very network, named as `load_model` takes it."""
     base_sha256 = read_tensors(path)[1].get("base_sha256")
-    return base_sha256 is not None and base_sha256 == _base(path, model)[1]
+    return base_sha256 is not None and base_sha256 == _base_sha256(path, model)
 
 
 def _complete_from_base(
