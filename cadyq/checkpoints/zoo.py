@@ -106,7 +106,8 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
     row = {"backbone": network.name, "scheme": scheme, "scale": network.scale}
     with _putting(folder, "networks", path.name, row) as part:
         save_model(network, part, packed=not origin, base=base, parent=origin)
-        if not origin and base is None and path.name != parent.name and parent.exists() and _of_same_sizes(network, parent):
+        whole = not origin and base is None and path.name != parent.name
+        if whole and parent.exists() and _of_same_sizes(network, parent):
             compress(part, parent)
         row |= {"sha256": network_sha256(part), "file_sha256": sha256_file(part), "bytes": part.stat().st_size}
         row |= facts
