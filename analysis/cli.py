@@ -32,6 +32,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("analysis.run.command", "analysis", "measure schemes on backbones; write tables, plots and report"),
     "train": Command("cadyq.commands.train", "train", "train a network by a recipe"),
+    "calibrate": Command("cadyq.commands.calibrate", "analysis", "calibrate a scheme on LR images, and tune it"),
     "derive": Command("cadyq.commands.derive", "train", "choose the bits of a trained network another way"),
     "upscale": Command("cadyq.commands.upscale", "analysis", "enlarge photographs and report the cost"),
     "export": Command("cadyq.commands.export", "deploy", "write a quantized network as ONNX with INT8 convolutions"),
@@ -40,6 +41,8 @@ COMMANDS = {
     "compare": Command("analysis.commands.compare", "analysis", "compare two runs image by image"),
     "report": Command("analysis.commands.report", "analysis", "make tables, plots and report of a run again"),
     "sensitivity": Command("analysis.sensitivity.__main__", "analysis", "measure what the loss by layer depends on"),
+    "content": Command("analysis.content.__main__", "analysis", "measure the room for bits that follow content"),
+    "calibration": Command("analysis.commands.calibration", "analysis", "tabulate what calibrated networks lose"),
     "cost": Command("analysis.commands.cost", "analysis", "list MACs and BitOPs of a network by layer"),
 }
 

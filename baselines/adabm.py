@@ -2,52 +2,74 @@
 
 Bits are a base plus two steps of -1, 0 or +1, both known before the layer runs:
 
-- by image: -1 below the 10th percentile of the calibration patches' mean image gradient, +1 above the 90th;
+- by image: -1 below the 10th percentile l of the calibration patches' mean image gradient g, +1 above the 90th, u;
 - by layer: -1 for the layers below the 30th percentile of the standard deviation of their input, +1 above the 70th.
 
 Activations: affine, the extremes of calibration times the share that leaves the least squared error at the layer's
 bits ("bit-aware clipping"). Weights: symmetric, the bound of least squared error, per tensor.
 
-Departures: calibration only; the paper then tunes bounds, thresholds and layer steps for some minutes against the FP32
-output on 100 LR images. Percentiles are of training patches, ranges of all of them at once instead of a moving average
-over batches. Zero is a level of every grid. Bits stay within 2 to 8, so a base of 8 can only go down.
+Tuning (`python -m cadyq.calibrate`; without it the scheme runs from calibration alone): ten epochs of 50 steps of 2 LR
+patches, in turn over bounds of weights, bounds of activations, and bits, against the FP32 network: L = |O - O_q|_1 + 10
+/ N sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2, for bits + 50 max(0, mean bits - base). Backward, a layer's step m is
+tanh(m) and an image's step tanh(2 (g - (l + u) / 2) / (u - l)). Rates 1e-2, of l and u 1e-1 on a scale 1000 / 255 of
+ours; 0.9 of them in each kind's next epoch.
+
+Departures: percentiles are of training patches, ranges of all of them at once instead of a moving average over batches;
+features are compared by norms over a sample, in the published code over a batch. Zero is a level of every grid, and
+that of weights has 2^b - 1 levels. Bits stay within 2 to 8, so a base of 8 can only go down. Rates of bounds are in
+units of their size. Points that do not count for FAB keep the range that calibration gave them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from baselines.mse import MSEActivation, MSEWeight
+from baselines.mse import SHARES as WEIGHT_SHARES
+from baselines.mse import MSEActivation
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.base import MAX_BITS, MIN_BITS, ActivationQuantizer, PointStatistics, QuantizerOutput
-from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.functional import fake_quantize_bounds
-from cadyq.quantizers.ranges import CalibratedRange
-from cadyq.schemes.base import FixedBitScheme
+from cadyq.quantizers import (
+    ActivationQuantizer,
+    PatchContext,
+    PointStatistics,
+    QuantizerOutput,
+    WeightQuantizer,
+    signed_levels,
+    straight_through,
+)
+from cadyq.quantizers.base import MAX_BITS, MIN_BITS
+from cadyq.quantizers.functional import fake_quantize_bounds, fake_quantize_symmetric, quantize_symmetric
+from cadyq.schemes import FixedBitScheme, Loss, Role, Stage, Step, normalized_distance
 
 IMAGE_PERCENTILES = (0.10, 0.90)
 LAYER_PERCENTILES = (0.30, 0.70)
 SHARES = torch.linspace(1, 0.01, 100)
+EPOCHS, STEPS, BATCH, RATE, DECAY = 10, 50, 2, 1e-2, 0.9
+FEATURE_WEIGHT, BITS_WEIGHT = 10.0, 50.0
 
 
-class AdaBMActivation(CalibratedRange):
+class AdaBMActivation(ActivationQuantizer):
     """Base bits, a step for the layer, and a step for each image by two thresholds on its gradient."""
 
     def __init__(self, bits: int) -> None:
-        super().__init__(bits)
-        self.register_buffer("layer_step", torch.tensor(0))
-        self.register_buffer("thresholds", torch.tensor([0.0, float("inf")]))
-        self.layer_step: Tensor
-        self.thresholds: Tensor
+        super().__init__()
+        self.bits = bits
+        self.low, self.high = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.tensor(1.0))
+        self.layer_step = nn.Parameter(torch.tensor(0.0))
+        self.thresholds = nn.Parameter(torch.tensor([0.0, 1e6]))
+
+    def learning_role(self, parameter: str) -> str:
+        return "range" if parameter in ("low", "high") else "selector"
 
     def initialize(self, statistics: PointStatistics) -> None:
         quantiles = statistics.gradient_quantiles
-        self.thresholds.copy_(torch.quantile(quantiles, quantiles.new_tensor(IMAGE_PERCENTILES)))
+        self.thresholds.data.copy_(torch.quantile(quantiles, quantiles.new_tensor(IMAGE_PERCENTILES)))
 
+    @torch.no_grad()
     def map_layer(self, step: int, statistics: PointStatistics) -> None:
         """Set the layer's step and clip for its bits."""
         self.layer_step.fill_(step)
@@ -62,11 +84,50 @@ class AdaBMActivation(CalibratedRange):
         self.low.copy_(best * low)
         self.high.copy_(best * high)
 
+    def choose(self, gradient: Tensor) -> Tensor:
+        """Bits of images with these mean gradients g (B,), whole numbers; backward as a sum of tanh."""
+        low, high = self.thresholds
+        hard = self.bits + self.layer_step.detach().clamp(-1, 1).round()
+        hard = hard + (gradient > high.detach()).float() - (gradient < low.detach()).float()
+        soft = self.layer_step.tanh() + (2 * (gradient - (low + high) / 2) / (high - low).clamp_min(1e-6)).tanh()
+        return straight_through(soft, hard.clamp(MIN_BITS, MAX_BITS))
+
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        strength = context.gradient.mean(1)
-        image_step = (strength > self.thresholds[1]).long() - (strength < self.thresholds[0]).long()
-        bits = (self.bits + self.layer_step + image_step).clamp(MIN_BITS, MAX_BITS)
-        return QuantizerOutput(fake_quantize_bounds(x, self.low, self.high, bits.view(-1, 1, 1, 1)), bits)
+        bits = self.choose(context.gradient.mean(1))
+        value = fake_quantize_bounds(x, self.low, self.high, bits.view(-1, 1, 1, 1))
+        return QuantizerOutput(value, bits.detach().long(), bits)
+
+
+class AdaBMWeight(WeightQuantizer):
+    """Symmetric, with a bound that starts at the least squared error and can be tuned."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.bound = nn.Parameter(torch.ones(1))
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        w = weight.flatten()
+        bounds = WEIGHT_SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
+        errors = (quantize_symmetric(w[None], bounds[:, None], signed_levels(self.bits)) - w).square_().sum(1)
+        self.bound.copy_(bounds[errors.argmin()])
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return fake_quantize_symmetric(weight, self.bound, self.bits)
+
+
+def tuning_loss(step: Step) -> Tensor:
+    """L without the term of the bits."""
+    features = torch.stack([normalized_distance(found, target) for found, target in step.features])
+    return (step.output - step.target).abs().mean() + FEATURE_WEIGHT * features.mean()
+
+
+def tuning_loss_with_bits(step: Step, base: int) -> Tensor:
+    """L with the term of the bits: their mean over the points that count, and over the batch."""
+    assert step.trace is not None
+    choosing = sum(record.bit_penalty is not None for record in step.trace.records.values())
+    excess = step.trace.bit_penalty().mean() / choosing - base
+    return tuning_loss(step) + BITS_WEIGHT * excess.clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -80,8 +141,8 @@ class AdaBM(FixedBitScheme):
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
         return AdaBMActivation(self.act_bits) if counts_for_fab else MSEActivation(self.act_bits)
 
-    def weight_quantizer(self) -> MSEWeight:
-        return MSEWeight(self.weight_bits)
+    def weight_quantizer(self) -> AdaBMWeight:
+        return AdaBMWeight(self.weight_bits)
 
     def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
         """One step up for the layers that vary most, one down for those that vary least."""
@@ -94,3 +155,15 @@ class AdaBM(FixedBitScheme):
         low, high = torch.quantile(deviations, deviations.new_tensor(LAYER_PERCENTILES))
         for (name, quantizer), deviation in zip(layers.items(), deviations, strict=True):
             quantizer.map_layer(int(deviation > high) - int(deviation < low), statistics[name])
+
+    def stages(self) -> Sequence[Stage]:
+        kinds: tuple[tuple[str, Role, Loss], ...] = (
+            ("weight bounds", "weight", tuning_loss),
+            ("activation bounds", "activation", tuning_loss),
+            ("bits", "selector", partial(tuning_loss_with_bits, base=self.act_bits)),
+        )
+        stages = []
+        for epoch in range(EPOCHS):
+            name, role, loss = kinds[epoch % len(kinds)]
+            stages.append(Stage(name, {role: RATE * DECAY ** (epoch // len(kinds))}, loss, STEPS, BATCH))
+        return stages

@@ -41,7 +41,8 @@ def quantize(
     """A quantized copy of a network from LR to SR. `print` of it shows each layer with its bits.
 
     Schemes that calibrate are ready to use. Those that are trained start from calibrated ranges; `python -m
-    cadyq.train` goes on from there.
+    cadyq.train` goes on from there. Those that are tuned on LR images alone start there too, and `python -m
+    cadyq.calibrate` tunes them.
 
     Args:
         network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It stays as it is.
@@ -88,8 +89,10 @@ def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNet
     return plain
 
 
-def calibration_patches(images: Images, count: int = PATCHES) -> Tensor:
+def calibration_patches(images: Images, count: int = PATCHES, side: int = SIDE) -> Tensor:
     """LR patches (N, 3, side, side) in 0..255, spread evenly over the images: `count` of them, or one an image.
+
+    Patches are smaller than `side` where an image is.
 
     Raises:
         UserError: no image, one that cannot be read, is too small, or is no image in 0..255.
@@ -97,7 +100,7 @@ def calibration_patches(images: Images, count: int = PATCHES) -> Tensor:
     loaded = list(_each(images))
     if not loaded:
         raise UserError("calibration: no image was given; pass a folder, paths, arrays or tensors of LR images")
-    side = min(SIDE, *(min(image.shape[-2:]) for image in loaded))
+    side = min(side, *(min(image.shape[-2:]) for image in loaded))
     if side < LEAST_SIDE:
         raise UserError(f"calibration: an image has a side of {side} pixels; give images of {LEAST_SIDE} or more")
     share, rest = divmod(max(count, 2), len(loaded))

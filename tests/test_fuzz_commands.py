@@ -98,6 +98,7 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "jobs": (["1"], ["0", "x"]),  # more start processes
     "threads": (["1"], ["0", "x"]),
     "zoo": (["zoo", "a/zoo"], ["../inputs/photo.png"]),
+    "images": (["../inputs/photos"], ["../inputs/empty", "none"]),
     "calibration": (["../inputs/photos"], ["../inputs/empty", "none"]),
     "run_dirs": (["../inputs/trained"], ["../inputs/empty", "../inputs/torn", "../inputs/photo.png", "none"]),
     "tag": (["mine", "long.2"], ["", "a/b", "../x", "a:b", "a b"]),
@@ -121,10 +122,11 @@ ALWAYS = {
     "run": ["backbones", "schemes", "datasets", "modes", "data_root", "out"],
     "train": ["steps", "batch", "set", "init", "data_root"],
     "derive": ["patches", "lr_patch"],
+    "calibrate": ["patches", "lr_patch", "steps", "batch", "minutes"],
     "check": ["backbones", "bits"],
     "cost": ["height", "width"],
 }
-SLOW = {"run", "derive", "train", "check", "export"}  # seconds, where all is sound
+SLOW = {"run", "derive", "calibrate", "train", "check", "export"}  # seconds, where all is sound
 NEVER = {
     "help",
     "debug",  # shows tracebacks

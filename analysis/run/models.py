@@ -12,7 +12,8 @@ from torch import Tensor
 
 from analysis.run.code import code_sha256
 from analysis.run.source import PARENT, Source
-from cadyq.checkpoints.io import load_model, resolve
+from cadyq.checkpoints.folders import zoo_path
+from cadyq.checkpoints.io import builds_on, load_model, resolve, zoo_name
 from cadyq.data import datasets
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import calibration_patches
@@ -86,6 +87,12 @@ def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibra
     if spec == PARENT:
         return source
     if scheme_of(spec).trained and scheme_name(spec) != PARENT:
+        made = zoo_path(f"{zoo_name(network.name, scale, spec)}.safetensors")
+        if made.exists() and builds_on(made, model):
+            return Source(label(model), spec, scale, (made,), code=_code(network, spec), model=str(made))
+        if scheme_of(spec).tuned:
+            command = f"python -m cadyq.calibrate --model {model} --scheme {spec} --zoo DIR"
+            return replace(source, reason=f"{spec} has to be calibrated: {command}, then pass --zoo DIR")
         reason = f"{spec} has to be trained: python -m cadyq.train --model {model} --scheme {spec}, then pass its file"
         return replace(source, reason=reason)
     return calibrated_source(source, calibration)

@@ -18,7 +18,7 @@ from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
@@ -96,16 +96,21 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
         inner = locate(backbone, with_outer_bits_of(scheme, FULL_PRECISION), scale)
         return replace(inner if inner.reason else models.calibrated_source(inner, None), scheme=scheme)
     if scheme_of(scheme).trained:
-        command = "train" if scheme_of(scheme).parent == PARENT else "derive"
-        return source(
-            reason=f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq.{command}"
-        )
+        reason = f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq."
+        return source(reason=reason + _command(scheme_of(scheme)))
     statistics = zoo_path(f"{backbone}_x{scale}_calibration.safetensors")
     files = (parent, statistics) if authors is None else (statistics,)
     missing = [file.name for file in files if not file.exists()]
     if missing:
         return source(reason=f"calibration needs {missing[0]}, which is not in the zoo")
     return source(files=files) if authors is None else _published(source, authors, statistics)
+
+
+def _command(scheme: Scheme) -> str:
+    """The command that makes networks of a scheme."""
+    if scheme.tuned:
+        return "calibrate"
+    return "train" if scheme.parent == PARENT else "derive"
 
 
 def _published(source: partial[Source], row: Published, *others: Path) -> Source:

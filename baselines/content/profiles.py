@@ -81,13 +81,13 @@ class Profiles(AssignedScheme):
     def candidate_quantizer(self, channels: int) -> FittedRange:
         return RANGES[self.ranges](self.search_space, channels)
 
-    def calibrate(self, network: SRNetwork, lr: Tensor) -> None:
+    def fit_ranges(self, network: SRNetwork, lr: Tensor) -> None:
         calibrate_ranges(network, lr[:CALIBRATED])
 
     @torch.no_grad()
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Profiles:
         network = transplant(parent, self)
-        self.calibrate(network, lr)
+        self.fit_ranges(network, lr)
         few, side = slice(PATCHES), min(SIDE, *lr.shape[-2:])
         small, answer = lr[few, :, :side, :side], hr[few, :, : side * parent.scale, : side * parent.scale]
         whole = torch.ones(1, *answer.shape[-2:])

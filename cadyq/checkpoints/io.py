@@ -19,6 +19,7 @@ from cadyq.checkpoints.official import load_official
 from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_weight, unpack_weight
 from cadyq.checkpoints.state import load_state
 from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
+from cadyq.data.images import sha256_file
 from cadyq.models import spandrel
 from cadyq.models.foreign import example_images, prepare
 from cadyq.models.network import SRNetwork
@@ -27,8 +28,12 @@ from cadyq.schemes.factory import ModelConfig, build, config_of, rebuild
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
 
+ZOO_PREFIX = "zoo:"
 
-def save_model(network: SRNetwork, path: str | Path, packed: bool = False, base: Path | None = None) -> None:
+
+def save_model(
+    network: SRNetwork, path: str | Path, packed: bool = False, base: Path | None = None, parent: str = ""
+) -> None:
     """Write `network` to `path`, whole or not at all.
 
     Args:
@@ -37,6 +42,7 @@ def save_model(network: SRNetwork, path: str | Path, packed: bool = False, base:
         packed: store quantized weights as packed integers. The result runs, but cannot be trained. A network that was
             loaded packed stays packed.
         base: a file in the same folder; tensors that are the same there are left out, and its name and hash kept.
+        parent: instead of `base`, the network it was calibrated from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
     """
     for name, point in network.points.items():
         if point.quantizer is not None and not point.quantizer.calibrated:
@@ -54,10 +60,11 @@ def save_model(network: SRNetwork, path: str | Path, packed: bool = False, base:
                 codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
                 state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
     metadata = {"config": config_of(network).to_json()}
-    if base is not None:
-        there = _all_tensors(base)
+    if base is not None or parent:
+        name = parent if base is None else base.name
+        there, sha256 = _base_tensors(base or Path(path), name), _base_sha256(base or Path(path), name)
         state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
-        metadata |= {"base": base.name, "base_sha256": network_sha256(base)}
+        metadata |= {"base": name, "base_sha256": sha256}
     write_tensors(state, Path(path), metadata)
 
 
@@ -83,10 +90,35 @@ def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tenso
     """What `path`, which has that header, builds on: all tensors of its base, none where it has no base."""
     if "base" not in metadata:
         return {}
-    base = beside(path, metadata["base"])
-    if network_sha256(base) != metadata["base_sha256"]:
-        raise UserError(f"{path}: was made for another {base.name} than the one beside it; derive it anew")
-    return _all_tensors(base)
+    if _base_sha256(path, metadata["base"]) != metadata["base_sha256"]:
+        name = Path(metadata["base"]).name
+        raise UserError(f"{path}: was made for another {name} than the one that is here; derive or calibrate it anew")
+    return _base_tensors(path, metadata["base"])
+
+
+def _base_file(path: Path, name: str) -> Path:
+    """The file that `path` builds on: beside it or in a zoo, or "zoo:NAME", "published:NAME" or "spandrel:PATH"."""
+    return resolve(name) if ":" in name else beside(path, name)
+
+
+def _base_sha256(path: Path, name: str) -> str:
+    """Of a published network its identity, whichever container holds it."""
+    if name.startswith(published.PREFIX):
+        return published.get(name).identity
+    file = _base_file(path, name)
+    return sha256_file(file) if name.startswith(spandrel.PREFIX) else network_sha256(file)
+
+
+def _base_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    if name.startswith((published.PREFIX, spandrel.PREFIX)):
+        return load_model(name).state_dict()
+    return _all_tensors(_base_file(path, name))
+
+
+def builds_on(path: Path, model: str) -> bool:
+    """Whether a file holds what calibration found for that very network, named as `load_model` takes it."""
+    base_sha256 = read_tensors(path)[1].get("base_sha256")
+    return base_sha256 is not None and base_sha256 == _base_sha256(path, model)
 
 
 def _complete_from_base(
@@ -131,8 +163,8 @@ def resolve(source: str | Path) -> Path:
     """
     if str(source).startswith(published.PREFIX):
         return published.locate(str(source))
-    if str(source).startswith("zoo:"):
-        name = str(source)[4:]
+    if str(source).startswith(ZOO_PREFIX):
+        name = str(source).removeprefix(ZOO_PREFIX)
         known = zoo_names()
         if name not in known:
             raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
@@ -162,12 +194,21 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
             f"{path}: no cadyq configuration in its header; import it with load_official, or as spandrel:{path}"
         )
     try:
-        network = build(ModelConfig.from_json(metadata["config"]))
+        config = ModelConfig.from_json(metadata["config"])
+        authors = _authors_network(metadata.get("base", "")) if config.foreign else None
+        network = build(config) if authors is None else rebuild(config, authors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     tensors = _complete_from_base(network, tensors, path, metadata)
     load_state(network, _unpack(network, tensors, str(path)), str(path))
     return network.eval().to(device)
+
+
+def _authors_network(base: str) -> nn.Module | None:
+    """The network as its authors made it, where a file builds on theirs; None where it builds on none."""
+    if base.startswith(published.PREFIX) and published.get(base).loader == published.SPANDREL:
+        return spandrel.read(published.locate(base))[0]
+    return spandrel.read(resolve(base))[0] if base.startswith(spandrel.PREFIX) else None
 
 
 def load_spandrel(path: Path) -> SRNetwork:

@@ -96,15 +96,18 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
     """Store `network` packed in a zoo and add its row; `facts` says how it was trained, or from what it was derived.
 
     It is compressed against the FP32 network of its backbone where a zoo has one. Small files that build on another are
-    not, nor is the FP32 network itself.
+    not, nor is the FP32 network itself. Of a network that was calibrated (`facts["calibrated_from"]`) only what
+    calibration found is stored.
     """
     path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
     base = zoo_path(f"{facts['derived_from']['name']}.safetensors") if "derived_from" in facts else None
     parent = zoo_path(f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors")
+    origin = facts.get("calibrated_from", "")
     row = {"backbone": network.name, "scheme": scheme, "scale": network.scale}
     with _putting(folder, "networks", path.name, row) as part:
-        save_model(network, part, packed=True, base=base)
-        if base is None and path.name != parent.name and parent.exists() and _of_same_sizes(network, parent):
+        save_model(network, part, packed=not origin, base=base, parent=origin)
+        whole = not origin and base is None and path.name != parent.name
+        if whole and parent.exists() and _of_same_sizes(network, parent):
             compress(part, parent)
         row |= {"sha256": network_sha256(part), "file_sha256": sha256_file(part), "bytes": part.stat().st_size}
         row |= facts

@@ -12,6 +12,7 @@ from cadyq.quantizers.base import (
     WeightQuantizer,
     constant_bits,
 )
+from cadyq.quantizers.bounds import BoundedActivation, BoundedWeight
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, fake_quantize_bounds, signed_levels, straight_through
 from cadyq.quantizers.ranges import (
@@ -21,12 +22,15 @@ from cadyq.quantizers.ranges import (
     LearnedBoundActivation,
     MinMaxRange,
 )
+from cadyq.quantizers.rounding import RoundedWeight
 
 __all__ = [
     "FULL_PRECISION",
     "RANGE_SHARE",
     "ActivationQuantizer",
     "AffineRange",
+    "BoundedActivation",
+    "BoundedWeight",
     "CalibratedRange",
     "CandidateActivation",
     "ChannelWeight",
@@ -35,6 +39,7 @@ __all__ = [
     "PatchContext",
     "PointStatistics",
     "QuantizerOutput",
+    "RoundedWeight",
     "SymmetricWeight",
     "TanhWeight",
     "WeightQuantizer",

@@ -171,8 +171,17 @@ class WeightQuantizer(nn.Module, ABC):
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight (Cout, Cin/groups, k, k) on its grid of at most 2^bits values."""
 
+    def prepare(self, weight: Tensor) -> None:
+        """Make room for what is kept for each weight or channel, before any state is loaded. By default nothing."""
+
     def initialize(self, weight: Tensor) -> None:
         """Set learned steps from the weight to be quantized. A quantizer that learns none needs nothing."""
+
+    def start_tuning(self, weight: Tensor) -> None:
+        """Make the parameters that exist only while a stage tunes them. By default there are none."""
+
+    def finish_tuning(self) -> None:
+        """Keep what was tuned in the form that is stored, and drop those parameters. By default nothing."""
 
 
 class SymmetricWeight(WeightQuantizer):

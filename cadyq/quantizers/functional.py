@@ -147,3 +147,23 @@ def fake_quantize_bounds(x: Tensor, low: Tensor, high: Tensor, bits: Tensor | in
     ratio = torch.clamp(x, low, high) / step
     codes = ratio.detach().round().clamp(first, last)
     return straight_through(ratio, codes).mul(step)
+
+
+def fake_quantize_offset(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """q(x) = s round((clip(x, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), straight through the rounding.
+
+    Both bounds are levels; zero need not be one. With t = (x - l) / s between the bounds and e = round(t) - t:
+    dq/dx = 1 inside, 0 outside; dq/du = 1 where x > u, e / (2^b - 1) inside, 0 where x < l; dq/dl = 1 where x < l,
+    -e / (2^b - 1) inside, 0 where x > u.
+
+    Args:
+        x: any tensor.
+        low: l, a scalar or (1,).
+        high: u, the same, above l.
+        bits: b.
+    """
+    steps = 2**bits - 1
+    step = ((high - low) / steps).clamp_min(1e-12)
+    ratio = (torch.clamp(x, low, high) - low) / step
+    codes = straight_through(ratio, ratio.detach().round().clamp(0, steps))
+    return codes.mul(step).add(low)

@@ -26,6 +26,7 @@ from cadyq.quantizers.base import (
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import MinMaxRange
+from cadyq.schemes.tuning import Stage
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import written
 from cadyq.utils.registry import Registry
@@ -41,6 +42,7 @@ class Scheme(ABC):
             the same way under every scheme: weights symmetric for each output channel, activations by the range that
             calibration saw.
         trained: False where the scheme runs from calibration alone.
+        tuned: True where `python -m cadyq.calibrate` makes its networks, from an FP32 network and LR images.
         parent: the scheme whose trained network a network of this one starts from.
         reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
         dynamic: True where bits depend on the input. Tables then compare the scheme with fixed bits of equal cost.
@@ -52,6 +54,7 @@ class Scheme(ABC):
 
     name: ClassVar[str]
     trained: ClassVar[bool] = True
+    tuned: ClassVar[bool] = False
     parent: ClassVar[str] = "fp32"
     reads_hr: ClassVar[bool] = False
     dynamic: ClassVar[bool] = False
@@ -87,13 +90,32 @@ class Scheme(ABC):
         """
         raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
 
-    def calibrate(self, network: SRNetwork, lr: Tensor) -> None:
+    def fit_ranges(self, network: SRNetwork, lr: Tensor) -> None:
         """Set the ranges of a derived network that are not taken over from its parent. By default nothing.
 
         Args:
             network: under this scheme, with weights and ranges of the parent; changed in place.
             lr: patches (N, 3, h, w) in 0..255 of training photographs.
         """
+
+    def stages(self) -> Sequence[Stage]:
+        """What is tuned against the FP32 network after calibration, in this order. By default nothing.
+
+        `python -m cadyq.calibrate` runs them.
+        """
+        return ()
+
+    def with_chosen_bits(self, parent: SRNetwork, lr: Tensor) -> Scheme:
+        """This scheme with bits chosen on LR patches, before calibration. By default as it is.
+
+        Args:
+            parent: the FP32 network, in eval mode.
+            lr: patches (N, 3, h, w) in 0..255.
+        """
+        return self
+
+    def assign_bits(self, network: SRNetwork) -> None:
+        """Set the bits of single points and layers, once their quantizers are in place. By default all stay alike."""
 
     def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
         """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
@@ -165,6 +187,9 @@ def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
         point.quantizer = None if point.name in network.excluded else _activation_quantizer(scheme, point)
     for layer in network.layer_names:
         layer.weight_quantizer = None if layer in left_out else _weight_quantizer(scheme, layer in outer)
+        if layer.weight_quantizer is not None:
+            layer.weight_quantizer.prepare(layer.rows(layer.weight))
+    scheme.assign_bits(network)
 
 
 def _activation_quantizer(scheme: Scheme, point: QuantizationPoint) -> ActivationQuantizer | None:

@@ -70,5 +70,5 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
     target = mean_fab(parent, lr) if mean_bits is None else mean_bits
     scheme = scheme.fit(parent, lr, hr, target)
     network = transplant(parent, scheme)
-    scheme.calibrate(network, lr)
+    scheme.fit_ranges(network, lr)
     return network

@@ -1,0 +1,19 @@
+"""What calibrated networks lose, beside what calibration took: python -m analysis.calibration RUN --zoo DIR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.tables.calibration import write
+from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0, or 2 where the user can put something right."""
+    parser = Parser(prog=program("analysis.calibration"), description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--zoo", type=Path, metavar="DIR", required=True, help="folder that cadyq.calibrate wrote into")
+    add_debug_option(parser)
+    args = parser.parse_args(argv)
+    return exit_status(lambda: print(*write(args.run, args.zoo), sep="\n"), args.debug)

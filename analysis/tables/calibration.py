@@ -1,0 +1,121 @@
+"""What calibrated networks lose, beside what calibration took.
+
+Quality comes from the records of the run, seconds and numbers of images from the manifest of the zoo. It writes
+`tables/calibration.csv`, `tables/calibration.md` and, of what papers print, `tables/calibration_published.md`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.records import store
+from analysis.tables.intervals import Interval
+from analysis.tables.summary import MISSING, REFERENCE, markdown_table, summary
+from cadyq.checkpoints.zoo import read_manifest
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_text
+
+MODE = "image"
+PUBLISHED = Path(__file__).parent / "published" / "calibration.csv"
+PUBLISHED_NOTE = (
+    "As printed; not measured here. Other full-precision networks and other layers in FP32: only a drop can be "
+    "compared, and it is given where the paper's own full-precision value was read."
+)
+NETWORK = ["backbone", "scheme"]
+
+
+def efforts(folder: Path) -> pd.DataFrame:
+    """What calibration took, by network and scheme: images, patches and seconds, size of the file in kilobytes."""
+    rows = [
+        {
+            "backbone": row["backbone"],
+            "scheme": row["scheme"],
+            "images": row["images"],
+            "data": row["data"],
+            "seconds": row["seconds"],
+            "steps": sum(stage["steps"] for stage in row["stages"]),
+            "kilobytes": row["bytes"] / 1000,
+        }
+        for row in read_manifest(folder)["networks"]
+        if "stages" in row
+    ]
+    return pd.DataFrame(rows, columns=[*NETWORK, "images", "data", "seconds", "steps", "kilobytes"])
+
+
+def measured(df: pd.DataFrame) -> pd.DataFrame:
+    """A row a (backbone, scheme, dataset) of the image-wise records: PSNR, its difference to FP32, FAB, BitOPs."""
+    part = summary(df[df["mode"] == MODE])
+    return part[[*NETWORK, "dataset", "psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g"]]
+
+
+def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """`measured` with what calibration took beside it, NaN where the zoo has no such network."""
+    return measured(df).merge(efforts(folder), "left", on=NETWORK)
+
+
+def texts(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as it is printed: a row a network and scheme, a column a dataset."""
+    rows: list[dict[str, str]] = []
+    for (backbone, scheme), part in table.groupby(NETWORK, sort=False):
+        row = {"Network": str(backbone), "Scheme": str(scheme)}
+        row |= {f"{one['dataset']} dB": f"{one['psnr_db']:.2f}" for one in part.to_dict("records")}
+        row |= {f"drop on {one['dataset']}": _drop(one, scheme) for one in part.to_dict("records")}
+        first = part.iloc[0]
+        known = pd.notna(first["seconds"])
+        row["FAB"] = f"{first['fab']:.2f}"
+        row["BitOPs at 720p, G"] = f"{first['bitops_720p_g']:,.0f}"
+        row["Images"] = f"{first['images']:.0f}" if known else MISSING
+        row["Steps"] = f"{first['steps']:.0f}" if known else MISSING
+        row["Seconds"] = f"{first['seconds']:.0f}" if known else MISSING
+        row["KB"] = f"{first['kilobytes']:.0f}" if known else MISSING
+        rows.append(row)
+    return pd.DataFrame(rows).fillna(MISSING).set_index(["Network", "Scheme"])
+
+
+def _drop(row: dict[Any, Any], scheme: Any) -> str:
+    return MISSING if scheme == REFERENCE else f"{Interval.of(row, 'delta', '_db'):+.3f}"
+
+
+def published_texts() -> pd.DataFrame:
+    """What papers print, a row a network of a text."""
+    rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
+    bits = "w" + rows["weight_bits"] + "a" + rows["act_bits"]
+    drop = [
+        f"{float(psnr) - float(fp32):+.2f}" if fp32 else MISSING
+        for psnr, fp32 in zip(rows["psnr_db"], rows["fp32_db"], strict=True)
+    ]
+    shown = {
+        "Method": rows["method"],
+        "Paper": rows["paper"],
+        "Network": rows["network"],
+        "Bits": bits,
+        "Dataset": rows["dataset"],
+        "dB": rows["psnr_db"],
+        "FP32 dB": rows["fp32_db"].replace("", MISSING),
+        "drop": drop,
+        "Source": rows["source"],
+        "Read in": rows["read"],
+    }
+    return pd.DataFrame(shown).set_index(["Method", "Paper", "Network", "Bits"])
+
+
+def write(run: Path, folder: Path) -> list[Path]:
+    """Write the tables of a run whose networks lie in the zoo `folder`.
+
+    Raises:
+        UserError: the run has no image-wise record.
+    """
+    df = store.load(run)
+    if df.empty or MODE not in set(df["mode"]):
+        raise UserError(f"{run}: has no image-wise records; measure with --modes {MODE}")
+    table = joined(df, folder)
+    out = run / "tables"
+    published = f"{markdown_table(published_texts())}\n\n{PUBLISHED_NOTE}\n"
+    return [
+        write_text(out / "calibration.csv", table.to_csv(index=False, lineterminator="\n")),
+        write_text(out / "calibration.md", f"{markdown_table(texts(table))}\n"),
+        write_text(out / "calibration_published.md", published),
+    ]

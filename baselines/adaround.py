@@ -1,0 +1,66 @@
+"""AdaRound: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020.
+
+w_q = s clip(floor(w / s) + h(V), -2^(b-1), 2^(b-1) - 1), h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1) (Eqs. 22 and 23).
+Layer by layer, V minimizes ||W x - W_q x_q||_F^2 + 0.01 sum(1 - |2 h(V) - 1|^beta) (Eqs. 21, 24 and 25): x_q is what
+the quantized network before the layer gives, x what the FP32 network gives. beta falls from 20 to 2, and in the first
+fifth of the steps the second term rests. In the end h >= 1/2 rounds up. V starts where h is the fraction of w / s: as
+rounding to nearest would, before it is driven to 0 or 1.
+
+s and the ranges of activations have the least squared error, as under `mse`. Departures: 500 steps a layer (paper:
+10,000); the activation function behind a layer is left out of its output; errors are in the layer's own units, so the
+second term is weighed by the mean square of its output. `channelwise` gives each output channel its own s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from baselines.mse import MSEActivation
+from cadyq.quantizers import ActivationQuantizer, RoundedWeight
+from cadyq.schemes import FixedBitScheme, Stage, Step, cosine
+
+WARM_UP, BETAS = 0.2, (20.0, 2.0)
+STEPS, BATCH, RATE = 500, 8, 1e-1
+ROUNDING_WEIGHT = 0.01
+
+
+def beta_of(done: float) -> float:
+    """Falls linearly behind the warm-up."""
+    first, last = BETAS
+    return first + (last - first) * max(0.0, (done - WARM_UP) / (1 - WARM_UP))
+
+
+def reconstruction(step: Step) -> Tensor:
+    """Squared error of the output, in units of its mean square, and the term that drives h to 0 or 1."""
+    error = (step.output - step.target).square().mean() / step.target.square().mean().clamp_min(1e-12)
+    if step.done < WARM_UP:
+        return error
+    weights = [part for part in step.module.modules() if isinstance(part, RoundedWeight)]
+    count = sum(part.rounding.numel() for part in weights if part.rounding is not None)
+    return error + ROUNDING_WEIGHT * sum(part.penalty(beta_of(step.done)) for part in weights) / max(count, 1)
+
+
+@dataclass(frozen=True)
+class AdaRound(FixedBitScheme):
+    """Rounding of weights found layer by layer.
+
+    Attributes:
+        channelwise: a step for each output channel.
+    """
+
+    name = "adaround"
+    tuned = True
+
+    channelwise: bool = False
+
+    def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
+        return MSEActivation(self.act_bits)
+
+    def weight_quantizer(self) -> RoundedWeight:
+        return RoundedWeight(self.weight_bits, self.channelwise)
+
+    def stages(self) -> Sequence[Stage]:
+        return (Stage("rounding of", {"weight": RATE}, reconstruction, STEPS, BATCH, over="layer", decay=cosine),)

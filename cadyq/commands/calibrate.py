@@ -1,0 +1,153 @@
+"""`python -m cadyq.calibrate`: calibrate a scheme on LR images, and tune its ranges, rounding and bits where it does
+so.
+
+No HR image is read. What is written holds what calibration found, on top of the network it was found for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from cadyq.checkpoints import published
+from cadyq.checkpoints.io import ZOO_PREFIX, load_model, resolve, save_model
+from cadyq.checkpoints.tensors import network_sha256
+from cadyq.checkpoints.zoo import add_run_to_zoo
+from cadyq.commands.cli import (
+    MOST_SEED,
+    Numbers,
+    Parser,
+    add_network_options,
+    add_threads_option,
+    check_spares,
+    check_writable,
+    exit_status,
+    open_networks,
+    program,
+)
+from cadyq.data import datasets
+from cadyq.data.images import images_among
+from cadyq.models import spandrel
+from cadyq.quantization import PATCHES, SIDE, Images, calibration_patches
+from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.specs import canonical, parse_scheme
+from cadyq.training.reconstruction import calibrate
+from cadyq.training.start import plain
+from cadyq.utils.bars import bar
+from cadyq.utils.errors import UserError
+from cadyq.utils.files import write_text
+from cadyq.utils.locks import alone_in
+
+LEAST_PATCH = 8
+TUNED = "tuned"  # tag of a network whose scheme runs without tuning as well
+BY_NAME = (ZOO_PREFIX, published.PREFIX)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=program("cadyq.calibrate"), description=__doc__)
+    parser.add_argument("--scheme", required=True, help="as in ptq4sr:w4a4")
+    parser.add_argument(
+        "--model", required=True, help="FP32 network: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file"
+    )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of LR images; scikit-image's by default")
+    parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
+    parser.add_argument("--patches", type=Numbers(2, 1_000_000), default=PATCHES, help="cropped from the images")
+    parser.add_argument("--lr-patch", type=Numbers(LEAST_PATCH), default=SIDE, help="their side in LR pixels")
+    parser.add_argument("--minutes", type=Numbers(0, whole=False), help="that tuning may take; no limit by default")
+    parser.add_argument("--steps", type=Numbers(1), help="of each stage; the scheme's own by default")
+    parser.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step; the scheme's own by default")
+    parser.add_argument("--tag", default="", help="another variant of a scheme: ptq4sr:w4a4:TAG")
+    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches in each step")
+    add_threads_option(parser)
+    add_network_options(parser)
+    return parser
+
+
+def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
+    """The LR images of a folder, or of the photographs inside scikit-image: images, their number, and their name.
+
+    Raises:
+        UserError: no such folder, or it holds no image.
+    """
+    if folder is None:
+        photographs = [pair.lr for pair in datasets.photographs(scale)]
+        return photographs, len(photographs), datasets.EMBEDDED
+    if not folder.is_dir():
+        raise UserError(f"--images {folder}: no such folder; name one of LR images, or leave it out")
+    return folder, len(images_among(folder.iterdir())), folder.name
+
+
+def _origin(model: str) -> str:
+    """A network that a small file can build on, as it is named there; empty where that file has to hold all tensors."""
+    if model.startswith(spandrel.PREFIX):
+        return f"{spandrel.PREFIX}{resolve(model).resolve()}"
+    return model if model.startswith(BY_NAME) else ""
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Calibrate what the command line asks for; return the path of the model."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    open_networks(args)
+    check_spares(args.out, ["model.safetensors", "training.json"], [args.model])
+    check_writable(args.out)
+    name, _, tag = parse_scheme(args.scheme)
+    if tag:
+        raise UserError(f"--scheme {args.scheme}: pass the tag by --tag {tag}")
+    parent, origin = load_model(args.model), _origin(args.model)
+    if not plain(parent):
+        raise UserError(f"--model {args.model}: is quantized already; name the FP32 network it was made from")
+    images, count, called = lr_images(args.images, parent.scale)
+    patches = calibration_patches(images, args.patches, args.lr_patch)
+    start = time.monotonic()
+    with bar(desc=canonical(args.scheme), unit="step", leave=False) as progress:
+
+        def on_step(stage: str) -> None:
+            progress.set_postfix_str(stage, refresh=False)
+            progress.update()
+
+        limit = math.inf if args.minutes is None else 60 * args.minutes
+        how = {"seconds": limit, "steps": args.steps, "batch": args.batch, "seed": args.seed}
+        network, reports = calibrate(parent, args.scheme, patches, **how, on_step=on_step)
+    seconds = time.monotonic() - start
+    path = resolve(args.model)
+    facts = {
+        "backbone": parent.name,
+        "scheme": canonical(args.scheme),
+        "scale": parent.scale,
+        "calibrated_from": origin,
+        "parent": {"name": args.model if origin else path.stem, "sha256": network_sha256(path)},
+        "data": f"{called}: {len(patches)} patches of {patches.shape[-1]} LR pixels",
+        "images": count,
+        "seconds": round(seconds, 1),
+        "minutes_allowed": args.minutes,
+        "batch": args.batch,
+        "stages": [vars(report) for report in reports],
+        "seed": args.seed,
+        "torch": torch.__version__,
+    }
+    with alone_in(args.out):  # the two files belong together
+        save_model(network, args.out / "model.safetensors", parent=origin)
+        write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
+    if args.zoo is not None:
+        kind = SCHEMES.get(name)
+        tuned = bool(reports) and not kind.trained  # the plain label is that of the scheme without tuning
+        print(add_run_to_zoo(args.out, args.tag or (TUNED if tuned else ""), args.zoo))
+    out: Path = args.out / "model.safetensors"
+    return out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    return exit_status(lambda: print(run(args)), args.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

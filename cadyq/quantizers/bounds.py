@@ -1,0 +1,53 @@
+"""Quantizers of activations and weights between two bounds that are tuned: PTQ4SR's and 2DQuant's."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.quantizers.base import ActivationQuantizer, PointStatistics, QuantizerOutput, WeightQuantizer, constant_bits
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.functional import fake_quantize_offset
+
+
+class BoundedActivation(ActivationQuantizer):
+    """`fake_quantize_offset` between two bounds. Subclasses say where these start."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.low, self.high = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.tensor(1.0))
+
+    @abstractmethod
+    def clipping_bounds(self, statistics: PointStatistics) -> tuple[Tensor, Tensor]:
+        """Where the bounds start, two scalars."""
+
+    def initialize(self, statistics: PointStatistics) -> None:
+        low, high = self.clipping_bounds(statistics)
+        self.low.data.copy_(low)
+        self.high.data.copy_(high)
+
+    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
+        return QuantizerOutput(fake_quantize_offset(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
+
+
+class BoundedWeight(WeightQuantizer):
+    """`fake_quantize_offset` of a whole weight between two bounds, at the start its smallest and largest value."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(bits)
+        self.low, self.high = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.tensor(1.0))
+
+    def clipping_bounds(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the bounds start, two scalars."""
+        return weight.amin(), weight.amax()
+
+    def initialize(self, weight: Tensor) -> None:
+        low, high = self.clipping_bounds(weight)
+        self.low.data.copy_(low)
+        self.high.data.copy_(high)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return fake_quantize_offset(weight, self.low, self.high, self.bits)

@@ -1,0 +1,297 @@
+"""Tuning of quantizers against the FP32 network, on LR images alone: runs the stages that a scheme declares.
+
+The weights of the network stay. What learns are bounds, rounding and thresholds inside quantizers: minutes on a CPU. A
+time limit is shared between the stages in proportion to their steps, and a schedule follows the steps or the time,
+whichever is ahead, so that it always comes to its end.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import ActivationQuantizer, WeightQuantizer
+from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.quantizers.running import forward_of
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.calibration import calibrated_on
+from cadyq.schemes.specs import parse_scheme
+from cadyq.schemes.tuning import Role, Stage, Step
+from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
+from cadyq.utils.errors import UserError
+
+OnStep = Callable[[str], object]  # is told the stage after each of its steps
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """How a stage went.
+
+    Attributes:
+        name: of the stage, or of the stage and the unit.
+        steps: that were taken.
+        first_loss, last_loss: of its first and last step; NaN where there was no step.
+    """
+
+    name: str
+    steps: int
+    first_loss: float
+    last_loss: float
+
+
+def calibrate(
+    parent: SRNetwork,
+    spec: str,
+    patches: Tensor,
+    *,
+    seconds: float = math.inf,
+    steps: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    on_step: OnStep = lambda name: None,
+) -> tuple[SRNetwork, list[StageReport]]:
+    """A network of `parent`'s weights under a scheme that is calibrated and tuned on LR patches.
+
+    Args:
+        parent: a network, of this project or `cadyq.quantize`d; its FP32 weights are used.
+        spec: scheme as in a command, "pams:w4a4".
+        patches: (N, 3, h, w) in 0..255, from training photographs.
+        seconds: that tuning may take.
+        steps: of each stage, other than the scheme's own.
+        batch: patches a step, other than the scheme's own.
+        seed: of the choice of patches in each step.
+        on_step: is called with the name of the stage after each step.
+
+    Returns:
+        The network in eval mode, and how each stage went.
+
+    Raises:
+        UserError: a stage has nothing to tune, or a loss is not finite.
+    """
+    name, options, _ = parse_scheme(spec)
+    fp32 = parent.without_scheme().eval()
+    scheme = SCHEMES.get(name)(**options).with_chosen_bits(fp32, patches)
+    network = calibrated_on(fp32, name, patches, scheme.options()).eval()
+    stages = [replace(s, steps=steps or s.steps, batch=batch or s.batch) for s in scheme.stages()]
+    return network, tune(network, fp32, patches, stages, seconds=seconds, seed=seed, on_step=on_step)
+
+
+def tune(
+    network: SRNetwork,
+    reference: SRNetwork,
+    patches: Tensor,
+    stages: Sequence[Stage],
+    *,
+    seconds: float = math.inf,
+    seed: int = 0,
+    on_step: OnStep = lambda name: None,
+) -> list[StageReport]:
+    """Run stages on a calibrated network, in place; the other arguments are those of `calibrate`.
+
+    `reference` is the FP32 network.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    reports, end = list[StageReport](), time.monotonic() + seconds
+    with _only_quantizers_learn(network):
+        for i, stage in enumerate(stages):
+            share = stage.steps / sum(later.steps for later in stages[i:])
+            limit = (end - time.monotonic()) * share
+            reports += _run_stage(network, reference, patches, stage, limit, generator, on_step)
+    return reports
+
+
+def planned_steps(network: SRNetwork, stages: Sequence[Stage]) -> int:
+    """How many steps the stages take on a network where no time limit ends them."""
+    return sum(stage.steps * (1 if stage.over == "network" else len(_units(network, stage))) for stage in stages)
+
+
+def _run_stage(
+    network: SRNetwork,
+    reference: SRNetwork,
+    patches: Tensor,
+    stage: Stage,
+    seconds: float,
+    generator: torch.Generator,
+    on_step: OnStep,
+) -> list[StageReport]:
+    if stage.over == "network":
+        loss_of = _whole_network(network, reference, patches)
+        return [_descend(network, network, stage, stage.name, loss_of, len(patches), seconds, generator, on_step)]
+    reports, end = list[StageReport](), time.monotonic() + seconds
+    units = _units(network, stage)
+    for i, name in enumerate(units):
+        unit = network.get_submodule(name)
+        loss_of = _one_unit(network, reference, name, patches, stage, generator)
+        left = max(end - time.monotonic(), 0) / (len(units) - i)
+        label = f"{stage.name} {name}"
+        reports.append(_descend(network, unit, stage, label, loss_of, len(patches), left, generator, on_step))
+    return reports
+
+
+def _units(network: SRNetwork, stage: Stage) -> list[str]:
+    return blocks_of(network) if stage.over == "block" else quantized_layers(network)
+
+
+LossOf = Callable[[Tensor, float], Step]  # from the indices of a batch and the share done to what the loss sees
+
+
+def _descend(
+    network: SRNetwork,
+    unit: nn.Module,
+    stage: Stage,
+    name: str,
+    run: LossOf,
+    count: int,
+    seconds: float,
+    generator: torch.Generator,
+    on_step: OnStep,
+) -> StageReport:
+    """Adam on the parameters of the quantizers of a unit, which may be the whole network."""
+    with _tuned_weights(unit):
+        groups = parameter_groups(unit, stage)
+        if not groups:
+            if unit is not network:
+                return StageReport(name, 0, math.nan, math.nan)
+            raise UserError(f"{network.name}: stage {name!r} finds no parameter to tune; look at its rates")
+        for group in groups:
+            group["params"][0].requires_grad_(True)
+        optimizer, losses = torch.optim.Adam(groups), list[float]()
+        for done in shares(stage.steps, seconds):
+            for group in optimizer.param_groups:
+                group["lr"] = group["start"] * stage.decay(done)
+            chosen = torch.randint(count, (min(stage.batch, count),), generator=generator)
+            loss = stage.loss(run(chosen, done))
+            if not math.isfinite(loss.item()):
+                raise UserError(f"{network.name}: the loss of stage {name!r} is not finite; lower its rates")
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+            on_step(name)
+        for group in groups:
+            group["params"][0].requires_grad_(False)
+    return StageReport(name, len(losses), *((losses[0], losses[-1]) if losses else (math.nan, math.nan)))
+
+
+def shares(steps: int, seconds: float) -> Iterator[float]:
+    """The share done before each step, from 0 to below 1: by steps or by time, whichever is ahead."""
+    start = time.monotonic()
+    for step in range(steps):
+        done = max(step / steps, (time.monotonic() - start) / seconds if seconds > 0 else 1.0)
+        if done >= 1:
+            return
+        yield done
+
+
+def parameter_groups(unit: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """A group of Adam for each parameter of the unit's quantizers whose role the stage gives a rate."""
+    groups = []
+    for quantizer in unit.modules():
+        if isinstance(quantizer, ActivationQuantizer | WeightQuantizer):
+            for name, parameter in quantizer.named_parameters(recurse=False):
+                role = _role(quantizer, name)
+                if role in stage.rates:
+                    size = 1.0 if role == "selector" else float(parameter.detach().abs().mean())
+                    groups.append({"params": [parameter], "start": stage.rates[role] * size})
+    return groups
+
+
+def _role(quantizer: nn.Module, parameter: str) -> Role:
+    if isinstance(quantizer, ActivationQuantizer):
+        return "selector" if quantizer.learning_role(parameter) == "selector" else "activation"
+    return "weight"
+
+
+def _whole_network(network: SRNetwork, reference: SRNetwork, patches: Tensor) -> LossOf:
+    blocks = blocks_of(network)
+
+    def run(chosen: Tensor, done: float) -> Step:
+        lr = patches[chosen]
+        with torch.no_grad(), watched(reference, blocks) as plain:
+            target = reference(lr)
+        with watched(network, blocks) as own:
+            output, trace = trace_forward(network, lr)
+        features = tuple((own[name], plain[name]) for name in blocks if name in own and name in plain)
+        return Step(output, target, features, network, trace, done)
+
+    return run
+
+
+def _one_unit(
+    network: SRNetwork, reference: SRNetwork, name: str, patches: Tensor, stage: Stage, generator: torch.Generator
+) -> LossOf:
+    unit = network.get_submodule(name)
+    quantized, plain = Passage(network, name, patches), Passage(reference, name, patches)
+    whole = len(quantized.read) // len(patches)  # rows of a patch, where windows are folded into the batch
+
+    def run(chosen: Tensor, done: float) -> Step:
+        rows = (chosen[:, None] * whole + torch.arange(whole)).flatten()
+        read = quantized.read[rows]
+        if stage.drop:
+            read = _dropped(read, plain.read[rows], stage.drop, generator)
+        with forward_of(PatchContext(patches[chosen])), _dropping(unit, stage.drop, generator):
+            output = unit(read, *quantized.rest, **quantized.options)
+        return Step(output, plain.gives[rows], (), unit, None, done)
+
+    return run
+
+
+def _dropped(quantized: Tensor, plain: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Each value from `plain` with that probability, else from `quantized` (QDrop, Eq. 8)."""
+    return torch.where(torch.rand(plain.shape, generator=generator) < probability, plain, quantized)
+
+
+@contextmanager
+def _dropping(unit: nn.Module, probability: float, generator: torch.Generator) -> Iterator[None]:
+    """Inside, points of the unit leave each value unquantized with that probability."""
+    points = [part for part in unit.modules() if isinstance(part, QuantizationPoint)] if probability else []
+
+    def drop(point: nn.Module, inputs: tuple[Tensor], value: Tensor) -> Tensor:
+        return _dropped(value, inputs[0], probability, generator)
+
+    handles = [point.register_forward_hook(drop) for point in points]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _tuned_weights(unit: nn.Module) -> Iterator[None]:
+    """Inside, the weight quantizers of the unit have the parameters that exist only while they are tuned."""
+    layers = [part for part in unit.modules() if isinstance(part, QuantizedLayer) and part.weight_quantizer is not None]
+    for layer in layers:
+        assert layer.weight_quantizer is not None
+        layer.weight_quantizer.start_tuning(layer.rows(layer.weight.detach()))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            assert layer.weight_quantizer is not None
+            layer.weight_quantizer.finish_tuning()
+
+
+@contextmanager
+def _only_quantizers_learn(network: SRNetwork) -> Iterator[None]:
+    """Inside, no parameter has a gradient unless a stage gives it one; then all are as they were."""
+    before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(before.get(name, True))
+            parameter.grad = None

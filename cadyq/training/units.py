@@ -1,0 +1,124 @@
+"""The parts of a network that are reconstructed one by one, and what goes into and comes out of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cadyq.models.foreign import ForeignNetwork
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.utils.errors import UserError
+
+BATCH = 16
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # of blocks, and no block themselves
+
+
+class _SeenEnoughError(Exception):
+    """Ends a forward whose later parts nobody asks for."""
+
+
+def quantized_layers(network: SRNetwork) -> list[str]:
+    """Dotted names of the layers whose weights are quantized, in the order of the modules."""
+    return [name for layer, name in network.layer_names.items() if layer.weight_quantizer is not None]
+
+
+def blocks_of(network: SRNetwork) -> list[str]:
+    """Dotted names of the blocks that quantize something, in the order of the modules.
+
+    A block is an outermost module that is no mere list of modules. Where there is only one, its parts are the blocks.
+    """
+    root, prefix = (network.network, "network.") if isinstance(network, ForeignNetwork) else (network, "")
+    found = [*_blocks(root, prefix)]
+    while len(found) == 1 and not isinstance(network.get_submodule(found[0]), QuantizedLayer):
+        found = [*_blocks(network.get_submodule(found[0]), f"{found[0]}.")]
+    return found
+
+
+def _blocks(module: nn.Module, prefix: str) -> Iterator[str]:
+    for name, child in module.named_children():
+        if isinstance(child, LISTS):
+            yield from _blocks(child, f"{prefix}{name}.")
+        elif any(_quantizes(part) for part in child.modules()):
+            yield f"{prefix}{name}"
+
+
+def _quantizes(module: nn.Module) -> bool:
+    if isinstance(module, QuantizedLayer):
+        return module.weight_quantizer is not None
+    return isinstance(module, QuantizationPoint) and module.quantizer is not None
+
+
+@contextmanager
+def watched(network: SRNetwork, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, every forward leaves the outputs of the named modules in the dictionary, where they are tensors."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen[name] = output
+
+    handles = [
+        network.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
+        for name in names
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Passage:
+    """What one unit of a network reads and gives on all patches.
+
+    Attributes:
+        read: feature map that enters (N, ...).
+        gives: what comes out (N, ...).
+        rest: further arguments of the unit's forward, the same for all patches.
+    """
+
+    def __init__(self, network: SRNetwork, name: str, patches: Tensor) -> None:
+        self.name = name
+        self.rest: tuple[Any, ...] = ()
+        self.options: dict[str, Any] = {}
+        self._read: list[Tensor] = []
+        self._gives: list[Tensor] = []
+        unit = network.get_submodule(name)
+        handles = [
+            unit.register_forward_pre_hook(self._enter, with_kwargs=True),
+            unit.register_forward_hook(self._leave),
+        ]
+        try:
+            with torch.no_grad():
+                for batch in torch.split(patches, BATCH):
+                    self._run(network, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        self.read, self.gives = torch.cat(self._read), torch.cat(self._gives)
+
+    def _run(self, network: SRNetwork, batch: Tensor) -> None:
+        before = len(self._gives)
+        with suppress(_SeenEnoughError):
+            network(batch)
+        if len(self._gives) == before or len(self._gives[-1]) % len(batch):
+            raise UserError(
+                f"{network.name}: its part {self.name!r} does not turn one feature map of the images into another, so "
+                "it cannot be reconstructed; take a scheme that tunes the whole network"
+            )
+
+    def _enter(self, unit: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            self._read.append(inputs[0].clone())  # the unit may write into it
+            self.rest, self.options = inputs[1:], options
+
+    def _leave(self, unit: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and len(self._read) > len(self._gives):
+            self._gives.append(output.clone())
+            raise _SeenEnoughError

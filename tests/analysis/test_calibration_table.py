@@ -1,0 +1,74 @@
+"""The table of calibrated networks: quality of the records beside the effort of the zoo's manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.commands.calibration import main
+from analysis.records.store import load
+from analysis.tables.calibration import efforts, joined, published_texts, texts
+
+
+@pytest.fixture
+def run(tmp_path: Path, make_run: Callable[..., Path]) -> Path:
+    make_run(datasets=("A", "B"))
+    row = {"file": "f", "backbone": "edsr", "scheme": "pams:w4a4", "scale": 4, "bytes": 4500, "images": 6}
+    row |= {"data": "photographs", "seconds": 61.2, "stages": [{"steps": 40}, {"steps": 2}]}
+    plain = {"file": "g", "backbone": "edsr", "scheme": "pams:w8a8", "scale": 4, "bytes": 9000, "seconds": 100}
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo/manifest.json").write_text(json.dumps({"networks": [row, plain], "calibration": []}))
+    return tmp_path
+
+
+def test_effort_is_that_of_calibration(run: Path) -> None:
+    found = efforts(run / "zoo")
+    assert len(found) == 1  # a trained network has no stages
+    assert found.loc[0, ["scheme", "images", "seconds", "steps", "kilobytes"]].tolist() == [
+        "pams:w4a4",
+        6,
+        61.2,
+        42,
+        4.5,
+    ]
+
+
+def test_quality_is_that_of_the_records(run: Path) -> None:
+    df = load(run / "run")
+    table = joined(df, run / "zoo").query("backbone == 'edsr'").set_index(["scheme", "dataset"])
+    mean = df.query("backbone == 'edsr'").groupby(["scheme", "dataset"])["psnr_db"].mean()
+    assert len(mean) == 2 * 5
+    for key, psnr in mean.items():
+        assert table.loc[key, "psnr_db"] == pytest.approx(psnr)
+        assert table.loc[key, "delta_db"] == pytest.approx(psnr - mean["fp32", key[1]])
+
+
+def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = texts(joined(load(run / "run"), run / "zoo"))
+    assert shown.loc[("edsr", "fp32"), "drop on A"] == "\u2013" and shown.loc[("edsr", "fp32"), "Seconds"] == "\u2013"
+    row = shown.loc[("edsr", "pams:w4a4")]
+    assert (row["Images"], row["Steps"], row["Seconds"], row["KB"]) == ("6", "42", "61", "4")
+    assert row["drop on B"].startswith("-0.")
+    assert main([str(run / "run"), "--zoo", str(run / "zoo")]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.split()]
+    assert [path.name for path in written] == ["calibration.csv", "calibration.md", "calibration_published.md"]
+    assert (
+        len(pd.read_csv(written[0])) == len(joined(load(run / "run"), run / "zoo"))
+        and "| edsr" in written[1].read_text()
+    )
+
+
+def test_a_drop_needs_the_papers_own_full_precision() -> None:
+    rows = published_texts().reset_index()
+    assert set(rows["Read in"]) == {"text", "notes"}
+    unknown = rows["FP32 dB"] == "\u2013"
+    assert (rows.loc[unknown, "drop"] == "\u2013").all()
+
+
+def test_a_run_without_records_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--zoo", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

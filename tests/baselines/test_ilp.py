@@ -1,0 +1,106 @@
+"""Bits by layer: the program against every assignment, its budget, and the joint refinement."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import cadyq
+from baselines.assignment.program import CANDIDATES, OutputErrors, refine, solve
+from baselines.ilp import ILP
+from cadyq.models.network import SRNetwork
+from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import with_scheme
+from cadyq.training.reconstruction import calibrate
+from cadyq.utils.errors import UserError
+
+POINTS = 4
+
+
+@pytest.fixture(scope="module")
+def plain() -> SRNetwork:
+    torch.manual_seed(2)
+    return cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval()
+
+
+@pytest.fixture(scope="module")
+def lr() -> torch.Tensor:
+    return torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(1)) * 255
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 1.0])
+def test_the_program_is_solved(seed: int, share: float) -> None:
+    generator = np.random.default_rng(seed)
+    sensitivity = np.sort(generator.random((POINTS, 3)), 1)[:, ::-1].copy()
+    costs = np.outer(generator.random(POINTS) + 0.1, [4.0, 16, 64])
+    budget = float(costs[:, 0].sum() + share * (costs[:, -1] - costs[:, 0]).sum())
+    points = np.arange(POINTS)
+    found = solve(sensitivity, costs, budget)
+    assert costs[points, found].sum() <= budget * (1 + 1e-6)
+    affordable = [
+        sensitivity[points, list(choice)].sum()
+        for choice in itertools.product(range(3), repeat=POINTS)
+        if costs[points, list(choice)].sum() <= budget
+    ]
+    assert sensitivity[points, found].sum() == pytest.approx(min(affordable), abs=1e-6)
+
+
+def test_the_program_by_hand() -> None:
+    # both cost alike; only the first gains from more bits, and there is money for one
+    assert solve(np.array([[9.0, 1], [2, 1]]), np.array([[1.0, 4], [1, 4]]), 5).tolist() == [1, 0]
+
+
+def test_a_budget_below_the_lowest_bits() -> None:
+    with pytest.raises(UserError, match="allow more bits"):
+        solve(np.ones((2, 2)), np.array([[2.0, 4], [2, 4]]), 3)
+
+
+def test_error_grows_as_bits_fall(plain: SRNetwork, lr: torch.Tensor) -> None:
+    errors = OutputErrors(plain, lr)
+    omega = errors.alone()
+    assert omega.shape == (len(errors.names), len(CANDIDATES)) and bool((omega[:, 0] > omega[:, -1]).all())
+    assert errors.of([None] * len(errors.names)) == 0
+
+
+def test_costs_are_those_of_the_trace(plain: SRNetwork, lr: torch.Tensor) -> None:
+    errors = OutputErrors(plain, lr)
+    for k, bits in enumerate(CANDIDATES):
+        network = with_scheme(plain, ILP(weight_bits=bits, act_bits=bits)).eval()
+        for point in network.points.values():
+            if point.quantizer is not None:
+                point.quantizer.calibrated = True
+        _, trace = trace_forward(network, errors.lr[:1])
+        assert errors.costs()[:, k].sum() == pytest.approx(float(trace.bitops_split().quantized))
+
+
+def test_the_refinement_only_improves(plain: SRNetwork, lr: torch.Tensor) -> None:
+    errors = OutputErrors(plain, lr)
+    omega, costs = errors.alone(), errors.costs()
+    budget = float(costs[:, CANDIDATES.index(4)].sum())
+    first = solve(omega, costs, budget)
+    best = refine(errors, first, omega, costs, budget)
+    points = np.arange(len(first))
+    assert costs[points, best].sum() <= budget * (1 + 1e-6)
+    assert errors.of([CANDIDATES[k] for k in best]) <= errors.of([CANDIDATES[k] for k in first])
+
+
+def test_bits_are_used_and_come_back(plain: SRNetwork, lr: torch.Tensor, tmp_path: Path) -> None:
+    network, reports = calibrate(plain, "ilp:w4a4", lr)
+    assert reports == [] and isinstance(network.scheme, ILP)
+    digits = [int(digit) for digit in network.scheme.by_layer]
+    expected, trace = trace_forward(network, lr)
+    used = [int(bits[0]) for name, bits in trace.bits.items() if network.points[name].feeds]
+    assert {int(trace.bits[name][0]) for name in trace.bits if not network.points[name].feeds} == {4}
+    assert used == digits and len(network.scheme.program) == len(digits)
+    cadyq.save_model(network, tmp_path / "n.safetensors", packed=True)
+    assert torch.equal(cadyq.load_model(tmp_path / "n.safetensors")(lr), expected)
+
+
+def test_digits_of_another_network_are_refused(plain: SRNetwork) -> None:
+    with pytest.raises(UserError, match=r"by_layer has 3 digits for 2 points; calibrate it anew"):
+        with_scheme(plain, ILP(by_layer="444"))

@@ -1,0 +1,170 @@
+"""`python -m cadyq.calibrate`: what it writes, how small, where it is found, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cadyq
+from analysis.run import models
+from analysis.run.networks import find
+from cadyq.checkpoints import io
+from cadyq.checkpoints.folders import VARIABLE, use_zoo
+from cadyq.checkpoints.io import builds_on, load_model, save_model
+from cadyq.checkpoints.tensors import read_tensors
+from cadyq.checkpoints.zoo import add_to_zoo, read_manifest
+from cadyq.commands.calibrate import main
+from cadyq.models import spandrel
+from cadyq.models.foreign import Interface, example_images
+from cadyq.models.network import SRNetwork
+from cadyq.training.reconstruction import calibrate
+from cadyq.utils.errors import UserError
+
+IDN, RLFN = "zoo:idn_x4_fp32", "published:rlfn_x4"
+QUICK = ["--patches", "2", "--lr-patch", "8", "--minutes", "0.02"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+
+
+@pytest.fixture(scope="module")
+def lr() -> Tensor:
+    return torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0)) * 255
+
+
+def run_of(scheme: str, model: str, folder: Path, *options: str) -> tuple[SRNetwork, dict]:
+    out = folder / "run"
+    assert main(["--scheme", scheme, "--model", model, "--out", str(out), *QUICK, *options]) == 0
+    return load_model(out / "model.safetensors"), json.loads((out / "training.json").read_text())
+
+
+def test_bounds_take_kilobytes_and_are_found(tmp_path: Path, lr: Tensor) -> None:
+    zoo = tmp_path / "zoo"
+    network, facts = run_of("ptq4sr:w4a4", IDN, tmp_path, "--zoo", str(zoo))
+    assert (facts["images"], facts["scheme"], facts["calibrated_from"]) == (6, "ptq4sr:w4a4", IDN)
+    assert facts["seconds"] > 0 and [stage["name"] for stage in facts["stages"]] == [
+        "activation bounds",
+        "weight bounds",
+    ]
+    path = zoo / "idn_x4_ptq4sr_w4a4.safetensors"
+    assert path.stat().st_size < 20_000
+    assert all(".quantizer." in name or ".weight_quantizer." in name for name in read_tensors(path)[0])
+    (row,) = read_manifest(zoo)["networks"]
+    assert (row["seconds"], row["images"]) == (facts["seconds"], 6)
+    assert find("idn", "ptq4sr:w4a4", 4).files == (path,)
+    with torch.no_grad():
+        assert torch.equal(load_model("zoo:idn_x4_ptq4sr_w4a4")(lr), network(lr))
+        assert not torch.equal(load_model(IDN)(lr), network(lr))
+
+
+def test_rounding_takes_a_bit_a_weight(tmp_path: Path, lr: Tensor) -> None:
+    zoo = tmp_path / "zoo"
+    network, _ = run_of("adaround:w4a4", IDN, tmp_path, "--zoo", str(zoo))
+    path = zoo / "idn_x4_adaround_w4a4.safetensors"
+    weights = sum(layer.weight.numel() for layer in network.layer_names)
+    assert weights / 8 < path.stat().st_size < weights / 8 + 30_000
+    with torch.no_grad():
+        assert torch.equal(load_model(path)(lr), network(lr))
+
+
+def test_a_scheme_that_runs_without_tuning_gets_a_tag(tmp_path: Path) -> None:
+    run_of("adabm:w4a4", IDN, tmp_path, "--zoo", str(tmp_path / "zoo"))
+    assert find("idn", "adabm:w4a4:tuned", 4).files == (tmp_path / "zoo" / "idn_x4_adabm_w4a4_tuned.safetensors",)
+    assert len(find("idn", "adabm:w4a4", 4).files) == 2  # FP32 weights and calibration statistics, as ever
+
+
+@pytest.mark.usefixtures("published_folder")
+def test_weights_of_others_are_not_copied(tmp_path: Path, lr: Tensor) -> None:
+    network, facts = run_of("twodquant:w4a4", RLFN, tmp_path, "--zoo", str(tmp_path / "zoo"))
+    path = tmp_path / "zoo" / "rlfn_x4_twodquant_w4a4.safetensors"
+    tensors, header = read_tensors(path)
+    assert header["base"] == RLFN and builds_on(path, RLFN) and path.stat().st_size < 20_000
+    assert all(".quantizer." in name or ".weight_quantizer." in name for name in tensors)
+    assert find("rlfn", "twodquant:w4a4", 4).files == (path,)
+    with torch.no_grad():
+        assert torch.equal(load_model(path)(lr), network(lr))
+    assert facts["parent"]["name"] == RLFN
+
+
+def test_another_parent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_of("mse:w4a4", IDN, tmp_path)
+    monkeypatch.setattr(io, "network_sha256", lambda path: "0" * 64)
+    with pytest.raises(UserError, match="was made for another zoo:idn_x4_fp32 than the one that is here"):
+        load_model(tmp_path / "run" / "model.safetensors")
+
+
+class Theirs(nn.Module):
+    """Somebody's network, as spandrel would make it of a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.tail = nn.Sequential(nn.Conv2d(8, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
+        return self.tail(self.middle(self.head(x).relu()).relu()) * 0.05 + up  # type: ignore[no-any-return]
+
+
+def test_a_foreign_network_comes_back_from_its_file(
+    tmp_path: Path, lr: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "theirs.pth"
+    torch.save({}, file)
+    monkeypatch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+    network, facts = run_of("ptq4sr:w4a4", f"spandrel:{file}", tmp_path, "--zoo", str(tmp_path / "zoo"))
+    path = tmp_path / "zoo" / "theirs_x4_ptq4sr_w4a4.safetensors"
+    assert facts["calibrated_from"] == f"spandrel:{file}" and path.stat().st_size < 6000
+    with torch.no_grad():
+        assert torch.equal(load_model(path)(lr), network(lr))
+    (source,) = models.sources([f"spandrel:{file}"], ["ptq4sr:w4a4"], 4, None)
+    assert not source.reason and source.files == (path,)
+    with torch.no_grad():
+        assert torch.equal(models.load(source)(lr), network(lr))
+
+
+def test_without_calibration_a_model_is_told_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "theirs.pth"
+    torch.save({}, file)
+    monkeypatch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+    (source,) = models.sources([f"spandrel:{file}"], ["brecq:w4a4"], 4, None)
+    assert f"python -m cadyq.calibrate --model spandrel:{file} --scheme brecq:w4a4" in source.reason
+    assert find("edsr", "brecq:w4a4", 4).reason.endswith("python -m cadyq.calibrate")
+
+
+def test_a_plain_file_holds_all_tensors(tmp_path: Path, lr: Tensor) -> None:
+    torch.manual_seed(0)
+    save_model(cadyq.create_model("edsr", n_feats=8, n_resblocks=1), tmp_path / "mine.safetensors")
+    network, facts = run_of("mse:w4a4", str(tmp_path / "mine.safetensors"), tmp_path)
+    assert facts["calibrated_from"] == "" and facts["parent"]["name"] == "mine"
+    assert "head.weight" in read_tensors(tmp_path / "run" / "model.safetensors")[0] and network.name == "edsr"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--scheme", "ptq4sr:w4a4:mine", "--model", IDN], "pass the tag by --tag mine"),
+        (["--scheme", "mse:w4a4", "--model", IDN, "--images", "nowhere"], "--images nowhere: no such folder"),
+        (["--scheme", "mse:w4a4", "--model", "zoo:idn_x4_pams_w4a4"], "is quantized already; name the FP32 network"),
+        (["--scheme", "mse:w4a4", "--model", "zoo:none"], "zoo has no 'none'"),
+    ],
+)
+def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*options, "--out", str(tmp_path / "out"), *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error
+
+
+def test_packed_networks_are_still_written_whole(tmp_path: Path, lr: Tensor) -> None:
+    network, _ = calibrate(load_model(IDN), "adaround:w3a4", example_images(), seconds=0.1)
+    use_zoo(tmp_path)
+    path = add_to_zoo(network, "adaround:w3a4:packed", {}, tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load_model(path)(lr), network(lr))
