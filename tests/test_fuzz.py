@@ -103,9 +103,10 @@ def tiling(height: int, width: int, size: int, step: int) -> list[Tile]:
 def bounds(net: SRNetwork, bits: tuple[int, ...]) -> tuple[int, int]:
     """The bits that a network may give to a patch in the mean."""
     assert net.scheme is not None
-    candidates = getattr(net.scheme, "search_space", None)
-    if candidates is None and "act_bits" not in net.scheme.option_names():
-        candidates = (FULL_PRECISION,)
+    chosen = [getattr(point.quantizer, "candidates", None) for point in net.points.values()]
+    candidates = {int(bits) for found in chosen if found is not None for bits in found}
+    if not candidates and "act_bits" not in net.scheme.option_names():
+        candidates = {FULL_PRECISION}
     around = (net.scheme.act_bits - 1, net.scheme.act_bits + 1) if net.scheme.name == "adabm" else None
     low, high = min(candidates or around or bits[1:]), max(candidates or around or bits[1:])
     return low, high

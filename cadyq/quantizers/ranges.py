@@ -183,7 +183,7 @@ class CandidateActivation(ActivationQuantizer):
             super().inherit(parent)
         elif isinstance(parent, CandidateActivation):
             nearest = (parent.candidates[None] - self.candidates[:, None]).abs().argmin(1)
-            self.bounds.data.copy_(parent.bounds.data[nearest] * self._shares() / parent._shares()[nearest])
+            self.bounds.data.copy_(parent.bounds.data[nearest] * (self._shares() / parent._shares()[nearest]))
             self.calibrated = True
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:

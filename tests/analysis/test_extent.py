@@ -129,7 +129,7 @@ def test_comparisons_stay_within_one_kind_and_are_made_for_both(measured: Path) 
 def test_the_trade_off_plot_has_a_panel_for_each(measured: Path) -> None:
     made = figures(records.load(measured))["psnr_bitops_x4_image"]()
     titles = [axis.get_title() for axis in made.axes]
-    assert titles == ["Tiny · idn", "Tiny · idn, whole network"]
+    assert titles == ["idn · as papers", "idn · whole network"]
     marks = [len(axis.containers) for axis in made.axes]
     assert marks == [len(SCHEMES) - 1] * 2  # FP32 is a line in both
     legend = [text.get_text() for text in made.legends[0].get_texts()]

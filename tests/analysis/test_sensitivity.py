@@ -89,7 +89,7 @@ def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path) -> No
 def test_writes_records_tables_and_plots(finished: Path) -> None:
     tables = {path.name for path in (finished / "tables").iterdir()}
     names = ["correlations", "layer_errors", "additivity", "selector_layers", "selector_deciles", "selector_shuffles"]
-    names += ["selector_degradations", "capture"]
+    names += ["selector_degradations", "capture", "outer_layers"]
     assert tables == {f"{name}.{kind}" for name in names for kind in ("csv", "md")}
     assert len(list((finished / "plots").glob("*.png"))) == len(list((finished / "plots").glob("*.pdf"))) == 9
     manifest = json.loads((finished / "manifest.json").read_text())

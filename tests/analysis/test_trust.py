@@ -19,7 +19,7 @@ from analysis.report.build import build
 from analysis.run import command as run_all
 from analysis.run import networks
 from analysis.run.verification import OK, WRONG, main, verify
-from analysis.tables import layer_costs as cost
+from analysis.commands import cost
 from cadyq.checkpoints.folders import ZOO
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png

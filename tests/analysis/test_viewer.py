@@ -71,8 +71,7 @@ def test_views_keep_to_the_budget(make_run: Runner, helpers: Helpers, monkeypatc
             helpers["view"](run_dir, "edsr", scheme, image)
     sizes = []
     for budget in (10_000_000, 500_000, 150_000):
-        monkeypatch.setattr(viewer, "BUDGET", budget)
-        shown, left_out = views(load(run_dir), run_dir / "artifacts" / "crops")
+        shown, left_out = views(load(run_dir), run_dir / "artifacts" / "crops", budget)
         assert sum(len(image["networks"]) for image in shown) + left_out == 8
         assert len(shown) == 2  # both images, rather fewer networks of each
         sizes.append((shown[0]["side"], left_out > 0))

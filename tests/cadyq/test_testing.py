@@ -260,7 +260,7 @@ GRADIENT, ALONE, SAVED = "a gradient to all that is trained", "leaves its input 
         (NoisyStraightThrough, False, [LEVELS, "rounding errors only", "straight_through"]),
         (SilentChannels, False, [LEVELS, "set `granularity`"]),
         (OtherBits, False, [REPORTED, "reports 6 bits at every point where act_bits=4"]),
-        (FloatBits, False, [RUNS, "bits are (4,) torch.float32, not int64 (4,)"]),
+        (FloatBits, False, [RUNS, "its bits is torch.float32, not whole numbers"]),
         (BareTensor, False, [RUNS, "BareTensor at point", "returns a Tensor, no QuantizerOutput"]),
         (BatchRange, False, [BATCH, "differ between the batch and the sample alone", "never over dim 0"]),
         (RankedBits, False, [BATCH, "4 bits in a batch but 8 alone"]),
