@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import cadyq
+from analysis.commands import cost
 from analysis.records import store as records
 from analysis.report.build import build
 from analysis.run import command as run_all
 from analysis.run import networks
 from analysis.run.verification import OK, WRONG, main, verify
-from analysis.commands import cost
 from cadyq.checkpoints.folders import ZOO
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png

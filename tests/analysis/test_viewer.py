@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from analysis.records.store import load
-from analysis.report import viewer
 from analysis.report.viewer import cell_rows, row_columns, views
 from cadyq.utils.errors import UserError
 
