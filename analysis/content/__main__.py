@@ -1,7 +1,7 @@
 """`python -m analysis.content`: the room for bits that follow content, and what a network's own choice takes of it.
 
-One network, some hundred forwards of small patches, and searches that run on what these measured. The tables and a
-manifest with the seconds of each step are written beside one another.
+Photographs are cut into tiles. One network, some hundred forwards of the tiles, and searches that run on what these
+measured. The table and a manifest with the seconds of each step are written beside one another.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from analysis.content.room import measure, own_choices, table
+from analysis.content.tiles import cut_tiles
 from analysis.run.provenance import provenance
-from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
+from analysis.sensitivity.patches import open_dataset
 from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.commands.cli import (
-    MOST_SEED,
     Numbers,
     Parser,
     add_network_options,
@@ -43,10 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.content"), description=__doc__)
     parser.add_argument("--model", required=True, help="network with candidate bits: zoo:NAME or a .safetensors file")
     parser.add_argument("--data-root", type=Path, help="folder that holds the dataset")
-    parser.add_argument("--dataset", default="BSDS500/test", help="photographs that patches are drawn from")
-    parser.add_argument("--photographs", type=Numbers(2), default=32, help="how many of them, evenly spread")
-    parser.add_argument("--patches", type=Numbers(2), default=96, help="number of patches")
-    parser.add_argument("--side", type=Numbers(8), default=16, help="their side in LR pixels")
+    parser.add_argument("--dataset", default="BSDS500/test", help="photographs that are cut into tiles")
+    parser.add_argument("--photographs", type=Numbers(2), default=12, help="how many of them, evenly spread")
+    parser.add_argument("--side", type=Numbers(8), default=40, help="side of a tile, LR pixels")
     parser.add_argument(
         "--mean-bits",
         type=Numbers(MIN_BITS, MAX_BITS, whole=False),
@@ -54,7 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=[4.0, 5.0, 6.0],
         help="mean activation bits to compare at, beside the network's own",
     )
-    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of where the patches lie")
     parser.add_argument("--out", type=Path, required=True, help="folder for room.csv and manifest.json")
     add_threads_option(parser)
     add_network_options(parser)
@@ -93,7 +91,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
     if not any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values()):
         raise UserError(f"--model {args.model}: has no candidate bits to choose from; derive one with cadyq.derive")
     photographs = Spread(open_dataset(args.dataset, network.scale, args.data_root), args.photographs)
-    patches: PatchSet = draw_patches(photographs, args.patches, args.side, args.seed)
+    patches = cut_tiles(photographs, args.side)
     started = time.perf_counter()
     errors, own = measure(network, patches), own_choices(network, patches)
     measured = time.perf_counter()

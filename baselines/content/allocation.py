@@ -1,7 +1,13 @@
 """Allocations of bits at a wanted mean, by an error model alone: one for each patch, or K that patches share.
 
-The loss of a patch is its squared change over its squared error at the highest candidates, the loss of PSNR to first
-order. A bisection over the price of a bit leads to the mean.
+PSNR is computed for each image. To first order, an image with squared error E loses
+
+    10 / ln 10 * sum_n (change of the squared error of patch n) / E
+
+over its patches n. Within an image all patches have the same weight, 1 / E. The loss of a patch is therefore its
+squared change times a weight that says what is known of E. Dividing by the patch's own error would give a flat patch,
+whose change is small but whose error is smaller still, more bits than texture. A bisection over the price of a bit
+leads to the mean.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from baselines.assignment.error_model import ErrorModel
 from baselines.assignment.search import bisect
 
 ROUNDS = 6
-LOG10_PRICES = (-8.0, 3.0)  # of a bit, in units of the relative squared change
+LOG10_PRICES = (-8.0, 3.0)  # of a bit, in units of the weighted squared change
 STEPS = 20
 
 Found = TypeVar("Found")
@@ -37,11 +43,12 @@ def at_mean(mean_bits: float, solve: Callable[[float], tuple[float, Found]]) -> 
     return min(tried, key=lambda one: one[0])[1]
 
 
-def by_patch(model: ErrorModel, bits: Tensor, mean_bits: float) -> Tensor:
-    """The candidates (N, P) that each patch would choose for itself if it knew its error: 10 log10(error) + price bits.
+def by_patch(model: ErrorModel, weights: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
+    """The candidates (N, P) that each patch would choose if it knew its error: weight * error + price * bits.
 
     Args:
         model: of N patches.
+        weights: of the squared errors (N,).
         bits: of the candidates (K,), ascending.
         mean_bits: wanted mean over the patches.
     """
@@ -50,7 +57,7 @@ def by_patch(model: ErrorModel, bits: Tensor, mean_bits: float) -> Tensor:
 
     def solve(price: float) -> tuple[float, Tensor]:
         prices = (price / points * bits).expand(points, -1)
-        choices = model.descend(start, prices, lambda error: 10 * error.log10())
+        choices = model.descend(start, prices, lambda error: weights[:, None] * error)
         return float(bits[choices].mean()), choices
 
     return at_mean(mean_bits, solve)
@@ -69,12 +76,13 @@ class Fitted:
 
 
 def fit_profiles(
-    model: ErrorModel, score: Tensor, typical: Tensor, bits: Tensor, mean_bits: float, count: int
+    model: ErrorModel, weights: Tensor, score: Tensor, typical: Tensor, bits: Tensor, mean_bits: float, count: int
 ) -> Fitted:
-    """The profiles and cuts of least loss at a mean.
+    """The profiles and cuts of least weighted squared change at a mean.
 
     Args:
-        model: of N patches, whose `base` is the squared error against HR.
+        model: of N patches.
+        weights: of their squared changes (N,).
         score: of these patches (N,).
         typical: scores of patches of the size that the network will see (M,), over which the mean is taken.
         bits: of the candidates (K,), ascending.
@@ -82,8 +90,7 @@ def fit_profiles(
         count: of profiles.
     """
     order = score.argsort()
-    model, score = model.changes_only()[order], score[order]
-    weights = 1 / model.base
+    model, score, weights = model.changes_only()[order], score[order], weights[order]
     start = torch.full((1, model.linear.shape[1]), len(bits) // 2)
 
     def solve(price: float) -> tuple[float, Fitted]:

@@ -1,19 +1,28 @@
 """Bit profiles: K allocations of bits over the layers, and one decision a patch between them.
 
 A profile is a candidate for each point that counts. The K profiles and the scores where one follows the other minimize
-the relative squared change of the output on training patches at a price of a bit,
+the weighted squared change of the output on training patches at a price of a bit,
 
-    sum_n ||y_n(c_k(n)) - y_n||^2 / e_n + price sum_n bits(c_k(n)),
+    sum_n w_n ||y_n(c_k(n)) - y_n||^2 + price sum_n bits(c_k(n)),
 
-with y_n the output at the highest candidates, e_n its squared error against HR, and k(n) the profile of patch n: the
-loss of PSNR to first order. Errors come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts
-are improved in turns, as in Lloyd's algorithm: each profile by coordinate descent on its patches, the cuts by dynamic
-programming. The price leads to the wanted mean.
+with y_n the output at the highest candidates and k(n) the profile of patch n. PSNR is computed for each image, so the
+loss of an image with squared error E is, to first order, the sum of its patches' changes over E: the right weight is
+1 / E, the same for all patches of an image (`baselines.content.allocation`). A patch does not know its image. What it
+says of it is a regression over photographs, log E = a + alpha log e_n, with e_n the patch's own squared error. Hence
+
+    w_n = e_n^-alpha.
+
+With alpha = 0 the sum of squared errors over all images counts, with alpha = 1 a patch is an image of its own.
+`results/content/exponent.py` measures alpha. It depends on how many patches an image has.
+
+Changes come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts are improved in turns, as in
+Lloyd's algorithm: each profile by coordinate descent on its patches, the cuts by dynamic programming. The price leads
+to the wanted mean.
 
 The score of a patch predicts its loss: a linear function of the logarithms of three features of its gray pixels, mean
 |Laplacian|, mean Sobel gradient and standard deviation. Its weights come from ridge regression of the logarithm of the
-loss at bits by layer. No feature alone will do: what quantization adds and what is wrong already rise together with
-texture. At run time a patch costs 38 operations a pixel, and its ranges what `baselines.content.ranges` says.
+weighted change at bits by layer. At run time a patch costs 38 operations a pixel, and its ranges what
+`baselines.content.ranges` says.
 
 Own proposal of this project. CABM (Tian et al., CVPR 2023) decides by the Laplacian, with a table distilled from a
 trained selector instead of measured errors.
@@ -37,8 +46,10 @@ from cadyq.training.derive import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
-SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
+SIDE, PATCHES = 48, 40  # of the patches whose errors are measured: some hundred forwards of them
+MEASURED_TOGETHER = 4  # patches: their changes at every point and candidate are held at once
 FEATURES_MACS_PER_PIXEL = 3 + 9 + 18 + 2 + 6  # gray, three filters with their means, deviation
+EXPONENT = 0.5  # alpha of results/content/exponent.py
 FLOOR = 0.05  # grey levels: less is a constant patch
 TINY = 1e-9
 RIDGE = 1.0
@@ -86,17 +97,33 @@ class Profiles(AssignedScheme):
 
     @torch.no_grad()
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Profiles:
+        model, small = self.measure(parent, lr, hr)
+        return self.fitted_to(model, small, lr, mean_bits)
+
+    def measure(self, parent: SRNetwork, lr: Tensor, hr: Tensor) -> tuple[ErrorModel, Tensor]:
+        """The error model of some of the patches that `fit` is given, and these patches (N, 3, h, w)."""
         network = transplant(parent, self)
         self.fit_ranges(network, lr)
         few, side = slice(PATCHES), min(SIDE, *lr.shape[-2:])
         small, answer = lr[few, :, :side, :side], hr[few, :, : side * parent.scale, : side * parent.scale]
         whole = torch.ones(1, *answer.shape[-2:])
-        ((model,),) = measure_changes(network, small, [answer], whole)
-        bits = torch.tensor(self.search_space, dtype=torch.float64)
+        ((model,),) = measure_changes(network, small, [answer], whole, MEASURED_TOGETHER)
+        return model, small
+
+    def fitted_to(self, model: ErrorModel, small: Tensor, lr: Tensor, mean_bits: float) -> Profiles:
+        """This scheme with the score, cuts and profiles of least loss.
+
+        Args:
+            model: of N patches.
+            small: these patches (N, 3, h, w) in 0..255.
+            lr: patches over which the mean is taken (M, 3, h', w').
+            mean_bits: wanted mean.
+        """
+        bits, weights = torch.tensor(self.search_space, dtype=torch.float64), patch_weights(model.base)
         features = content_features(small)
-        score = fit_score(model, features, bits, mean_bits)
+        score = fit_score(model, weights, features, bits, mean_bits)
         scores = (features @ score, content_features(lr) @ score)
-        fitted = fit_profiles(model, *scores, bits, mean_bits, self.profiles)
+        fitted = fit_profiles(model, weights, *scores, bits, mean_bits, self.profiles)
         edges = tuple(fitted.edges.tolist())
         return replace(self, score=tuple(score.tolist()), edges=edges, table=rows_of(fitted.table))
 
@@ -124,11 +151,17 @@ def content_features(lr: Tensor) -> Tensor:
     return torch.stack([laplacian, (sobel[0] + sobel[1]) / 2, deviation], 1).clamp_min(FLOOR).log()
 
 
-def fit_score(model: ErrorModel, features: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
-    """Weights (3,) of the features (N, 3) that predict the logarithm of the loss at the best bits by layer."""
+def patch_weights(error: Tensor) -> Tensor:
+    """The weights error^-`EXPONENT` of patches with squared errors (N,), in units that make w * error 1 in the mean."""
+    weights = error.double().clamp_min(TINY) ** -EXPONENT
+    return weights / (weights * error).mean()
+
+
+def fit_score(model: ErrorModel, weights: Tensor, features: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
+    """Weights (F,) of features (N, F) that predict the logarithm of the loss of N patches at the best bits by layer."""
     level = torch.zeros(len(features), dtype=torch.float64)
-    by_layer = fit_profiles(model, level, level, bits, mean_bits, 1).table
-    loss = model.changes_only().errors(by_layer) / model.base - 1
+    by_layer = fit_profiles(model, weights, level, level, bits, mean_bits, 1).table
+    loss = weights * (model.changes_only().errors(by_layer) - model.base)
     target, inputs = loss.clamp_min(TINY).log().double(), features.double()
     target, inputs = target - target.mean(), inputs - inputs.mean(0)
     ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)

@@ -11,17 +11,41 @@ import torch
 
 import cadyq
 from analysis.content.__main__ import main
-from analysis.content.room import BY_LAYER, Errors, halves, table
+from analysis.content.room import BY_LAYER, Errors, halves, photograph_weights, table
+from analysis.content.tiles import cut_tiles
 from baselines.assignment.error_model import ErrorModel
 from cadyq.checkpoints.io import save_model
 from cadyq.data.datasets import photographs
 from cadyq.schemes.calibration import calibrated, observe
+from cadyq.utils.errors import UserError
 
 
 def test_halves_are_a_chessboard() -> None:
     whole, black, white = halves(32)
     assert torch.equal(black + white, whole) and float(black.sum()) == float(white.sum()) == 512
     assert torch.equal(black[:8, 8:16], torch.ones(8, 8)) and not black[:8, :8].any()
+
+
+def test_tiles_lie_side_by_side() -> None:
+    images = photographs(4)
+    tiles = cut_tiles(images, 32)
+    height, width = images[0].lr.shape[-2:]
+    of_first = tiles.table[tiles.table["image"] == images[0].name]
+    assert len(of_first) == (height // 32) * (width // 32)
+    last = of_first.iloc[-1]
+    top, left = int(last["top_px"]), int(last["left_px"])
+    assert (top, left) == (32 * (height // 32 - 1), 32 * (width // 32 - 1))
+    at = of_first.index[-1]
+    assert torch.equal(tiles.lr[at], images[0].lr[:, top : top + 32, left : left + 32].float())
+    assert torch.equal(tiles.hr[at], images[0].hr[:, 4 * top : 4 * top + 128, 4 * left : 4 * left + 128].float())
+    with pytest.raises(UserError, match=f"{images[0].name}: LR of .* smaller than a tile of 4000"):
+        cut_tiles(images, 4000)
+
+
+def test_patches_of_a_photograph_share_its_error() -> None:
+    base = torch.tensor([1.0, 3.0, 5.0], dtype=torch.float64)
+    found = photograph_weights(base, np.array(["a", "a", "b"]))
+    torch.testing.assert_close(found, torch.tensor([0.5, 0.5, 0.2], dtype=torch.float64))
 
 
 def test_who_knows_more_gains_more() -> None:
@@ -43,10 +67,8 @@ def test_who_knows_more_gains_more() -> None:
     bits = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
     errors = Errors(model(slice(None)), (model(slice(20)), model(slice(20, None))), bits)
     own = torch.ones(patches, points, dtype=torch.long)
-    found = table(errors, own, [5.0], np.arange(patches).astype(object))
-    gain = (
-        found[found["unit"] == "patch"].drop_duplicates(["mean_bits", "contestant"]).set_index("contestant")["gain_db"]
-    )
+    found = table(errors, own, [5.0], np.arange(patches) // 4)
+    gain = found.drop_duplicates(["mean_bits", "contestant"]).set_index("contestant")["gain_db"]
     assert gain[BY_LAYER] == 0
     assert gain["uniform"] < 0 < gain["oracle, output"] < gain["oracle, HR"]
     assert gain["oracle, other half"] < gain["oracle, HR"]
@@ -59,7 +81,7 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     lr = torch.stack([image.lr[:, :16, :16] for image in list(photographs(4))[:4]]).float()
     save_model(calibrated(plain, "cadyq", observe(plain, lr)), tmp_path / "small.safetensors")
     words = ["--model", str(tmp_path / "small.safetensors"), "--dataset", "skimage", "--photographs", "3"]
-    assert main([*words, "--patches", "6", "--side", "12", "--mean-bits", "5", "--out", str(tmp_path / "room")]) == 0
+    assert main([*words, "--side", "48", "--mean-bits", "5", "--out", str(tmp_path / "room")]) == 0
     found = pd.read_csv(tmp_path / "room/room.csv")
     assert {"own", BY_LAYER, "oracle, HR", "oracle, output", "oracle, other half"} <= set(found["contestant"])
     assert found["gain_db"].notna().all() and (tmp_path / "room/manifest.json").exists()

@@ -15,7 +15,7 @@ from baselines.assignment.scheme import assign
 from baselines.assignment.search import search_patches
 from baselines.cabm import edge_score
 from baselines.content.allocation import _best_lengths, by_patch, fit_profiles
-from baselines.content.profiles import Profiles, content_features, fit_score
+from baselines.content.profiles import Profiles, content_features, fit_score, patch_weights
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.checkpoints.io import save_model
 from cadyq.data.datasets import photographs
@@ -91,15 +91,33 @@ def test_descent_ends_where_no_single_point_gains() -> None:
 @pytest.mark.parametrize("mean", [4.0, 5.5, 7.0])
 def test_allocations_meet_the_mean_and_know_what_pays(mean: float) -> None:
     model, _, _ = random_model(patches=40)
-    choices = by_patch(model, BITS, mean)
+    weights = torch.ones(40, dtype=torch.float64)
+    choices = by_patch(model, weights, BITS, mean)
     assert float(BITS[choices].mean()) == pytest.approx(mean, abs=0.1)
     generator = torch.Generator().manual_seed(3)
     drawn = choices.flatten()[torch.randperm(choices.numel(), generator=generator)].view_as(choices)
-    assert model.errors(choices).log().mean() < model.errors(drawn).log().mean()
+    assert model.errors(choices).mean() < model.errors(drawn).mean()
     score = torch.arange(40.0)
-    fitted = fit_profiles(model, score, score, BITS, mean, 4)
+    fitted = fit_profiles(model, weights, score, score, BITS, mean, 4)
     assert fitted.mean_bits(score, BITS) == pytest.approx(mean, abs=0.3)
     assert len(fitted.edges) == len(fitted.table) - 1 and bool((fitted.edges.diff() > 0).all())
+
+
+def test_flat_patches_of_an_image_are_cheap() -> None:
+    """Their change is small beside the error of the image, though large beside their own."""
+    model, _, _ = random_model(patches=40)
+    size = torch.where(torch.arange(40) < 20, 0.1, 1.0).double()  # of the changes; errors differ even more
+    model = ErrorModel(
+        model.base * size**3,
+        model.linear * size[:, None, None] ** 2.5,
+        model.gram * size[:, None, None, None, None] ** 2,
+    )
+    of_image = torch.full((40,), 1 / float(model.base.mean()), dtype=torch.float64)
+    chosen = BITS[by_patch(model.changes_only(), of_image, BITS, 5.0)].mean(1)
+    assert float(chosen[:20].mean()) < 4 < 6 < float(chosen[20:].mean())
+    fitted = fit_profiles(model, patch_weights(model.base), size, size, BITS, 5.0, 2)
+    flat, textured = BITS[fitted.table].mean(1).tolist()
+    assert flat < 4.5 and textured > 5.5
 
 
 def test_cuts_are_the_best_of_all() -> None:
@@ -177,7 +195,7 @@ def test_the_score_finds_the_feature_that_predicts_the_loss() -> None:
     features = torch.randn(60, 3, generator=torch.Generator().manual_seed(4))
     strength = (2 * features[:, 1]).exp().double()
     grown = ErrorModel(model.base, model.linear, model.gram * strength[:, None, None, None, None])
-    score = fit_score(grown, features, BITS, 5.0)
+    score = fit_score(grown, torch.ones(60, dtype=torch.float64), features, BITS, 5.0)
     assert float(score[1]) == pytest.approx(2, abs=0.4) and float(score[[0, 2]].abs().max()) < 0.4
 
 
