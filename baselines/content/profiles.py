@@ -13,7 +13,8 @@ says of it is a regression over photographs, log E = a + alpha log e_n, with e_n
     w_n = e_n^-alpha.
 
 With alpha = 0 the sum of squared errors over all images counts, with alpha = 1 a patch is an image of its own.
-`results/content/exponent.py` measures alpha. It depends on how many patches an image has.
+On photographs of 120 x 80 LR pixels, alpha is 0.23 with tiles of 16, 0.50 with tiles of 40, and 1 with one tile
+(`results/content/exponent.csv`).
 
 Changes come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts are improved in turns, as in
 Lloyd's algorithm: each profile by coordinate descent on its patches, the cuts by dynamic programming. The price leads
@@ -49,7 +50,7 @@ RANGES = {"fitted": FittedRange, "sample": SampleRange}
 SIDE, PATCHES = 48, 40  # of the patches whose errors are measured: some hundred forwards of them
 MEASURED_TOGETHER = 4  # patches: their changes at every point and candidate are held at once
 FEATURES_MACS_PER_PIXEL = 3 + 9 + 18 + 2 + 6  # gray, three filters with their means, deviation
-EXPONENT = 0.5  # alpha of results/content/exponent.py
+EXPONENT = 0.5  # alpha at six tiles a photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
 FLOOR = 0.05  # grey levels: less is a constant patch
 TINY = 1e-9
 RIDGE = 1.0
@@ -63,6 +64,7 @@ class Profiles(AssignedScheme):
     Attributes:
         ranges: "fitted", the same for all patches, or "sample", in units of each patch's own.
         profiles: how many; 1 gives bits by layer, the same for every patch.
+        exponent: alpha of the weights that fit the profiles, 0 to 1: 0.5 for about six tiles an image, 1 for one.
         score: weights of the three logarithms, see `content_features`.
         edges: scores where the next profile begins, ascending.
         table: the profiles, a digit for each point that counts: the candidate's place in the search space. Without a
@@ -73,6 +75,7 @@ class Profiles(AssignedScheme):
 
     ranges: str = "sample"
     profiles: int = 4
+    exponent: float = EXPONENT
     score: tuple[float, ...] = ()
     edges: tuple[float, ...] = ()
     table: tuple[str, ...] = ()
@@ -86,6 +89,8 @@ class Profiles(AssignedScheme):
             raise UserError(f"ranges={self.ranges!r} is unknown: choose one of {', '.join(RANGES)}")
         if type(self.profiles) is not int or self.profiles < 1:
             raise UserError(f"profiles={self.profiles!r}: give a whole number of 1 or more")
+        if not 0 <= self.exponent <= 1:
+            raise UserError(f"profiles: exponent={self.exponent!r} is out of range; give a number from 0 to 1")
         if self.table and len(self.table) != len(self.edges) + 1:
             raise UserError(f"profiles: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
 
@@ -119,7 +124,7 @@ class Profiles(AssignedScheme):
             lr: patches over which the mean is taken (M, 3, h', w').
             mean_bits: wanted mean.
         """
-        bits, weights = torch.tensor(self.search_space, dtype=torch.float64), patch_weights(model.base)
+        bits, weights = torch.tensor(self.search_space, dtype=torch.float64), patch_weights(model.base, self.exponent)
         features = content_features(small)
         score = fit_score(model, weights, features, bits, mean_bits)
         scores = (features @ score, content_features(lr) @ score)
@@ -151,9 +156,9 @@ def content_features(lr: Tensor) -> Tensor:
     return torch.stack([laplacian, (sobel[0] + sobel[1]) / 2, deviation], 1).clamp_min(FLOOR).log()
 
 
-def patch_weights(error: Tensor) -> Tensor:
-    """The weights error^-`EXPONENT` of patches with squared errors (N,), in units that make w * error 1 in the mean."""
-    weights = error.double().clamp_min(TINY) ** -EXPONENT
+def patch_weights(error: Tensor, exponent: float) -> Tensor:
+    """The weights error^-exponent of patches with squared errors (N,), in units that make w * error 1 in the mean."""
+    weights = error.double().clamp_min(TINY) ** -exponent
     return weights / (weights * error).mean()
 
 

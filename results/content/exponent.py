@@ -2,7 +2,7 @@
 
     python results/content/exponent.py --data-root DIR --model zoo:idn_x4_cadyq_c456
 
-super-resolves 30 photographs of BSDS500/test, evenly spread, with the network's weights in FP32, cuts it into tiles, and
+super-resolves 30 photographs of BSDS500/test with the network's weights in FP32, cuts them into tiles, and
 writes exponent.csv: for each side of the tiles alpha with its interval over photographs, and how much of log E the
 tile's error explains, and its content features. `baselines.content.profiles.EXPONENT` is alpha at 40 LR pixels.
 """

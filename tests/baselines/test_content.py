@@ -115,7 +115,7 @@ def test_flat_patches_of_an_image_are_cheap() -> None:
     of_image = torch.full((40,), 1 / float(model.base.mean()), dtype=torch.float64)
     chosen = BITS[by_patch(model.changes_only(), of_image, BITS, 5.0)].mean(1)
     assert float(chosen[:20].mean()) < 4 < 6 < float(chosen[20:].mean())
-    fitted = fit_profiles(model, patch_weights(model.base), size, size, BITS, 5.0, 2)
+    fitted = fit_profiles(model, patch_weights(model.base, 0.5), size, size, BITS, 5.0, 2)
     flat, textured = BITS[fitted.table].mean(1).tolist()
     assert flat < 4.5 and textured > 5.5
 
@@ -230,6 +230,7 @@ def test_candidates_that_the_parent_lacks_start_at_its_nearest(parent: SRNetwork
     [
         ({"ranges": "wide"}, "ranges='wide' is unknown: choose one of fitted, sample"),
         ({"profiles": 0}, "profiles=0: give a whole number"),
+        ({"exponent": 1.5}, "exponent=1.5 is out of range; give a number from 0 to 1"),
         ({"edges": (1.0,), "table": ("00",)}, "1 edges need 2 rows, not 1"),
     ],
 )
