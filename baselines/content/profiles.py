@@ -47,8 +47,7 @@ from cadyq.training.derive import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
-SIDE, PATCHES = 48, 40  # of the patches whose errors are measured: some hundred forwards of them
-MEASURED_TOGETHER = 4  # patches: their changes at every point and candidate are held at once
+SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
 FEATURES_MACS_PER_PIXEL = 3 + 9 + 18 + 2 + 6  # gray, three filters with their means, deviation
 EXPONENT = 0.5  # alpha at six tiles a photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
 FLOOR = 0.05  # grey levels: less is a constant patch
@@ -112,7 +111,7 @@ class Profiles(AssignedScheme):
         few, side = slice(PATCHES), min(SIDE, *lr.shape[-2:])
         small, answer = lr[few, :, :side, :side], hr[few, :, : side * parent.scale, : side * parent.scale]
         whole = torch.ones(1, *answer.shape[-2:])
-        ((model,),) = measure_changes(network, small, [answer], whole, MEASURED_TOGETHER)
+        ((model,),) = measure_changes(network, small, [answer], whole)
         return model, small
 
     def fitted_to(self, model: ErrorModel, small: Tensor, lr: Tensor, mean_bits: float) -> Profiles:
