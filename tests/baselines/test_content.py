@@ -106,18 +106,22 @@ def test_allocations_meet_the_mean_and_know_what_pays(mean: float) -> None:
 def test_flat_patches_of_an_image_are_cheap() -> None:
     """Their change is small beside the error of the image, though large beside their own."""
     model, _, _ = random_model(patches=40)
-    size = torch.where(torch.arange(40) < 20, 0.1, 1.0).double()  # of the changes; errors differ even more
-    model = ErrorModel(
-        model.base * size**3,
-        model.linear * size[:, None, None] ** 2.5,
-        model.gram * size[:, None, None, None, None] ** 2,
-    )
+    size = torch.where(torch.arange(40) < 20, 0.03, 1.0).double()
+    gram, linear = model.gram * size[:, None, None, None, None] ** 2, model.linear * size[:, None, None] ** 2.2
+    model = ErrorModel(model.base * size**2.4, linear, gram)  # the errors differ more than the changes
     of_image = torch.full((40,), 1 / float(model.base.mean()), dtype=torch.float64)
     chosen = BITS[by_patch(model.changes_only(), of_image, BITS, 5.0)].mean(1)
     assert float(chosen[:20].mean()) < 4 < 6 < float(chosen[20:].mean())
-    fitted = fit_profiles(model, patch_weights(model.base, 0.5), size, size, BITS, 5.0, 2)
-    flat, textured = BITS[fitted.table].mean(1).tolist()
-    assert flat < 4.5 and textured > 5.5
+
+    def bits_of_profiles(exponent: float) -> list[float]:
+        fitted = fit_profiles(model, patch_weights(model.base, exponent), size, size, BITS, 4.0, 2)
+        row = torch.bucketize(torch.tensor([0.03, 1.0], dtype=torch.float64), fitted.edges, right=True)
+        return BITS[fitted.table].mean(1)[row].tolist()
+
+    flat, textured = bits_of_profiles(0.5)
+    assert flat <= 3.5 and textured >= 4.5
+    flat, textured = bits_of_profiles(1.0)
+    assert flat >= 4.5 and textured <= 3.5, "a patch is an image of its own"
 
 
 def test_cuts_are_the_best_of_all() -> None:
