@@ -248,7 +248,7 @@ def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict
     return loaded, missing
 
 
-class Progress:
+class MeasurementProgress:
     """A live bar with the time left; plain lines where the output is not a terminal."""
 
     def __init__(self, total: int) -> None:
@@ -278,7 +278,7 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
     Returns:
         The jobs that failed.
     """
-    progress = Progress(sum(len(job.dataset) for job in jobs))
+    progress = MeasurementProgress(sum(len(job.dataset) for job in jobs))
     done = executors.run(jobs, work, processes, scheduler)
     failed = []
     for outcome in _one_by_one(jobs, work, progress) if done is None else done:
@@ -288,7 +288,7 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
     return failed
 
 
-def _one_by_one(jobs: Sequence[Job], work: Work, progress: Progress) -> Iterator[Outcome]:
+def _one_by_one(jobs: Sequence[Job], work: Work, progress: MeasurementProgress) -> Iterator[Outcome]:
     for job in jobs:
         yield attempt(job, work.out, torch.device(work.device), progress.images)
 

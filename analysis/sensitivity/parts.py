@@ -20,7 +20,7 @@ from analysis.sensitivity import outer_layers, store
 from analysis.sensitivity.additivity import measure_additivity
 from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
-from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
+from analysis.sensitivity.points import PointQuantizers, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import measure_selector, selectors
 from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import load_model, resolve, zoo_name
@@ -82,10 +82,10 @@ class Inputs:
         return models.patches_of(self.options.calibration, self.options.scale)
 
     @cached_property
-    def grid(self) -> Grid:
+    def quantizers(self) -> PointQuantizers:
         if self.options.model:
-            return Grid.calibrated(observe(self.network, self.calibration_patches))
-        return Grid.calibrated(load_statistics(self._calibration))
+            return PointQuantizers.calibrated(observe(self.network, self.calibration_patches))
+        return PointQuantizers.calibrated(load_statistics(self._calibration))
 
     def identity(self) -> list[str]:
         """Hashes of the network and of what its grid comes from."""
@@ -145,7 +145,7 @@ def _points_key(i: Inputs) -> list[Any]:
 
 def _points(i: Inputs, run_dir: Path) -> Tables:
     names = chosen_points(i.network, i.options.points == "all")
-    arguments = (i.network, i.grid, i.patches, names, sorted(i.options.bits), i.options.second)
+    arguments = (i.network, i.quantizers, i.patches, names, sorted(i.options.bits), i.options.second)
     print(
         f"points: {len(names)}; about {expected_seconds(*arguments) / 60:.1f} minutes at the present speed", flush=True
     )
@@ -163,7 +163,7 @@ def _additivity(i: Inputs, run_dir: Path) -> Tables:
     few = i.patches.head(i.options.additivity_patches)
     counted = points.loc[points["counted"], "point"]
     single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]
-    return measure_additivity(i.network, i.grid, few, single, sorted(i.options.bits), i.options.seed)
+    return measure_additivity(i.network, i.quantizers, few, single, sorted(i.options.bits), i.options.seed)
 
 
 def _outer_images(i: Inputs) -> list[ImagePair]:

@@ -28,7 +28,7 @@ from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.upscaling.estimate import estimate
-from cadyq.upscaling.files import Job, plan
+from cadyq.upscaling.files import UpscaleJob, plan
 from cadyq.upscaling.photograph import photograph_size
 from cadyq.upscaling.work import Result, Tiling, Upscaler, bit_map_writer
 from cadyq.utils.bars import bar
@@ -67,7 +67,9 @@ def network_of(args: argparse.Namespace, device: torch.device) -> SRNetwork:
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
-def left_to_do(jobs: Sequence[Job], upscaler: Upscaler, overwrite: bool) -> tuple[list[Job], list[UserError]]:
+def left_to_do(
+    jobs: Sequence[UpscaleJob], upscaler: Upscaler, overwrite: bool
+) -> tuple[list[UpscaleJob], list[UserError]]:
     """With --resume, the photographs that are not finished; an error for each that something else was made of."""
     left, errors = [], []
     for job in jobs:
@@ -81,7 +83,7 @@ def left_to_do(jobs: Sequence[Job], upscaler: Upscaler, overwrite: bool) -> tupl
     return left, errors
 
 
-def readable(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[int, int]], list[UserError]]:
+def readable(jobs: Sequence[UpscaleJob]) -> tuple[list[UpscaleJob], list[tuple[int, int]], list[UserError]]:
     """The photographs that are images by their headers, their sizes, and an error for each that is not."""
     found, sizes, errors = [], [], []
     for job in jobs:
@@ -128,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if errors or unreadable or failed else 0
 
 
-def enlarge(upscaler: Upscaler, jobs: Sequence[Job], sizes: Sequence[tuple[int, int]], debug: bool) -> int:
+def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tuple[int, int]], debug: bool) -> int:
     """Enlarge photographs under a bar of their tiles, a line each; returns how many gave no result."""
     missing = [upscaler.missing(job, *size) for job, size in zip(jobs, sizes, strict=True)]
     expected = estimate(upscaler.network, missing, sizes, upscaler.device)

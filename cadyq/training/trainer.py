@@ -18,7 +18,7 @@ from cadyq.training.bit_controller import BitController, bit_loss, growing_weigh
 from cadyq.training.checkpoint import read_checkpoint, require_same, write_checkpoint
 from cadyq.training.distributed import Processes
 from cadyq.training.gradients import backward
-from cadyq.training.logs import History, Progress, Row, TensorBoard
+from cadyq.training.logs import History, Row, TensorBoard, TrainingProgress
 from cadyq.training.losses import AttentionTransfer, reconstruction
 from cadyq.training.optimization import WeightAverage, freeze_fp32_layers, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
@@ -109,7 +109,7 @@ class Trainer:
         self._resume()
         recipe, before = self.recipe, self.seconds
         first = self.processes.first
-        progress = Progress(self.out.name, self.step, recipe.steps, recipe.batch, first)
+        progress = TrainingProgress(self.out.name, self.step, recipe.steps, recipe.batch, first)
         board = TensorBoard(self.out / "tensorboard", self.step) if first else None
         saved = time.monotonic()
         try:
