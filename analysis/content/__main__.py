@@ -1,7 +1,7 @@
-"""`python -m analysis.content`: the room for bits that follow content, and what a network's own choice takes of it.
+"""Measure how much content-dependent bits can gain on one network, and how much of it the network's selector gets.
 
-One network, some hundred forwards of small patches, and searches that run on what these measured. The tables and a
-manifest with the seconds of each step are written beside one another.
+Small patches run through the network some hundred times, and searches run on the measured errors. The output folder
+holds tables and a manifest with the seconds of each step.
 """
 
 from __future__ import annotations
@@ -42,19 +42,28 @@ from cadyq.utils.files import write_text
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.content"), description=__doc__)
     parser.add_argument("--model", required=True, help="network with candidate bits: zoo:NAME or a .safetensors file")
-    parser.add_argument("--data-root", type=Path, help="folder that holds the dataset")
-    parser.add_argument("--dataset", default="BSDS500/test", help="photographs that patches are drawn from")
-    parser.add_argument("--photographs", type=Numbers(2), default=32, help="how many of them, evenly spread")
-    parser.add_argument("--patches", type=Numbers(2), default=96, help="number of patches")
-    parser.add_argument("--side", type=Numbers(8), default=16, help="their side in LR pixels")
+    parser.add_argument("--data-root", type=Path, help="folder that holds --dataset")
+    parser.add_argument(
+        "--dataset", default="BSDS500/test", help="dataset that patches are drawn from (default: BSDS500/test)"
+    )
+    parser.add_argument(
+        "--photographs",
+        type=Numbers(2),
+        default=32,
+        help="number of photographs, evenly spaced in the dataset (default: 32)",
+    )
+    parser.add_argument("--patches", type=Numbers(2), default=96, help="number of patches (default: 96)")
+    parser.add_argument("--side", type=Numbers(8), default=16, help="side of a patch in LR pixels (default: 16)")
     parser.add_argument(
         "--mean-bits",
         type=Numbers(MIN_BITS, MAX_BITS, whole=False),
         nargs="+",
         default=[4.0, 5.0, 6.0],
-        help="mean activation bits to compare at, beside the network's own",
+        help="mean activation bits to compare at, besides those of the network (default: 4 5 6)",
     )
-    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of where the patches lie")
+    parser.add_argument(
+        "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws the patches (default: 0)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for room.csv and manifest.json")
     add_threads_option(parser)
     add_network_options(parser)

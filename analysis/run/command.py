@@ -1,4 +1,4 @@
-"""`python -m analysis.run_all`: measure schemes on backbones over photographs, then write tables, plots and report."""
+"""Measure schemes on backbones and datasets, then write tables, plots and report."""
 
 from __future__ import annotations
 
@@ -59,37 +59,52 @@ from cadyq.utils.locks import alone_in
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.run_all"), description=__doc__)
-    parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
+    parser.add_argument(
+        "--preset",
+        choices=sorted(presets()),
+        default="embedded",
+        help="backbones, schemes and datasets to measure (default: embedded)",
+    )
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
-    parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
+    parser.add_argument(
+        "--backbones", nargs="+", help="backbones, or 'zoo' for all with trained weights (default: set by --preset)"
+    )
     add_model_option(parser)
-    parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
+    parser.add_argument(
+        "--schemes",
+        nargs="+",
+        help="schemes such as pams:w8a8, or 'zoo' for all with trained weights (default: set by --preset)",
+    )
     parser.add_argument(
         "--outer-bits",
         type=Numbers(MIN_BITS, MAX_BITS),
         metavar="N",
-        help="measure each scheme a second time, with head, upsampler and tail at these bits too",
+        help="measure each scheme again with head, upsampler and tail at N bits",
     )
-    parser.add_argument("--datasets", nargs="+")
-    parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
-    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
-    parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--datasets", nargs="+", help="datasets, such as Set5 (default: set by --preset)")
+    parser.add_argument("--modes", nargs="+", help=f"measurement modes: {', '.join(MODES)} (default: both)")
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
     parser.add_argument(
-        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
+        "--out", type=Path, help="folder for records, tables, plots and report (default: results/<preset>)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="number of processes (default: one per core)"
     )
     parser.add_argument(
         "--keep-measured",
         action="store_true",
-        help="keep cells whose weights and images are the same, though code has changed since they were measured",
+        help="keep measured cells whose code has changed; changed weights or images are still measured again",
     )
     parser.add_argument(
         "--latency",
         action="store_true",
-        help="also time one forward of each network, one after another on one thread, after all else",
+        help="also time one forward pass of each network on one thread, after all measurements",
     )
-    parser.add_argument("--executor", choices=("local", "dask"), default="local")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
+    parser.add_argument(
+        "--executor", choices=("local", "dask"), default="local", help="where jobs run (default: local)"
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://host:8786")
     add_network_options(parser)
     return parser
 

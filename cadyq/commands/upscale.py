@@ -1,4 +1,4 @@
-"""`python -m cadyq.upscale`: enlarge your own photographs with a quantized network, and see what it cost."""
+"""Upscale photographs with a quantized network, and report BitOPs and bits of each."""
 
 from __future__ import annotations
 
@@ -39,17 +39,27 @@ from cadyq.utils.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
-    parser.add_argument("--model", required=True, help="zoo:NAME, as in zoo:edsr_x4_cadyq, or a .safetensors file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for <name>_x4.png and <name>_x4.json")
-    parser.add_argument("--bit-map", action="store_true", help="also <name>_x4_bits.png: mean bits of each tile")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there; never an input")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what an earlier, stopped command has finished"
+        "--model", required=True, help="network: zoo:NAME, such as zoo:edsr_x4_cadyq, or a .safetensors file"
     )
-    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile, LR pixels")
-    parser.add_argument("--step", type=Numbers(1), help="from one tile to the next, LR pixels; default PATCH - 6")
-    parser.add_argument("--whole", action="store_true", help="the image as one tile: much memory, bits once an image")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the results <name>_x4.png and <name>_x4.json"
+    )
+    parser.add_argument(
+        "--bit-map", action="store_true", help="also write <name>_x4_bits.png, a map of the mean bits of each tile"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results; an input is never replaced")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted command; finished photographs and tiles are kept"
+    )
+    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile in LR pixels (default: 96)")
+    parser.add_argument("--step", type=Numbers(1), help="distance between tiles in LR pixels (default: PATCH - 6)")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="process the image as one tile; needs more memory, and bits are chosen once per image",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add_threads_option(parser)
     add_network_options(parser)
     return parser
