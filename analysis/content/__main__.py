@@ -100,7 +100,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
     check_writable(args.out)
     network = load_model(args.model).eval()
     if not any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values()):
-        raise UserError(f"--model {args.model}: has no candidate bits to choose from; derive one with cadyq.derive")
+        raise UserError(f"--model {args.model}: has no candidate bits; make such a network with cadyq.derive")
     photographs = Spread(open_dataset(args.dataset, network.scale, args.data_root), args.photographs)
     patches: PatchSet = draw_patches(photographs, args.patches, args.side, args.seed)
     started = time.perf_counter()

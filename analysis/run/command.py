@@ -233,7 +233,7 @@ def hash_images(dataset: Dataset) -> tuple[list[str], int]:
     """
     twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
     if twice:
-        raise UserError(f"dataset '{dataset.name}': two images are named {twice[0]!r}; rename one")
+        raise UserError(f"dataset '{dataset.name}': two images have the name {twice[0]!r}; rename one")
     need, hashes, pixels = smallest_side(dataset.scale), [], 0
     for pair in dataset:
         height, width = pair.hr.shape[-2:]
@@ -396,7 +396,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         sources = plan.sources()
         jobs, statuses = find_jobs(plan, sources, out, args.data_root, bool(args.datasets), args.keep_measured)
         if not statuses:
-            raise UserError("nothing to measure: no scheme applies to these backbones; name fp32 among --schemes")
+            raise UserError("nothing to measure: no scheme applies to these backbones; add fp32 to --schemes")
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
         for file, why in wrong_files(file for source in sources if not source.model for file in source.files):

@@ -107,7 +107,7 @@ def load_readable(run_dir: Path) -> tuple[pd.DataFrame, list[Finding]]:
         except UserError as error:
             found.append(Finding(f"records/{path.name}", WRONG, str(error)))
     if len(found) == len(paths):
-        raise UserError(f"{run_dir}: none of its records can be read, first {found[0].why}")
+        raise UserError(f"{run_dir}: none of its records can be read; the first: {found[0].why}")
     return records.load(run_dir, leave_out={finding.what.removeprefix("records/") for finding in found}), found
 
 
@@ -158,7 +158,7 @@ class Named:
                 found = models.sources([name], [scheme], scale, self.calibration)[0]
                 return found if found.scheme == scheme else replace(found, reason=f"is of {found.scheme}")
         if backbone not in BACKBONES.names():
-            raise UserError(f"{backbone!r} is no backbone: pass the run's --model, or its --plugin")
+            raise UserError(f"{backbone!r} is not a backbone; give the --model or --plugin of the run")
         return networks.find(backbone, scheme, scale)
 
 

@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for options that no part could work with."""
     if (args.backbone is None) == (not args.model):
-        raise UserError("name either --backbone NAME, or --model NAME_OR_PATH once or more")
+        raise UserError("give either --backbone NAME, or one or more of --model NAME_OR_PATH")
     if args.backbone:
         BACKBONES.get(args.backbone)
     models.sources(args.model, [PARENT], args.scale, args.calibration)
@@ -130,7 +130,9 @@ def check(args: argparse.Namespace) -> None:
     args.searched = min(args.searched, args.train_patches)
     parents = {SCHEMES.get(name).parent for name in args.controls}
     if len(parents) > 1:
-        raise UserError(f"--controls {' '.join(args.controls)}: are derived from different schemes, {sorted(parents)}")
+        raise UserError(
+            f"--controls {' '.join(args.controls)}: need parents {sorted(parents)}; give controls of one parent"
+        )
     check_writable(args.out)
 
 

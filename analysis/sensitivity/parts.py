@@ -43,7 +43,7 @@ def source_of(model: str, scale: int, calibration: Path | None) -> Source:
     """
     (source,) = models.sources([model], [PARENT], scale, calibration)
     if source.scheme != PARENT:
-        raise UserError(f"--model {model}: is quantized by {source.scheme} already; name its FP32 network")
+        raise UserError(f"--model {model}: is already quantized by {source.scheme}; give its FP32 network")
     return source
 
 
@@ -116,7 +116,7 @@ class Inputs:
         """Of the network that the controls are derived from."""
         o = self.options
         if o.model and not o.selector:
-            raise UserError(f"--model {o.model}: name the network with its bit selector as --selector")
+            raise UserError(f"--model {o.model}: give the network with its bit selector as --selector")
         name = o.selector or f"zoo:{zoo_name(o.backbone, o.scale, SCHEMES.get(o.controls[0]).parent)}"
         return resolve(name)
 
@@ -126,7 +126,7 @@ class Inputs:
         backbone = self.network.name if self.options.model else self.options.backbone
         if network.name != backbone:
             raise UserError(f"--selector {self.selector_path.name}: is a network of {network.name}, "
-                            f"not of {backbone}; give one of the same backbone")  # fmt: skip
+                            f"not of {backbone}; give a network of the same backbone")  # fmt: skip
         if not selectors(network):
             raise UserError(f"--selector {self.selector_path.name}: has no bit selector; give a network with one")
         return network
@@ -159,7 +159,7 @@ def _additivity_key(i: Inputs) -> list[Any]:
 def _additivity(i: Inputs, run_dir: Path) -> Tables:
     cells, points = store.read(run_dir, "cells"), store.read(run_dir, "points")
     if cells is None or points is None:
-        raise UserError(f"{run_dir}: additivity is a sum of single points: measure them first, with --parts points")
+        raise UserError(f"{run_dir}: additivity needs single points; measure them first with --parts points")
     few = i.patches.head(i.options.additivity_patches)
     counted = points.loc[points["counted"], "point"]
     single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]

@@ -95,7 +95,7 @@ def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
         photographs = [pair.lr for pair in datasets.photographs(scale)]
         return photographs, len(photographs), datasets.EMBEDDED
     if not folder.is_dir():
-        raise UserError(f"--images {folder}: no such folder; name one of LR images, or leave it out")
+        raise UserError(f"--images {folder}: no such folder; give a folder of LR images, or leave the option out")
     return folder, len(images_among(folder.iterdir())), folder.name
 
 
@@ -115,10 +115,10 @@ def run(args: argparse.Namespace) -> Path:
     check_writable(args.out)
     name, _, tag = parse_scheme(args.scheme)
     if tag:
-        raise UserError(f"--scheme {args.scheme}: pass the tag by --tag {tag}")
+        raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")
     parent, origin = load_model(args.model), _origin(args.model)
     if not plain(parent):
-        raise UserError(f"--model {args.model}: is quantized already; name the FP32 network it was made from")
+        raise UserError(f"--model {args.model}: is already quantized; give its FP32 network")
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch)
     start = time.monotonic()

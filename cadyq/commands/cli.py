@@ -218,7 +218,7 @@ def check_spares(out: Path, names: Iterable[str], inputs: Iterable[str | Path | 
     read = {os.path.realpath(path) for path in inputs if path is not None}
     for name in names:
         if os.path.realpath(out / name) in read:
-            raise UserError(f"--out {out}: its {name} is an input of this very command; choose another folder")
+            raise UserError(f"--out {out}: its {name} is an input of this command; choose another folder")
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

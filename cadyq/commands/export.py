@@ -43,7 +43,7 @@ def image_size(text: str) -> tuple[int, int]:
     """Height and width of "180x320"."""
     found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text} is no size: write HEIGHTxWIDTH in LR pixels, as in 180x320")
+        raise argparse.ArgumentTypeError(f"{text} is not a size: write HEIGHTxWIDTH in LR pixels, such as 180x320")
     return int(found[1]), int(found[2])
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Export, check against the simulation, and say what became of it."""
     open_networks(args)
     if args.out.suffix != ".onnx":
-        raise UserError(f"--out {args.out}: name a file that ends in .onnx")
+        raise UserError(f"--out {args.out}: does not end in .onnx; give the name of an ONNX file")
     network = load_model(args.model)
     photographs = datasets.photographs(network.scale)
     if is_dynamic(network):

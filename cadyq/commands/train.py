@@ -125,13 +125,15 @@ def parent_of(args: argparse.Namespace) -> Start:
         UserError: neither a parent nor random weights are asked for, or both.
     """
     if args.from_scratch and args.init:
-        raise UserError(f"--from-scratch and --model {args.init} exclude each other: drop one")
+        raise UserError(f"--from-scratch and --model {args.init} exclude each other; give one of them")
     if args.from_scratch:
         if not args.backbone:
-            raise UserError("--from-scratch: pass --backbone NAME with it")
+            raise UserError("--from-scratch: the backbone is missing; give --backbone NAME")
         return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size)
     if not args.init:
-        raise UserError(f"recipe {args.recipe!r} has no start: pass --model FILE, or --from-scratch for random weights")
+        raise UserError(
+            f"recipe {args.recipe!r} starts from a network: give --model FILE, or --from-scratch for random weights"
+        )
     return load_parent(args.init, args.backbone, args.scale)
 
 
@@ -140,7 +142,7 @@ def bank_of(
 ) -> PatchDataset:
     """All photographs, with the teacher's outputs if the loss asks for them."""
     if (args.data_root is None) == (args.bank is None):
-        raise UserError("photographs: pass either --data-root DIR or --bank FILE")
+        raise UserError("training photographs: give one of --data-root DIR and --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
     bank = load_bank(photographs, scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
@@ -152,7 +154,7 @@ def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
         free, _ = torch.cuda.mem_get_info(device)
         if bank.nbytes() > DEVICE_SHARE * free:
             sizes = f"{bank.nbytes() / 2**30:.1f} GiB of photographs, {free / 2**30:.1f} GiB free"
-            logging.warning("--bank-on-device: %s; they stay in main memory", sizes)
+            logging.warning("--bank-on-device: %s; the photographs stay in main memory", sizes)
             return bank
     return bank.to(device)
 

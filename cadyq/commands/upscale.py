@@ -73,7 +73,9 @@ def network_of(args: argparse.Namespace, device: torch.device) -> SRNetwork:
     """
     network = load_model(args.model)
     if network.scheme is not None and network.scheme.reads_hr:
-        raise UserError(f"--model {args.model}: its scheme reads the HR image, which a photograph has not; use another")
+        raise UserError(
+            f"--model {args.model}: its scheme needs the HR image, and a photograph has none; use another network"
+        )
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 

@@ -42,7 +42,7 @@ def schemes_of(target: str) -> list[str]:
         return [target]
     found = load_plugin(Path(target)).schemes
     if not found:
-        raise UserError(f"{target}: registers no scheme; name the schemes to check, and give it as --plugin {target}")
+        raise UserError(f"{target}: registers no scheme; give the names of schemes, and --plugin {target}")
     return list(found)
 
 

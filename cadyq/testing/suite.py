@@ -97,7 +97,7 @@ def outcomes(
     for backbone in backbones or ():
         BACKBONES.get(backbone)
         if backbone not in known:
-            raise UserError(f"{backbone} has no quantization points, so nothing to check: choose of {', '.join(known)}")
+            raise UserError(f"{backbone} has no quantization points to check; choose from {', '.join(known)}")
     for backbone in backbones or known:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -41,7 +41,9 @@ class Processes:
     def share(self, size: int) -> slice:
         """The part of a batch of `size` patches that this process takes."""
         if size % self.count:
-            raise UserError(f"batch={size} cannot be shared by {self.count} processes: give a multiple of {self.count}")
+            raise UserError(
+                f"batch={size} cannot be divided among {self.count} processes; give a multiple of {self.count}"
+            )
         part = size // self.count
         return slice(self.rank * part, (self.rank + 1) * part)
 

@@ -273,5 +273,5 @@ def _attention(network: SRNetwork, teacher: SRNetwork | None, recipe: Recipe) ->
     if not recipe.transfers_attention:
         return None
     if teacher is None:
-        raise UserError(f"recipe {recipe.name!r} transfers attention: pass --teacher, or set its weights to 0")
+        raise UserError(f"recipe {recipe.name!r} uses attention transfer; give --teacher, or set its weights to 0")
     return AttentionTransfer(network, teacher.to(next(network.parameters()).device), recipe)

@@ -109,8 +109,8 @@ class Passage:
             network(batch)
         if len(self._gives) == before or len(self._gives[-1]) % len(batch):
             raise UserError(
-                f"{network.name}: its part {self.name!r} does not turn one feature map of the images into another, so "
-                "it cannot be reconstructed; take a scheme that tunes the whole network"
+                f"{network.name}: its part {self.name!r} does not map one feature map of the images to another, so "
+                "it cannot be reconstructed; use a scheme that tunes the whole network"
             )
 
     def _enter(self, unit: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -38,14 +38,14 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
     """The files named, and the images of the folders named; an error for what is neither."""
     for path in inputs:
         if not path.exists():
-            yield UserError(f"{path}: there is no such file or folder; check the path")
+            yield UserError(f"{path}: no such file or folder; check the path")
         elif not path.is_dir():
             yield path
         else:
             found = images_among(path.iterdir())
             yield from found
             if not found:
-                yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
+                yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
 
 
 def plan(
@@ -92,6 +92,8 @@ def _check(job: UpscaleJob, originals: set[str], taken: dict[str, Path], overwri
             raise UserError(f"{job.source}: its result {path} is itself an input; choose another --out")
         if path.name.casefold() in taken:
             other = taken[path.name.casefold()]
-            raise UserError(f"{job.source}: {path.name} is already made of {other}; rename one, or use another --out")
+            raise UserError(
+                f"{job.source}: {path.name} is already the result of {other}; rename one, or choose another --out"
+            )
         if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{job.source}: {path} exists already; pass --overwrite, or choose another --out")
+            raise UserError(f"{job.source}: {path} already exists; give --overwrite, or choose another --out")
