@@ -31,7 +31,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A zoo's manifest: "networks", a list of rows in the order of tables, and "calibration"; empty where it has none.
 
     Raises:
-        UserError: it is no JSON, or no such lists.
+        UserError: the file is not a valid manifest.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -124,7 +124,7 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     "cadyq:b4-5-6". The file holds the options.
 
     Raises:
-        UserError: the run is not finished, its facts are damaged, or `tag` is no part of a file's name.
+        UserError: the run is not finished, its facts are damaged, or `tag` cannot be part of a file name.
     """
     if not re.fullmatch(r"[\w.-]*", tag):
         raise UserError(f"--tag {tag!r} cannot be part of a file name; use letters, digits, '_', '-' and '.'")

@@ -82,7 +82,7 @@ def network_of(args: argparse.Namespace, device: torch.device) -> SRNetwork:
 def left_to_do(
     jobs: Sequence[UpscaleJob], upscaler: Upscaler, overwrite: bool
 ) -> tuple[list[UpscaleJob], list[UserError]]:
-    """With --resume, the photographs that are not finished; an error for each that something else was made of."""
+    """With --resume, the unfinished photographs, and an error for each result made with other options."""
     left, errors = [], []
     for job in jobs:
         if job.finished and not upscaler.is_stale(job):

@@ -52,7 +52,7 @@ def grid_of(quantizer: ActivationQuantizer, channels: int, name: str) -> Grid:
         name: of the point, for messages.
 
     Raises:
-        UserError: the quantizer has no grid of its own, more than 256 levels, or uneven ones.
+        UserError: the quantizer is not a fixed uniform one with at most 256 levels.
     """
 
     if isinstance(quantizer, CandidateActivation):

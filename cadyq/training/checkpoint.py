@@ -1,4 +1,4 @@
-"""The state of a run, from which it goes on."""
+"""The state of a training run, for resuming it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
-    """Refuse to go on from a file of another run.
+    """Refuse to resume from the checkpoint of another run.
 
     Raises:
         UserError: recipe, seed, data or networks differ; names which.

@@ -95,7 +95,7 @@ class Processes:
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:
-        """Be the only training in `folder`: the first process holds it, the others go on when it does."""
+        """Be the only training in `folder`: the first process takes the lock, and the others wait for it."""
         with alone_in(folder) if self.first else nullcontext():
             self.wait()
             yield

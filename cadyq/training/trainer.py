@@ -1,4 +1,4 @@
-"""The trainer: Adam by a recipe, on one process or several, with checkpoints from which it goes on bit for bit."""
+"""The trainer: Adam by a recipe, on one process or several, with checkpoints that resume bit-exactly."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Trainer:
                     module.eval()
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with a checkpoint to go on from it."""
+        """What a run and a checkpoint must have in common to resume."""
         facts = {key: self.provenance[key] for key in IDENTITY if key in self.provenance}
         return dict(json.loads(json.dumps({"recipe": asdict(self.recipe), "seed": self.seed} | facts)))
 

@@ -31,7 +31,7 @@ def quantized_layers(network: SRNetwork) -> list[str]:
 def blocks_of(network: SRNetwork) -> list[str]:
     """Dotted names of the blocks that quantize something, in the order of the modules.
 
-    A block is an outermost module that is no mere list of modules. Where there is only one, its parts are the blocks.
+    A block is an outermost module other than a container. If there is only one, its children are the blocks.
     """
     root, prefix = (network.network, "network.") if isinstance(network, ForeignNetwork) else (network, "")
     found = [*_blocks(root, prefix)]

@@ -97,7 +97,7 @@ class Upscaler:
         network: in eval mode, on `device`.
         tiling: how photographs are cut.
         device: to run on.
-        resume: go on with photographs that an earlier command left half finished.
+        resume: continue photographs that an interrupted command left unfinished.
         on_tiles: told how many tiles were finished.
     """
 
@@ -313,7 +313,7 @@ def _end(opened: Sequence[_Open], keep: bool) -> None:
 
 
 def _told(job: UpscaleJob, error: Exception, tiling: Tiling) -> UserError:
-    """An error of one photograph, in words for its user; it came of `error`."""
+    """A UserError for one photograph, caused by `error`."""
     told = UserError(_words(job, error, tiling))
     told.__cause__ = error
     return told
