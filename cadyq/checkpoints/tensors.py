@@ -47,9 +47,7 @@ def compress(path: Path, parent: Path) -> None:
     there = read_tensors(parent)[0]
     stream, entries = encode(tensors, there)
     if not _restores(tensors, stream, entries, there):
-        raise UserError(
-            f"{path}: cannot be stored as a difference to {parent.name}, as the sizes differ; give another parent"
-        )
+        raise UserError(f"{path}: cannot be stored as its difference to {parent.name}, a network of other sizes")
     metadata |= {"entries": entries_to_json(entries), "plain_sha256": network_sha256(path)}
     metadata |= {"parent": parent.name, "parent_sha256": network_sha256(parent)}
     write_tensors({"stream": stream}, path, metadata)

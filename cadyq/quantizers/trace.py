@@ -44,7 +44,7 @@ class PointRecord(NamedTuple):
 
 
 class BitOps(NamedTuple):
-    """BitOPs of each sample (B,), float64 on the CPU, of quantized layers, FP32 layers and selector; `total` is the sum."""
+    """BitOPs of each sample (B,), float64 on the CPU; `total` is the sum of the three parts."""
 
     quantized: Tensor
     fp32: Tensor

@@ -37,13 +37,12 @@ def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
     if parent.scheme is None or parent.scheme.name != origin:
         has = "fp32" if parent.scheme is None else parent.scheme.name
         raise UserError(
-            f"scheme {name!r} is derived from a network of scheme {origin!r}, not {has!r}; "
-            "give such a network as --parent"
+            f"scheme {name!r} is derived from a network of {origin!r}, not of {has!r}: name one as --parent"
         )
     shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
     unknown = sorted(options.keys() - set(kind.option_names()))
     if unknown:
-        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: choose from {', '.join(kind.option_names())}")
+        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
     return kind(**(shared | options))
 
 

@@ -97,9 +97,9 @@ def test_a_derived_network_comes_back_from_its_file(
 
 
 def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(UserError, match="derived from a network of scheme 'cadyq', not 'pams'"):
+    with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'pams'"):
         derive(cadyq.load_model("zoo:carn_m_x4_pams_w8a8"), "static", *pairs, mean_bits=6)
-    with pytest.raises(UserError, match="derived from a network of scheme 'cadyq', not 'fp32'"):
+    with pytest.raises(UserError, match="derived from a network of 'cadyq', not of 'fp32'"):
         derive(cadyq.load_model("zoo:idn_x4_fp32"), "cadyq", *pairs, mean_bits=None, stats_stride=8)
     for stride in (0, 2.5, "8"):
         with pytest.raises(UserError, match=f"stats_stride={stride!r}: give a whole number"):

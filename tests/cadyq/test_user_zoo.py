@@ -82,7 +82,7 @@ def test_a_network_of_other_sizes_is_not_stored_as_a_difference(tmp_path: Path) 
     cadyq.save(calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1), paths[0])
     cadyq.save_model(cadyq.create_model("edsr", n_feats=64, n_resblocks=1), paths[1])
     before = paths[0].read_bytes()
-    with pytest.raises(UserError, match=r"a\.safetensors: cannot be stored as a difference to b\.safetensors"):
+    with pytest.raises(UserError, match=r"a\.safetensors: cannot be stored as its difference to b\.safetensors"):
         compress(*paths)
     assert paths[0].read_bytes() == before
 
