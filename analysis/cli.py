@@ -30,18 +30,14 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command(
-        "analysis.run.command", "analysis", "measure schemes on backbones and datasets; write tables, plots and report"
-    ),
+    "run": Command("analysis.run.command", "analysis", "measure schemes on datasets; write tables, plots and report"),
     "train": Command("cadyq.commands.train", "train", "train a network by a recipe"),
     "calibrate": Command("cadyq.commands.calibrate", "analysis", "calibrate a scheme on LR images and tune it"),
     "derive": Command("cadyq.commands.derive", "train", "choose the bits of a trained network by another scheme"),
     "upscale": Command("cadyq.commands.upscale", "analysis", "upscale photographs and report BitOPs and bits"),
     "export": Command("cadyq.commands.export", "deploy", "export a quantized network to ONNX for INT8 inference"),
     "check": Command("cadyq.testing.__main__", "analysis", "check that a scheme follows the rules of the benchmark"),
-    "verify": Command(
-        "analysis.run.verification", "analysis", "check the tables of a run against its records, weights and images"
-    ),
+    "verify": Command("analysis.run.verification", "analysis", "check a run against its records, weights and images"),
     "compare": Command(
         "analysis.commands.compare", "analysis", "compare two runs cell by cell, with confidence intervals"
     ),
@@ -51,7 +47,7 @@ COMMANDS = {
     ),
     "content": Command("analysis.content.__main__", "analysis", "measure how much content-dependent bits can gain"),
     "calibration": Command(
-        "analysis.commands.calibration", "analysis", "print the loss of calibrated networks and the cost of calibration"
+        "analysis.commands.calibration", "analysis", "print the loss of calibrated networks and what it took"
     ),
     "cost": Command("analysis.commands.cost", "analysis", "print storage, MACs and BitOPs of a network by layer"),
 }

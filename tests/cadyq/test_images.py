@@ -93,7 +93,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.png: no such file"):
+    with pytest.raises(UserError, match=r"none\.png: there is no such file"):
         read_rgb(tmp_path / "none.png")
 
 
