@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.path import Path as Line
 from matplotlib.text import Annotation
 from PIL import Image
 
 from analysis.plots import figures as plots
-from analysis.plots import labels, style
+from analysis.plots import style
 from analysis.plots.figures import write_plots
 from analysis.plots.quality import quality_figure
 from analysis.records.store import load
@@ -144,27 +143,6 @@ def test_labels_cover_neither_marks_nor_each_other(make_run: Runner) -> None:
         assert len(boxes) >= 3
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
         assert not any(box.contains(*mark) for box in boxes for mark in marks)
-
-
-def test_leader_lines_of_crowded_marks_do_not_cross() -> None:
-    with style.context():
-        made = style.figure(3.3, 2.75)
-        axis = made.subplots()
-        axis.set(xlim=(0, 10), ylim=(0, 10))
-        made.draw_without_rendering()
-        crowd = [(5 + 0.4 * i, 5 + 0.2 * (-1) ** i) for i in range(5)]
-        wanted = [labels.Label(x, y, f"cadyq:c{i}56_s8", "black") for i, (x, y) in enumerate(crowd)]
-        labels.place(axis, wanted, crowd, [])
-    texts = [text for text in axis.texts if isinstance(text, Annotation)]
-    boxes = [text.get_window_extent() for text in texts]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
-    unit = made.dpi / 72
-    texts = [text for text in texts if text.arrow_patch is not None]
-    assert len(texts) >= 2
-    starts = [axis.transData.transform(text.xy) for text in texts]
-    ends = [at + unit * np.array(text.xyann) for at, text in zip(starts, texts, strict=True)]
-    lines = [Line([a, b]) for a, b in zip(starts, ends, strict=True)]
-    assert not any(a.intersects_path(b, filled=False) for a, b in itertools.combinations(lines, 2))
 
 
 def test_bars_stand_only_where_they_can_be_told_apart(make_run: Runner) -> None:
