@@ -30,20 +30,26 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("analysis.run.command", "analysis", "measure schemes on backbones; write tables, plots and report"),
+    "run": Command("analysis.run.command", "analysis", "measure schemes on datasets; write tables, plots and report"),
     "train": Command("cadyq.commands.train", "train", "train a network by a recipe"),
-    "calibrate": Command("cadyq.commands.calibrate", "analysis", "calibrate a scheme on LR images, and tune it"),
-    "derive": Command("cadyq.commands.derive", "train", "choose the bits of a trained network another way"),
-    "upscale": Command("cadyq.commands.upscale", "analysis", "enlarge photographs and report the cost"),
-    "export": Command("cadyq.commands.export", "deploy", "write a quantized network as ONNX with INT8 convolutions"),
-    "check": Command("cadyq.testing.__main__", "analysis", "check that a scheme keeps the rules of the harness"),
-    "verify": Command("analysis.run.verification", "analysis", "check the numbers of a run against its records"),
-    "compare": Command("analysis.commands.compare", "analysis", "compare two runs image by image"),
+    "calibrate": Command("cadyq.commands.calibrate", "analysis", "calibrate a scheme on LR images and tune it"),
+    "derive": Command("cadyq.commands.derive", "train", "choose the bits of a trained network by another scheme"),
+    "upscale": Command("cadyq.commands.upscale", "analysis", "upscale photographs and report BitOPs and bits"),
+    "export": Command("cadyq.commands.export", "deploy", "export a quantized network to ONNX for INT8 inference"),
+    "check": Command("cadyq.testing.__main__", "analysis", "check that a scheme follows the rules of the benchmark"),
+    "verify": Command("analysis.run.verification", "analysis", "check a run against its records, weights and images"),
+    "compare": Command(
+        "analysis.commands.compare", "analysis", "compare two runs cell by cell, with confidence intervals"
+    ),
     "report": Command("analysis.commands.report", "analysis", "make tables, plots and report of a run again"),
-    "sensitivity": Command("analysis.sensitivity.__main__", "analysis", "measure what the loss by layer depends on"),
-    "content": Command("analysis.content.__main__", "analysis", "measure the room for bits that follow content"),
-    "calibration": Command("analysis.commands.calibration", "analysis", "tabulate what calibrated networks lose"),
-    "cost": Command("analysis.commands.cost", "analysis", "list MACs and BitOPs of a network by layer"),
+    "sensitivity": Command(
+        "analysis.sensitivity.__main__", "analysis", "measure the sensitivity of each patch and layer to its bits"
+    ),
+    "content": Command("analysis.content.__main__", "analysis", "measure how much content-dependent bits can gain"),
+    "calibration": Command(
+        "analysis.commands.calibration", "analysis", "print the loss of calibrated networks and what it took"
+    ),
+    "cost": Command("analysis.commands.cost", "analysis", "print storage, MACs and BitOPs of a network by layer"),
 }
 
 

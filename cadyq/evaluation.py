@@ -25,21 +25,22 @@ def evaluate(
     data_root: str | Path | None = None,
     modes: Sequence[str] = ("image", "patch"),
 ) -> pd.DataFrame:
-    """PSNR, SSIM, FAB and BitOPs of a network on every image of a dataset, as the records of a run have them.
+    """Measure PSNR, SSIM, FAB and BitOPs of a network on every image of a dataset.
 
-    As there, the network runs on one CPU thread, so that the number of cores changes no digit.
+    The numbers equal those of a run's records. The network runs on one CPU thread, so they do not depend on the number
+    of cores.
 
     Args:
-        network: of `create_model`, `load_model` or `quantize`.
+        network: result of `create_model`, `load_model` or `quantize`.
         dataset: "Set5" or another benchmark set, "skimage" for the photographs inside scikit-image, or a `Dataset`.
-        data_root: the folder that holds `benchmark/`; not needed for "skimage".
-        modes: of "image" (one choice of bits for the whole image) and "patch" (LR tiles of 96, step 90).
+        data_root: folder that holds `benchmark/`; not needed for "skimage".
+        modes: "image" (whole images), "patch" (LR tiles of 96 pixels, step 90), or both.
 
     Returns:
-        One row an image and mode; columns as in `analysis.records.load`.
+        One row per image and mode; columns as in `analysis.records.load`.
 
     Raises:
-        UserError: pandas is not installed, the dataset is not there, or an image of it cannot be read.
+        UserError: pandas is not installed, the dataset is missing, or an image is unreadable.
     """
     with needs("analysis", "cadyq.evaluate"):
         import pandas as pd

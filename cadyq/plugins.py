@@ -146,7 +146,7 @@ def _run(code: CodeType, module: ModuleType, path: Path) -> None:
         raise UserError(f"{path}{_line(error, module)}: {error}") from error
     except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path}{_line(error, module)}: raised {what}; the file must run as it is imported") from error
+        raise UserError(f"{path}{_line(error, module)}: raised {what} during import; correct the file") from error
 
 
 def _line(error: BaseException, module: ModuleType) -> str:

@@ -38,30 +38,29 @@ def quantize(
     patches: int = PATCHES,
     **options: Any,
 ) -> SRNetwork:
-    """A quantized copy of a network from LR to SR. `print` of it shows each layer with its bits.
+    """Quantize a copy of an SR network. `print` shows each of its layers with its bits.
 
-    Schemes that calibrate are ready to use. Those that are trained start from calibrated ranges; `python -m
-    cadyq.train` goes on from there. Those that are tuned on LR images alone start there too, and `python -m
-    cadyq.calibrate` tunes them.
+    The result of a scheme without training is ready to use. For a trained scheme it is the starting point, with
+    calibrated ranges: `python -m cadyq.train` trains it, `python -m cadyq.calibrate` tunes it on LR images alone.
 
     Args:
-        network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It stays as it is.
-        scheme: as in a command: "pams:w8a8", "minmax:w4a8", "cadyq".
+        network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It is not changed.
+        scheme: name and bit-widths: "pams:w8a8", "minmax:w4a8", "cadyq".
         calibration: LR images: a folder, paths, uint8 arrays (h, w, 3), tensors (3, h, w) or (N, 3, h, w) in 0..255.
-        exclude: shell patterns ("head*") of the names of layers (of points, for a backbone of this project) that stay
-            in FP32. By default the first and the last layer that ran; `[]` excludes none.
-        scale: found by running the network, where it is not given.
-        pixel_range: 1 or 255, what white is to the network; found where it shows.
-        multiple_of: both sides of what the network is given are padded to a multiple of it.
-        patches: how many LR patches of 48x48 are cropped from the images for calibration.
-        **options: of the scheme (`search_space=(4, 5, 6)`).
+        exclude: shell patterns ("head*") of layers (for a backbone of this project, of points) to keep in FP32.
+            Default: the first and the last layer of the forward pass; `[]` excludes none.
+        scale: upscaling factor. Default: measured by running the network.
+        pixel_range: value of white in the network's input and output, 1 or 255. Default: detected.
+        multiple_of: the input is padded so that both sides are multiples of this number.
+        patches: number of LR patches of 48x48 pixels to crop for calibration.
+        **options: options of the scheme, such as `search_space=(4, 5, 6)`.
 
     Returns:
-        The network in eval mode. As every network of this project it takes and gives RGB in 0..255.
+        The network in eval mode. Input and output are RGB in 0..255, as for every network of this project.
 
     Raises:
-        UserError: unknown scheme or option, a pattern that matches nothing, images that cannot be read, a network
-            that does not run on them or whose pixel range does not show.
+        UserError: unknown scheme or option, a pattern without a match, an unreadable image, a network that fails on
+            the images, or a pixel range that cannot be detected.
     """
     name, _, tag = parse_scheme(scheme)
     if tag:
@@ -90,12 +89,12 @@ def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNet
 
 
 def calibration_patches(images: Images, count: int = PATCHES, side: int = SIDE) -> Tensor:
-    """LR patches (N, 3, side, side) in 0..255, spread evenly over the images: `count` of them, or one an image.
+    """LR patches (N, 3, side, side) in 0..255, evenly spread over the images: `count`, or one per image.
 
-    Patches are smaller than `side` where an image is.
+    Patches are smaller if an image is smaller than `side`.
 
     Raises:
-        UserError: no image, one that cannot be read, is too small, or is no image in 0..255.
+        UserError: no image, or one that is unreadable, too small or outside 0..255.
     """
     loaded = list(_each(images))
     if not loaded:

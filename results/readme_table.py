@@ -15,7 +15,7 @@ from analysis.plots import style
 from analysis.plots.quality import quality_figure
 from analysis.records.store import load, read_manifest
 from analysis.tables.comparisons import EQUAL_BITOPS
-from analysis.tables.families import families
+from analysis.tables.families import CONTROL, families
 from analysis.tables.intervals import Interval
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import first_trainings
@@ -114,7 +114,8 @@ def main() -> None:
     readme = ROOT / "README.md"
     text = TABLE.sub(lambda _: table, readme.read_text(encoding="utf-8"), count=1)
     readme.write_text(FINDINGS.sub(lambda _: "\n".join(findings) + "\n", text, count=1), encoding="utf-8")
-    shown = everywhere[everywhere["backbone"].isin(BACKBONES)]
+    named = [name for name, member in members.items() if member.kind != CONTROL]  # results/paper shows controls too
+    shown = everywhere[everywhere["backbone"].isin(BACKBONES) & everywhere["scheme"].isin(named)]
     with style.context():
         style.save(quality_figure(shown, members), FIGURE)[1].unlink()  # the README shows the PNG
 

@@ -127,7 +127,7 @@ def too_small_for_ssim(tmp: Path) -> tuple[Callable[..., int], Words]:
     return measure(tmp)
 
 
-@case("Mine", "two images are named 'a'", "rename")
+@case("Mine", "two images have the name 'a'", "rename")
 def two_images_of_one_name(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(hr(tmp))
     photograph(hr(tmp, "a.PNG"), side=64)
@@ -188,7 +188,7 @@ def folder_without_photographs(tmp: Path) -> tuple[Callable[..., int], Words]:
     return enlarge(tmp / "empty", "--out", tmp / "out")
 
 
-@case("a.png", "exists already", "--overwrite")
+@case("a.png", "already exists", "--overwrite")
 def results_in_the_way(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(tmp / "out" / "a_x4.png")
     return enlarge(photograph(tmp / "a.png"), "--out", tmp / "out")
@@ -508,7 +508,7 @@ def no_teacher(tmp: Path) -> tuple[Callable[..., int], Words]:
     return train(tmp, "--recipe", "finetune", "--scheme", "pams:w4a4", "--teacher", str(tmp / "none.safetensors"))
 
 
-@case("none of the 2 photographs can be used")
+@case("none of its 2 photographs can be used")
 def patches_larger_than_the_photographs(tmp: Path) -> tuple[Callable[..., int], Words]:
     return train(tmp, "--recipe", "fp32", "--set", "lr_patch=5000", "--steps", "1")
 

@@ -112,6 +112,23 @@ def test_unknown_choices(option: Option, monkeypatch: pytest.MonkeyPatch, capsys
     assert option.flag in error and "nonsense" in error and str(next(iter(option.action.choices or ()))) in error
 
 
+def test_every_argument_is_described() -> None:
+    """Positional arguments too, in words that stand without the option's neighbours."""
+    arguments = [(module.__name__, one) for module in COMMANDS for one in parser_of(module)._actions]
+    bare = [f"{name} {one.dest}" for name, one in arguments if not one.help and one.nargs != argparse.PARSER]
+    bare += [identify(option) for option in OPTIONS if not option.action.help]
+    assert bare == [], "give it a help"
+    fragments = re.compile("of |as in |that |their |how many |for ")
+    clipped = [identify(option) for option in OPTIONS if fragments.match(option.action.help or "")]
+    assert clipped == [], "begin the help with a noun or a verb"
+
+
+@pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
+def test_every_command_is_described(module: ModuleType) -> None:
+    first = (parser_of(module).description or "").partition(".")[0]
+    assert re.match("[A-Z][a-z]+ ", first), "say with a verb what the command does"
+
+
 @pytest.mark.parametrize("module", COMMANDS, ids=lambda module: module.__name__)
 def test_misspelt_options(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

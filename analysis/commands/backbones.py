@@ -1,4 +1,4 @@
-"""Print the table of backbones in docs/backbones.md: python -m analysis.backbones"""
+"""Print the table of backbones in docs/backbones.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What calibrated networks lose, beside what calibration took: python -m analysis.calibration RUN --zoo DIR."""
+"""Print the loss of calibrated networks, with the seconds and images that calibration needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
     parser = Parser(prog=program("analysis.calibration"), description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--zoo", type=Path, metavar="DIR", required=True, help="folder that cadyq.calibrate wrote into")
+    parser.add_argument("--zoo", type=Path, metavar="DIR", required=True, help="folder that cadyq.calibrate wrote")
     add_debug_option(parser)
     args = parser.parse_args(argv)
     return exit_status(lambda: print(*write(args.run, args.zoo), sep="\n"), args.debug)

@@ -1,4 +1,4 @@
-"""`python -m analysis.compare RUN_A RUN_B`: what changed between two runs, with intervals."""
+"""Compare two runs cell by cell, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cadyq.utils.files import write_text
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=program("analysis.compare"), description=__doc__)
-    parser.add_argument("run_a", type=Path)
-    parser.add_argument("run_b", type=Path)
-    parser.add_argument("--out", type=Path, help="CSV file for all cells, in full precision")
+    parser.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of the first run")
+    parser.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of the second run")
+    parser.add_argument("--out", type=Path, help="CSV file to write, with all cells in full precision")
     add_debug_option(parser)
     args = parser.parse_args(argv)
 

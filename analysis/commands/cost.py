@@ -1,4 +1,4 @@
-"""What a network costs: storage, and MACs and BitOPs by convolution (`python -m analysis.cost --model zoo:NAME`)."""
+"""Print the cost of a network: storage, and MACs and BitOPs of each convolution."""
 
 from __future__ import annotations
 
@@ -17,9 +17,13 @@ from cadyq.commands.cli import (
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=program("analysis.cost"), description=__doc__)
-    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
-    parser.add_argument("--height", type=Numbers(4, 100_000), default=720, help="of the output")
-    parser.add_argument("--width", type=Numbers(4, 100_000), default=1280, help="of the output")
+    parser.add_argument("--model", required=True, help="network: zoo:NAME or a .safetensors file")
+    parser.add_argument(
+        "--height", type=Numbers(4, 100_000), default=720, help="height of the output in pixels (default: 720)"
+    )
+    parser.add_argument(
+        "--width", type=Numbers(4, 100_000), default=1280, help="width of the output in pixels (default: 1280)"
+    )
     add_network_options(parser)
     args = parser.parse_args(argv)
 

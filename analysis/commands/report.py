@@ -1,4 +1,4 @@
-"""Remake tables, plots and report of a run from its records alone: python -m analysis.make_report RUN_DIR."""
+"""Make tables, plots and report of a run again, from its records alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0, or 2 where the user can put something right."""
     parser = Parser(prog=program("analysis.make_report"), description=__doc__)
-    parser.add_argument("run_dir", type=Path, help="folder of a run, holds records/*.parquet, manifest.json")
+    parser.add_argument("run_dir", type=Path, help="folder of a run, with records/*.parquet and manifest.json")
     add_debug_option(parser)
     args = parser.parse_args(argv)
     return exit_status(lambda: print(f"open {build(args.run_dir)[-1]}"), args.debug)

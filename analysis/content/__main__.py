@@ -1,7 +1,13 @@
-"""`python -m analysis.content`: the room for bits that follow content, and what a network's own choice takes of it.
+"""Measure how much content-dependent bits can gain on one network, and how much of it the network's selector gets.
 
-Photographs are cut into tiles. One network, some hundred forwards of the tiles, and searches that run on what these
-measured. The table and a manifest with the seconds of each step are written beside one another.
+parser.add_argument("--data-root", type=Path, help="folder that holds --dataset")
+parser.add_argument(
+    "--dataset", default="BSDS500/test", help="photographs that are cut into tiles (default: BSDS500/test)"
+)
+parser.add_argument(
+    "--photographs", type=Numbers(2), default=12, help="number of photographs, evenly spread (default: 12)"
+)
+parser.add_argument("--side", type=Numbers(8), default=40, help="side of a tile in LR pixels (default: 40)")
 """
 
 from __future__ import annotations
@@ -42,16 +48,20 @@ from cadyq.utils.files import write_text
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.content"), description=__doc__)
     parser.add_argument("--model", required=True, help="network with candidate bits: zoo:NAME or a .safetensors file")
-    parser.add_argument("--data-root", type=Path, help="folder that holds the dataset")
-    parser.add_argument("--dataset", default="BSDS500/test", help="photographs that are cut into tiles")
-    parser.add_argument("--photographs", type=Numbers(2), default=12, help="how many of them, evenly spread")
-    parser.add_argument("--side", type=Numbers(8), default=40, help="side of a tile, LR pixels")
+    parser.add_argument("--data-root", type=Path, help="folder that holds --dataset")
+    parser.add_argument(
+        "--dataset", default="BSDS500/test", help="photographs that are cut into tiles (default: BSDS500/test)"
+    )
+    parser.add_argument(
+        "--photographs", type=Numbers(2), default=12, help="number of photographs, evenly spread (default: 12)"
+    )
+    parser.add_argument("--side", type=Numbers(8), default=40, help="side of a tile in LR pixels (default: 40)")
     parser.add_argument(
         "--mean-bits",
         type=Numbers(MIN_BITS, MAX_BITS, whole=False),
         nargs="+",
         default=[4.0, 5.0, 6.0],
-        help="mean activation bits to compare at, beside the network's own",
+        help="mean activation bits to compare at, besides those of the network (default: 4 5 6)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for room.csv and manifest.json")
     add_threads_option(parser)
@@ -89,7 +99,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
     check_writable(args.out)
     network = load_model(args.model).eval()
     if not any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values()):
-        raise UserError(f"--model {args.model}: has no candidate bits to choose from; derive one with cadyq.derive")
+        raise UserError(f"--model {args.model}: has no candidate bits; make such a network with cadyq.derive")
     photographs = Spread(open_dataset(args.dataset, network.scale, args.data_root), args.photographs)
     patches = cut_tiles(photographs, args.side)
     started = time.perf_counter()

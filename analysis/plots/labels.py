@@ -1,4 +1,4 @@
-"""Labels beside marks: each at the nearest free place, with a thin line to its mark where that is not next to it."""
+"""Labels beside marks: each near its mark, clear of the others, with a thin leader line if it is not next to it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,24 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
 _RADII = (5, 9, 14, 20, 28, 37, 47, 58, 70, 85)  # points (1/72 in) from the mark
 _DIRECTIONS = 16
-_NEAR = 10  # points; a label nearer than this needs no line
+_NEAR = 10  # points; a label nearer than this needs no leader line
 _MARK = 3.5  # points: half the side of a mark
+_LINE = 0.5  # points: half the width of a line
+_GAP = 1.0  # points kept free around a label
+_SWEEPS = 8  # passes over all labels; each moves a label only to a cheaper place
+_LEADER_SAMPLES = np.linspace(0.15, 1.0, 12)[:, None]  # shares of a leader line, from the mark to the label
+
+# Costs of a place, in points of distance to its mark: inside the frame first, then clear of text, marks and lines.
+_OUTSIDE = 1e6
+_ON_TEXT, _ON_MARK, _ON_LINE = 300, 150, 40  # the text covers another, a mark, or a line of the plot
+_CROSSING, _THROUGH_TEXT, _THROUGH_MARK = 150, 150, 25  # the leader line crosses another, a text, or a mark
+
+_Array = NDArray[np.float64]
 
 
 class Label(NamedTuple):
@@ -25,51 +37,129 @@ class Label(NamedTuple):
     colour: str
 
 
-def place(axis: Axes, labels: Sequence[Label], taken: Sequence[tuple[float, float]], size: float = 6.5) -> None:
-    """Write the labels into an axis whose limits and layout are final; in order, so the first get the best places.
+class _Candidates(NamedTuple):
+    """The places around one mark, in points.
+
+    Attributes:
+        boxes: of the text (n, 4): left, bottom, right, top.
+        leaders: lines from the mark to the text (n, 4): x, y, x, y.
+    """
+
+    boxes: _Array
+    leaders: _Array
+
+
+def place(
+    axis: Axes,
+    labels: Sequence[Label],
+    marks: Sequence[tuple[float, float]],
+    lines: Sequence[tuple[float, float]],
+    size: float = 6.5,
+) -> None:
+    """Write the labels into an axis whose limits and layout are final.
+
+    Each label takes its cheapest place given the others, in several sweeps. A place costs most outside the frame, then
+    over another label or a mark, then where leader lines cross; last counts the distance to its mark.
 
     Args:
-        taken: places that no label may cover: marks, and points along lines (data's units).
+        marks: all marks, labelled or not (data's units).
+        lines: points along the lines of the plot (data's units).
         size: of the font, points.
     """
     canvas = axis.get_figure(root=True)
     assert canvas is not None
     unit = canvas.dpi / 72
-    places = np.array(axis.transData.transform([*taken, *((label.x, label.y) for label in labels)]))
-    obstacles = np.hstack([places - _MARK * unit, places + _MARK * unit])
-    for label in labels:
-        probe = axis.text(0, 0, label.text, fontsize=size)
-        extent = probe.get_window_extent()
-        probe.remove()
-        boxes = _boxes(axis.transData.transform((label.x, label.y)), extent.width, extent.height, unit)
-        best = _best(boxes, obstacles, np.array(axis.bbox.extents))
-        obstacles = np.vstack([obstacles, boxes[best]])
+    frame = np.array(axis.bbox.extents) / unit
+    squares, points = (
+        np.hstack([at - half, at + half])
+        for at, half in ((_points(axis, marks, unit), _MARK), (_points(axis, lines, unit), _LINE))
+    )
+    around = [_around(axis, label, size, unit) for label in labels]
+    fixed = [_fixed_cost(one, squares, points, frame) for one in around]
+    chosen = [int(cost.argmin()) for cost in fixed]
+    for _ in range(_SWEEPS):
+        before = list(chosen)
+        for i, one in enumerate(around):
+            others = [j for j in range(len(labels)) if j != i]
+            boxes = np.array([around[j].boxes[chosen[j]] for j in others]).reshape(-1, 4)
+            leaders = np.array([around[j].leaders[chosen[j]] for j in others]).reshape(-1, 4)
+            chosen[i] = int((fixed[i] + _cost_beside(one, boxes, leaders)).argmin())
+        if chosen == before:
+            break
+    for label, best in zip(labels, chosen, strict=True):
         dx, dy, align = _CANDIDATES[best]
-        along = np.linspace(0.3, 0.9, 5)[:, None] * np.array([dx, dy]) * unit
-        line_at = axis.transData.transform((label.x, label.y)) + along
-        obstacles = np.vstack([obstacles, np.hstack([line_at - unit, line_at + unit])])
         line = {"arrowstyle": "-", "color": label.colour, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
         axis.annotate(
             label.text, (label.x, label.y), (dx, dy), textcoords="offset points", fontsize=size, color=label.colour,
             ha=align, va="center", arrowprops=line if math.hypot(dx, dy) > _NEAR else None, annotation_clip=False,
+            path_effects=[withStroke(linewidth=1.5, foreground="white")],
         )  # fmt: skip
 
 
-def _boxes(mark: NDArray[np.float64], width: float, height: float, unit: float) -> NDArray[np.float64]:
-    """The box of a text (left, bottom, right, top; pixels) at each candidate place around its mark."""
+def _points(axis: Axes, places: Sequence[tuple[float, float]], unit: float) -> _Array:
+    """Places in the data's units as points (n, 2)."""
+    return np.asarray(axis.transData.transform(np.reshape(places, (-1, 2))) / unit)
+
+
+def _around(axis: Axes, label: Label, size: float, unit: float) -> _Candidates:
+    """The candidate places of a label; a leader line has length 0 where none is drawn."""
+    probe = axis.text(0, 0, label.text, fontsize=size)
+    extent = probe.get_window_extent()
+    probe.remove()
+    width, height = extent.width / unit, extent.height / unit
+    mark = axis.transData.transform((label.x, label.y)) / unit
     shares = {"left": 0.0, "center": 0.5, "right": 1.0}
-    left = [mark[0] + dx * unit - width * shares[align] for dx, _, align in _CANDIDATES]
-    bottom = [mark[1] + dy * unit - height / 2 for _, dy, _ in _CANDIDATES]
-    return np.column_stack([left, bottom, np.add(left, width), np.add(bottom, height)])
+    ends = mark + np.array([(dx, dy) for dx, dy, _ in _CANDIDATES])
+    left = ends[:, 0] - width * np.array([shares[align] for _, _, align in _CANDIDATES])
+    bottom = ends[:, 1] - height / 2
+    boxes = np.column_stack([left - _GAP, bottom, left + width + _GAP, bottom + height])
+    far = np.array([math.hypot(dx, dy) > _NEAR for dx, dy, _ in _CANDIDATES])
+    starts = np.broadcast_to(mark, ends.shape)
+    return _Candidates(boxes, np.hstack([starts, np.where(far[:, None], ends, starts)]))
 
 
-def _best(boxes: NDArray[np.float64], obstacles: NDArray[np.float64], frame: NDArray[np.float64]) -> int:
-    """The first box inside the frame that covers nothing, or the one that covers least."""
-    low = np.maximum(boxes[:, None, :2], obstacles[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], obstacles[None, :, 2:])
-    covered = np.prod(np.clip(high - low, 0, None), axis=2).sum(axis=1)
-    outside = (boxes[:, :2] < frame[:2]).any(axis=1) | (boxes[:, 2:] > frame[2:]).any(axis=1)
-    return int(np.lexsort((covered, outside))[0])  # stable: nearer places come first
+def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, frame: _Array) -> _Array:
+    """What a place costs whatever the other labels do (n,)."""
+    outside = (one.boxes[:, :2] < frame[:2]).any(axis=1) | (one.boxes[:, 2:] > frame[2:]).any(axis=1)
+    on_mark = (_overlap(one.boxes, marks) > 0).sum(axis=1)
+    on_line = (_overlap(one.boxes, lines) > 0).any(axis=1)
+    through = _lies_in(one.leaders, marks).sum(axis=1)
+    distance = np.array([math.hypot(dx, dy) for dx, dy, _ in _CANDIDATES])
+    return np.asarray(_OUTSIDE * outside + _ON_MARK * on_mark + _ON_LINE * on_line + _THROUGH_MARK * through + distance)
+
+
+def _cost_beside(one: _Candidates, boxes: _Array, leaders: _Array) -> _Array:
+    """What a place costs beside the labels and leader lines that stand now (n,)."""
+    on_text = (_overlap(one.boxes, boxes) > 0).sum(axis=1)
+    through_text = _lies_in(one.leaders, boxes).sum(axis=1) + _lies_in(leaders, one.boxes).sum(axis=0)
+    crossing = _cross(one.leaders, leaders).sum(axis=1)
+    return np.asarray(_ON_TEXT * on_text + _THROUGH_TEXT * through_text + _CROSSING * crossing)
+
+
+def _overlap(boxes: _Array, others: _Array) -> _Array:
+    """Area shared by each pair of boxes (n, m)."""
+    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
+    return np.asarray(np.prod(np.clip(high - low, 0, None), axis=2))
+
+
+def _lies_in(lines: _Array, boxes: _Array) -> NDArray[np.bool_]:
+    """Whether a line of the first passes through a box of the second (n, m); lines of length 0 do not."""
+    at = lines[:, None, :2] + _LEADER_SAMPLES * (lines[:, None, 2:] - lines[:, None, :2])  # (n, samples, 2)
+    inside = (at[:, :, None] > boxes[None, None, :, :2]) & (at[:, :, None] < boxes[None, None, :, 2:])
+    drawn = np.any(lines[:, :2] != lines[:, 2:], axis=1)
+    return np.asarray(inside.all(axis=3).any(axis=1) & drawn[:, None])
+
+
+def _cross(lines: _Array, others: _Array) -> NDArray[np.bool_]:
+    """Whether two lines cross (n, m)."""
+
+    def side(a: _Array, b: _Array, point: _Array) -> _Array:
+        along, to = b - a, point - a
+        return np.asarray(along[..., 0] * to[..., 1] - along[..., 1] * to[..., 0])
+
+    a, b, c, d = lines[:, None, :2], lines[:, None, 2:], others[None, :, :2], others[None, :, 2:]
+    return np.asarray((side(a, b, c) * side(a, b, d) < 0) & (side(c, d, a) * side(c, d, b) < 0))
 
 
 def _candidates() -> Iterator[tuple[float, float, str]]:

@@ -80,7 +80,8 @@ def quality_figure(
     made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=2 * columns)
     made.draw_without_rendering()  # settles the layout, which labels need
     for axis, marks, taken in drawn:
-        labels.place(axis, _labels(marks, column, members, looks), taken)
+        places = list(zip(marks[column], marks["psnr_db"], strict=True))
+        labels.place(axis, _labels(marks, column, members, looks), places, taken)
     return made
 
 
@@ -110,7 +111,7 @@ def _panel(
         sns.lineplot(data=part, x=column, y="psnr_db", ax=axis, linewidth=1.1, errorbar=None, legend=False, **look)
         taken += _along(part[column].tolist(), part["psnr_db"].tolist())
     if intervals:
-        _error_bars(axis, points, column, members, looks)
+        taken += _error_bars(axis, points, column, members, looks)
     axis.set(xlabel="", ylabel="")
     axis.yaxis.set_major_locator(MaxNLocator(5))
     _cost_axis(axis, points[column])
@@ -127,12 +128,19 @@ def _along(x: list[float], y: list[float]) -> list[tuple[float, float]]:
     return [*zip(x, y, strict=True), *between]
 
 
-def _error_bars(axis: Axes, points: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks) -> None:
-    """Intervals of the drop, around the PSNR, where no other interval stands at the same cost and height."""
+def _error_bars(
+    axis: Axes, points: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks
+) -> list[tuple[float, float]]:
+    """Intervals of the drop, around the PSNR, where no other interval stands at the same cost and height.
+
+    Returns:
+        Places along the bars.
+    """
     known = points[points["delta_low_db"].notna()]
     low = known["psnr_db"] + known["delta_low_db"] - known["delta_db"]
     high = known["psnr_db"] + known["delta_high_db"] - known["delta_db"]
     close = _CLOSE * (points[column].max() - points[column].min())
+    taken: list[tuple[float, float]] = []
     for (_, row), bottom, top in zip(known.iterrows(), low, high, strict=True):
         same = (known[column] - row[column]).abs() <= close
         if ((low < top) & (high > bottom) & same).sum() > 1:
@@ -140,6 +148,8 @@ def _error_bars(axis: Axes, points: pd.DataFrame, column: str, members: Mapping[
         ends = [[max(0.0, row["psnr_db"] - bottom)], [max(0.0, top - row["psnr_db"])]]
         colour = looks[members[row["scheme"]].scheme][0]
         axis.errorbar(row[column], row["psnr_db"], yerr=ends, color=colour, elinewidth=0.8, capsize=2, zorder=1)
+        taken += _along([row[column]] * 2, [float(bottom), float(top)])
+    return taken
 
 
 def _labels(points: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks) -> list[labels.Label]:

@@ -105,7 +105,7 @@ def picture(
     with context():
         made = draw(*args, **kwargs)
         if made is None:
-            raise UserError(f"{draw.__name__} has nothing to draw: the records lack what it shows")
+            raise UserError(f"{draw.__name__} has nothing to plot; the records lack its columns")
         buffer = io.BytesIO()
         made.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     image = Image.open(buffer).convert("RGB")

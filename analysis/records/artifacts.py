@@ -232,5 +232,5 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, Any]:
 def _checked(path: Path, found: dict[str, Any], fits: bool) -> dict[str, Any]:
     sizes = zip(found["hr"].shape[:2], found["lr"].shape[:2], strict=True) if fits else ()
     if not fits or any(b == 0 or a % b for a, b in sizes):
-        raise UserError(f"{path}: shapes of lr, sr, hr, reference or bits do not fit each other; {_REMEDY}")
+        raise UserError(f"{path}: shapes of lr, sr, hr, reference or bits do not match; {_REMEDY}")
     return {name: value.item() if value.ndim == 0 else value for name, value in found.items()}

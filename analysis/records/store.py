@@ -227,7 +227,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     for cell in manifest.get("cells", []):
         lacking = [name for name in (*CELL_COLUMNS, "status") if not isinstance(cell, dict) or name not in cell]
         if lacking:
-            raise UserError(f"{path}: an entry of cells has no {lacking[0]!r}; delete the file and measure again")
+            raise UserError(f"{path}: an entry of `cells` has no {lacking[0]!r}; delete the file and measure again")
     return manifest
 
 

@@ -66,7 +66,7 @@ def _columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[_Column]:
     return [*start, *rest, *_COSTS]
 
 
-class Picture(NamedTuple):
+class EmbeddedFigure(NamedTuple):
     """An embedded plot: kind (a key of `_TITLES`, or the stem of its file), heading, PNG as base64, size in pixels."""
 
     kind: str
@@ -195,11 +195,11 @@ def _cell(row: Mapping[Any, Any], name: str, form: str, needs_network: bool) -> 
     return (drop_text(row) if name == "delta_db" else format(value, form)), repr(float(value)), True
 
 
-def _pictures(folder: Path) -> tuple[list[Picture], int]:
+def _pictures(folder: Path) -> tuple[list[EmbeddedFigure], int]:
     """Plots of a folder as base64, charts before bit maps, as many as the budget holds; and how many not."""
     order = {name: rank for rank, name in enumerate(_TITLES)}
     paths = sorted(folder.glob("*.png"), key=lambda path: (order.get(_kind(path), 2.5), path.name))
-    pictures: list[Picture] = []
+    pictures: list[EmbeddedFigure] = []
     spent = 0
     for path in paths:
         data, size = _shrunk(path, _kind(path) != "bits")
@@ -209,7 +209,7 @@ def _pictures(folder: Path) -> tuple[list[Picture], int]:
         kind = _kind(path)
         rest = path.stem.removeprefix(kind).strip("_").replace("_", " ")
         title = f"{_TITLES.get(kind, kind.replace('_', ' '))}: {rest}".removesuffix(": ")
-        pictures.append(Picture(kind, title, base64.b64encode(data).decode(), *size))
+        pictures.append(EmbeddedFigure(kind, title, base64.b64encode(data).decode(), *size))
     return pictures, len(paths) - len(pictures)
 
 

@@ -122,8 +122,8 @@ def _place_of(cls: Any) -> tuple[_Place, str]:
         file = Path(inspect.getfile(cls)).resolve()
     except (TypeError, OSError) as error:
         raise UserError(
-            f"{cls.__name__} was typed into a session, so no edit of it could be noticed later; put it into a file and "
-            "pass that as --plugin, or measure it without records: analysis.run.quick"
+            f"{cls.__name__} has no source file, so later edits go unnoticed; put it into a file and "
+            "give that as --plugin, or measure without records: analysis.run.quick"
         ) from error
     if file.is_relative_to(ROOT) and cls.__module__.partition(".")[0] in ("cadyq", "baselines", "analysis"):
         return OWN, cls.__module__
@@ -213,7 +213,7 @@ def _read(file: Path, mtime: int, size: int) -> Module:
     try:
         tree = ast.parse(file.read_bytes(), str(file))
     except (SyntaxError, ValueError) as error:
-        raise UserError(f"{file}: not Python ({error}); put it right or name another file") from error
+        raise UserError(f"{file}: not valid Python ({error}); correct it or give another file") from error
     tree = _Bare().visit(tree)
     exports = _imports(tree)
     if file.name == "__init__.py":

@@ -1,4 +1,4 @@
-"""`python -m analysis.run_all`: measure schemes on backbones over photographs, then write tables, plots and report."""
+"""Measure schemes on backbones and datasets, then write tables, plots and report."""
 
 from __future__ import annotations
 
@@ -59,37 +59,52 @@ from cadyq.utils.locks import alone_in
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.run_all"), description=__doc__)
-    parser.add_argument("--preset", choices=sorted(presets()), default="embedded")
+    parser.add_argument(
+        "--preset",
+        choices=sorted(presets()),
+        default="embedded",
+        help="backbones, schemes and datasets to measure (default: embedded)",
+    )
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
-    parser.add_argument("--backbones", nargs="+", help="names; 'zoo' for all that have trained weights")
+    parser.add_argument(
+        "--backbones", nargs="+", help="backbones, or 'zoo' for all with trained weights (default: set by --preset)"
+    )
     add_model_option(parser)
-    parser.add_argument("--schemes", nargs="+", help="as in pams:w8a8; 'zoo' for all that have trained weights")
+    parser.add_argument(
+        "--schemes",
+        nargs="+",
+        help="schemes such as pams:w8a8, or 'zoo' for all with trained weights (default: set by --preset)",
+    )
     parser.add_argument(
         "--outer-bits",
         type=Numbers(MIN_BITS, MAX_BITS),
         metavar="N",
-        help="measure each scheme a second time, with head, upsampler and tail at these bits too",
+        help="measure each scheme again with head, upsampler and tail at N bits",
     )
-    parser.add_argument("--datasets", nargs="+")
-    parser.add_argument("--modes", nargs="+", help=f"of {', '.join(MODES)}; default both")
-    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
-    parser.add_argument("--out", type=Path, help="run folder; default results/<preset>")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--datasets", nargs="+", help="datasets, such as Set5 (default: set by --preset)")
+    parser.add_argument("--modes", nargs="+", help=f"measurement modes: {', '.join(MODES)} (default: both)")
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
     parser.add_argument(
-        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="processes side by side; by default one a core"
+        "--out", type=Path, help="folder for records, tables, plots and report (default: results/<preset>)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    parser.add_argument(
+        "--jobs", type=Numbers(1, MOST_THREADS), metavar="N", help="number of processes (default: one per core)"
     )
     parser.add_argument(
         "--keep-measured",
         action="store_true",
-        help="keep cells whose weights and images are the same, though code has changed since they were measured",
+        help="keep measured cells whose code has changed; changed weights or images are still measured again",
     )
     parser.add_argument(
         "--latency",
         action="store_true",
-        help="also time one forward of each network, one after another on one thread, after all else",
+        help="also time one forward pass of each network on one thread, after all measurements",
     )
-    parser.add_argument("--executor", choices=("local", "dask"), default="local")
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask cluster, as in tcp://host:8786")
+    parser.add_argument(
+        "--executor", choices=("local", "dask"), default="local", help="where jobs run (default: local)"
+    )
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://host:8786")
     add_network_options(parser)
     return parser
 
@@ -218,7 +233,7 @@ def hash_images(dataset: Dataset) -> tuple[list[str], int]:
     """
     twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
     if twice:
-        raise UserError(f"dataset '{dataset.name}': two images are named {twice[0]!r}; rename one")
+        raise UserError(f"dataset '{dataset.name}': two images have the name {twice[0]!r}; rename one")
     need, hashes, pixels = smallest_side(dataset.scale), [], 0
     for pair in dataset:
         height, width = pair.hr.shape[-2:]
@@ -248,7 +263,7 @@ def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict
     return loaded, missing
 
 
-class Progress:
+class MeasurementProgress:
     """A live bar with the time left; plain lines where the output is not a terminal."""
 
     def __init__(self, total: int) -> None:
@@ -278,7 +293,7 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
     Returns:
         The jobs that failed.
     """
-    progress = Progress(sum(len(job.dataset) for job in jobs))
+    progress = MeasurementProgress(sum(len(job.dataset) for job in jobs))
     done = executors.run(jobs, work, processes, scheduler)
     failed = []
     for outcome in _one_by_one(jobs, work, progress) if done is None else done:
@@ -288,7 +303,7 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
     return failed
 
 
-def _one_by_one(jobs: Sequence[Job], work: Work, progress: Progress) -> Iterator[Outcome]:
+def _one_by_one(jobs: Sequence[Job], work: Work, progress: MeasurementProgress) -> Iterator[Outcome]:
     for job in jobs:
         yield attempt(job, work.out, torch.device(work.device), progress.images)
 
@@ -381,7 +396,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         sources = plan.sources()
         jobs, statuses = find_jobs(plan, sources, out, args.data_root, bool(args.datasets), args.keep_measured)
         if not statuses:
-            raise UserError("nothing to measure: no scheme applies to these backbones; name fp32 among --schemes")
+            raise UserError("nothing to measure: no scheme applies to these backbones; add fp32 to --schemes")
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
         for file, why in wrong_files(file for source in sources if not source.model for file in source.files):

@@ -73,7 +73,7 @@ def _in_own_process(job: Job, work: Work) -> Outcome:
         try:
             return process.submit(work, job).result()
         except BrokenProcessPool:
-            return Outcome(job, "its process was killed, as by a system short of memory; run it alone with --jobs 1")
+            return Outcome(job, "its process was killed, probably for lack of memory; run it alone with --jobs 1")
 
 
 def suited(jobs: Sequence[Job], device: torch.device) -> int:
@@ -107,7 +107,7 @@ def on_dask(jobs: Sequence[Job], work: Work, scheduler: str) -> Iterator[Outcome
                 yield future.result()
             except distributed.scheduler.KilledWorker as error:
                 raise UserError(
-                    f"--scheduler {scheduler}: {error.task} was given up, its workers died; give them more memory"
+                    f"--scheduler {scheduler}: {error.task} failed, as its workers died; give them more memory"
                 ) from error
 
 
@@ -125,11 +125,15 @@ def check_options(processes: int | None, executor: str, scheduler: str | None) -
     if processes is not None and processes < 1:
         raise UserError(f"--jobs {processes} is out of range: give 1 or more processes")
     if executor == "dask" and scheduler is None:
-        raise UserError("--executor dask: name the scheduler's address, as in --scheduler tcp://host:8786")
+        raise UserError(
+            "--executor dask: the scheduler is missing; give its address, such as --scheduler tcp://host:8786"
+        )
     if executor == "dask" and processes is not None:
-        raise UserError(f"--jobs {processes} is for processes of this machine; a Dask cluster has its own workers")
+        raise UserError(
+            f"--jobs {processes} applies to --executor local; leave it out, as a Dask cluster has its own workers"
+        )
     if executor != "dask" and scheduler is not None:
-        raise UserError(f"--scheduler {scheduler} is for --executor dask; add that")
+        raise UserError(f"--scheduler {scheduler} needs --executor dask; add it")
 
 
 def run(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> Iterator[Outcome] | None:

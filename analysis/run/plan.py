@@ -90,7 +90,7 @@ def _zoo() -> tuple[list[str], list[str]]:
             BACKBONES.get(row["backbone"])
             reads_hr = scheme_of(row["scheme"]).reads_hr
         except UserError as error:
-            log.warning("%s of the zoo is left out: %s (or pass its --plugin)", row["file"], error)
+            log.warning("%s of the zoo is skipped: %s (or give its --plugin)", row["file"], error)
             continue
         if not reads_hr:
             backbones.append(row["backbone"])
@@ -150,13 +150,13 @@ def make_plan(
     by_name = {_canonical(spec) for spec in asked if spec != ALL_OF_THE_ZOO}
     for mode in modes or ():
         if mode not in MODES:
-            raise UserError(f"--modes {mode!r} is unknown: choose of {', '.join(MODES)}")
+            raise UserError(f"--modes {mode!r} is unknown: choose from {', '.join(MODES)}")
     if scale not in (2, 3, 4):
         raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
     sets = tuple(dict.fromkeys(datasets or chosen["datasets"]))
     wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
     if wrong is not None:
-        raise UserError(f"--datasets {wrong!r} is no folder name: write it as below --data-root/benchmark")
+        raise UserError(f"--datasets {wrong!r} is not a folder name; write it as in --data-root/benchmark")
     if outer_bits is not None:
         specs = both_ways(specs, outer_bits)
         by_name |= {with_outer_bits_of(spec, outer_bits) for spec in by_name}

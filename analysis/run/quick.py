@@ -41,7 +41,7 @@ def measure(
         UserError: unknown name, or a scheme whose trained weights are not in the zoo.
     """
     if mode not in MODES:
-        raise UserError(f"mode {mode!r} is unknown: choose of {', '.join(MODES)}")
+        raise UserError(f"mode {mode!r} is unknown: choose from {', '.join(MODES)}")
     images, rows = list(pairs), []
     for spec in schemes:
         source = locate(backbone, checked(spec), scale)

@@ -1,8 +1,8 @@
-"""`python -m analysis.verify RUN`: do the numbers shown of a run come from its records, and these from its inputs?
+"""Check that the tables of a run follow from its records, and its records from weights and images.
 
-The records are those that the manifest lists, with the hashes they had when they were measured. Tables are made again
-from them and compared byte for byte; hashes of weights, of the zoo's files and of images are computed again; a random
-sample of images is measured again. Everything that does not hold is a line of its own.
+The records must have the hashes that the manifest lists. Tables are made again and compared byte for byte. The hashes
+of weights, zoo files and images are computed again. A random sample of images is measured again. Each difference is
+printed on its own line.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def load_readable(run_dir: Path) -> tuple[pd.DataFrame, list[Finding]]:
         except UserError as error:
             found.append(Finding(f"records/{path.name}", WRONG, str(error)))
     if len(found) == len(paths):
-        raise UserError(f"{run_dir}: none of its records can be read, first {found[0].why}")
+        raise UserError(f"{run_dir}: none of its records can be read; the first: {found[0].why}")
     return records.load(run_dir, leave_out={finding.what.removeprefix("records/") for finding in found}), found
 
 
@@ -158,7 +158,7 @@ class Named:
                 found = models.sources([name], [scheme], scale, self.calibration)[0]
                 return found if found.scheme == scheme else replace(found, reason=f"is of {found.scheme}")
         if backbone not in BACKBONES.names():
-            raise UserError(f"{backbone!r} is no backbone: pass the run's --model, or its --plugin")
+            raise UserError(f"{backbone!r} is not a backbone; give the --model or --plugin of the run")
         return networks.find(backbone, scheme, scale)
 
 
@@ -301,9 +301,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.verify"), description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, such as results/paper")
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
-    parser.add_argument("--sample", type=Numbers(0), default=5, help="how many images are measured again")
-    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of their choice")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--sample", type=Numbers(0), default=5, help="number of images to measure again (default: 5)")
+    parser.add_argument(
+        "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws these images (default: 0)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add_model_option(parser)
     add_network_options(parser)
     return parser

@@ -1,6 +1,6 @@
-"""`python -m analysis.sensitivity`: true sensitivity of (patch, layer, bits), what predicts it, what a selector gains.
+"""Measure the sensitivity of each patch and layer to its bits, what predicts it, and what a bit selector gains.
 
-A second run of the same command measures only what is missing; tables and plots are made from records alone.
+A second run of the same command measures only what is missing. Tables and plots are made from records alone.
 """
 
 from __future__ import annotations
@@ -41,37 +41,75 @@ from cadyq.utils.locks import alone_in
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.sensitivity"), description=__doc__)
-    parser.add_argument("--backbone", help="one of this project, with its trained FP32 weights")
+    parser.add_argument("--backbone", help="backbone of this project with trained FP32 weights")
     add_model_option(parser)
-    parser.add_argument("--scale", type=Numbers(2, 4), default=4)
-    parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and training photographs")
-    parser.add_argument("--dataset", required=True, help="benchmark set, skimage, or a folder (below --data-root)")
+    parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
+    parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and the training photographs")
+    parser.add_argument("--dataset", required=True, help="benchmark set, skimage, or a folder below --data-root")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
-    parser.add_argument("--bits", type=Numbers(MIN_BITS, MAX_BITS), nargs="+", default=[3, 4, 5, 6])
-    parser.add_argument("--patches", type=Numbers(10), default=200)
-    parser.add_argument("--side", type=Numbers(8), default=24, help="of a patch, LR pixels")
-    parser.add_argument("--points", choices=("counted", "all"), default="counted", help="which points are quantized")
     parser.add_argument(
-        "--second", type=Numbers(0), default=16, help="patches measured with all other points at 8 bits too"
+        "--bits",
+        type=Numbers(MIN_BITS, MAX_BITS),
+        nargs="+",
+        default=[3, 4, 5, 6],
+        help="bit-widths to measure (default: 3 4 5 6)",
     )
-    parser.add_argument("--additivity-patches", type=Numbers(1), default=16)
-    parser.add_argument("--selector", help="trained network with a selector: zoo:NAME or a .safetensors file")
-    parser.add_argument("--controls", nargs="+", default=["random", "static", "gradient", "oracle"])
+    parser.add_argument("--patches", type=Numbers(10), default=200, help="number of patches (default: 200)")
+    parser.add_argument("--side", type=Numbers(8), default=24, help="side of a patch in LR pixels (default: 24)")
     parser.add_argument(
-        "--capture-patches", type=Numbers(2), default=16, help="patches that choices of bits compete on"
+        "--points",
+        choices=("counted", "all"),
+        default="counted",
+        help="points to measure: those counted in FAB, or all (default: counted)",
     )
     parser.add_argument(
-        "--capture-side", type=Numbers(8), default=24, help="of those and of training patches, LR pixels"
+        "--second",
+        type=Numbers(0),
+        default=16,
+        help="patches measured again with all other points at 8 bits (default: 16)",
     )
-    parser.add_argument("--train", default="BSDS500/train", help="photographs that thresholds are set on")
-    parser.add_argument("--train-patches", type=Numbers(8), default=64)
-    parser.add_argument("--searched", type=Numbers(2), default=16, help="training patches that the oracle searches")
     parser.add_argument(
-        "--outer-images", type=Numbers(1), default=5, help="whole images that outer layers are quantized on, one by one"
+        "--additivity-patches", type=Numbers(1), default=16, help="patches for the additivity test (default: 16)"
     )
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--selector", help="trained network with a bit selector: zoo:NAME or a .safetensors file")
     parser.add_argument(
-        "--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches, subsets and shuffles"
+        "--controls",
+        nargs="+",
+        default=["random", "static", "gradient", "oracle"],
+        help="control schemes to compare with (default: random static gradient oracle)",
+    )
+    parser.add_argument(
+        "--capture-patches",
+        type=Numbers(2),
+        default=16,
+        help="patches that selectors and controls are compared on (default: 16)",
+    )
+    parser.add_argument(
+        "--capture-side",
+        type=Numbers(8),
+        default=24,
+        help="side of compared and training patches in LR pixels (default: 24)",
+    )
+    parser.add_argument(
+        "--train",
+        default="BSDS500/train",
+        help="folder of training photographs for thresholds (default: BSDS500/train)",
+    )
+    parser.add_argument("--train-patches", type=Numbers(8), default=64, help="number of training patches (default: 64)")
+    parser.add_argument(
+        "--searched", type=Numbers(2), default=16, help="training patches that the oracle searches (default: 16)"
+    )
+    parser.add_argument(
+        "--outer-images",
+        type=Numbers(1),
+        default=5,
+        help="whole images for the measurement of outer layers (default: 5)",
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure (default: all)"
+    )
+    parser.add_argument(
+        "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of patches, subsets and shuffles (default: 0)"
     )
     add_threads_option(parser)
     add_network_options(parser)
@@ -81,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for options that no part could work with."""
     if (args.backbone is None) == (not args.model):
-        raise UserError("name either --backbone NAME, or --model NAME_OR_PATH once or more")
+        raise UserError("give either --backbone NAME, or one or more of --model NAME_OR_PATH")
     if args.backbone:
         BACKBONES.get(args.backbone)
     models.sources(args.model, [PARENT], args.scale, args.calibration)
@@ -92,7 +130,9 @@ def check(args: argparse.Namespace) -> None:
     args.searched = min(args.searched, args.train_patches)
     parents = {SCHEMES.get(name).parent for name in args.controls}
     if len(parents) > 1:
-        raise UserError(f"--controls {' '.join(args.controls)}: are derived from different schemes, {sorted(parents)}")
+        raise UserError(
+            f"--controls {' '.join(args.controls)}: need parents {sorted(parents)}; give controls of one parent"
+        )
     check_writable(args.out)
 
 

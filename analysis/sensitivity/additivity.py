@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.sensitivity.patches import PatchSet
-from analysis.sensitivity.points import BATCH, Grid, rise_and_error
+from analysis.sensitivity.points import BATCH, PointQuantizers, rise_and_error
 from cadyq.models.network import SRNetwork
 from cadyq.models.replay import restart
 from cadyq.quantizers.points import QuantizationPoint
@@ -34,7 +34,12 @@ def subsets(points: Sequence[str], seed: int) -> list[tuple[str, ...]]:
 
 @torch.no_grad()
 def measure_additivity(
-    network: SRNetwork, grid: Grid, patches: PatchSet, cells: pd.DataFrame, bits: Sequence[int], seed: int
+    network: SRNetwork,
+    quantizers: PointQuantizers,
+    patches: PatchSet,
+    cells: pd.DataFrame,
+    bits: Sequence[int],
+    seed: int,
 ) -> dict[str, pd.DataFrame]:
     """Table `additivity`, a row a (patch, subset, bits): `joint_*` as measured, `sum_*` of the subset's single cells.
 
@@ -52,7 +57,7 @@ def measure_additivity(
             lowered = [single[b, name] for name in subset]
 
             def act(point: QuantizationPoint, x: Tensor, b: int = b, subset: tuple[str, ...] = subset) -> Tensor:
-                return grid(point, x, b) if point.name in subset else x
+                return quantizers(point, x, b) if point.name in subset else x
 
             for where, lr, hr, reference in batches:
                 joint = rise_and_error(replay.run(lr, act), reference, hr)

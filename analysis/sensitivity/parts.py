@@ -20,7 +20,7 @@ from analysis.sensitivity import outer_layers, store
 from analysis.sensitivity.additivity import measure_additivity
 from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
-from analysis.sensitivity.points import Grid, chosen_points, expected_seconds, measure_points
+from analysis.sensitivity.points import PointQuantizers, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import measure_selector, selectors
 from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import load_model, resolve, zoo_name
@@ -43,7 +43,7 @@ def source_of(model: str, scale: int, calibration: Path | None) -> Source:
     """
     (source,) = models.sources([model], [PARENT], scale, calibration)
     if source.scheme != PARENT:
-        raise UserError(f"--model {model}: is quantized by {source.scheme} already; name its FP32 network")
+        raise UserError(f"--model {model}: is already quantized by {source.scheme}; give its FP32 network")
     return source
 
 
@@ -82,10 +82,10 @@ class Inputs:
         return models.patches_of(self.options.calibration, self.options.scale)
 
     @cached_property
-    def grid(self) -> Grid:
+    def quantizers(self) -> PointQuantizers:
         if self.options.model:
-            return Grid.calibrated(observe(self.network, self.calibration_patches))
-        return Grid.calibrated(load_statistics(self._calibration))
+            return PointQuantizers.calibrated(observe(self.network, self.calibration_patches))
+        return PointQuantizers.calibrated(load_statistics(self._calibration))
 
     def identity(self) -> list[str]:
         """Hashes of the network and of what its grid comes from."""
@@ -116,7 +116,7 @@ class Inputs:
         """Of the network that the controls are derived from."""
         o = self.options
         if o.model and not o.selector:
-            raise UserError(f"--model {o.model}: name the network with its bit selector as --selector")
+            raise UserError(f"--model {o.model}: give the network with its bit selector as --selector")
         name = o.selector or f"zoo:{zoo_name(o.backbone, o.scale, SCHEMES.get(o.controls[0]).parent)}"
         return resolve(name)
 
@@ -126,7 +126,7 @@ class Inputs:
         backbone = self.network.name if self.options.model else self.options.backbone
         if network.name != backbone:
             raise UserError(f"--selector {self.selector_path.name}: is a network of {network.name}, "
-                            f"not of {backbone}; give one of the same backbone")  # fmt: skip
+                            f"not of {backbone}; give a network of the same backbone")  # fmt: skip
         if not selectors(network):
             raise UserError(f"--selector {self.selector_path.name}: has no bit selector; give a network with one")
         return network
@@ -145,7 +145,7 @@ def _points_key(i: Inputs) -> list[Any]:
 
 def _points(i: Inputs, run_dir: Path) -> Tables:
     names = chosen_points(i.network, i.options.points == "all")
-    arguments = (i.network, i.grid, i.patches, names, sorted(i.options.bits), i.options.second)
+    arguments = (i.network, i.quantizers, i.patches, names, sorted(i.options.bits), i.options.second)
     print(
         f"points: {len(names)}; about {expected_seconds(*arguments) / 60:.1f} minutes at the present speed", flush=True
     )
@@ -159,11 +159,11 @@ def _additivity_key(i: Inputs) -> list[Any]:
 def _additivity(i: Inputs, run_dir: Path) -> Tables:
     cells, points = store.read(run_dir, "cells"), store.read(run_dir, "points")
     if cells is None or points is None:
-        raise UserError(f"{run_dir}: additivity is a sum of single points: measure them first, with --parts points")
+        raise UserError(f"{run_dir}: additivity needs single points; measure them first with --parts points")
     few = i.patches.head(i.options.additivity_patches)
     counted = points.loc[points["counted"], "point"]
     single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]
-    return measure_additivity(i.network, i.grid, few, single, sorted(i.options.bits), i.options.seed)
+    return measure_additivity(i.network, i.quantizers, few, single, sorted(i.options.bits), i.options.seed)
 
 
 def _outer_images(i: Inputs) -> list[ImagePair]:

@@ -1,12 +1,12 @@
-"""True sensitivity: what quantizing one point to b bits does to the error of one SR patch.
+"""True sensitivity: how the error of one SR patch changes when one point is quantized to b bits.
 
-Grid: PAMS's symmetric one, clipped at `RANGE_SHARE` of the largest magnitude that calibration on training photographs
-saw at the point. Calibrated and not trained, so that every bit-width from 2 to 8 has a range by the same rule and the
-network is the FP32 parent itself, its weights untouched.
+The quantizers are those of PAMS: symmetric, clipped at `RANGE_SHARE` of the largest magnitude at the point during
+calibration on training photographs. They are calibrated, not trained, so every bit-width from 2 to 8 gets its range by
+the same rule. The network is the FP32 parent with its own weights.
 
 Two references: all other points FP32 (`background_bits` 32), or all others at 8 bits. Errors are means over pixels of
-squared differences, in squared grey levels, of SR as it is: neither clamped nor rounded, since one point at 8 bits
-moves pixels by less than a grey level. Two targets, each on luma and on RGB:
+squared differences, in squared grey levels. SR is neither clamped nor rounded, as one point at 8 bits changes pixels by
+less than one grey level. Two targets, each on luma and on RGB:
 
 - `rise_*`: squared error against HR, minus that of the reference. May be negative.
 - `error_*`: squared difference to the reference's own output. What the point alone adds.
@@ -39,13 +39,13 @@ VALUES = ("rise_luma_sq", "rise_rgb_sq", "error_luma_sq", "error_rgb_sq")
 
 
 @dataclass(frozen=True)
-class Grid:
+class PointQuantizers:
     """The quantizers of all points at any bit-width; `largest`: point name -> largest calibrated magnitude."""
 
     largest: dict[str, Tensor]
 
     @classmethod
-    def calibrated(cls, statistics: dict[str, PointStatistics]) -> Grid:
+    def calibrated(cls, statistics: dict[str, PointStatistics]) -> PointQuantizers:
         return cls({name: point.max_abs for name, point in statistics.items()})
 
     def __call__(self, point: QuantizationPoint, x: Tensor, bits: int) -> Tensor:
@@ -77,7 +77,12 @@ def chosen_points(network: SRNetwork, everything: bool) -> list[str]:
 
 @torch.no_grad()
 def measure_points(
-    network: SRNetwork, grid: Grid, patches: PatchSet, points: Sequence[str], bits: Sequence[int], second: int
+    network: SRNetwork,
+    quantizers: PointQuantizers,
+    patches: PatchSet,
+    points: Sequence[str],
+    bits: Sequence[int],
+    second: int,
 ) -> dict[str, pd.DataFrame]:
     """Tables `cells` (patch, point, bits, background), `layers` (patch, point: features) and `patches`.
 
@@ -87,7 +92,7 @@ def measure_points(
     replay, cells, layers, errors = restart(network), [], [], []
     for background in (FULL_PRECISION, SECOND_REFERENCE):
         part = patches if background == FULL_PRECISION else patches.head(second)
-        act = grid.all_at(background)
+        act = quantizers.all_at(background)
         for where, lr, hr in tqdm(list(part.batches(BATCH)), desc=f"others at {background} bits", disable=None):
             reference = replay.run(lr, act)
             numbers = np.arange(where.start, where.stop)
@@ -101,7 +106,7 @@ def measure_points(
                     found = {entry.name: entry.function(stop.x).numpy() for entry in of_kind("layer")}
                     layers.append(pd.DataFrame({"patch": numbers, "point": name, **found}))
                 for b in bits:
-                    values = rise_and_error(stop.finish(grid(stop.point, stop.x, b), act), reference, hr)
+                    values = rise_and_error(stop.finish(quantizers(stop.point, stop.x, b), act), reference, hr)
                     row = {"patch": numbers, "point": name, "bits": b, "background_bits": background}
                     cells.append(pd.DataFrame(row | dict(zip(VALUES, values.numpy(), strict=True))))
     return {
@@ -122,7 +127,12 @@ def _described(patches: PatchSet, errors: Tensor) -> pd.DataFrame:
 
 @torch.no_grad()
 def expected_seconds(
-    network: SRNetwork, grid: Grid, patches: PatchSet, points: Sequence[str], bits: Sequence[int], second: int
+    network: SRNetwork,
+    quantizers: PointQuantizers,
+    patches: PatchSet,
+    points: Sequence[str],
+    bits: Sequence[int],
+    second: int,
 ) -> float:
     """How long `measure_points` will take, from one batch at one bit-width at every eighth point."""
     replay = restart(network)
@@ -132,7 +142,7 @@ def expected_seconds(
     for stop in replay.stops(lr):
         if stop.point.name in tried:
             started = time.perf_counter()
-            rise_and_error(stop.finish(grid(stop.point, stop.x, bits[0])), hr, hr)
+            rise_and_error(stop.finish(quantizers(stop.point, stop.x, bits[0])), hr, hr)
             finish, passes = finish + time.perf_counter() - started, passes + 1
     batches = (len(patches.lr) + second) / len(lr)
     return finish / passes * len(points) * len(bits) * batches

@@ -64,7 +64,7 @@ def measure_selector(network: SRNetwork, patches: PatchSet, seed: int) -> dict[s
         UserError: the network has no selectors.
     """
     if not selectors(network):
-        raise UserError(f"{network.name}: has no bit selector; give a network with one by --selector")
+        raise UserError(f"{network.name}: has no bit selector; give a network with a bit selector as --selector")
     network.eval()
     chosen, swapped = [], []
     generator = torch.Generator().manual_seed(seed)

@@ -110,7 +110,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     """
     df = store.load(run)
     if df.empty or MODE not in set(df["mode"]):
-        raise UserError(f"{run}: has no image-wise records; measure with --modes {MODE}")
+        raise UserError(f"{run}: holds no image-wise records; measure with --modes {MODE}")
     table = joined(df, folder)
     out = run / "tables"
     published = f"{markdown_table(published_texts())}\n\n{PUBLISHED_NOTE}\n"

@@ -38,7 +38,9 @@ def fetch(row: Published, folder: Path) -> Path:
                     raise _failed(row, path, _reason(error)) from error
         fault = row.authors_fault(temporary)
         if fault:
-            raise UserError(f"{row.name}: {row.address} gives another file than it did: {fault}; it was not kept")
+            raise UserError(
+                f"{row.name}: {row.address} serves a file with another hash: {fault}; the file was not kept"
+            )
     return path
 
 
@@ -61,8 +63,8 @@ def _download(address: str, path: Path) -> None:
 
 def _failed(row: Published, path: Path, reason: str) -> UserError:
     return UserError(
-        f"{row.name}: {row.address} could not be fetched ({reason}); run the same command again, or put that file "
-        f"there as {path}"
+        f"{row.name}: {row.address} could not be fetched ({reason}); run the same command again, or save the file "
+        f"as {path}"
     )
 
 

@@ -69,9 +69,9 @@ def save_model(
 
 
 def save_packed(network: SRNetwork, path: str | Path) -> Path:
-    """Write a quantized network to one .safetensors file, its weights as integers of their bit-widths.
+    """Write a quantized network to one .safetensors file, with weights packed at their bit-widths.
 
-    `load_model` reads it again; a network that is none of this project's is read by `load_into`.
+    `load_model` reads the file. For a foreign network, `load_into` does.
 
     Raises:
         UserError: a range was never calibrated, or is not finite.

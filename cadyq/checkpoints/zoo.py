@@ -31,7 +31,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A zoo's manifest: "networks", a list of rows in the order of tables, and "calibration"; empty where it has none.
 
     Raises:
-        UserError: it is no JSON, or no such lists.
+        UserError: the file is not a valid manifest.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -41,7 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if any(not isinstance(row, dict) or "file" not in row for section in SECTIONS for row in manifest[section]):
             raise ValueError("a row names no file")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is no manifest of networks ({error}); fetch the file again") from error
+        raise UserError(f"{path}: not a manifest of a zoo ({error}); restore the file") from error
     return manifest
 
 
@@ -62,9 +62,7 @@ def writable_zoo() -> Path:
     """
     first = zoo_folders()[0]
     if first == ZOO:
-        raise UserError(
-            f"nothing is written into the package: name a folder for your networks, --zoo DIR or {VARIABLE}"
-        )
+        raise UserError(f"the package's zoo is read-only; give a folder for your networks as --zoo DIR or {VARIABLE}")
     return first
 
 
@@ -126,13 +124,13 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     "cadyq:b4-5-6". The file holds the options.
 
     Raises:
-        UserError: the run is not finished, its facts are damaged, or `tag` is no part of a file's name.
+        UserError: the run is not finished, its facts are damaged, or `tag` cannot be part of a file name.
     """
     if not re.fullmatch(r"[\w.-]*", tag):
-        raise UserError(f"--tag {tag!r} is no part of a file's name; write letters, digits, '_', '-' and '.'")
+        raise UserError(f"--tag {tag!r} cannot be part of a file name; use letters, digits, '_', '-' and '.'")
     facts_file = run_dir / "training.json"
     if not facts_file.exists():
-        raise UserError(f"{run_dir}: no training.json, so the run is not finished; run the same command again")
+        raise UserError(f"{run_dir}: has no training.json, so the run is not finished; run its command again")
     try:
         facts = dict(json.loads(facts_file.read_text(encoding="utf-8")))
         scheme = str(facts.pop("scheme"))
@@ -141,7 +139,9 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
         for name in ("backbone", "scale"):
             facts.pop(name)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{facts_file}: says not what was trained ({error!r}); run the same command again") from error
+        raise UserError(
+            f"{facts_file}: does not say what was trained ({error!r}); run the command of the run again"
+        ) from error
     if tag:
         scheme = f"{scheme.partition(',')[0]}:{tag}"
     return add_to_zoo(load_model(run_dir / "model.safetensors"), scheme, facts, folder)

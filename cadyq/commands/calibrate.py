@@ -1,7 +1,6 @@
-"""`python -m cadyq.calibrate`: calibrate a scheme on LR images, and tune its ranges, rounding and bits where it does
-so.
+"""Calibrate a scheme on LR images, and tune its ranges, rounding and bits if it has tuning stages.
 
-No HR image is read. What is written holds what calibration found, on top of the network it was found for.
+No HR image is read. The output stores what calibration found, and refers to the FP32 network.
 """
 
 from __future__ import annotations
@@ -52,19 +51,35 @@ BY_NAME = (ZOO_PREFIX, published.PREFIX)
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.calibrate"), description=__doc__)
-    parser.add_argument("--scheme", required=True, help="as in ptq4sr:w4a4")
+    parser.add_argument("--scheme", required=True, help="scheme with its bit-widths, such as ptq4sr:w4a4")
     parser.add_argument(
         "--model", required=True, help="FP32 network: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file"
     )
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of LR images; scikit-image's by default")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of LR images (default: photographs of scikit-image)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
-    parser.add_argument("--patches", type=Numbers(2, 1_000_000), default=PATCHES, help="cropped from the images")
-    parser.add_argument("--lr-patch", type=Numbers(LEAST_PATCH), default=SIDE, help="their side in LR pixels")
-    parser.add_argument("--minutes", type=Numbers(0, whole=False), help="that tuning may take; no limit by default")
-    parser.add_argument("--steps", type=Numbers(1), help="of each stage; the scheme's own by default")
-    parser.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step; the scheme's own by default")
-    parser.add_argument("--tag", default="", help="another variant of a scheme: ptq4sr:w4a4:TAG")
-    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches in each step")
+    parser.add_argument(
+        "--patches",
+        type=Numbers(2, 1_000_000),
+        default=PATCHES,
+        help="number of patches to crop from the images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lr-patch",
+        type=Numbers(LEAST_PATCH),
+        default=SIDE,
+        help="side of a patch in LR pixels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes", type=Numbers(0, whole=False), help="time limit of tuning in minutes (default: none)"
+    )
+    parser.add_argument("--steps", type=Numbers(1), help="steps of each tuning stage (default: set by the scheme)")
+    parser.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches per step (default: set by the scheme)")
+    parser.add_argument("--tag", default="", help="name of this variant, listed as ptq4sr:w4a4:TAG")
+    parser.add_argument(
+        "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws the patches of each step (default: 0)"
+    )
     add_threads_option(parser)
     add_network_options(parser)
     return parser
@@ -80,7 +95,7 @@ def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
         photographs = [pair.lr for pair in datasets.photographs(scale)]
         return photographs, len(photographs), datasets.EMBEDDED
     if not folder.is_dir():
-        raise UserError(f"--images {folder}: no such folder; name one of LR images, or leave it out")
+        raise UserError(f"--images {folder}: no such folder; give a folder of LR images, or leave the option out")
     return folder, len(images_among(folder.iterdir())), folder.name
 
 
@@ -100,10 +115,10 @@ def run(args: argparse.Namespace) -> Path:
     check_writable(args.out)
     name, _, tag = parse_scheme(args.scheme)
     if tag:
-        raise UserError(f"--scheme {args.scheme}: pass the tag by --tag {tag}")
+        raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")
     parent, origin = load_model(args.model), _origin(args.model)
     if not plain(parent):
-        raise UserError(f"--model {args.model}: is quantized already; name the FP32 network it was made from")
+        raise UserError(f"--model {args.model}: is already quantized; give its FP32 network")
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch)
     start = time.monotonic()

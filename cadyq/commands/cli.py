@@ -87,13 +87,16 @@ class Numbers:
 
 def add_threads_option(parser: argparse._ActionsContainer) -> None:
     """The option `--threads`; None where it is not given."""
-    parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="CPU threads")
+    parser.add_argument("--threads", type=Numbers(1, MOST_THREADS), help="number of CPU threads (default: PyTorch's)")
 
 
 def add_network_options(parser: argparse.ArgumentParser) -> None:
     """The options `--zoo DIR`, `--plugin FILE` and `--debug` of commands that take networks; see `open_networks`."""
     parser.add_argument(
-        "--zoo", type=Path, metavar="DIR", help="folder of your trained networks, before the package's (or CADYQ_ZOO)"
+        "--zoo",
+        type=Path,
+        metavar="DIR",
+        help="folder of your networks; searched before the package's zoo (or set CADYQ_ZOO)",
     )
     parser.add_argument(
         "--plugin",
@@ -101,7 +104,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="Python file that registers schemes, backbones, metrics or datasets; may be given several times",
+        help="Python file that registers schemes, backbones, metrics or datasets; may be repeated",
     )
     add_debug_option(parser)
 
@@ -123,16 +126,19 @@ def add_model_option(parser: argparse._ActionsContainer) -> None:
         action="append",
         default=[],
         metavar="NAME_OR_PATH",
-        help="a network beside the backbones: spandrel:PATH, published:NAME, zoo:NAME or a file; may be repeated",
+        help="network to add: spandrel:PATH, published:NAME, zoo:NAME or a .safetensors file; may be repeated",
     )
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="LR images to calibrate --model on; scikit-image's by default"
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="folder of LR images that calibrate --model (default: photographs of scikit-image)",
     )
 
 
 def add_debug_option(parser: argparse.ArgumentParser) -> None:
     """The option `--debug`; hand its value to `exit_status`."""
-    parser.add_argument("--debug", action="store_true", help="show where in the code an error was found")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
 STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
@@ -212,7 +218,7 @@ def check_spares(out: Path, names: Iterable[str], inputs: Iterable[str | Path | 
     read = {os.path.realpath(path) for path in inputs if path is not None}
     for name in names:
         if os.path.realpath(out / name) in read:
-            raise UserError(f"--out {out}: its {name} is an input of this very command; choose another folder")
+            raise UserError(f"--out {out}: its {name} is an input of this command; choose another folder")
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

@@ -1,4 +1,4 @@
-"""`python -m cadyq.derive SCHEME`: take over a trained network, weights and ranges, and choose its bits another way."""
+"""Make a new network from a trained one: keep its weights and ranges, and choose its bits by another scheme."""
 
 from __future__ import annotations
 
@@ -36,22 +36,30 @@ from cadyq.utils.options import parse_options
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.derive"), description=__doc__)
-    parser.add_argument(
-        "scheme", help="a scheme that is derived, such as static; or the parent's own, for another --option"
-    )
+    parser.add_argument("scheme", help="derived scheme, such as static; or the parent's scheme, to change an --option")
     parser.add_argument("--parent", required=True, help="trained network: zoo:NAME or a .safetensors file")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="folder for model.safetensors and training.json")
     parser.add_argument(
         "--mean-bits",
         type=Numbers(MIN_BITS, FULL_PRECISION, whole=False),
-        help="FAB to aim for; the parent's own by default",
+        help="target FAB (default: the FAB of the parent)",
     )
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the scheme")
-    parser.add_argument("--patches", type=Numbers(1, 1_000_000), default=96, help="number of training patches")
-    parser.add_argument("--lr-patch", type=Numbers(1), default=64, help="their side in LR pixels")
-    parser.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="of the choice of patches")
-    parser.add_argument("--cache", type=Path, default=Path(".cache"))
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the scheme; may be repeated"
+    )
+    parser.add_argument(
+        "--patches", type=Numbers(1, 1_000_000), default=96, help="number of training patches (default: 96)"
+    )
+    parser.add_argument(
+        "--lr-patch", type=Numbers(1), default=64, help="side of a training patch in LR pixels (default: 64)"
+    )
+    parser.add_argument(
+        "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws the patches (default: 0)"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder for decoded photographs (default: .cache)"
+    )
     add_threads_option(parser)
     add_network_options(parser)
     return parser

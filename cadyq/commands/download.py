@@ -1,4 +1,4 @@
-"""`python -m cadyq.download`: fetch published weights of other authors, checked by hash. Without names, list them."""
+"""Download weights that other authors published, and check their hash. Without names, list them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from cadyq.utils.errors import UserError
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m cadyq.download", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="as in imdn_x4; without one, all are listed")
-    used = f"set {published.FOLDER_VARIABLE} to it where they are used"
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="weights to fetch, such as imdn_x4; without a name, all are listed"
+    )
+    used = f"set {published.FOLDER_VARIABLE} to the same folder to load them"
     parser.add_argument("--cache", type=Path, metavar="DIR", help=f"folder for the files; {used}")
     add_debug_option(parser)
     return parser

@@ -1,6 +1,6 @@
-"""`python -m cadyq.export --model zoo:edsr_x4_pams_w8a8 --out model.onnx`: write a quantized network as ONNX for INT8.
+"""Export a quantized network to ONNX for INT8 inference.
 
-A network that chooses bits by content (CADyQ) is written with the bits it chose most often for a set of photographs.
+A dynamic scheme (CADyQ) is exported with the bits that it chooses most often on a set of photographs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,18 @@ from cadyq.utils.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.export"), description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
-    parser.add_argument("--out", type=Path, required=True, help="the .onnx file")
-    parser.add_argument("--photographs", type=Path, help="folder that bits are frozen by; scikit-image's by default")
-    parser.add_argument("--size", type=image_size, metavar="HEIGHTxWIDTH", help="one LR size; any by default")
+    parser.add_argument("--out", type=Path, required=True, help="ONNX file to write; its name ends in .onnx")
+    parser.add_argument(
+        "--photographs",
+        type=Path,
+        help="folder of photographs that fix the bits of a dynamic scheme (default: scikit-image)",
+    )
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        metavar="HEIGHTxWIDTH",
+        help="fixed LR size of the graph in pixels (default: any size)",
+    )
     add_network_options(parser)
     return parser
 
@@ -34,7 +43,7 @@ def image_size(text: str) -> tuple[int, int]:
     """Height and width of "180x320"."""
     found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text} is no size: write HEIGHTxWIDTH in LR pixels, as in 180x320")
+        raise argparse.ArgumentTypeError(f"{text} is not a size: write HEIGHTxWIDTH in LR pixels, such as 180x320")
     return int(found[1]), int(found[2])
 
 
@@ -42,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     """Export, check against the simulation, and say what became of it."""
     open_networks(args)
     if args.out.suffix != ".onnx":
-        raise UserError(f"--out {args.out}: name a file that ends in .onnx")
+        raise UserError(f"--out {args.out}: does not end in .onnx; give the name of an ONNX file")
     network = load_model(args.model)
     photographs = datasets.photographs(network.scale)
     if is_dynamic(network):

@@ -12,7 +12,7 @@ from cadyq.training.photographs import pack_photographs
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=program("cadyq.training.photographs"), description=pack_photographs.__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
-    parser.add_argument("--out", type=Path, required=True, help="the bank file, for --bank of cadyq.train")
+    parser.add_argument("--out", type=Path, required=True, help="file to write, for --bank of cadyq.train")
     add_debug_option(parser)
     args = parser.parse_args(argv)
 

@@ -1,6 +1,6 @@
-"""`python -m cadyq.train`: train a network, from a trained parent or from scratch, by a recipe.
+"""Train a network by a recipe, from a trained network or from scratch.
 
-The same command goes on where it was stopped. `torchrun --nproc-per-node N -m cadyq.train ...` runs on N processes.
+The same command continues an interrupted run. `torchrun --nproc-per-node N -m cadyq.train ...` runs on N processes.
 """
 
 from __future__ import annotations
@@ -54,34 +54,59 @@ DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.train"), description=__doc__)
-    what = parser.add_argument_group("what is trained")
-    what.add_argument("--recipe", required=True, help="fp32, finetune, cadyq, cpu, paper, or a .toml file")
-    what.add_argument("--backbone", help="needed with --from-scratch; otherwise that of --model")
-    what.add_argument("--scheme", help="as in pams:w4a4; the recipe's by default")
-    what.add_argument("--scale", type=Numbers(2, 4), help="needed with --from-scratch; otherwise that of --model")
+    what = parser.add_argument_group("network and recipe")
+    what.add_argument("--recipe", required=True, help="recipe: fp32, finetune, cadyq, cpu, paper or a .toml file")
+    what.add_argument("--backbone", help="backbone; required with --from-scratch (default: that of --model)")
+    what.add_argument("--scheme", help="scheme with its bit-widths, such as pams:w4a4 (default: set by the recipe)")
+    what.add_argument("--scale", type=Numbers(2, 4), help="upscaling factor (default: that of --model; 4 from scratch)")
     what.add_argument(
         "--model", "--init", dest="init", help="network to start from: zoo:NAME, a .safetensors file or spandrel:PATH"
     )
     what.add_argument("--from-scratch", action="store_true", help="start from random weights")
-    what.add_argument("--size", nargs="+", default=[], metavar="NAME=N", help="with --from-scratch: n_feats=32 ...")
-    what.add_argument("--teacher", help="zoo:NAME, a .safetensors file or spandrel:PATH; else the recipe says who")
-    what.add_argument("--steps", type=Numbers(1))
-    what.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches a step, over all processes")
-    what.add_argument("--target-fab", type=Numbers(0, FULL_PRECISION, whole=False))
-    what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="other values for keys of the recipe")
-    what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0)
+    what.add_argument(
+        "--size", nargs="+", default=[], metavar="NAME=N", help="sizes for --from-scratch, such as n_feats=32"
+    )
+    what.add_argument(
+        "--teacher", help="teacher: zoo:NAME, a .safetensors file or spandrel:PATH (default: set by the recipe)"
+    )
+    what.add_argument("--steps", type=Numbers(1), help="training steps (default: set by the recipe)")
+    what.add_argument(
+        "--batch",
+        type=Numbers(1, 1_000_000),
+        help="patches per step, summed over all processes (default: set by the recipe)",
+    )
+    what.add_argument(
+        "--target-fab",
+        type=Numbers(0, FULL_PRECISION, whole=False),
+        help="FAB to reach; 0 for no target (default: set by the recipe)",
+    )
+    what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change keys of the recipe")
+    what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of weights and patches (default: 0)")
     data = parser.add_argument_group("photographs")
     data.add_argument("--data-root", type=Path, help="folder of training photographs")
-    data.add_argument("--bank", type=Path, help="one file of photographs (python -m cadyq.training.photographs)")
-    data.add_argument("--cache", type=Path, default=Path(".cache"), help="decoded photographs are kept here")
-    how = parser.add_argument_group("how it runs")
-    how.add_argument("--out", type=Path, required=True)
-    how.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    data.add_argument(
+        "--bank", type=Path, help="file that python -m cadyq.training.photographs wrote; replaces --data-root"
+    )
+    data.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder for decoded photographs (default: .cache)"
+    )
+    how = parser.add_argument_group("output and hardware")
+    how.add_argument(
+        "--out", type=Path, required=True, help="folder for model.safetensors, training.json and checkpoints"
+    )
+    how.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     add_threads_option(how)
-    how.add_argument("--workers", type=Numbers(0, MOST_THREADS), default=1, help="threads that crop the next batches")
-    how.add_argument("--amp", action="store_true", help="inner convolutions in float16 (CUDA) or bfloat16 (CPU)")
-    how.add_argument("--bank-on-device", action="store_true", help="keep the photographs on the GPU where they fit")
-    how.add_argument("--checkpoint-seconds", type=Numbers(0, whole=False), default=CHECKPOINT_SECONDS)
+    how.add_argument(
+        "--workers", type=Numbers(0, MOST_THREADS), default=1, help="threads that prepare batches (default: 1)"
+    )
+    how.add_argument("--amp", action="store_true", help="run inner convolutions in float16 (CUDA) or bfloat16 (CPU)")
+    how.add_argument("--bank-on-device", action="store_true", help="keep the photographs in GPU memory if they fit")
+    how.add_argument(
+        "--checkpoint-seconds",
+        type=Numbers(0, whole=False),
+        default=CHECKPOINT_SECONDS,
+        help="seconds between two checkpoints (default: %(default)s)",
+    )
     add_network_options(parser)
     return parser
 
@@ -100,13 +125,15 @@ def parent_of(args: argparse.Namespace) -> Start:
         UserError: neither a parent nor random weights are asked for, or both.
     """
     if args.from_scratch and args.init:
-        raise UserError(f"--from-scratch and --model {args.init} exclude each other: drop one")
+        raise UserError(f"--from-scratch and --model {args.init} exclude each other; give one of them")
     if args.from_scratch:
         if not args.backbone:
-            raise UserError("--from-scratch: pass --backbone NAME with it")
+            raise UserError("--from-scratch: the backbone is missing; give --backbone NAME")
         return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size)
     if not args.init:
-        raise UserError(f"recipe {args.recipe!r} has no start: pass --model FILE, or --from-scratch for random weights")
+        raise UserError(
+            f"recipe {args.recipe!r} starts from a network: give --model FILE, or --from-scratch for random weights"
+        )
     return load_parent(args.init, args.backbone, args.scale)
 
 
@@ -115,7 +142,7 @@ def bank_of(
 ) -> PatchDataset:
     """All photographs, with the teacher's outputs if the loss asks for them."""
     if (args.data_root is None) == (args.bank is None):
-        raise UserError("photographs: pass either --data-root DIR or --bank FILE")
+        raise UserError("training photographs: give one of --data-root DIR and --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
     bank = load_bank(photographs, scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
@@ -127,7 +154,7 @@ def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
         free, _ = torch.cuda.mem_get_info(device)
         if bank.nbytes() > DEVICE_SHARE * free:
             sizes = f"{bank.nbytes() / 2**30:.1f} GiB of photographs, {free / 2**30:.1f} GiB free"
-            logging.warning("--bank-on-device: %s; they stay in main memory", sizes)
+            logging.warning("--bank-on-device: %s; the photographs stay in main memory", sizes)
             return bank
     return bank.to(device)
 

@@ -1,4 +1,4 @@
-"""`python -m cadyq.upscale`: enlarge your own photographs with a quantized network, and see what it cost."""
+"""Upscale photographs with a quantized network, and report BitOPs and bits of each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.upscaling.estimate import estimate
-from cadyq.upscaling.files import Job, plan
+from cadyq.upscaling.files import UpscaleJob, plan
 from cadyq.upscaling.photograph import photograph_size
 from cadyq.upscaling.work import Result, Tiling, Upscaler, bit_map_writer
 from cadyq.utils.bars import bar
@@ -39,17 +39,27 @@ from cadyq.utils.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
-    parser.add_argument("--model", required=True, help="zoo:NAME, as in zoo:edsr_x4_cadyq, or a .safetensors file")
-    parser.add_argument("--out", type=Path, required=True, help="folder for <name>_x4.png and <name>_x4.json")
-    parser.add_argument("--bit-map", action="store_true", help="also <name>_x4_bits.png: mean bits of each tile")
-    parser.add_argument("--overwrite", action="store_true", help="replace results that are there; never an input")
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what an earlier, stopped command has finished"
+        "--model", required=True, help="network: zoo:NAME, such as zoo:edsr_x4_cadyq, or a .safetensors file"
     )
-    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile, LR pixels")
-    parser.add_argument("--step", type=Numbers(1), help="from one tile to the next, LR pixels; default PATCH - 6")
-    parser.add_argument("--whole", action="store_true", help="the image as one tile: much memory, bits once an image")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the results <name>_x4.png and <name>_x4.json"
+    )
+    parser.add_argument(
+        "--bit-map", action="store_true", help="also write <name>_x4_bits.png, a map of the mean bits of each tile"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing results; an input is never replaced")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an interrupted command; finished photographs and tiles are kept"
+    )
+    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile in LR pixels (default: 96)")
+    parser.add_argument("--step", type=Numbers(1), help="distance between tiles in LR pixels (default: PATCH - 6)")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="process the image as one tile; needs more memory, and bits are chosen once per image",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add_threads_option(parser)
     add_network_options(parser)
     return parser
@@ -63,12 +73,16 @@ def network_of(args: argparse.Namespace, device: torch.device) -> SRNetwork:
     """
     network = load_model(args.model)
     if network.scheme is not None and network.scheme.reads_hr:
-        raise UserError(f"--model {args.model}: its scheme reads the HR image, which a photograph has not; use another")
+        raise UserError(
+            f"--model {args.model}: its scheme needs the HR image, and a photograph has none; use another network"
+        )
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
-def left_to_do(jobs: Sequence[Job], upscaler: Upscaler, overwrite: bool) -> tuple[list[Job], list[UserError]]:
-    """With --resume, the photographs that are not finished; an error for each that something else was made of."""
+def left_to_do(
+    jobs: Sequence[UpscaleJob], upscaler: Upscaler, overwrite: bool
+) -> tuple[list[UpscaleJob], list[UserError]]:
+    """With --resume, the unfinished photographs, and an error for each result made with other options."""
     left, errors = [], []
     for job in jobs:
         if job.finished and not upscaler.is_stale(job):
@@ -81,7 +95,7 @@ def left_to_do(jobs: Sequence[Job], upscaler: Upscaler, overwrite: bool) -> tupl
     return left, errors
 
 
-def readable(jobs: Sequence[Job]) -> tuple[list[Job], list[tuple[int, int]], list[UserError]]:
+def readable(jobs: Sequence[UpscaleJob]) -> tuple[list[UpscaleJob], list[tuple[int, int]], list[UserError]]:
     """The photographs that are images by their headers, their sizes, and an error for each that is not."""
     found, sizes, errors = [], [], []
     for job in jobs:
@@ -128,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     return 2 if errors or unreadable or failed else 0
 
 
-def enlarge(upscaler: Upscaler, jobs: Sequence[Job], sizes: Sequence[tuple[int, int]], debug: bool) -> int:
+def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tuple[int, int]], debug: bool) -> int:
     """Enlarge photographs under a bar of their tiles, a line each; returns how many gave no result."""
     missing = [upscaler.missing(job, *size) for job, size in zip(jobs, sizes, strict=True)]
     expected = estimate(upscaler.network, missing, sizes, upscaler.device)

@@ -1,6 +1,4 @@
-"""Put trained networks and calibration statistics into a zoo: `python -m cadyq.zoo.ship run RUN_DIR ...`,
-`python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR`.
-"""
+"""Add trained networks or calibration statistics to a zoo."""
 
 from __future__ import annotations
 
@@ -22,14 +20,22 @@ from cadyq.commands.cli import (
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog=program("cadyq.zoo.ship"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run")
-    run.add_argument("run_dirs", type=Path, nargs="+")
-    run.add_argument("--tag", default="", help="another variant of a scheme: cadyq:TAG")
-    calibration = commands.add_parser("calibration")
-    calibration.add_argument("backbone")
-    calibration.add_argument("--scale", type=Numbers(2, 4), default=4)
-    calibration.add_argument("--data-root", type=Path, required=True)
-    calibration.add_argument("--cache", type=Path, default=Path(".cache"))
+    run = commands.add_parser("run", help="add trained networks", description="Add trained networks to a zoo.")
+    run.add_argument(
+        "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="output folder of train, derive or calibrate"
+    )
+    run.add_argument("--tag", default="", help="name of this variant, listed as SCHEME:TAG")
+    calibration = commands.add_parser(
+        "calibration",
+        help="add calibration statistics",
+        description="Calibrate a backbone on training photographs and add the statistics to a zoo.",
+    )
+    calibration.add_argument("backbone", help="name of the backbone, such as edsr")
+    calibration.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
+    calibration.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
+    calibration.add_argument(
+        "--cache", type=Path, default=Path(".cache"), help="folder for decoded photographs (default: .cache)"
+    )
     for command in (run, calibration):
         add_network_options(command)
     args = parser.parse_args(argv)

@@ -52,34 +52,36 @@ def grid_of(quantizer: ActivationQuantizer, channels: int, name: str) -> Grid:
         name: of the point, for messages.
 
     Raises:
-        UserError: the quantizer has no grid of its own, more than 256 levels, or uneven ones.
+        UserError: the quantizer is not a fixed uniform one with at most 256 levels.
     """
 
     if isinstance(quantizer, CandidateActivation):
-        raise UserError(f"{name}: bits are chosen by content; freeze them first (cadyq.deploy.frozen.freeze)")
+        raise UserError(f"{name}: its bits depend on content; freeze them first (cadyq.deploy.frozen.freeze)")
 
     def quantize(values: Tensor) -> Tensor:
         x = values.repeat(channels, 1)[None, :, None]  # the same ramp in every channel
         calm, busy = (quantizer(x, context).value[0, :, 0] for context in _contents())
         if not torch.equal(calm, busy):
-            raise UserError(f"{name}: the grid depends on the photograph; only fixed bits can be exported")
+            raise UserError(f"{name}: its levels depend on the photograph; only fixed bits can be exported")
         out = calm
         if not torch.equal(out, out[:1].expand_as(out)):
-            raise UserError(f"{name}: each channel has a grid of its own, which convolutions in INT8 cannot read")
+            raise UserError(
+                f"{name}: each channel has its own levels; INT8 convolutions need one range per feature map"
+            )
         return torch.as_tensor(out[0])
 
     low, high = quantize(torch.tensor([-FAR, FAR])).tolist()
     ramp = torch.linspace(low, high, PROBES)
     alone, among = quantize(ramp), quantize(torch.cat([ramp, torch.tensor([-FAR, FAR])]))[:PROBES]
     if high - low > FAR or not torch.equal(alone, among):
-        raise UserError(f"{name}: the grid moves with the feature map; only fixed ranges can be exported")
+        raise UserError(f"{name}: its range depends on the feature map; only fixed ranges can be exported")
     levels = torch.as_tensor(alone.unique())  # type: ignore[no-untyped-call]
     if not 2 <= len(levels) <= MOST_LEVELS:
-        raise UserError(f"{name}: {len(levels)} levels are no grid of 8 bits or fewer")
+        raise UserError(f"{name}: has {len(levels)} levels, and INT8 holds 2 to 256; use 8 bits or fewer")
     step = (high - low) / (len(levels) - 1)
     places = (levels.double() - low) / step
     if (places - torch.arange(len(levels))).abs().max() > TOLERANCE:
-        raise UserError(f"{name}: levels are not evenly spaced, so no integers stand for them")
+        raise UserError(f"{name}: its levels are not evenly spaced; only uniform quantizers can be exported")
     _check_rounding(levels, step, quantize, name)
     first, last = round(low / step), round(low / step) + len(levels) - 1
     if abs(low / step - first) > TOLERANCE or not first <= 0 <= last:
@@ -100,7 +102,7 @@ def _check_rounding(levels: Tensor, step: float, quantize: Callable[[Tensor], Te
     if not (
         torch.allclose(below, levels[:-1], atol=0.01 * step) and torch.allclose(above, levels[1:], atol=0.01 * step)
     ):
-        raise UserError(f"{name}: values do not go to the nearest level, as INT8 would have them")
+        raise UserError(f"{name}: does not round to the nearest level, as INT8 kernels do; use another quantizer")
 
 
 def _stored(step: float, first: int, last: int) -> Grid:

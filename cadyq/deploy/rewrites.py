@@ -87,7 +87,7 @@ def fuse_relu(model: Any) -> None:
 
 
 def own_weights(model: Any) -> None:
-    """Give each use of a weight integers and zeros of its own.
+    """Give each use of a weight its own integers and zero points.
 
     onnxruntime turns int8 weights into uint8 one use at a time, and fails on a tensor that it has turned already:
     weights that CARN-M uses several times, zeros that the exporter stored once.

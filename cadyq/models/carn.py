@@ -2,7 +2,7 @@
 ECCV 2018, Figs. 2-4. CARN-M is the mobile variant, with grouped convolutions and recursive (weight-sharing) residual
 blocks.
 
-Quantization points: every convolution of a residual block reads a point of its own at each of its uses: 18 in CARN
+Quantization points: every convolution of a residual block has its own point at each use: 18 in CARN
 (nine blocks of two convolutions), 27 in CARN-M (three blocks of three, used three times). All count for FAB.
 Shortcuts, 1x1 fusions, entry, upsampler and exit stay FP32.
 

@@ -300,7 +300,7 @@ def prepare(
     pixel_range: float | None = None,
     multiple_of: int = 1,
 ) -> SRNetwork:
-    """A copy of somebody else's network with points in front of its layers, still in FP32.
+    """A copy of a foreign network with quantization points in front of its layers, still in FP32.
 
     Args:
         network: see `cadyq.quantize`.

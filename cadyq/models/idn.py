@@ -2,7 +2,7 @@
 CVPR 2018, Figs. 1-3, on RGB as in the published quantized code: pixels from 0 to 255 without a mean shift, and no
 activation after the compression.
 
-Quantization points: each of the six 3x3 convolutions of a distillation block reads a point of its own, 24 in all, and
+Quantization points: each of the six 3x3 convolutions of a distillation block has its own point, 24 in all, and
 all count for FAB. Compression and transposed convolution stay FP32, and so does the feature block, as the first layers
 of the other backbones do.
 

@@ -2,7 +2,7 @@
 ACM MM 2019, as the baseline of the NTIRE 2022 challenge on efficient SR (Li et al., CVPRW 2022): 8 blocks instead of 6,
 no contrast-aware channel attention, pixels from 0 to 1 without a mean shift.
 
-Quantization points: each of the four 3x3 convolutions of a block reads a point of its own, 32 in all, and all count for
+Quantization points: each of the four 3x3 convolutions of a block has its own point, 32 in all, and all count for
 FAB. Neither paper quantizes; this is the reading of IDN, of which IMDN is the successor: shortcuts, 1x1 fusions, head,
 the body's last convolution and upsampler stay FP32.
 """

@@ -88,7 +88,7 @@ class SRNetwork(nn.Module, ABC):
         self._name_points()
 
     def exclude(self, names: Iterable[str]) -> None:
-        """Let schemes leave these points in FP32; FAB no longer counts them."""
+        """Keep these points in FP32 under every scheme, and leave them out of FAB."""
         self.excluded = tuple(name for name in self.points if name in set(names))
         for name in self.excluded:
             self.points[name].counts_for_fab = False
@@ -164,7 +164,7 @@ class SRNetwork(nn.Module, ABC):
 
 
 class BackboneRegistry(Registry[SRNetwork]):
-    """Backbones by name; what is no `SRNetwork` is refused."""
+    """Backbones by name. Each must be an `SRNetwork`."""
 
     def check(self, name: str, cls: type[Any]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, SRNetwork)):

@@ -36,7 +36,7 @@ def identity(point: QuantizationPoint, x: Tensor) -> Tensor:
 
 
 class Restart(Protocol):
-    """A network's forward that can stop before each point and go on with another value there."""
+    """The forward pass of a network, stopped before each point and continued with another value."""
 
     def run(self, lr: Tensor, act: Act = identity) -> Tensor:
         """The SR images (B, 3, H scale, W scale) of `lr` (B, 3, H, W), not clamped."""
@@ -114,7 +114,7 @@ class Replay:
     def stops(self, lr: Tensor, act: Act = identity) -> Iterator[Stop]:
         """Walk over the figure and stop before each point, in network order.
 
-        A stop is good until the walk goes on.
+        A stop is valid until the next step of the walk.
         """
         values: _Values = {}
         for index, node in enumerate(self._nodes):

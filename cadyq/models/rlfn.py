@@ -1,7 +1,7 @@
 """RLFN: Kong, Li, Liu, Liu, He, Bai, Chen, Fu, Residual Local Feature Network for Efficient Super-Resolution,
 CVPRW 2022, its figures of the network, of RLFB and of ESA; pixels from 0 to 255 without a mean shift.
 
-Quantization points: each of the three 3x3 convolutions of a block reads a point of its own, 18 in all, and all count
+Quantization points: each of the three 3x3 convolutions of a block has its own point, 18 in all, and all count
 for FAB. The paper does not quantize; this is the reading of the other backbones: shortcuts, the 1x1 convolution behind
 them, head, the body's last convolution and upsampler stay FP32, and so does the attention (ESA), whose sigmoid weighs
 all that the block computed.

@@ -65,7 +65,7 @@ class QuantizedLayer(nn.Module, ABC):
         return rows
 
     def quantized_weight(self) -> Tensor:
-        """The weight on its grid, in the layer's own shape; the plain one where there is no quantizer."""
+        """The quantized weight in the shape of the layer; the FP32 weight if there is no quantizer."""
         if self._frozen is not None:
             return self._frozen
         if self.weight_quantizer is None:

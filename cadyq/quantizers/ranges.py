@@ -116,7 +116,7 @@ class LearnedBoundActivation(LearnedRange):
 class LearnedBounds(LearnedRange):
     """A learned lower and a learned upper bound, with zero on the grid between them.
 
-    Where calibration saw no negative value the lower one starts at 0 and, learned in units of its own size, stays.
+    If calibration saw no negative value, the lower bound starts at 0. It stays 0, as its step is relative to its size.
     """
 
     def __init__(self, bits: int) -> None:

@@ -19,10 +19,10 @@ from cadyq.utils.errors import UserError
 
 
 class Traceable(HasPoints, Protocol):
-    """What a network has to offer to be traced; `cadyq.models.network.SRNetwork` does."""
+    """The interface that tracing needs; `cadyq.models.network.SRNetwork` has it."""
 
     def run(self, context: PatchContext, listener: Listener | None = None) -> Tensor:
-        """One forward on the patches of `context`, whose points tell the listener what they do."""
+        """One forward pass on the patches of `context`; each point reports to the listener."""
 
 
 class PointRecord(NamedTuple):
@@ -44,7 +44,7 @@ class PointRecord(NamedTuple):
 
 
 class BitOps(NamedTuple):
-    """BitOPs of each sample (B,), float64 on the CPU, by who spends them; `total` is their sum."""
+    """BitOPs of each sample (B,), float64 on the CPU; `total` is the sum of the three parts."""
 
     quantized: Tensor
     fp32: Tensor
@@ -161,7 +161,7 @@ class Trace:
 
 
 def _check(point: QuantizationPoint, x: Tensor, output: Any) -> None:
-    """Raise UserError for what is no `QuantizerOutput` of the feature map `x`."""
+    """Raise UserError if the output is not a `QuantizerOutput` that fits the feature map `x`."""
     maker, remedy = type(point.quantizer).__name__, "see cadyq.quantizers.base.ActivationQuantizer"
     if not isinstance(output, QuantizerOutput):
         raise UserError(

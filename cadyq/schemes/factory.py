@@ -34,7 +34,7 @@ class ModelConfig:
         backbone_options: the constructor's arguments besides scale.
         scheme_options: the fields of the scheme.
         excluded: points that the scheme leaves in FP32.
-        foreign: whether the backbone is no class of ours, so that its owner has to hand it in again.
+        foreign: whether the network is not a backbone of this project. Loading then needs the network itself.
         version: of this format.
     """
 
@@ -52,7 +52,7 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Raises UserError for what is no configuration, or of a version this package does not know."""
+        """Read a configuration; raises UserError if the text is invalid or has an unknown version."""
         try:
             values = json.loads(text)
             version = values.get("version")
@@ -140,16 +140,16 @@ def config_of(network: SRNetwork) -> ModelConfig:
 
 
 def create_model(backbone: str, scheme: str = "fp32", scale: int = 4, **options: Any) -> SRNetwork:
-    """A network with random weights.
+    """Create a network with random weights.
 
     Args:
         backbone: see `list_backbones`.
         scheme: see `list_schemes`; "pams:w4a4" sets both bit-widths.
         scale: upscaling factor.
-        **options: sizes of the backbone (n_feats, ...) and options of the scheme (weight_bits, ...).
+        **options: sizes of the backbone, such as `n_feats`, and options of the scheme, such as `weight_bits`.
 
     Raises:
-        UserError: unknown name or option, with the nearest known one.
+        UserError: unknown name or option; the message suggests the nearest known one.
     """
     name, bits, tag = parse_scheme(scheme)
     if tag:

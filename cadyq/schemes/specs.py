@@ -33,8 +33,8 @@ def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
     "cadyq,search_space=4-5-6:seed1" -> ("cadyq", {"search_space": (4, 5, 6)}, "seed1").
 
     Raises:
-        UserError: unknown scheme or option, a value of another type or out of range, a tag that is no part of a file
-            name.
+        UserError: unknown scheme or option, a value of another type or out of range, a tag that cannot be part of a
+            file name.
     """
     found = SPEC.fullmatch(spec)
     if found is None:

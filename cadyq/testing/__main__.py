@@ -1,4 +1,4 @@
-"""`python -m cadyq.testing my_scheme.py`: check that schemes keep the rules of the harness, on every backbone."""
+"""Check that schemes follow the rules of the benchmark, on every backbone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from cadyq.utils.errors import UserError
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.testing"), description=__doc__)
-    parser.add_argument("schemes", nargs="+", metavar="SCHEME", help="a Python file with schemes, or a registered name")
-    parser.add_argument("--backbones", nargs="+", help="names; by default all that have quantization points")
+    parser.add_argument(
+        "schemes", nargs="+", metavar="SCHEME", help="Python file that registers schemes, or a scheme's name"
+    )
+    parser.add_argument("--backbones", nargs="+", help="backbones to check on (default: all with quantization points)")
     parser.add_argument(
         "--bits",
         type=Numbers(MIN_BITS, MAX_BITS),
         nargs="+",
         default=BITS_TO_TRY,
-        help="for weight_bits and act_bits; 2 4 8",
+        help="bit-widths of weights and activations to check (default: 2 4 8)",
     )
     add_network_options(parser)
     return parser
@@ -40,7 +42,7 @@ def schemes_of(target: str) -> list[str]:
         return [target]
     found = load_plugin(Path(target)).schemes
     if not found:
-        raise UserError(f"{target}: registers no scheme; name the schemes to check, and give it as --plugin {target}")
+        raise UserError(f"{target}: registers no scheme; give the names of schemes, and --plugin {target}")
     return list(found)
 
 

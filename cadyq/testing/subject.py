@@ -105,7 +105,9 @@ def cases(spec: str, bits: Sequence[int] = BITS_TO_TRY) -> list[Case]:
         else:
             accepted.append(case)
     if not accepted:
-        raise UserError(f"scheme {name!r} takes none of {', '.join(map(str, bits))} bits ({refusal}); try others")
+        raise UserError(
+            f"scheme {name!r} accepts none of {', '.join(map(str, bits))} bits ({refusal}); give others as --bits"
+        )
     return accepted
 
 

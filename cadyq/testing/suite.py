@@ -44,7 +44,7 @@ class SchemeCheckError(AssertionError):
     """A scheme fails checks; the message lists each."""
 
 
-class Outcome(NamedTuple):
+class CheckResult(NamedTuple):
     """One check on one backbone: for each case, its faults."""
 
     check: str
@@ -84,7 +84,9 @@ def _check_case(case: Case, backbone: str) -> dict[str, list[Fault]]:
     return {BUILDS: [], RUNS.name: []} | {check.name: _find(check, subject) for check in CHECKS}
 
 
-def outcomes(spec: str, backbones: Sequence[str] | None = None, bits: Sequence[int] = BITS_TO_TRY) -> Iterator[Outcome]:
+def outcomes(
+    spec: str, backbones: Sequence[str] | None = None, bits: Sequence[int] = BITS_TO_TRY
+) -> Iterator[CheckResult]:
     """Every check of a scheme, one backbone after the other; the arguments are those of `check_scheme`.
 
     Raises:
@@ -95,7 +97,7 @@ def outcomes(spec: str, backbones: Sequence[str] | None = None, bits: Sequence[i
     for backbone in backbones or ():
         BACKBONES.get(backbone)
         if backbone not in known:
-            raise UserError(f"{backbone} has no quantization points, so nothing to check: choose of {', '.join(known)}")
+            raise UserError(f"{backbone} has no quantization points to check; choose from {', '.join(known)}")
     for backbone in backbones or known:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -103,7 +105,7 @@ def outcomes(spec: str, backbones: Sequence[str] | None = None, bits: Sequence[i
         for name in (BUILDS, RUNS.name, *(check.name for check in CHECKS)):
             faults = {case: results[name] for case, results in found.items() if name in results}
             if faults:
-                yield Outcome(name, backbone, faults)
+                yield CheckResult(name, backbone, faults)
 
 
 def check_scheme(spec: str, backbones: Sequence[str] | None = None, bits: Sequence[int] = BITS_TO_TRY) -> None:

@@ -47,9 +47,7 @@ class BitController:
     def warn_if_missed(self, fab: float) -> None:
         """Say so where the FAB of the held-out photographs ends away from the target."""
         if self.target and abs(fab - self.target) > REACHED:
-            log.warning(
-                "held-out FAB ended at %.2f, not %.2f: give more --steps, or a larger `steer`", fab, self.target
-            )
+            log.warning("held-out FAB ended at %.2f, not %.2f: raise --steps or the recipe's `steer`", fab, self.target)
 
     def state(self) -> dict[str, float]:
         return {"integral": self.integral, "offset": self.offset, "batches": self.batches}
@@ -74,7 +72,7 @@ def bit_loss(trace: Trace, weight: float, recipe: Recipe) -> Tensor | float:
     selectors = sum(record.bit_penalty is not None for record in trace.records.values())
     if not selectors and recipe.target_fab:
         raise UserError(
-            f"target_fab={recipe.target_fab} cannot be steered to: scheme {recipe.scheme!r} chooses no bits; "
+            f"target_fab={recipe.target_fab} cannot be reached: scheme {recipe.scheme!r} has fixed bits; "
             "use a recipe for fixed bits, or --target-fab 0"
         )
     if not selectors or not weight:

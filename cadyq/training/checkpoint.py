@@ -1,4 +1,4 @@
-"""The state of a run, from which it goes on."""
+"""The state of a training run, for resuming it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); remove it to start again") from error
     if not isinstance(state, dict) or "step" not in state:
-        raise UserError(f"{path}: not a checkpoint of cadyq.train; remove it, or give another --out")
+        raise UserError(f"{path}: not a checkpoint of cadyq.train; remove it, or choose another --out")
     return state
 
 
 def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
-    """Refuse to go on from a file of another run.
+    """Refuse to resume from the checkpoint of another run.
 
     Raises:
         UserError: recipe, seed, data or networks differ; names which.
@@ -46,6 +46,6 @@ def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
         return
     differing = [key for key in own if not isinstance(found, dict) or found.get(key) != own[key]]
     raise UserError(
-        f"{path}: was made by another recipe or seed, or from other files (differing: "
-        f"{', '.join(differing) or 'more was given then'}); give another --out or remove it"
+        f"{path}: belongs to another recipe, seed or set of files (different: "
+        f"{', '.join(differing) or 'more was given then'}); choose another --out, or remove the file"
     )

@@ -41,7 +41,9 @@ class Processes:
     def share(self, size: int) -> slice:
         """The part of a batch of `size` patches that this process takes."""
         if size % self.count:
-            raise UserError(f"batch={size} cannot be shared by {self.count} processes: give a multiple of {self.count}")
+            raise UserError(
+                f"batch={size} cannot be divided among {self.count} processes; give a multiple of {self.count}"
+            )
         part = size // self.count
         return slice(self.rank * part, (self.rank + 1) * part)
 
@@ -93,7 +95,7 @@ class Processes:
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:
-        """Be the only training in `folder`: the first process holds it, the others go on when it does."""
+        """Be the only training in `folder`: the first process takes the lock, and the others wait for it."""
         with alone_in(folder) if self.first else nullcontext():
             self.wait()
             yield

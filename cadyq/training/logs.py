@@ -55,7 +55,7 @@ def _csv(rows: list[Row], header: bool) -> str:
     return text.getvalue()
 
 
-class Progress:
+class TrainingProgress:
     """A bar on a terminal, otherwise a line at each measurement; with loss, FAB, images a second and time left.
 
     Args:

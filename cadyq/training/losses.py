@@ -20,9 +20,7 @@ def reconstruction(recipe: Recipe, sr: Tensor, batch: Batch) -> Tensor:
     if not recipe.weight_teacher:
         return recipe.weight_hr * (sr - batch.hr).abs().mean()
     if batch.teacher is None:
-        raise UserError(
-            f"weight_teacher={recipe.weight_teacher} needs a teacher's outputs: pass --teacher, or set it 0"
-        )
+        raise UserError(f"weight_teacher={recipe.weight_teacher} needs a teacher: give --teacher, or set it to 0")
     return recipe.weight_teacher * (sr - batch.teacher).abs().mean() + recipe.weight_hr * (sr - batch.hr).abs().mean()
 
 
@@ -74,7 +72,8 @@ class AttentionTaps:
 
 def _lacks(network: SRNetwork, what: str, key: str) -> str:
     return (
-        f"{network.name} names no {what} for attention transfer: set {key} = 0 in the recipe, or name them in its class"
+        f"{network.name} defines no {what} for attention transfer; set {key} = 0 in the recipe, "
+        "or define them in its class"
     )
 
 

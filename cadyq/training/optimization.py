@@ -43,7 +43,7 @@ def freeze_fp32_layers(network: SRNetwork) -> None:
 
 
 def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]:
-    """Adam groups: weights, selectors, and each clipping bound, by default in units of its own size."""
+    """Adam groups: weights, selectors and clipping bounds. The rate of a bound is relative to its size by default."""
     groups: list[dict[str, Any]] = []
     selectors: list[nn.Parameter] = []
     quantizer_parameters: set[nn.Parameter] = set()
@@ -83,7 +83,7 @@ class WeightAverage:
     """Exponential moving average of a network's parameters; the first steps count less, as they start from chance.
 
     Attributes:
-        network: a network of its own that holds the averages.
+        network: separate network that holds the averages.
     """
 
     def __init__(self, network: SRNetwork, decay: float) -> None:

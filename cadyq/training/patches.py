@@ -58,7 +58,7 @@ class PatchDataset:
         count = len(self.images)
         held = min(HELD_OUT, count // 4)
         if not held:
-            raise UserError(f"{count} photographs are too few: some are held out, so give 4 or more")
+            raise UserError(f"{count} photographs are too few, as some are held out; give 4 or more")
         first, last = slice(count - held), slice(count - held, count)
         parts = [PatchDataset(self.images[part], self.scale, self.names[part]) for part in (first, last)]
         return parts[0], parts[1]

@@ -54,7 +54,7 @@ def find_photographs(root: Path) -> list[Photograph]:
     """
     paths = images_among(root.rglob("*"))
     if not paths:
-        raise UserError(f"{root}: no .png or .jpg below this folder; pass --data-root with training photographs")
+        raise UserError(f"{root}: holds no .png or .jpg file; give a folder of training photographs as --data-root")
     return [Photograph(str(path), path.stat().st_size, partial(read_rgb, path)) for path in paths]
 
 
@@ -75,7 +75,7 @@ def open_bank_file(path: Path) -> list[Photograph]:
     """
     tensors, metadata = read_tensors(path)
     if "photographs" not in metadata:
-        raise UserError(f"{path}: not a bank of photographs; make one with python -m cadyq.training.photographs")
+        raise UserError(f"{path}: not a file of photographs; make one with python -m cadyq.training.photographs")
     return [
         Photograph(f"{path.name}/{name}", len(data), partial(decode_rgb, data.numpy().tobytes(), name))
         for name, data in sorted(tensors.items())
@@ -117,8 +117,8 @@ def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, fi
         names.append(photograph.name)
     if not names:
         raise UserError(
-            f"{Path(photographs[0].name).parent}: none of the {len(photographs)} photographs can be used; "
-            "see the lines above"
+            f"{Path(photographs[0].name).parent}: none of its {len(photographs)} photographs can be used; "
+            "the warnings above say why"
         )
     left_out = len(photographs) - len(names)
     write_tensors(tensors, file, {"names": json.dumps(names), "left_out": str(left_out)})

@@ -170,7 +170,7 @@ def _typed(key: str, value: Any, source: str) -> Any:
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise UserError(f"{source}: {key} = {value!r} should be a value of type {kind.__name__}, as in the recipes")
+        raise UserError(f"{source}: {key} = {value!r} is not of type {kind.__name__}; correct the value")
     if key in CHOICES and value not in CHOICES[key]:
         raise UserError(f"{source}: {key} = {value!r} is unknown: choose one of {', '.join(CHOICES[key])}")
     if isinstance(value, (int, float)) and not _in_range(key, value):

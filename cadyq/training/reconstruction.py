@@ -163,7 +163,7 @@ def _descend(
         if not groups:
             if unit is not network:
                 return StageReport(name, 0, math.nan, math.nan)
-            raise UserError(f"{network.name}: stage {name!r} finds no parameter to tune; look at its rates")
+            raise UserError(f"{network.name}: stage {name!r} has no parameter to tune; check its learning rates")
         for group in groups:
             group["params"][0].requires_grad_(True)
         optimizer, losses = torch.optim.Adam(groups), list[float]()
@@ -173,7 +173,7 @@ def _descend(
             chosen = torch.randint(count, (min(stage.batch, count),), generator=generator)
             loss = stage.loss(run(chosen, done))
             if not math.isfinite(loss.item()):
-                raise UserError(f"{network.name}: the loss of stage {name!r} is not finite; lower its rates")
+                raise UserError(f"{network.name}: the loss of stage {name!r} is not finite; lower its learning rates")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -47,7 +47,7 @@ def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
     if wanted != f"{network.name} x{network.scale}":
         raise UserError(
             f"{init}: is {network.name} x{network.scale}, not {wanted}; "
-            "name its --backbone and --scale, leave them out, or name another file"
+            "correct --backbone and --scale, leave them out, or give another file"
         )
     return Start(network, init, _file_facts(init))
 
@@ -73,7 +73,7 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
         return None
     if source is None and recipe.teacher == "parent":
         if "sha256" not in parent.facts:
-            raise UserError(f"recipe {recipe.name!r} is taught by its parent: pass --init with a trained network")
+            raise UserError(f"recipe {recipe.name!r} uses its parent as teacher; give a trained network as --model")
         return Start(load_model(parent.name), parent.name, parent.facts)
     if source is None and plain(network) and "sha256" in parent.facts:
         return Start(load_model(parent.name), parent.name, parent.facts)  # the FP32 network that is to be quantized
@@ -82,8 +82,8 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
     wanted = [teacher.scale == network.scale, teacher.name == network.name or not recipe.transfers_attention]
     if not all(wanted):
         raise UserError(
-            f"{source}: is {teacher.name} x{teacher.scale}, and cannot teach {network.name} x{network.scale} by "
-            f"recipe {recipe.name!r}; name another --teacher"
+            f"{source}: is {teacher.name} x{teacher.scale}, and cannot be the teacher of {network.name} "
+            f"x{network.scale} in recipe {recipe.name!r}; give another --teacher"
         )
     return Start(teacher, source, _file_facts(source))
 

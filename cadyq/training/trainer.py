@@ -1,4 +1,4 @@
-"""The trainer: Adam by a recipe, on one process or several, with checkpoints from which it goes on bit for bit."""
+"""The trainer: Adam by a recipe, on one process or several, with checkpoints that resume bit-exactly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cadyq.training.bit_controller import BitController, bit_loss, growing_weigh
 from cadyq.training.checkpoint import read_checkpoint, require_same, write_checkpoint
 from cadyq.training.distributed import Processes
 from cadyq.training.gradients import backward
-from cadyq.training.logs import History, Progress, Row, TensorBoard
+from cadyq.training.logs import History, Row, TensorBoard, TrainingProgress
 from cadyq.training.losses import AttentionTransfer, reconstruction
 from cadyq.training.optimization import WeightAverage, freeze_fp32_layers, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
@@ -109,7 +109,7 @@ class Trainer:
         self._resume()
         recipe, before = self.recipe, self.seconds
         first = self.processes.first
-        progress = Progress(self.out.name, self.step, recipe.steps, recipe.batch, first)
+        progress = TrainingProgress(self.out.name, self.step, recipe.steps, recipe.batch, first)
         board = TensorBoard(self.out / "tensorboard", self.step) if first else None
         saved = time.monotonic()
         try:
@@ -203,7 +203,7 @@ class Trainer:
                     module.eval()
 
     def _identity(self) -> dict[str, Any]:
-        """What a run must share with a checkpoint to go on from it."""
+        """What a run and a checkpoint must have in common to resume."""
         facts = {key: self.provenance[key] for key in IDENTITY if key in self.provenance}
         return dict(json.loads(json.dumps({"recipe": asdict(self.recipe), "seed": self.seed} | facts)))
 
@@ -273,5 +273,5 @@ def _attention(network: SRNetwork, teacher: SRNetwork | None, recipe: Recipe) ->
     if not recipe.transfers_attention:
         return None
     if teacher is None:
-        raise UserError(f"recipe {recipe.name!r} transfers attention: pass --teacher, or set its weights to 0")
+        raise UserError(f"recipe {recipe.name!r} uses attention transfer; give --teacher, or set its weights to 0")
     return AttentionTransfer(network, teacher.to(next(network.parameters()).device), recipe)

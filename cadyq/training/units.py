@@ -31,7 +31,7 @@ def quantized_layers(network: SRNetwork) -> list[str]:
 def blocks_of(network: SRNetwork) -> list[str]:
     """Dotted names of the blocks that quantize something, in the order of the modules.
 
-    A block is an outermost module that is no mere list of modules. Where there is only one, its parts are the blocks.
+    A block is an outermost module other than a container. If there is only one, its children are the blocks.
     """
     root, prefix = (network.network, "network.") if isinstance(network, ForeignNetwork) else (network, "")
     found = [*_blocks(root, prefix)]
@@ -109,8 +109,8 @@ class Passage:
             network(batch)
         if len(self._gives) == before or len(self._gives[-1]) % len(batch):
             raise UserError(
-                f"{network.name}: its part {self.name!r} does not turn one feature map of the images into another, so "
-                "it cannot be reconstructed; take a scheme that tunes the whole network"
+                f"{network.name}: its part {self.name!r} does not map one feature map of the images to another, so "
+                "it cannot be reconstructed; use a scheme that tunes the whole network"
             )
 
     def _enter(self, unit: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Enlarging photographs: which files are made of which, the estimate before the work, and the work itself."""
+"""Upscaling of photographs: input and output files, time estimate, and tile-wise processing."""

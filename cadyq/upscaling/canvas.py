@@ -92,7 +92,7 @@ class MemoryCanvas(Canvas):
 
 
 class FileCanvas(Canvas):
-    """Holds its pixels in a file beside the result, so that memory does not grow with it and a stopped command goes on.
+    """Holds its pixels in a file beside the result, so memory stays small and an interrupted command can resume.
 
     Beside the pixels lies a list of the finished tiles. It is written after the pixels have reached the disk, so that
     it never names a tile that is not there.
@@ -102,7 +102,7 @@ class FileCanvas(Canvas):
         scale: see `Canvas`.
         result: the file that is to be made. ``.<name>.pixels`` and ``.<name>.tiles`` lie beside it.
         key: what made the tiles; others are not gone on with.
-        resume: go on with what an earlier command left.
+        resume: continue from the file of an interrupted command.
 
     Attributes:
         stale: an earlier command left tiles of another key.

@@ -12,7 +12,7 @@ from cadyq.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Job:
+class UpscaleJob:
     """One photograph and the files that are made of it."""
 
     source: Path
@@ -38,19 +38,19 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
     """The files named, and the images of the folders named; an error for what is neither."""
     for path in inputs:
         if not path.exists():
-            yield UserError(f"{path}: there is no such file or folder; check the path")
+            yield UserError(f"{path}: no such file or folder; check the path")
         elif not path.is_dir():
             yield path
         else:
             found = images_among(path.iterdir())
             yield from found
             if not found:
-                yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); name another folder")
+                yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
 
 
 def plan(
     inputs: Sequence[Path], out: Path, scale: int, bit_map: bool, overwrite: bool
-) -> tuple[list[Job], list[UserError]]:
+) -> tuple[list[UpscaleJob], list[UserError]]:
     """What to make of each photograph, and why not for the others; nothing is read or written yet."""
     found = list(image_files(inputs))
     errors = [entry for entry in found if isinstance(entry, UserError)]
@@ -60,7 +60,7 @@ def plan(
     # where --out is the folder of the photographs, results of an earlier run are no photographs
     sources = [path for path in sources if _real(path) in named or _real(path) not in made]
     originals = {_real(path) for path in sources}
-    jobs: list[Job] = []
+    jobs: list[UpscaleJob] = []
     taken: dict[str, Path] = {}
     for source in sources:
         job = job_of(source, out, scale, bit_map)
@@ -79,19 +79,21 @@ def _real(path: Path) -> str:
     return os.path.realpath(path)
 
 
-def job_of(source: Path, out: Path, scale: int, bit_map: bool) -> Job:
+def job_of(source: Path, out: Path, scale: int, bit_map: bool) -> UpscaleJob:
     """The files that are made of `source` in the folder `out`."""
     stem = f"{source.stem}_x{scale}"
-    return Job(source, out / f"{stem}.png", out / f"{stem}.json", out / f"{stem}_bits.png" if bit_map else None)
+    return UpscaleJob(source, out / f"{stem}.png", out / f"{stem}.json", out / f"{stem}_bits.png" if bit_map else None)
 
 
-def _check(job: Job, originals: set[str], taken: dict[str, Path], overwrite: bool) -> None:
+def _check(job: UpscaleJob, originals: set[str], taken: dict[str, Path], overwrite: bool) -> None:
     """Raise UserError where an output of `job` is an input, belongs to another photograph, or is there already."""
     for path in job.outputs:
         if _real(path) in originals:
             raise UserError(f"{job.source}: its result {path} is itself an input; choose another --out")
         if path.name.casefold() in taken:
             other = taken[path.name.casefold()]
-            raise UserError(f"{job.source}: {path.name} is already made of {other}; rename one, or use another --out")
+            raise UserError(
+                f"{job.source}: {path.name} is already the result of {other}; rename one, or choose another --out"
+            )
         if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"{job.source}: {path} exists already; pass --overwrite, or choose another --out")
+            raise UserError(f"{job.source}: {path} already exists; give --overwrite, or choose another --out")

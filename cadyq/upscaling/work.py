@@ -26,7 +26,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.ranges import CandidateActivation, with_constant_candidate
 from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
-from cadyq.upscaling.files import Job
+from cadyq.upscaling.files import UpscaleJob
 from cadyq.upscaling.photograph import Photograph, photograph_size, read_photograph
 from cadyq.utils.errors import UserError, reason_of
 from cadyq.utils.extras import needs
@@ -52,7 +52,7 @@ class Tiling:
 class Result:
     """What became of a photograph: its facts, or why there are none; and what to say of it."""
 
-    job: Job
+    job: UpscaleJob
     facts: dict[str, Any] | None = None
     error: UserError | None = None
     notes: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Result:
 class _Open:
     """A photograph that is being enlarged."""
 
-    job: Job
+    job: UpscaleJob
     photograph: Photograph
     canvas: Canvas
     key: str
@@ -97,7 +97,7 @@ class Upscaler:
         network: in eval mode, on `device`.
         tiling: how photographs are cut.
         device: to run on.
-        resume: go on with photographs that an earlier command left half finished.
+        resume: continue photographs that an interrupted command left unfinished.
         on_tiles: told how many tiles were finished.
     """
 
@@ -112,7 +112,7 @@ class Upscaler:
         self.network, self.tiling, self.device, self.resume, self.on_tiles = network, tiling, device, resume, on_tiles
         self._network_key = network_key(network)
 
-    def key(self, job: Job) -> str:
+    def key(self, job: UpscaleJob) -> str:
         """SHA-256 of what a result is made of: network, photograph, tiles, kind of device.
 
         Raises:
@@ -121,7 +121,7 @@ class Upscaler:
         parts = [self._network_key, sha256_file(job.source), asdict(self.tiling), self.device.type]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def is_stale(self, job: Job) -> bool:
+    def is_stale(self, job: UpscaleJob) -> bool:
         """Whether finished results say that another network, photograph or option made them."""
         try:
             made_from = json.loads(job.facts.read_text(encoding="utf-8"))["made_from"]
@@ -129,13 +129,13 @@ class Upscaler:
             return False
         return bool(made_from != self.key(job))
 
-    def missing(self, job: Job, height: int, width: int) -> list[Tile]:
+    def missing(self, job: UpscaleJob, height: int, width: int) -> list[Tile]:
         """The tiles of a photograph of that size that no earlier command left."""
         tiles = self.tiling.grid(height, width)
         done = finished_tiles(job.sr, self.key(job)) if self.resume else set()
         return [tile for index, tile in enumerate(tiles) if index not in done]
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Result]:
+    def run(self, jobs: Sequence[UpscaleJob]) -> Iterator[Result]:
         """Enlarge photographs; each result is written when it is finished, and told then."""
         for group in _groups(jobs):
             if self._in_file(group):
@@ -146,10 +146,10 @@ class Upscaler:
                 yield from self._group(group)
 
     @staticmethod
-    def _in_file(group: Sequence[Job]) -> bool:
+    def _in_file(group: Sequence[UpscaleJob]) -> bool:
         return len(group) == 1 and _pixels(group[0]) > BATCH_PIXELS
 
-    def _group(self, group: Sequence[Job]) -> Iterator[Result]:
+    def _group(self, group: Sequence[UpscaleJob]) -> Iterator[Result]:
         opened, results = [], []
         for job in group:
             try:
@@ -177,7 +177,7 @@ class Upscaler:
                 _end(opened[number:], keep=True)
                 raise
 
-    def _open(self, job: Job, in_file: bool) -> _Open:
+    def _open(self, job: UpscaleJob, in_file: bool) -> _Open:
         photograph, key = read_photograph(job.source), self.key(job)
         tiles, scale = self.tiling.grid(*photograph.lr.shape[-2:]), self.network.scale
         if not in_file:
@@ -269,9 +269,9 @@ class Upscaler:
         }
 
 
-def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+def _groups(jobs: Sequence[UpscaleJob]) -> Iterator[list[UpscaleJob]]:
     """Photographs that run together: large ones alone, small ones until their pixels fill a batch."""
-    group: list[Job] = []
+    group: list[UpscaleJob] = []
     pixels = 0
     for job in jobs:
         if _pixels(job) > BATCH_PIXELS:
@@ -286,7 +286,7 @@ def _groups(jobs: Sequence[Job]) -> Iterator[list[Job]]:
         yield group
 
 
-def _pixels(job: Job) -> int:
+def _pixels(job: UpscaleJob) -> int:
     height, width = photograph_size(job.source)
     return height * width
 
@@ -312,14 +312,14 @@ def _end(opened: Sequence[_Open], keep: bool) -> None:
             each.canvas.discard()
 
 
-def _told(job: Job, error: Exception, tiling: Tiling) -> UserError:
-    """An error of one photograph, in words for its user; it came of `error`."""
+def _told(job: UpscaleJob, error: Exception, tiling: Tiling) -> UserError:
+    """A UserError for one photograph, caused by `error`."""
     told = UserError(_words(job, error, tiling))
     told.__cause__ = error
     return told
 
 
-def _words(job: Job, error: Exception, tiling: Tiling) -> str:
+def _words(job: UpscaleJob, error: Exception, tiling: Tiling) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or job.sr}: cannot be written ({error.strerror or error}); choose another output"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):

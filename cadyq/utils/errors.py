@@ -1,11 +1,11 @@
-"""The one exception that means "the user can fix this", and exceptions on one line."""
+"""The exception for errors that the user can fix, and exceptions on one line."""
 
 import traceback
 from pathlib import Path
 
 
 class UserError(ValueError):
-    """Bad input that the user can put right.
+    """Bad input that the user can correct.
 
     The message is one line that names the file or option, the value found and the remedy. Command-line
     programs print it without a traceback and exit with status 2.

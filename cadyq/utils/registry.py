@@ -88,14 +88,14 @@ class Entries(Generic[T]):
         others = sorted({point.value for point in found})
         if len(others) > 1:
             raise UserError(
-                f"{self.kind} {name!r} is offered by several packages ({', '.join(others)}): uninstall all but one"
+                f"{self.kind} {name!r} is registered by several packages ({', '.join(others)}); uninstall all but one"
             )
         try:
             loaded: T = found[0].load()
         except (ImportError, AttributeError) as error:
             package = distribution.name if distribution else "its package"
             raise UserError(
-                f"{self.kind} {name!r}: {value} of {package} cannot be imported ({error}); put the entry point right"
+                f"{self.kind} {name!r}: {value} of {package} cannot be imported ({error}); correct the entry point"
             ) from error
         return loaded
 
@@ -131,7 +131,7 @@ class Registry(Entries[type[T]]):
         own = vars(value).get("name", name)
         if own != name:
             raise UserError(
-                f"{self.kind} {name!r} calls itself {own!r}: write name = {name!r} in the class, or leave it out"
+                f"{self.kind} {name!r} has name = {own!r}; write name = {name!r} in the class, or leave it out"
             )
         value.name = name  # type: ignore[attr-defined]
         return value

@@ -102,7 +102,7 @@ def test_damaged_view_is_named(network: SRNetwork, pair: ImagePair, tmp_path: Pa
     path = write_crop(tmp_path, network, pair.hr, pair, "cadyq", "image", CPU)
     arrays = dict(np.load(path))
     np.savez(path, **(arrays | {"lr": arrays["lr"][:5]}))
-    with pytest.raises(UserError, match="do not fit"):
+    with pytest.raises(UserError, match="do not match"):
         read_crop(path)
     np.savez(path, **{name: value for name, value in arrays.items() if name != "points"})
     with pytest.raises(UserError, match="lacks points"):

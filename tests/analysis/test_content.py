@@ -86,4 +86,4 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert {"own", BY_LAYER, "oracle, HR", "oracle, output", "oracle, other half"} <= set(found["contestant"])
     assert found["gain_db"].notna().all() and (tmp_path / "room/manifest.json").exists()
     assert main(["--model", "zoo:edsr_x4_pams_w8a8", "--out", str(tmp_path / "none")]) == 2
-    assert "has no candidate bits to choose from" in capsys.readouterr().err
+    assert "has no candidate bits; make such a network" in capsys.readouterr().err

@@ -60,7 +60,7 @@ class Plain(ActivationQuantizer):
 @torch.no_grad()
 def recomputed(inputs: Inputs, cell: pd.Series) -> list[float]:
     """Rise and error of luma of one cell by two whole forwards of one patch."""
-    network, largest = inputs.network, inputs.grid.largest
+    network, largest = inputs.network, inputs.quantizers.largest
     lr, hr = inputs.patches.lr[[cell["patch"]]], inputs.patches.hr[[cell["patch"]]]
     for name, point in network.points.items():
         point.quantizer = Plain(largest[name], int(cell["background_bits"]))

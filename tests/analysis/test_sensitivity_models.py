@@ -137,7 +137,7 @@ def test_models_have_a_folder_each(folder: Path, tmp_path: Path) -> None:
             "outer": "measured",
             "selector": "skipped",
         }
-        assert "name the network with its bit selector as --selector" in manifest["parts"]["selector"]["reason"]
+        assert "give the network with its bit selector as --selector" in manifest["parts"]["selector"]["reason"]
         assert manifest["options"]["model"] == label and str(tmp_path) not in json.dumps(manifest["options"])
     before = pd.read_csv(tmp_path / "run/mine/tables/outer_layers.csv")
     assert main(words) == 0
@@ -149,9 +149,9 @@ def test_models_have_a_folder_each(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "name either --backbone NAME, or --model NAME_OR_PATH once or more"),
-        (["--backbone", "idn", "--model", "zoo:idn_x4_fp32"], "name either --backbone NAME, or --model"),
-        (["--model", "zoo:idn_x4_pams_w8a8"], "is quantized by pams:w8a8 already; name its FP32 network"),
+        ([], "give either --backbone NAME, or one or more of --model NAME_OR_PATH"),
+        (["--backbone", "idn", "--model", "zoo:idn_x4_fp32"], "give either --backbone NAME, or one or more of --model"),
+        (["--model", "zoo:idn_x4_pams_w8a8"], "is already quantized by pams:w8a8; give its FP32 network"),
         (["--model", "nowhere.safetensors"], "no such file"),
         (["--model", "zoo:idn_x4_fp32", "--model", "zoo:idn_x4_fp32"], "two of them are called 'idn_x4_fp32'"),
         (["--model", "zoo:idn_x4_fp32", "--scale", "2"], "is of scale 4; pass --scale 4"),

@@ -212,7 +212,7 @@ def test_a_broken_manifest_of_the_zoo_is_one_line(
     monkeypatch.setenv("CADYQ_ZOO", str(tmp_path))
     assert run_all.main(command(photo_root, tmp_path / "run", "--backbones", "idn")) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "manifest.json: is no manifest of networks" in error
+    assert error.count("\n") == 1 and "manifest.json: not a manifest of a zoo" in error
 
 
 @pytest.fixture(scope="module")

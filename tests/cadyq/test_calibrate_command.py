@@ -150,9 +150,9 @@ def test_a_plain_file_holds_all_tensors(tmp_path: Path, lr: Tensor) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--scheme", "ptq4sr:w4a4:mine", "--model", IDN], "pass the tag by --tag mine"),
+        (["--scheme", "ptq4sr:w4a4:mine", "--model", IDN], "give the tag as --tag mine"),
         (["--scheme", "mse:w4a4", "--model", IDN, "--images", "nowhere"], "--images nowhere: no such folder"),
-        (["--scheme", "mse:w4a4", "--model", "zoo:idn_x4_pams_w4a4"], "is quantized already; name the FP32 network"),
+        (["--scheme", "mse:w4a4", "--model", "zoo:idn_x4_pams_w4a4"], "is already quantized; give its FP32 network"),
         (["--scheme", "mse:w4a4", "--model", "zoo:none"], "zoo has no 'none'"),
     ],
 )

@@ -60,10 +60,10 @@ def test_the_grid_gives_what_the_quantizer_gives(spec: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("dynamic_range:w8a8", r"point blocks\.0\.input: the grid moves"),
+        ("dynamic_range:w8a8", r"point blocks\.0\.input: its range depends on the feature map"),
         ("daq:w4a4", r"point blocks\.0\.input: "),
-        ("cadyq", r"point blocks\.0\.input: bits are chosen by content; freeze"),
-        ("adabm", r"point blocks\.0\.input: the grid depends on the photograph"),
+        ("cadyq", r"point blocks\.0\.input: its bits depend on content; freeze"),
+        ("adabm", r"point blocks\.0\.input: its levels depend on the photograph"),
         ("static", "'static' chooses bits before each forward"),
     ],
 )

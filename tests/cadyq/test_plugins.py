@@ -118,7 +118,7 @@ def test_an_edited_file_runs_again(tmp_path: Path) -> None:
         ),
         (
             "import cadyq\n@cadyq.register_scheme('a')\nclass A:\n  name='b'",
-            ["line 2", "calls itself 'b'", "name = 'a'"],
+            ["line 2", "has name = 'b'", "name = 'a'"],
         ),
     ],
 )
@@ -268,6 +268,6 @@ def test_a_foreign_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(SCHEMES._known, "pams", raising=False)
     with pytest.raises(
-        cadyq.UserError, match=r"'pams' is offered by several packages \(baselines.pams:PAMS, elsewhere"
+        cadyq.UserError, match=r"'pams' is registered by several packages \(baselines.pams:PAMS, elsewhere"
     ):
         cadyq.create_model("edsr", "pams")

@@ -94,7 +94,7 @@ def test_a_role_without_a_rate_rests(plain: SRNetwork, lr: Tensor) -> None:
 
 
 def test_nothing_to_tune_is_said(plain: SRNetwork, lr: Tensor) -> None:
-    with pytest.raises(UserError, match="finds no parameter to tune"):
+    with pytest.raises(UserError, match="has no parameter to tune"):
         run(plain, lr, "minmax:w4a4", bounds_stage(3))
 
 

@@ -175,7 +175,7 @@ def test_two_processes_train_like_one(folder: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(cadyq.UserError, match="batch=9 cannot be shared by 2 processes"):
+    with pytest.raises(cadyq.UserError, match="batch=9 cannot be divided among 2 processes"):
         Processes(0, 2).share(9)
     assert [Processes(rank, 2).share(8) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
 
@@ -202,8 +202,8 @@ def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
         (["--recipe", "finetune", "--set", "batch=big"], "batch = 'big' should be.*int"),
         (["--recipe", "finetune", "--set", "schedule=linear"], "schedule = 'linear' is unknown.*cosine, halve"),
         (["--recipe", "finetune", "--set", "steps=0"], "steps = 0 is out of range"),
-        (["--recipe", "finetune", "--target-fab", "5.5"], "target_fab=5.5 cannot be steered"),
-        (["--recipe", "finetune", "--bank", "x.safetensors"], "either --data-root DIR or --bank FILE"),
+        (["--recipe", "finetune", "--target-fab", "5.5"], "target_fab=5.5 cannot be reached"),
+        (["--recipe", "finetune", "--bank", "x.safetensors"], "one of --data-root DIR and --bank FILE"),
         (["--recipe", "finetune", "--backbone", "carn_m"], "is edsr x4, not carn_m x4"),
     ],
 )

@@ -176,7 +176,7 @@ def test_the_bit_loss_counts_as_published_or_by_the_selector() -> None:
     assert torch.as_tensor(bit_loss(trace, 1e-4, steered)).item() == pytest.approx(1e-4 * float(total.detach()) / 5 / 4)
     _, plain = trace_forward(_network(scheme="pams"), _photographs().batch(0, 0, 5, SIDE).lr)
     assert bit_loss(plain, 1e-4, paper) == 0
-    with pytest.raises(UserError, match="chooses no bits"):
+    with pytest.raises(UserError, match="has fixed bits"):
         bit_loss(plain, 1e-4, steered)
 
 
@@ -310,7 +310,7 @@ def test_paper_training_runs_from_its_teacher(tmp_path: Path) -> None:
     trainer = Trainer(network, recipe, bank, bank, tmp_path, {}, 0, teacher=parent)
     trainer.run()
     assert [row["bit_weight"] for row in trainer.history.rows] == [1e-4, 1e-4]
-    with pytest.raises(UserError, match="transfers attention: pass --teacher"):
+    with pytest.raises(UserError, match="uses attention transfer; give --teacher"):
         Trainer(network, recipe, bank, bank, tmp_path, {}, 0)
 
 

@@ -50,7 +50,7 @@ def test_what_is_compressed_against_the_package_is_read_from_elsewhere(tmp_path:
 
 
 def test_nothing_is_written_into_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="nothing is written into the package: name a folder"):
+    with pytest.raises(UserError, match="the package's zoo is read-only; give a folder"):
         writable_zoo()
     assert command.main(["run", str(tmp_path)]) == 2
     assert "--zoo DIR or CADYQ_ZOO" in capsys.readouterr().err
@@ -67,13 +67,13 @@ def test_a_network_of_a_plugin_that_is_not_loaded_is_named_and_left_out(
     )
     use_zoo(tmp_path)
     assert "mine" not in make_plan("embedded", 4, backbones=["zoo"]).backbones
-    assert "mine_x4_fp32.safetensors of the zoo is left out: unknown backbone 'mine'" in caplog.text
+    assert "mine_x4_fp32.safetensors of the zoo is skipped: unknown backbone 'mine'" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"networks": []}', '{"networks": [1], "calibration": []}'])
 def test_a_broken_manifest_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=r"manifest\.json: is no manifest of networks"):
+    with pytest.raises(UserError, match=r"manifest\.json: not a manifest of a zoo"):
         read_manifest(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_facts_of_a_run_that_are_torn_are_named(text: str, tmp_path: Path, capsy
     (run / "training.json").write_text(text)
     assert command.main(["run", str(run), "--zoo", str(tmp_path / "zoo")]) == 2
     error = capsys.readouterr().err
-    assert "training.json: says not what was trained" in error and error.count("\n") == 1
+    assert "training.json: does not say what was trained" in error and error.count("\n") == 1
 
 
 def finished_run(folder: Path) -> Path:
