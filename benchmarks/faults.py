@@ -133,7 +133,7 @@ def make_inputs(root: Path) -> None:
     torch.manual_seed(0)
     cadyq.save_model(calibrated_model("edsr", "cadyq", **SIZE), root / "cadyq.safetensors")
     for number in (1, 2):
-        cadyq.save_model(cadyq.create_model("edsr", **SIZE), root / f"plain{number}.safetensors")
+        cadyq.save_model(calibrated_model("edsr", **SIZE), root / f"plain{number}.safetensors")
 
 
 def subjects(root: Path) -> list[Subject]:
