@@ -35,7 +35,9 @@ import cadyq
 from analysis import cli
 from analysis.run.command import main as run_all
 from cadyq import plugins
+from cadyq.commands.calibrate import main as calibrate
 from cadyq.commands.cli import Numbers, Parser
+from cadyq.testing.models import calibrated_model
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = os.environ.get("CADYQ_FUZZ_COMMANDS")
@@ -45,6 +47,7 @@ PROGRAMS = {name: command.module for name, command in cli.COMMANDS.items()} | {
     "download": "cadyq.commands.download",
     "ship run": "cadyq.commands.zoo",
     "ship calibration": "cadyq.commands.zoo",
+    "backbones": "analysis.commands.backbones",
 }
 SMALL = 200  # HR pixels, side of a photograph to train on
 
@@ -65,6 +68,7 @@ PHOTOGRAPHS = (["../inputs/photos"], ["../inputs/empty", "../inputs/notes.txt", 
 # by the name of the option or argument; others are drawn by their type
 WORDS: dict[str, tuple[list[str], list[str]]] = {
     "inputs": (["../inputs/photo.png", "../inputs/gray.png"], ["../inputs/broken.jpg", "../inputs/empty", "none.png"]),
+    "run": RUNS,
     "run_dir": RUNS,
     "run_a": RUNS,
     "run_b": RUNS,
@@ -114,6 +118,14 @@ OF_PROGRAM = {
     ("pack", "data_root"): PHOTOGRAPHS,
     ("ship calibration", "data_root"): PHOTOGRAPHS,
     ("ship calibration", "backbone"): (["bicubic"], ["esdr", ""]),  # that of another takes minutes
+    ("calibrate", "scheme"): (
+        ["minmax:w4a4", "ptq4sr:w4a4", "adaround:w4a4", "brecq,qdrop=true", "ilp:w4a4"],
+        ["fp32", "cadyq", "ptq4sr:w4a4:x", "ilp,program=2", "ptq4srr"],
+    ),
+    ("calibration", "zoo"): (["../inputs/zoo"], ["../inputs/photo.png", "../inputs/empty", "../inputs/torn", "none"]),
+    ("content", "model"): (["../inputs/nets/cadyq.safetensors"], NETWORKS[0] + NETWORKS[1]),
+    ("content", "dataset"): (["photos"], ["Mine", "Dust", "None", "../x"]),
+    ("content", "photographs"): (["2", "4"], ["1", "x"]),  # a number here
     ("check", "backbones"): (["bicubic"], ["nonsense"]),  # has no points; the checks of another take seconds
     ("check", "schemes"): (["minmax", "../inputs/mine.py"], ["fp32,x=1", "../inputs/bad.py", "none.py"]),
 }
@@ -124,9 +136,10 @@ ALWAYS = {
     "derive": ["patches", "lr_patch"],
     "calibrate": ["patches", "lr_patch", "steps", "batch", "minutes"],
     "check": ["backbones", "bits"],
+    "content": ["patches", "side", "dataset", "data_root"],
     "cost": ["height", "width"],
 }
-SLOW = {"run", "derive", "calibrate", "train", "check", "export"}  # seconds, where all is sound
+SLOW = {"run", "derive", "calibrate", "train", "check", "export", "content"}  # seconds, where all is sound
 NEVER = {
     "help",
     "debug",  # shows tracebacks
@@ -167,14 +180,29 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = cadyq.create_model("edsr", n_feats=4, n_resblocks=1)
     cadyq.save_model(network, root / "nets/plain.safetensors")
     cadyq.save(cadyq.quantize(network, "pams:w8a8", torch.rand(2, 3, 16, 16) * 255), root / "nets/pams.safetensors")
+    cadyq.save_model(calibrated_model("edsr", "cadyq", n_feats=4, n_resblocks=1), root / "nets/cadyq.safetensors")
     for name, text in (("trained", '{"backbone": "edsr", "scheme": "pams:w8a8", "scale": 4}'), ("torn", '{"scheme"')):
         (root / name).mkdir()
         (root / name / "training.json").write_text(text)
         shutil.copy(root / "nets/pams.safetensors", root / name / "model.safetensors")
     (root / "nets/broken.safetensors").write_bytes((root / "nets/pams.safetensors").read_bytes()[:-50])
-    words = ["--backbones", "bicubic", "--schemes", "fp32", "--datasets", "Mine", "--modes", "patch"]
+    words = ["--scheme", "adaround:w4a4", "--model", str(root / "nets/plain.safetensors"), "--patches", "2"]
+    words += ["--lr-patch", "8", "--steps", "1", "--zoo", str(root / "zoo")]
+    assert calibrate([*words, "--out", str(root / "tuned")]) == 0
+    words = ["--backbones", "bicubic", "--schemes", "fp32", "--datasets", "Mine", "--modes", "image", "patch"]
     assert run_all([*words, "--data-root", str(root), "--out", str(root.parent / "finished")]) == 0
     return root
+
+
+def test_every_command_is_drawn() -> None:
+    """Every module that parses a command line; a new one has to be named here."""
+    modules = [path for folder in ("cadyq", "analysis", "baselines") for path in (ROOT / folder).rglob("*.py")]
+    parsing = [path for path in modules if "Parser(prog=" in path.read_text()]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in parsing}
+    assert names == set(PROGRAMS.values())
+    for program in PROGRAMS:
+        for action in actions(program):
+            assert action.nargs == 0 or words_for(program, action)[1], f"{program}: {action.dest} is never wrong"
 
 
 @cache

@@ -29,7 +29,7 @@ from analysis.run.networks import code_of
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.provenance import provenance
 from analysis.run.source import Source
-from analysis.run.zoo_files import wrong_files
+from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables import metrics
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
@@ -205,10 +205,13 @@ def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome],
     return found
 
 
-def kept_notes(out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[str]:
+def kept_notes(
+    out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], named: Sequence[str]
+) -> list[str]:
     """A line for the cells whose code has changed since they were measured, of this command and of earlier ones.
 
     Those of this command are only there with `--keep-measured`: without it every changed cell is measured again.
+    `named` are the networks of --model.
     """
     kept = sum(cell["status"] == "kept" for cell in now)
     names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
@@ -218,8 +221,8 @@ def kept_notes(out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapp
         if entry["status"] in records.NOT_RUN or astuple(cell) in names:
             continue
         stored = records.read_key(out, cell)
-        with suppress(UserError):  # of a plug-in that is not loaded now
-            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme)
+        with suppress(UserError):  # of a plug-in that is not loaded now, or a network that is not named
+            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
     notes = [f"{kept} cells are kept that other code measured; leave out --keep-measured to measure them again"]
     notes += [f"{older} cells of earlier commands were measured by other code; run those again to renew them"]
     return [note for note, count in zip(notes, (kept, older), strict=True) if count]
@@ -399,7 +402,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             raise UserError("nothing to measure: no scheme applies to these backbones; add fp32 to --schemes")
         if all(cell["status"] == "skipped" for cell in statuses):
             raise UserError(f"nothing to measure: {statuses[0]['reason']}")
-        for file, why in wrong_files(file for source in sources if not source.model for file in source.files):
+        for file, why in wrong_files(of_zoos(sources)):
             print(f"warning: {file}: {why}", file=sys.stderr)
         listed = manifest(plan, preset, sources, statuses, out, device, argv)
         records.write_manifest(out, listed)
@@ -415,7 +418,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         report = make_report.build(out)[-1] if shown else None
     if report is not None:
         print(to_text(summary(records.load(out)), listed))
-        print_end(statuses, kept_notes(out, listed["cells"], statuses), report)
+        print_end(statuses, kept_notes(out, listed["cells"], statuses, plan.models), report)
     return print_failures(statuses, failed, args.debug)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -52,14 +53,21 @@ def has_weights(backbone: str) -> bool:
     return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
 
 
-def code_of(backbone: str, scheme: str) -> str:
+def code_of(backbone: str, scheme: str, named: Sequence[str] = ()) -> str:
     """The hash of the code that makes the numbers of the two together.
+
+    Args:
+        backbone: a name of the registry, or the label of one of `named`.
+        scheme: as in a command.
+        named: networks that the user gave by --model.
 
     Raises:
         UserError: one of them lies in no file, or imports a file that is no Python.
     """
+    model = next((model for model in named if models.label(model) == backbone), None)
     try:
-        return code_sha256((BACKBONES.get(backbone), SCHEMES.get(parse_scheme(scheme)[0])))
+        kind = BACKBONES.get(backbone) if model is None else type(models.opened(model))
+        return code_sha256((kind, SCHEMES.get(parse_scheme(scheme)[0])))
     except UserError as error:
         raise UserError(f"{backbone} {scheme}: {error}") from error
 

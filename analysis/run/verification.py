@@ -23,7 +23,7 @@ from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import models, networks
 from analysis.run.source import Source
-from analysis.run.zoo_files import wrong_files
+from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables.comparisons import comparisons
 from analysis.tables.roles import from_manifest
 from cadyq.commands.cli import (
@@ -173,7 +173,7 @@ def check_weights(df: pd.DataFrame, named: Named) -> Iterator[Finding]:
         except UserError as error:
             yield Finding(what, UNKNOWN, str(error))
             continue
-        files += () if source.model else source.files
+        files += of_zoos([source])
         if source.reason:
             yield Finding(what, UNKNOWN, source.reason)
         elif set(rows["weights_sha256"]) == {sha256}:

@@ -6,9 +6,17 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from analysis.run.source import Source
+from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.data.images import sha256_file
 from cadyq.utils.errors import UserError
+
+
+def of_zoos(sources: Iterable[Source]) -> list[Path]:
+    """The files of networks that lie in a zoo: all of a backbone's, and of a `--model` those that a zoo lists."""
+    files = [(source, file) for source in sources for file in source.files]
+    return [file for source, file in files if not source.model or zoo_path(file.name) == file]
 
 
 def wrong_files(files: Iterable[Path]) -> Iterator[tuple[Path, str]]:
