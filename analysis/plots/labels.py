@@ -147,8 +147,9 @@ def _lies_in(lines: _Array, boxes: _Array) -> NDArray[np.bool_]:
     """Whether a line of the first passes through a box of the second (n, m); lines of length 0 do not."""
     at = lines[:, None, :2] + _LEADER_SAMPLES * (lines[:, None, 2:] - lines[:, None, :2])  # (n, samples, 2)
     inside = (at[:, :, None] > boxes[None, None, :, :2]) & (at[:, :, None] < boxes[None, None, :, 2:])
-    drawn: NDArray[np.bool_] = np.abs(lines[:, :2] - lines[:, 2:]).sum(axis=1) > 0
-    return np.asarray(inside.all(axis=3).any(axis=1) & drawn[:, None])
+    passes = inside.all(axis=3).sum(axis=1) > 0
+    drawn = (lines[:, :2] != lines[:, 2:]).sum(axis=1) > 0
+    return np.asarray(passes & drawn[:, None])
 
 
 def _cross(lines: _Array, others: _Array) -> NDArray[np.bool_]:
