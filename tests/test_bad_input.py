@@ -31,7 +31,7 @@ from analysis import compare, cost, make_report, run_all, verify
 from analysis.sensitivity.__main__ import main as sensitivity
 from cadyq.checkpoints.folders import ZOO
 from cadyq.checkpoints.tensors import compress
-from cadyq.commands import photographs
+from cadyq.commands import calibrate, photographs
 
 Words = list[str]
 Case = Callable[[Path], tuple[Callable[..., int], Words]]
@@ -526,6 +526,27 @@ def unknown_option_of_a_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
     words = ["static", "--parent", "zoo:carn_m_x4_cadyq", "--data-root", str(tmp / "photos"), "--lr-patch", "24"]
     words += ["--patches", "2", "--cache", str(tmp / "cache"), "--out", str(tmp / "out"), "--option", "nonsense=1"]
     return cadyq.derive.main, words
+
+
+@case("--zoo", "a.png", "choose another folder")
+def a_zoo_that_is_a_file(tmp: Path) -> tuple[Callable[..., int], Words]:
+    zoo = photograph(tmp / "a.png")
+    main, words = train(tmp, "--recipe", "fp32", "--steps", "1", "--set", "lr_patch=8", "--scale", "2")
+    return main, [*words, "--zoo", str(zoo)]
+
+
+@case("--zoo", "a.png", "choose another folder")
+def a_zoo_that_is_a_file_for_calibrate(tmp: Path) -> tuple[Callable[..., int], Words]:
+    words = ["--scheme", "minmax:w4a4", "--model", "zoo:idn_x4_fp32", "--patches", "2", "--lr-patch", "8"]
+    return calibrate.main, [*words, "--out", str(tmp / "out"), "--zoo", str(photograph(tmp / "a.png"))]
+
+
+@case("--zoo", "a.png", "choose another folder")
+def a_zoo_that_is_a_file_for_ship(tmp: Path) -> tuple[Callable[..., int], Words]:
+    (tmp / "run").mkdir()
+    (tmp / "run/training.json").write_text('{"backbone": "idn", "scheme": "pams:w8a8", "scale": 4}')
+    cadyq.save_model(cadyq.load_model("zoo:idn_x4_pams_w8a8"), tmp / "run/model.safetensors")
+    return cadyq.zoo.ship.main, ["run", str(tmp / "run"), "--zoo", str(photograph(tmp / "a.png"))]
 
 
 @case("nowhere")

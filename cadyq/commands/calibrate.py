@@ -27,6 +27,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_spares,
     check_writable,
+    check_zoo,
     exit_status,
     open_networks,
     program,
@@ -111,6 +112,7 @@ def run(args: argparse.Namespace) -> Path:
     if args.threads:
         torch.set_num_threads(args.threads)
     open_networks(args)
+    check_zoo(args.zoo)
     check_spares(args.out, ["model.safetensors", "training.json"], [args.model])
     check_writable(args.out)
     name, _, tag = parse_scheme(args.scheme)

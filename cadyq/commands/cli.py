@@ -230,3 +230,9 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         probe.unlink(missing_ok=True)  # another command may have taken it away
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def check_zoo(folder: Path | None) -> None:
+    """Raises UserError before any work where the folder of `--zoo`, if one is named, cannot be written."""
+    if folder is not None:
+        check_writable(folder, "--zoo")

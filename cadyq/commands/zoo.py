@@ -11,6 +11,7 @@ from cadyq.commands.cli import (
     Numbers,
     Parser,
     add_network_options,
+    check_zoo,
     exit_status,
     open_networks,
     program,
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def act() -> None:
         open_networks(args)
         folder = writable_zoo()
+        check_zoo(folder)
         if args.command == "run":
             for run_dir in args.run_dirs:
                 print(add_run_to_zoo(run_dir, args.tag, folder))
