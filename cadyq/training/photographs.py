@@ -86,7 +86,12 @@ def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cach
     """Decode photographs and degrade them by MATLAB's bicubic; cached in one file.
 
     A photograph that does not open or is smaller than a patch is named, left out and counted.
+
+    Raises:
+        UserError: `cache` is a file.
     """
+    if cache.is_file():
+        raise UserError(f"{cache}: is a file, and the cache needs a folder; name another")
     key = repr([CACHE_VERSION, scale, lr_patch, [(Path(p.name).name, p.size) for p in photographs]])
     file = cache / f"patches_{_short_hash(key.encode())}.safetensors"
     if not file.exists():

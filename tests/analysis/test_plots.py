@@ -236,7 +236,7 @@ def test_a_picture_is_the_same_every_time_and_says_so(make_run: Runner) -> None:
     assert pictures[0]._repr_png_() == pictures[1]._repr_png_()
     assert pictures[0]._repr_png_().startswith(b"\x89PNG")
     assert repr(pictures[0]) == "Picture"
-    with pytest.raises(UserError, match="difference_figure has nothing to draw"):
+    with pytest.raises(UserError, match="difference_figure has nothing to plot"):
         style.picture(plots.difference_figure, summary(df[df["scheme"] == "fp32"]))
 
 

@@ -149,7 +149,7 @@ def test_what_is_not_named_is_said_and_is_no_failure(place: Place, capsys: pytes
     assert place.verify("--sample", "0") == 0
     lines = findings(capsys.readouterr().out)
     for scheme in SCHEMES:
-        one(lines, f"weights of theirs {scheme}", "'theirs' is no backbone: pass the run's --model")
+        one(lines, f"weights of theirs {scheme}", "'theirs' is not a backbone; give the --model")
     assert place.verify("--sample", "0", "--model", place.model) == 0
     lines = findings(capsys.readouterr().out)
     one(lines, "weights of theirs shrunk:w8a8", "unknown scheme 'shrunk'")

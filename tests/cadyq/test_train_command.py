@@ -153,7 +153,7 @@ def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
     before = model.stat().st_mtime_ns
     assert _run_here(arguments) == model
     assert model.stat().st_mtime_ns == before
-    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*differing: seed"):
+    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*different: seed"):
         _run_here([*arguments, "--seed", "5"])
 
 
@@ -195,11 +195,11 @@ def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--recipe", "fp32", "--init", ""], "recipe 'fp32' has no start.*--from-scratch"),
+        (["--recipe", "fp32", "--init", ""], "recipe 'fp32' starts from a network.*--from-scratch"),
         (["--recipe", "fp32", "--from-scratch"], "--from-scratch and --model.*exclude"),
         (["--recipe", "fp32", "--from-scratch", "--init", "", "--size", "n_feat=8"], "did you mean 'n_feats'"),
         (["--recipe", "finetune", "--device", "tpu"], "--device tpu: no such device"),
-        (["--recipe", "finetune", "--set", "batch=big"], "batch = 'big' should be.*int"),
+        (["--recipe", "finetune", "--set", "batch=big"], "batch = 'big' is not of type int"),
         (["--recipe", "finetune", "--set", "schedule=linear"], "schedule = 'linear' is unknown.*cosine, halve"),
         (["--recipe", "finetune", "--set", "steps=0"], "steps = 0 is out of range"),
         (["--recipe", "finetune", "--target-fab", "5.5"], "target_fab=5.5 cannot be reached"),

@@ -23,6 +23,7 @@ from cadyq.training.gradients import backward
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
+from cadyq.training.photographs import load_bank
 from cadyq.training.recipes import load_recipe
 from cadyq.training.start import calibration_network, quantized_from
 from cadyq.training.trainer import Trainer
@@ -151,7 +152,7 @@ def test_backbones_without_branches_say_so() -> None:
     network.__class__ = type("Bare", (type(network),), {"branches": (), "upsampling": "gone"})
     for key, message in (("weight_at_branches", "no branches"), ("weight_at_features", "no module before")):
         recipe = load_recipe("finetune").with_changes(**{key: 1.0})
-        with pytest.raises(UserError, match=rf"edsr names {message}.*set {key} = 0"):
+        with pytest.raises(UserError, match=rf"edsr defines {message}.*set {key} = 0"):
             AttentionTaps(network, recipe)
 
 
@@ -435,3 +436,11 @@ def test_a_stride_leaves_two_rows_and_columns_where_there_are_two(side: int, str
     assert subsample(x, stride).shape == (1, 1, len(range(0, 6, min(stride, 3))), left)
     assert subsample(x.mT, stride).shape[2] == left
     assert int(subsample(x, stride).flatten()[0]) == 0
+
+
+def test_a_cache_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "photo.png"
+    file.write_bytes(b"")
+    with pytest.raises(UserError, match=r"photo\.png: is a file, and the cache needs a folder"):
+        load_bank([], 4, 8, file)
+    assert file.read_bytes() == b""
