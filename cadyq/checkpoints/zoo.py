@@ -20,7 +20,7 @@ from cadyq.schemes.calibration import observe
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import CALIBRATION_SIDE, calibration_patches
 from cadyq.utils.errors import UserError
-from cadyq.utils.files import replacing
+from cadyq.utils.files import replacing, write_text
 from cadyq.utils.locks import alone_in
 
 MANIFEST = "manifest.json"
@@ -115,6 +115,19 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
 def _of_same_sizes(network: SRNetwork, parent: Path) -> bool:
     """Whether a file holds a network of the same architecture; only against such a one can another be stored."""
     return load_model(parent).architecture == network.architecture
+
+
+def save_run(network: SRNetwork, facts: dict[str, Any], run_dir: Path, parent: str = "") -> Path:
+    """Write model.safetensors and training.json, which `add_run_to_zoo` reads; return the path of the model.
+
+    Args:
+        parent: network that the file builds on, see `save_model`; empty where it stands alone.
+    """
+    path = run_dir / "model.safetensors"
+    with alone_in(run_dir):  # the two files belong together
+        save_model(network, path, parent=parent)
+        write_text(run_dir / "training.json", json.dumps(facts, indent=1, sort_keys=True))
+    return path
 
 
 def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:

@@ -6,7 +6,6 @@ No HR image is read. The output stores what calibration found, and refers to the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -16,9 +15,9 @@ from pathlib import Path
 import torch
 
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import ZOO_PREFIX, load_model, resolve, save_model
+from cadyq.checkpoints.io import ZOO_PREFIX, load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.checkpoints.zoo import add_run_to_zoo
+from cadyq.checkpoints.zoo import add_run_to_zoo, save_run
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -42,8 +41,6 @@ from cadyq.training.reconstruction import calibrate
 from cadyq.training.start import plain
 from cadyq.utils.bars import bar
 from cadyq.utils.errors import UserError
-from cadyq.utils.files import write_text
-from cadyq.utils.locks import alone_in
 
 LEAST_PATCH = 8
 TUNED = "tuned"  # tag of a network whose scheme runs without tuning as well
@@ -150,14 +147,11 @@ def run(args: argparse.Namespace) -> Path:
         "seed": args.seed,
         "torch": torch.__version__,
     }
-    with alone_in(args.out):  # the two files belong together
-        save_model(network, args.out / "model.safetensors", parent=origin)
-        write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
+    out = save_run(network, facts, args.out, origin)
     if args.zoo is not None:
         kind = SCHEMES.get(name)
         tuned = bool(reports) and not kind.trained  # the plain label is that of the scheme without tuning
         print(add_run_to_zoo(args.out, args.tag or (TUNED if tuned else ""), args.zoo))
-    out: Path = args.out / "model.safetensors"
     return out
 
 

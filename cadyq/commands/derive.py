@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from cadyq.checkpoints.io import load_model, resolve, save_model
+from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.checkpoints.zoo import add_run_to_zoo
+from cadyq.checkpoints.zoo import add_run_to_zoo, save_run
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -30,8 +29,6 @@ from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme
 from cadyq.training.derive import derive, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
-from cadyq.utils.files import write_text
-from cadyq.utils.locks import alone_in
 from cadyq.utils.options import parse_options
 
 
@@ -79,7 +76,6 @@ def run(args: argparse.Namespace) -> Path:
     training, _ = bank.split()
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
     network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **(options | parse_options(args.option)))
-    path: Path = args.out / "model.safetensors"
     parent_path = resolve(args.parent)
     facts = {
         "backbone": parent.name,
@@ -93,10 +89,7 @@ def run(args: argparse.Namespace) -> Path:
         "fab_on_patches": None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr),
         "torch": torch.__version__,
     }
-    with alone_in(args.out):  # the two files belong together
-        save_model(network, path)
-        write_text(args.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
-    return path
+    return save_run(network, facts, args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
