@@ -18,6 +18,7 @@ from cadyq.commands import zoo as ship
 
 FIXED = ("w8a8", "w8a6", "w8a5", "w8a4", "w4a4")
 FOUR_BITS = ("dorefa", "pact", "lsq", "ddtb", "daq")
+LOW_BITS, RECENT = ("w4a4", "w3a3", "w2a2"), ("odm", "quantsr")
 SUBSAMPLED, SUBSAMPLED_TAG = "cadyq,search_space=4-5-6,stats_stride=8", "b4-5-6_stride8"
 LADDER_OF_CONTROL = ("w8a6", "w8a5", "w8a4")
 SEEDS = (1, 2)
@@ -54,7 +55,8 @@ def trainings() -> list[Training]:
             ("pams:w8a5", f"seed{seed}", "finetune"),
         )
     ]
-    return [*fixed, *dynamic, *rivals, *control, *seeds]
+    recent = [Training(f"{name}:{bits}") for name in RECENT for bits in LOW_BITS]
+    return [*fixed, *dynamic, *rivals, *control, *seeds, Training("granular"), *recent]
 
 
 def derivations(backbone: str) -> list[Derivation]:
