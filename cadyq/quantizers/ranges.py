@@ -21,7 +21,7 @@ from cadyq.quantizers.functional import (
     signed_levels,
 )
 
-INITIAL_BOUND = 10.0
+INITIAL_BOUND = 10.0  # only until calibration or a file sets it: a quantizer without a range raises
 Network = TypeVar("Network", bound=Any)  # with points and a scheme
 
 
