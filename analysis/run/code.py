@@ -22,8 +22,9 @@ from cadyq.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cadyq", "baselines", "analysis.run")
-# Names, locks, messages and command lines make no number, and a run is planned here before anything is measured.
-WITHOUT_NUMBERS = ("cadyq.utils", "cadyq.commands", "cadyq.testing", "analysis.run.code")
+# Names, locks, messages and command lines make no number; a run is planned before anything is measured; and wherever a
+# network is found, its weights have a hash of their own.
+WITHOUT_NUMBERS = ("cadyq.utils", "cadyq.commands", "cadyq.testing", "cadyq.checkpoints.folders", "analysis.run.code")
 # what every number goes through, whatever the scheme
 MEASURING = ("analysis.run.jobs", "cadyq.metrics.measure")
 # Their releases change kernels (torch), sums (numpy) or counts of MACs (fvcore). Major and minor: a patch release mends
