@@ -249,7 +249,8 @@ def _one_unit(
 
 def _dropped(quantized: Tensor, plain: Tensor, probability: float, generator: torch.Generator) -> Tensor:
     """Each value from `plain` with that probability, else from `quantized` (QDrop, Eq. 8)."""
-    return torch.where(torch.rand(plain.shape, generator=generator) < probability, plain, quantized)
+    drawn = torch.rand(plain.shape, generator=generator)  # on the CPU, so that every device draws the same
+    return torch.where(drawn.to(plain.device) < probability, plain, quantized)
 
 
 @contextmanager
