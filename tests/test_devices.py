@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import cadyq
 from analysis.records import store as records
 from analysis.run import command as run_all
 from analysis.run.verification import TOLERANCE
+from cadyq.commands import calibrate
 from cadyq.commands.train import build_parser, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
@@ -136,3 +138,17 @@ def test_training_on_a_gpu(photo_root: Path, tmp_path: Path) -> None:
     assert resident == pytest.approx(cpu, rel=0.02)
     half = losses(photo_root, tmp_path / "half", "cuda", "--amp")
     assert half == pytest.approx(cpu, rel=0.1)
+
+
+@needs_gpu
+@pytest.mark.usefixtures("no_tf32")
+@pytest.mark.parametrize("scheme", ["ptq4sr:w4a4", "brecq:w4a4,qdrop=true", "adabm:w8a6"])
+def test_calibrating_on_a_gpu(scheme: str, tmp_path: Path) -> None:
+    last = {}
+    for device in ("cpu", "cuda"):
+        out = tmp_path / device
+        words = ["--scheme", scheme, "--model", "zoo:idn_x4_fp32", "--patches", "4", "--steps", "4", "--batch", "2"]
+        assert calibrate.main([*words, "--device", device, "--out", str(out)]) == 0
+        stages = json.loads((out / "training.json").read_text())["stages"]
+        last[device] = [stage["last_loss"] for stage in stages if stage["steps"]]
+    assert last["cuda"] == pytest.approx(last["cpu"], rel=0.05)

@@ -40,6 +40,7 @@ from cadyq.schemes.specs import canonical, parse_scheme
 from cadyq.training.reconstruction import calibrate
 from cadyq.training.start import plain
 from cadyq.utils.bars import bar
+from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 
 LEAST_PATCH = 8
@@ -78,6 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws the patches of each step (default: 0)"
     )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
     add_threads_option(parser)
     add_network_options(parser)
     return parser
@@ -108,6 +110,7 @@ def run(args: argparse.Namespace) -> Path:
     """Calibrate what the command line asks for; return the path of the model."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
     open_networks(args)
     check_zoo(args.zoo)
     check_spares(args.out, ["model.safetensors", "training.json"], [args.model])
@@ -115,11 +118,11 @@ def run(args: argparse.Namespace) -> Path:
     name, _, tag = parse_scheme(args.scheme)
     if tag:
         raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")
-    parent, origin = load_model(args.model), _origin(args.model)
+    parent, origin = load_model(args.model, device=device), _origin(args.model)
     if not plain(parent):
         raise UserError(f"--model {args.model}: is already quantized; give its FP32 network")
     images, count, called = lr_images(args.images, parent.scale)
-    patches = calibration_patches(images, args.patches, args.lr_patch)
+    patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
     start = time.monotonic()
     with bar(desc=canonical(args.scheme), unit="step", leave=False) as progress:
 
@@ -145,6 +148,7 @@ def run(args: argparse.Namespace) -> Path:
         "batch": args.batch,
         "stages": [vars(report) for report in reports],
         "seed": args.seed,
+        "device": device.type,
         "torch": torch.__version__,
     }
     out = save_run(network, facts, args.out, origin)
