@@ -1,7 +1,8 @@
 """The spread between seeds: what training a network again by the same recipe changes. Where a difference between two
 schemes is no larger than this, one training each does not tell them apart, however narrow the interval over images.
 
-Networks whose tag is ``seed1``, ``seed2``, ... are further trainings of the one that has the same name without it.
+A network whose tag is or ends in ``seed1``, ``seed2``, ... is a further training of the one without: ``cadyq:seed1`` of
+``cadyq``, ``cadyq:fast_seed1`` of ``cadyq:fast``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ DROP, FAB, LEAD = "PSNR drop against fp32, dB", "FAB, bits", f"PSNR {EQUAL_BITOP
 KEYS = ["quantity", "scale", "mode", "backbone", "scheme", "dataset"]
 STATISTICS = ["seeds", "mean", "std", "low", "high"]
 _FORMS = {DROP: "+.3f", FAB: ".2f", LEAD: "+.3f"}
-_TAG = re.compile(r":seed\d+$")
+_TAG = re.compile(r"[:_]seed\d+$")
 
 
 def first_trainings(df: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.tables.comparisons import comparisons
-from analysis.tables.seeds import DROP, FAB, LEAD, by_quantity, spread, write_seeds
+from analysis.tables.seeds import DROP, FAB, LEAD, by_quantity, first_trainings, spread, write_seeds
 
 # scheme: (PSNR in dB below FP32, FAB, BitOPs), the same on every image
 NETWORKS = {
@@ -54,6 +54,14 @@ def test_mean_deviation_and_range_over_trainings() -> None:
     assert row[["mean", "std", "low", "high"]].tolist() == pytest.approx([5.7, 0.2, 5.5, 5.9])
     row = _row(table, DROP, "pams:w8a5")
     assert row[["seeds", "mean", "std"]].tolist() == pytest.approx([2, -0.16, 0.02 / 2**0.5])
+
+
+def test_a_variant_has_further_trainings_of_its_own() -> None:
+    variant = {"cadyq:b4-5-6": (0.09, 5.1, 51.0), "cadyq:b4-5-6_seed1": (0.11, 5.3, 53.0)}
+    df = _frame(NETWORKS | variant)
+    row = _row(spread(df, comparisons(df)), DROP, "cadyq:b4-5-6")
+    assert row[["seeds", "mean"]].tolist() == pytest.approx([2, -0.10])
+    assert "cadyq:b4-5-6_seed1" not in set(first_trainings(df)["scheme"])
 
 
 def test_the_lead_is_over_fixed_bits_of_each_trainings_own_cost() -> None:
