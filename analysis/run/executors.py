@@ -21,6 +21,7 @@ import torch
 from analysis.run.jobs import Job, Outcome, attempt
 from cadyq.plugins import load_plugins
 from cadyq.utils.errors import UserError
+from cadyq.utils.memory import reuse_freed_memory
 
 DEATHS = 3  # of workers during one job, after which it is given up
 MOST = 8  # processes that are started unasked, each of which takes about 1 GB
@@ -42,6 +43,7 @@ class Work:
     plugins: tuple[Path, ...] = ()
 
     def __call__(self, job: Job) -> Outcome:
+        reuse_freed_memory()
         load_plugins(self.plugins)
         return attempt(job, self.out, torch.device(self.device))
 

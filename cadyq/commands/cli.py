@@ -21,6 +21,7 @@ from typing import NoReturn
 from cadyq.checkpoints.folders import use_zoo
 from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
 from cadyq.utils.errors import UserError, reason_of
+from cadyq.utils.memory import reuse_freed_memory
 
 # what to do about a file system that takes no more
 UNWRITABLE = {
@@ -164,6 +165,7 @@ def exit_status(action: Callable[[], object], debug: bool = False, again: str = 
         0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
         interrupted, 143 when terminated.
     """
+    reuse_freed_memory()
     with _stopping() as signals:
         try:
             action()
