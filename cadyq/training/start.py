@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,14 @@ from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.calibration import calibrated, calibrated_on
-from cadyq.schemes.factory import backbone_option_names, create_model
+from cadyq.schemes.factory import backbone_option_names, create_model, list_backbones
 from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import parse_options
 from cadyq.utils.registry import closest
 
+log = logging.getLogger(__name__)
 CALIBRATION_PATCHES = 64
 CALIBRATION_SIDE = 48
 
@@ -40,16 +42,33 @@ def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
     """The trained network to start from: of this project, or "spandrel:PATH".
 
     Raises:
-        UserError: no such file, or of another backbone or scale than is asked for.
+        UserError: no such file; of another backbone than is asked for, or of another scale and not in FP32.
     """
     network = load_model(init)
+    facts = _file_facts(init)
     wanted = f"{backbone or network.name} x{scale or network.scale}"
-    if wanted != f"{network.name} x{network.scale}":
-        raise UserError(
-            f"{init}: is {network.name} x{network.scale}, not {wanted}; "
-            "correct --backbone and --scale, leave them out, or give another file"
-        )
-    return Start(network, init, _file_facts(init))
+    if wanted == f"{network.name} x{network.scale}":
+        return Start(network, init, facts)
+    if backbone in (None, network.name) and scale is not None and plain(network) and network.name in list_backbones():
+        return Start(_at_scale(network, scale, init), init, {"name": f"tensors of {init}", "source": facts})
+    raise UserError(
+        f"{init}: is {network.name} x{network.scale}, not {wanted}; "
+        "correct --backbone and --scale, leave them out, or give another file"
+    )
+
+
+def _at_scale(network: SRNetwork, scale: int, init: str) -> SRNetwork:
+    """A network for another scale whose tensors are those of `network` where names and shapes agree.
+
+    EDSR (Lim et al., CVPRW 2017, Sec. 3.2) starts x3 and x4 from a trained x2 in this way.
+    """
+    other = create_model(network.name, scale=scale, **network.options)
+    own = other.state_dict()
+    taken = {key: value for key, value in network.state_dict().items() if key in own and own[key].shape == value.shape}
+    other.load_state_dict(own | taken)
+    new = [key for key in own if key not in taken]
+    log.warning("%s is x%d: at x%d these start from random weights: %s", init, network.scale, scale, new or "none")
+    return other
 
 
 def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Start:

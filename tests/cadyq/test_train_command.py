@@ -1,6 +1,7 @@
 """The training command as a user runs it: killed, on several processes, from a bank file; and its errors."""
 
 import csv
+import json
 import os
 import random
 import signal
@@ -192,6 +193,18 @@ def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
     assert sha256_file(_run_here(arguments)) == sha256_file(from_folder)
 
 
+def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
+    steps = ["--set", "steps=1", "rate_weights=0", "average=0"]
+    arguments = ["--recipe", "fp32", *_arguments(folder, "x2"), "--scale", "2", *steps]
+    teacher = arguments.index("--teacher")
+    trained = cadyq.load_model(_run_here([*arguments[:teacher], *arguments[teacher + 2 :]]))
+    facts = json.loads((folder / "x2" / "training.json").read_text())
+    assert (trained.scale, facts["scale"]) == (2, 2)
+    parent = cadyq.load_model(folder / "parent.safetensors")
+    assert facts["parent"]["source"]["sha256"] == sha256_file(folder / "parent.safetensors") and parent.scale == 4
+    assert torch.equal(trained.get_parameter("head.weight"), parent.get_parameter("head.weight"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -205,6 +218,7 @@ def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
         (["--recipe", "finetune", "--target-fab", "5.5"], "target_fab=5.5 cannot be reached"),
         (["--recipe", "finetune", "--bank", "x.safetensors"], "one of --data-root DIR and --bank FILE"),
         (["--recipe", "finetune", "--backbone", "carn_m"], "is edsr x4, not carn_m x4"),
+        (["--recipe", "fp32", "--backbone", "carn_m", "--scale", "2"], "is edsr x4, not carn_m x2"),
     ],
 )
 def test_wrong_commands_end_with_one_line(
