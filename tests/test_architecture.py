@@ -26,13 +26,17 @@ ROOMS = {
     "models": {"cadyq.quantizers", "cadyq.utils", "cadyq.data.bicubic"},
     "schemes": {"cadyq.models", "cadyq.quantizers", "cadyq.utils"},
     "inference": {"cadyq.models", "cadyq.quantizers", "cadyq.utils"},
+    "kernels": {"cadyq.deploy.grid", "cadyq.models", "cadyq.quantizers", "cadyq.schemes", "cadyq.utils"},
 }
+# rooms that nothing else imports: what they measure or write is optional
+ENDS = ["cadyq.kernels"]
 # packages and rooms whose modules are used from Python, without a command line
 LIBRARIES = [
     *(f"cadyq.{room}" for room in ("quantizers", "schemes", "models", "data", "metrics", "training", "checkpoints")),
     *(
         "cadyq.deploy",
         "cadyq.inference",
+        "cadyq.kernels",
         "cadyq.upscaling",
         "cadyq.utils",
         "cadyq.plugins",
@@ -116,6 +120,12 @@ def test_rooms_keep_their_doors(room: str) -> None:
         if within(other, ["cadyq"]) and not within(other, allowed)
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("room", ENDS)
+def test_optional_rooms_are_never_needed(room: str) -> None:
+    readers = {name for name in MODULES if any(within(other, [room]) for other in imported(name))}
+    assert {name for name in readers if not within(name, [room])} == set()
 
 
 def test_libraries_import_no_command_line() -> None:

@@ -17,7 +17,7 @@ CORE = ["torch", "numpy", "safetensors", "pillow", "tomli"]
 OPTIONAL = [
     *("pandas", "pyarrow", "matplotlib", "seaborn", "skimage", "jinja2", "joblib", "fvcore", "scipy", "tqdm"),
     *("filelock", "tensorboard", "onnx", "onnxscript", "onnxruntime", "dask", "distributed"),
-    *("spandrel", "torchvision", "einops", "pooch"),
+    *("spandrel", "torchvision", "einops", "pooch", "cffi"),
 ]
 
 BLOCK = f"""
@@ -80,6 +80,7 @@ print("done")
         ("cadyq.evaluate(model, 'Set5', '.')", "cadyq.evaluate", "analysis"),
         ("from cadyq.data.datasets import photographs; photographs(4)", "dataset 'skimage'", "analysis"),
         ("cadyq.load_model('spandrel:q.pth')", "spandrel:", "foreign"),
+        ("from cadyq.kernels.build import library; library()", "a bit-serial convolution", "kernels"),
     ],
 )
 def test_what_needs_more_names_its_extra(code: str, what: str, extra: str, tmp_path: Path) -> None:

@@ -1,0 +1,238 @@
+"""Feature maps and weights as bit planes, and their convolution: a Python front of `bit_serial.c`."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cadyq.kernels.build import INSTRUCTION_SETS, instruction_sets, library
+from cadyq.utils.errors import UserError
+
+WORD = 64  # channels in a word of a plane
+LANES, BLOCK = 8, 32  # output channels that share a vector, and that are computed at once
+SLACK = 8  # words behind the last plane that are read and not used
+MOST_BITS = 8
+MOST_STEPS = 1024  # words times taps
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How one feature map becomes integers: code = clamp(round(x / divisor * factor) + zero, low, high).
+
+    A code stands for (code - zero) / factor * divisor. A symmetric quantizer has the bound as its divisor and
+    2^(b-1) - 1 as its factor, any other one its step and 1, so that ties round as in the simulation.
+
+    Attributes:
+        divisor, factor: see above, float32 values.
+        zero: the code of 0.
+        low, high: the smallest and the largest code, within -128..127 or 0..255.
+        bits: planes that the codes need.
+    """
+
+    divisor: float
+    factor: float
+    zero: int
+    low: int
+    high: int
+    bits: int
+
+    @property
+    def step(self) -> float:
+        return self.divisor / self.factor
+
+
+@dataclass(frozen=True)
+class BitPlanes:
+    """The codes of one feature map.
+
+    Attributes:
+        words: int64, the planes as `bit_serial.c` describes them.
+        height, width, channels, pad: of the map; the padding on every side holds the code of zero.
+        bits: planes that are used: those that two's complement (or plain binary, without a negative code) needs for
+            the codes that are there. After a ReLU a symmetric grid has no negative code, and its last plane is empty.
+        signed: whether the last of them counts negative.
+        rounding: what the map was packed by.
+    """
+
+    words: Tensor
+    height: int
+    width: int
+    channels: int
+    pad: int
+    bits: int
+    signed: bool
+    rounding: Rounding
+
+
+@dataclass(frozen=True)
+class WeightPlanes:
+    """The integer weight of one convolution, in two's complement.
+
+    Attributes:
+        words: int64, the planes as `bit_serial.c` describes them.
+        bits: planes.
+        inputs, outputs, kernel: channels that it reads and gives, and the side of its kernel.
+        sums: of the codes of each output channel, int32 (outputs,).
+    """
+
+    words: Tensor
+    bits: int
+    inputs: int
+    outputs: int
+    kernel: int
+    sums: Tensor
+
+
+def fastest() -> str:
+    """The instruction set that is used unless another one is named."""
+    return instruction_sets()[-1]
+
+
+def pack(x: Tensor, rounding: Rounding, pad: int, values: Tensor | None = None, instructions: str = "") -> BitPlanes:
+    """Quantize a feature map and cut its codes into bit planes.
+
+    Args:
+        x: float32 (C, H, W) on the CPU; with channels last in memory it is not copied.
+        rounding: the grid.
+        pad: pixels of padding on every side, at least half the kernel that will read it.
+        values: of the shape of `x` with channels last in memory; is filled with the values on the grid.
+        instructions: one of `instruction_sets()`, by default the fastest.
+    """
+    channels, height, width = x.shape
+    words = -(-channels // WORD) * (height + 2 * pad) * (width + 2 * pad)
+    planes = torch.empty(rounding.bits * words + SLACK, dtype=torch.int64)
+    seen = _quantize(x, rounding, pad, planes, values, instructions)
+    signed = seen >= 256
+    return BitPlanes(planes, height, width, channels, pad, (seen % 256).bit_length() + signed, signed, rounding)
+
+
+def quantize(x: Tensor, rounding: Rounding, values: Tensor, instructions: str = "") -> None:
+    """As `pack`, for the values alone."""
+    _quantize(x, rounding, 0, None, values, instructions)
+
+
+def _quantize(
+    x: Tensor, rounding: Rounding, pad: int, planes: Tensor | None, values: Tensor | None, instructions: str
+) -> int:
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        raise UserError(f"a feature map is {x.dtype} on {x.device}; bit planes are made of torch.float32 on a CPU")
+    channels, height, width = x.shape
+    last = _channels_last(x)
+    r = rounding
+    return int(
+        library().lib.pack(
+            *(_number(instructions), _floats(last), height, width, channels, pad),
+            *(r.divisor, r.factor, r.zero, r.low, r.high, r.bits),
+            _pointer("uint64_t *", planes),
+            _floats(values),
+        )
+    )
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """`x` (C, H, W) as (H, W, C), contiguous; a view where it lies so in memory."""
+    return x.permute(1, 2, 0).contiguous()
+
+
+def pack_weight(codes: Tensor) -> WeightPlanes:
+    """Cut an integer weight into as many planes as its codes need.
+
+    Args:
+        codes: int8 (O, I, k, k).
+
+    Raises:
+        UserError: kernel times channels are more than the kernel has room for.
+    """
+    outputs, inputs, kernel, _ = codes.shape
+    words = -(-inputs // WORD)
+    steps = words * kernel**2
+    if steps > MOST_STEPS:
+        raise UserError(f"a {kernel}x{kernel} kernel over {inputs} channels is too large for a bit-serial convolution")
+    array = codes.numpy()
+    padded = np.zeros((-(-outputs // LANES) * LANES, words * WORD, kernel, kernel), np.uint8)
+    padded[:outputs, :inputs] = array.view(np.uint8)
+    bits = int(np.max(array ^ (array >> 7))).bit_length() + 1
+    by_word = padded.reshape(len(padded), words, WORD, kernel**2).transpose(1, 3, 0, 2)  # words, taps, outputs, WORD
+    rows = by_word.reshape(steps, len(padded), WORD)
+    planes = [np.packbits(rows >> i & 1, axis=-1, bitorder="little").view("<u8")[..., 0] for i in range(bits)]
+    blocks = [np.stack(planes)[:, :, start : start + BLOCK].ravel() for start in range(0, len(padded), BLOCK)]
+    stored = torch.from_numpy(np.concatenate(blocks).view(np.int64))
+    return WeightPlanes(stored, bits, inputs, outputs, kernel, codes.int().sum((1, 2, 3), dtype=torch.int32))
+
+
+def sums(x: BitPlanes, weight: WeightPlanes, instructions: str = "") -> Tensor:
+    """The integer sums of a convolution with padding of zeros that keeps the size, as int32 (O, H, W).
+
+    They are sums of (code - zero) times weight code, of products below 2^31.
+    """
+    out = torch.empty(x.height, x.width, weight.outputs, dtype=torch.int32)
+    _convolve(x, weight, None, None, out, instructions)
+    return out.permute(2, 0, 1)
+
+
+def convolve(
+    x: BitPlanes, weight: WeightPlanes, steps: Tensor, bias: Tensor, out: Tensor, instructions: str = ""
+) -> None:
+    """A convolution with padding of zeros that keeps the size: `sums` times steps, plus bias.
+
+    Args:
+        x: the feature map.
+        weight: the weight's codes.
+        steps: of the weight's codes, float32 (O,).
+        bias: float32 (O,).
+        out: float32 (O, H, W), channels last in memory; is filled.
+        instructions: one of `instruction_sets()`, by default the fastest.
+    """
+    _convolve(x, weight, steps * x.rounding.step, bias, out, instructions)
+
+
+def _convolve(
+    x: BitPlanes, weight: WeightPlanes, scale: Tensor | None, bias: Tensor | None, out: Tensor, instructions: str
+) -> None:
+    shift = weight.sums * -x.rounding.zero
+    pointers = [_pointer("uint64_t *", x.words), _pointer("uint64_t *", weight.words)]
+    rest = [_pointer("int32_t *", shift), _floats(scale), _floats(bias), _pointer("void *", out)]
+    function, number = library().lib.convolve, _number(instructions)
+
+    def rows(first: int, end: int) -> None:
+        function(
+            *(number, pointers[0], x.bits, x.signed, x.height, x.width, x.channels, x.pad),
+            *(pointers[1], weight.bits, weight.kernel, weight.outputs, first, end),
+            *rest,
+        )
+
+    threads = min(torch.get_num_threads(), x.height)
+    if threads == 1:
+        rows(0, x.height)
+        return
+    edges = [x.height * part // threads for part in range(threads + 1)]
+    for _ in _workers(threads).map(rows, edges[:-1], edges[1:]):
+        pass
+
+
+@cache
+def _workers(threads: int) -> ThreadPoolExecutor:
+    """Threads that share the rows of a map; C code runs without Python's lock."""
+    return ThreadPoolExecutor(threads, f"bit-serial-{threading.get_ident()}")
+
+
+def _number(instructions: str) -> int:
+    name = instructions or fastest()
+    if name not in instruction_sets():
+        raise UserError(f"instructions={name!r}: this CPU has {', '.join(instruction_sets())}")
+    return INSTRUCTION_SETS.index(name)
+
+
+def _floats(tensor: Tensor | None) -> Any:
+    return _pointer("float *", tensor)
+
+
+def _pointer(kind: str, tensor: Tensor | None) -> Any:
+    return library().ffi.cast(kind, 0 if tensor is None else tensor.data_ptr())
