@@ -18,7 +18,7 @@ from cadyq.utils.errors import UserError
 WORD = 64  # channels in a word of a plane
 LANES, BLOCK = 8, 32  # output channels that share a vector, and that are computed at once
 SLACK = 8  # words behind the last plane that are read and not used
-MOST_BITS = 8
+SIGNED, LARGEST = 256, 511  # what `pack` in C returns: the bits in use, and one more if a code is negative
 MOST_STEPS = 1024  # words times taps
 
 
@@ -104,13 +104,18 @@ def pack(x: Tensor, rounding: Rounding, pad: int, values: Tensor | None = None, 
         pad: pixels of padding on every side, at least half the kernel that will read it.
         values: of the shape of `x` with channels last in memory; is filled with the values on the grid.
         instructions: one of `instruction_sets()`, by default the fastest.
+
+    Raises:
+        UserError: `x` is of another type, on another device, or holds NaN.
     """
     channels, height, width = x.shape
     words = -(-channels // WORD) * (height + 2 * pad) * (width + 2 * pad)
     planes = torch.empty(rounding.bits * words + SLACK, dtype=torch.int64)
     seen = _quantize(x, rounding, pad, planes, values, instructions)
-    signed = seen >= 256
-    return BitPlanes(planes, height, width, channels, pad, (seen % 256).bit_length() + signed, signed, rounding)
+    if seen > LARGEST:
+        raise UserError("a feature map holds NaN, which no integer stands for; check the layers before it")
+    signed = seen >= SIGNED
+    return BitPlanes(planes, height, width, channels, pad, (seen % SIGNED).bit_length() + signed, signed, rounding)
 
 
 def quantize(x: Tensor, rounding: Rounding, values: Tensor, instructions: str = "") -> None:

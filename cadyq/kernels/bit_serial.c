@@ -60,7 +60,7 @@ int instruction_set(int set)
 
 /* Codes of up to 64 values, clamp(round(x / divisor * factor) + zero, low, high), and the values that they stand for.
  * The order of the operations is that of the simulation, so that ties are the same. Adding and subtracting 1.5 * 2^23
- * rounds to the nearest integer, ties to even. */
+ * rounds to the nearest integer, ties to even. NaN becomes INT32_MIN. */
 INLINE void quantize(const float *x, int count, float divisor, float factor, int zero, int low, int high, int32_t *codes,
                      float *values)
 {
@@ -70,7 +70,7 @@ INLINE void quantize(const float *x, int count, float divisor, float factor, int
         ratio = ratio < least ? least : ratio;
         ratio = ratio > most ? most : ratio;
         float rounded = (ratio + magic) - magic;
-        codes[c] = (int32_t)rounded + zero;
+        codes[c] = rounded == rounded ? (int32_t)rounded + zero : INT32_MIN;
         if (values)
             values[c] = rounded / factor * divisor;
     }
@@ -133,7 +133,8 @@ static void fill_border(const Map *m, uint64_t *planes)
 /* Cuts the bytes of 64 codes into one word of each plane. */
 typedef void (*Cut)(const uint8_t *, int, uint64_t *, ptrdiff_t);
 
-/* Returns the OR of all codes and that of the padding, negative ones inverted: bit 8 says whether there is one. */
+/* Returns the OR of all codes and that of the padding, negative ones inverted: bit 8 says whether there is one.
+ * Above 511 where x holds NaN. */
 INLINE int pack_with(Cut cut, const Map *m, const float *x, uint64_t *planes, float *values)
 {
     int words = (m->channels + WORD - 1) / WORD, pitch = m->width + 2 * m->pad;

@@ -258,6 +258,7 @@ def test_a_map_that_no_point_gave_is_refused() -> None:
     ("call", "message"),
     [
         (lambda: pack(torch.zeros(1, 2, 2).double(), Rounding(1, 1, 0, -1, 1, 2), 0), "is torch.float64 on cpu"),
+        (lambda: pack(torch.full((1, 2, 2), torch.nan), Rounding(1, 1, 0, -1, 1, 2), 0), "holds NaN"),
         (lambda: pack(torch.zeros(1, 2, 2), Rounding(1, 1, 0, -1, 1, 2), 0, instructions="sse"), "instructions='sse'"),
         (lambda: pack_weight(torch.zeros(1, 64, 33, 33, dtype=torch.int8)), "33x33 kernel over 64 channels"),
     ],
