@@ -1,9 +1,11 @@
 """What bits are worth where they run bit by bit: time against BitOPs, beside FP32 and 8-bit integers.
 
-`python benchmarks/kernels.py [--photographs DIR] [--patches N]`, on one thread. First one convolution of 64 channels,
-3x3, on a 96x96 patch, with 2 to 8 bits on both sides; quantizing and packing the feature map, and CADyQ's selector, are
-timed beside it. Then whole networks on real patches, each patch and each layer with its own bits. Contestants take
-turns; processor time, medians. The extra `kernels` brings the bit-serial convolution (`docs/kernels.md`).
+`python benchmarks/kernels.py [--photographs DIR] [--patches N] [--networks NAME ...]`, on one thread.
+
+First one convolution of 64 channels, 3x3, on a 96x96 patch, with 2 to 8 bits on both sides; quantizing and packing the
+feature map, and CADyQ's selector, are timed beside it. Then whole networks on real patches, each patch and each layer
+with its own bits. Contestants take turns; processor time, medians. The extra `kernels` brings the bit-serial
+convolution (`docs/kernels.md`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from cadyq.kernels.bit_planes import Rounding, convolve, pack, pack_weight
 from cadyq.kernels.build import instruction_sets
 from cadyq.kernels.network import bit_serial
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.base import FULL_PRECISION, SymmetricWeight
+from cadyq.quantizers.base import SymmetricWeight
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import signed_levels
 from cadyq.quantizers.layers import frozen_weights
@@ -45,8 +47,9 @@ from cadyq.schemes.cadyq import DynamicActivation
 CHANNELS, KERNEL, SIDE, CHAIN, SCALE = 64, 3, 96, 8, 4
 PATCH = 80  # LR pixels a side, of real patches
 MACS = CHANNELS**2 * KERNEL**2 * SIDE**2
-PAIRS = [(b, b) for b in range(2, 9)] + [(8, 4), (8, 5), (8, 6), (4, 8)]  # weight and activation bits
-TRAINED = ("pams_w8a8", "pams_w8a6", "pams_w8a5", "pams_w8a4", "pams_w6a6", "pams_w4a4", "cadyq", "cadyq_c456_s8")
+PAIRS = [(b, b) for b in range(2, 9)] + [(8, 2), (8, 3), (8, 4), (8, 5), (8, 6), (4, 8)]  # weight and activation bits
+NETWORKS = ("pams_w8a8", "pams_w8a6", "pams_w8a5", "pams_w8a4", "pams_w6a6", "pams_w4a4", "cadyq")
+FULL, SIMULATED, EXPORTED = "torch FP32", ("pams_w8a8", "cadyq"), ("pams_w8a8",)
 # what is timed inside a bit-serial network -> where it is found
 PARTS = {
     "convolutions": [(cadyq.kernels.network, "convolve")],
@@ -83,7 +86,7 @@ def other_runs(x: Tensor, scratch: Path) -> dict[str, Run]:
     _ = context.gradient  # once a patch, not once a layer
     selectors = {stride: BitSelector(CHANNELS, 3, "normalized", 1000.0, stride) for stride in (1, 8)}
     runs: dict[str, Run] = {
-        "torch FP32": lambda: conv(x),
+        FULL: lambda: conv(x),
         "simulation of 8 bits": lambda: F.conv2d(quantizer(x, context).value, weight, conv.bias, padding=1),
     }
     for stride, selector in selectors.items():
@@ -138,7 +141,7 @@ def one_convolution(repetitions: int, scratch: Path) -> str:
         runs |= bit_serial_runs(x, name, generator)
     ms = {name: 1000 * spent.processor for name, spent in take_turns(runs, repetitions).items()}
     ms |= {name: ms[name] / CHAIN for name in ms if name.startswith("onnxruntime")}
-    full = ms["torch FP32"]
+    full = ms[FULL]
     others = [
         [name, f"{ms[name]:.2f}", f"{ms[name] / full:.2f}"] for name in ms if name.split()[0] not in ("pack", "conv")
     ]
@@ -152,7 +155,7 @@ def one_convolution(repetitions: int, scratch: Path) -> str:
         for row, (w, a) in zip(rows, PAIRS, strict=True):
             packing, conv = (ms[f"{part} {w} {a} {name}"] for part in ("pack", "conv"))
             row += [f"{packing:.2f}", f"{conv:.2f}", f"{MACS * w * a / conv / 1e9:.2f}"]
-            row += [f"{(packing + conv) / ms[base]:.2f}" for base in ("torch FP32", "onnxruntime INT8")]
+            row += [f"{(packing + conv) / ms[base]:.2f}" for base in (FULL, "onnxruntime INT8")]
     lines += [table(heads, rows), ""]
     for name in vectors:
         lines.append(f"{name}: {fit([ms[f'conv {w} {a} {name}'] for w, a in PAIRS])}")
@@ -168,36 +171,41 @@ def fit(ms: list[float]) -> str:
 
 
 @torch.no_grad()
-def whole_networks(patches: list[Tensor], backbone: str, repetitions: int, scratch: Path) -> str:
-    """Seconds a patch of a network in FP32, in integers, in simulation and bit by bit."""
-    full = _channels_last(cadyq.load_model(f"zoo:{backbone}_x4_fp32"))
-    runs, facts = {"torch FP32": _over(patches, full)}, {"torch FP32": costs_of(full, patches)}
-    for name in TRAINED:
-        network = _channels_last(cadyq.load_model(f"zoo:{backbone}_x4_{name}"))
-        facts[name] = costs_of(network, patches)
-        runs[name] = _over(patches, bit_serial(network))
-        if name in ("pams_w8a8", "cadyq"):
-            runs[f"{name}, simulated"] = _frozen_over(patches, network)
-            facts[f"{name}, simulated"] = facts[name]
-        if name == "pams_w8a8":
-            session = open_session(export_onnx(network, scratch / f"{name}.onnx").path, 1)
-            runs[f"{name}, onnxruntime INT8"] = lambda s=session: [run(s, lr) for lr in patches]
-            facts[f"{name}, onnxruntime INT8"] = facts[name]
-    seconds = take_turns(runs, repetitions)
+def whole_networks(patches: list[Tensor], backbone: str, names: Sequence[str], repetitions: int, scratch: Path) -> str:
+    """Milliseconds a patch of a network in FP32, in integers, in simulation and bit by bit."""
+    contestants = contestants_of(patches, backbone, names, scratch)
+    seconds = take_turns({name: ran for name, (ran, _) in contestants.items()}, repetitions)
     rows = []
-    for name, ran in runs.items():
-        bits, bitops, inner = facts[name]
+    for name, (ran, network) in contestants.items():
         ms = 1000 * seconds[name].processor / len(patches)
-        ratio = seconds[name].processor / seconds["torch FP32"].processor
-        row = [name, f"{bits:.2f}", f"{bitops:.0f}", f"{inner:.0f}", f"{ms:.0f}", f"{ratio:.2f}"]
+        ratio = seconds[name].processor / seconds[FULL].processor
         parts, planes = parts_of(ran)
-        shares = [f"{1000 * parts[part] / len(patches):.1f}" if planes else "-" for part in PARTS]
-        rows.append([*row, *shares, f"{np.mean(planes):.2f}" if planes else "-"])
+        shown = [f"{1000 * parts[part] / len(patches):.1f}" if planes else "-" for part in PARTS]
+        shown += [f"{np.mean(planes):.2f}" if planes else "-"]
+        rows.append([name, *costs_of(network, patches), f"{ms:.0f}", f"{ratio:.2f}", *shown])
     heads = ["network", "FAB", "BitOPs, G", "quantized, G", "ms a patch", "time / torch FP32"]
     return table([*heads, *(f"{part}, ms" for part in PARTS), "activation planes"], rows)
 
 
-def _channels_last(network: SRNetwork) -> SRNetwork:
+def contestants_of(
+    patches: list[Tensor], backbone: str, names: Sequence[str], scratch: Path
+) -> dict[str, tuple[Run, SRNetwork]]:
+    """What runs all patches one after another, and the network that it is of."""
+    full = _loaded(backbone, "fp32")
+    found: dict[str, tuple[Run, SRNetwork]] = {FULL: (_over(patches, full), full)}
+    for name in names:
+        network = _loaded(backbone, name)
+        found[name] = _over(patches, bit_serial(network)), network
+        if name in SIMULATED:
+            found[f"{name}, simulated"] = _frozen_over(patches, network), network
+        if name in EXPORTED:
+            session = open_session(export_onnx(network, scratch / f"{name}.onnx").path, 1)
+            found[f"{name}, onnxruntime INT8"] = (lambda s=session: [run(s, lr) for lr in patches]), network
+    return found
+
+
+def _loaded(backbone: str, name: str) -> SRNetwork:
+    network = cadyq.load_model(f"zoo:{backbone}_x4_{name}")
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -213,17 +221,12 @@ def _frozen_over(patches: list[Tensor], network: SRNetwork) -> Run:
     return ran
 
 
-def costs_of(network: SRNetwork, patches: list[Tensor]) -> tuple[float, float, float]:
+def costs_of(network: SRNetwork, patches: list[Tensor]) -> list[str]:
     """FAB, BitOPs and those of the quantized layers in G, means over the patches."""
     traces = [cadyq.trace(network, lr)[1] for lr in patches]
-    quantized = [0.0 if network.scheme is None else float(trace.bitops_split().quantized) for trace in traces]
-    fab = float(np.mean([float(trace.fab()) for trace in traces]))
-    plain = all(bits == FULL_PRECISION for trace in traces for bits in trace.bits.values())
-    return (
-        fab,
-        float(np.mean([float(t.bitops()) for t in traces])) / 1e9,
-        0.0 if plain else float(np.mean(quantized)) / 1e9,
-    )
+    sums = [(float(t.fab()), float(t.bitops()) / 1e9, float(t.bitops_split().quantized) / 1e9) for t in traces]
+    fab, bitops, quantized = np.mean(sums, 0)
+    return [f"{fab:.2f}", f"{bitops:.0f}", f"{quantized:.0f}"]
 
 
 def parts_of(ran: Run) -> tuple[dict[str, float], list[int]]:
@@ -264,6 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--backbone", default="edsr")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS, help="of the zoo, without backbone and scale")
     parser.add_argument("--patches", type=int, default=8)
     parser.add_argument("--photographs", type=Path, help="folder; by default those inside scikit-image")
     args = parser.parse_args()
@@ -274,7 +278,7 @@ def main() -> None:
         print(one_convolution(args.repetitions, Path(scratch)), flush=True)
         patches = real_patches(args.photographs, args.patches)
         print(f"\n{args.backbone}, {len(patches)} patches of {PATCH}x{PATCH} LR pixels\n")
-        print(whole_networks(patches, args.backbone, args.repetitions, Path(scratch)))
+        print(whole_networks(patches, args.backbone, args.networks, args.repetitions, Path(scratch)))
 
 
 if __name__ == "__main__":
