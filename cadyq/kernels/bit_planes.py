@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -128,6 +126,8 @@ def _quantize(
 ) -> int:
     if x.device.type != "cpu" or x.dtype != torch.float32:
         raise UserError(f"a feature map is {x.dtype} on {x.device}; bit planes are made of torch.float32 on a CPU")
+    if values is not None:
+        _check_layout(values, tuple(x.shape))
     channels, height, width = x.shape
     last = _channels_last(x)
     r = rounding
@@ -146,6 +146,14 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.permute(1, 2, 0).contiguous()
 
 
+def _check_layout(out: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless C code may fill `out` (C, H, W)."""
+    fits = tuple(out.shape) == shape and out.dtype == torch.float32 and out.device.type == "cpu"
+    if not fits or not out.permute(1, 2, 0).is_contiguous():
+        found = f"{out.dtype} {tuple(out.shape)} with strides {out.stride()} on {out.device}"
+        raise UserError(f"a result to fill is {found}; give torch.float32 {shape} on a CPU, channels last in memory")
+
+
 def pack_weight(codes: Tensor) -> WeightPlanes:
     """Cut an integer weight into as many planes as its codes need.
 
@@ -153,9 +161,11 @@ def pack_weight(codes: Tensor) -> WeightPlanes:
         codes: int8 (O, I, k, k).
 
     Raises:
-        UserError: kernel times channels are more than the kernel has room for.
+        UserError: the kernel is not square and odd, or larger than there is room for.
     """
-    outputs, inputs, kernel, _ = codes.shape
+    outputs, inputs, kernel, width = codes.shape
+    if kernel != width or kernel % 2 == 0:
+        raise UserError(f"a {kernel}x{width} kernel is not square and odd; run this layer in simulation")
     words = -(-inputs // WORD)
     steps = words * kernel**2
     if steps > MOST_STEPS:
@@ -194,13 +204,22 @@ def convolve(
         bias: float32 (O,).
         out: float32 (O, H, W), channels last in memory; is filled.
         instructions: one of `instruction_sets()`, by default the fastest.
+
+    Raises:
+        UserError: the map does not fit the weight, or `out` is of another shape, type or layout.
     """
+    _check_layout(out, (weight.outputs, x.height, x.width))
     _convolve(x, weight, steps * x.rounding.step, bias, out, instructions)
 
 
 def _convolve(
     x: BitPlanes, weight: WeightPlanes, scale: Tensor | None, bias: Tensor | None, out: Tensor, instructions: str
 ) -> None:
+    if x.channels != weight.inputs or x.pad < weight.kernel // 2:
+        raise UserError(
+            f"a map of {x.channels} channels, padded by {x.pad}, does not fit a {weight.kernel}x{weight.kernel} kernel "
+            f"over {weight.inputs} channels; pack it with a padding of {weight.kernel // 2} or more"
+        )
     shift = weight.sums * -x.rounding.zero
     pointers = [_pointer("uint64_t *", x.words), _pointer("uint64_t *", weight.words)]
     rest = [_pointer("int32_t *", shift), _floats(scale), _floats(bias), _pointer("void *", out)]
@@ -218,14 +237,8 @@ def _convolve(
         rows(0, x.height)
         return
     edges = [x.height * part // threads for part in range(threads + 1)]
-    for _ in _workers(threads).map(rows, edges[:-1], edges[1:]):
-        pass
-
-
-@cache
-def _workers(threads: int) -> ThreadPoolExecutor:
-    """Threads that share the rows of a map; C code runs without Python's lock."""
-    return ThreadPoolExecutor(threads, f"bit-serial-{threading.get_ident()}")
+    with ThreadPoolExecutor(threads) as workers:  # C code runs without Python's lock
+        list(workers.map(rows, edges[:-1], edges[1:]))
 
 
 def _number(instructions: str) -> int:

@@ -61,8 +61,8 @@ int instruction_set(int set)
 /* Codes of up to 64 values, clamp(round(x / divisor * factor) + zero, low, high), and the values that they stand for.
  * The order of the operations is that of the simulation, so that ties are the same. Adding and subtracting 1.5 * 2^23
  * rounds to the nearest integer, ties to even. NaN becomes INT32_MIN. */
-INLINE void quantize(const float *x, int count, float divisor, float factor, int zero, int low, int high, int32_t *codes,
-                     float *values)
+INLINE void quantize(const float *x, int count, float divisor, float factor, int zero, int low, int high,
+                     int32_t *codes, float *values)
 {
     const float magic = 12582912.0f, least = (float)(low - zero), most = (float)(high - zero);
     for (int c = 0; c < count; c++) {
@@ -344,11 +344,13 @@ AVX512 INLINE void block_in_avx512(int groups, const Job *job, const uint64_t *x
 #endif
 
 /* A function for each number of groups, so that sums stay in registers. */
+#define BLOCK(attribute, name, groups)                                                                                 \
+    attribute static void name##_##groups(const Job *job, const uint64_t *x, const uint64_t *w, int32_t *sums)         \
+    {                                                                                                                  \
+        name(groups, job, x, w, sums);                                                                                 \
+    }
 #define BLOCKS(attribute, name)                                                                                        \
-    attribute static void name##_1(const Job *j, const uint64_t *x, const uint64_t *w, int32_t *s) { name(1, j, x, w, s); } \
-    attribute static void name##_2(const Job *j, const uint64_t *x, const uint64_t *w, int32_t *s) { name(2, j, x, w, s); } \
-    attribute static void name##_3(const Job *j, const uint64_t *x, const uint64_t *w, int32_t *s) { name(3, j, x, w, s); } \
-    attribute static void name##_4(const Job *j, const uint64_t *x, const uint64_t *w, int32_t *s) { name(4, j, x, w, s); }
+    BLOCK(attribute, name, 1) BLOCK(attribute, name, 2) BLOCK(attribute, name, 3) BLOCK(attribute, name, 4)
 
 typedef void (*Block)(const Job *, const uint64_t *, const uint64_t *, int32_t *);
 
@@ -368,10 +370,10 @@ static const Block blocks[][GROUPS] = {
 
 /* Rows first_row to end_row of a convolution with stride 1 and as much padding as keeps the size.
  *
- * With scale null out is int32_t (height, width, outputs): sums + shift. Else it is float: (sums + shift) * scale + bias.
+ * out is (height, width, outputs): int32_t sums + shift where scale is null, else float (sums + shift) * scale + bias.
  * Returns 0; 1 where words times taps are more than fit. */
-int convolve(int set, const uint64_t *planes, int act_bits, int act_signed, int height, int width, int channels, int pad,
-             const uint64_t *weights, int weight_bits, int kernel, int outputs, int first_row, int end_row,
+int convolve(int set, const uint64_t *planes, int act_bits, int act_signed, int height, int width, int channels,
+             int pad, const uint64_t *weights, int weight_bits, int kernel, int outputs, int first_row, int end_row,
              const int32_t *shift, const float *scale, const float *bias, void *out)
 {
     int words = (channels + WORD - 1) / WORD, pitch = width + 2 * pad, inset = pad - kernel / 2;
@@ -395,12 +397,13 @@ int convolve(int set, const uint64_t *planes, int act_bits, int act_signed, int 
                 for (int p = 0; p < PIXELS && x + p < width; p++) {
                     ptrdiff_t at = ((ptrdiff_t)y * width + x + p) * outputs + first;
                     const int32_t *from = sums + p * groups * LANES;
-                    if (scale)
-                        for (int o = 0; o < left; o++)
-                            ((float *)out)[at + o] = (float)(from[o] + shift[first + o]) * scale[first + o] + bias[first + o];
-                    else
-                        for (int o = 0; o < left; o++)
-                            ((int32_t *)out)[at + o] = from[o] + shift[first + o];
+                    for (int o = 0; o < left; o++) {
+                        int32_t sum = from[o] + shift[first + o];
+                        if (scale)
+                            ((float *)out)[at + o] = (float)sum * scale[first + o] + bias[first + o];
+                        else
+                            ((int32_t *)out)[at + o] = sum;
+                    }
                 }
             }
             block_weights += (ptrdiff_t)weight_bits * job.steps * groups * LANES;

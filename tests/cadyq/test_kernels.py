@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import cadyq
 from cadyq.data.datasets import photographs
 from cadyq.kernels import build
-from cadyq.kernels.bit_planes import Rounding, convolve, pack, pack_weight, quantize, sums
+from cadyq.kernels.bit_planes import BitPlanes, Rounding, convolve, pack, pack_weight, quantize, sums
 from cadyq.kernels.network import BitSerialConv2d, PackingQuantizer, bit_serial, bit_serial_layers
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
@@ -254,12 +254,20 @@ def test_a_map_that_no_point_gave_is_refused() -> None:
         packed.get_submodule("blocks.0.conv1")(torch.zeros(1, 16, 8, 8))
 
 
+def _zeros(channels: int, pad: int) -> BitPlanes:
+    return pack(torch.zeros(channels, 3, 4), Rounding(1, 1, 0, -1, 1, 2), pad)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: pack(torch.zeros(1, 2, 2).double(), Rounding(1, 1, 0, -1, 1, 2), 0), "is torch.float64 on cpu"),
         (lambda: pack(torch.full((1, 2, 2), torch.nan), Rounding(1, 1, 0, -1, 1, 2), 0), "holds NaN"),
         (lambda: pack(torch.zeros(1, 2, 2), Rounding(1, 1, 0, -1, 1, 2), 0, instructions="sse"), "instructions='sse'"),
+        (lambda: pack(torch.zeros(2, 3, 4), Rounding(1, 1, 0, -1, 1, 2), 0, torch.zeros(2, 3, 4)), "channels last in"),
+        (lambda: sums(_zeros(2, pad=0), pack_weight(torch.zeros(1, 2, 3, 3, dtype=torch.int8))), "padded by 0, does"),
+        (lambda: sums(_zeros(2, pad=1), pack_weight(torch.zeros(1, 3, 3, 3, dtype=torch.int8))), "a map of 2 channels"),
+        (lambda: pack_weight(torch.zeros(1, 2, 2, 2, dtype=torch.int8)), "a 2x2 kernel is not square and odd"),
         (lambda: pack_weight(torch.zeros(1, 64, 33, 33, dtype=torch.int8)), "33x33 kernel over 64 channels"),
     ],
 )
