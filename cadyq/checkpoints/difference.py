@@ -60,7 +60,7 @@ def encode(tensors: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> tuple
     entries, parts = [], []
     for name, tensor in _books_first(tensors):
         weight = _weight(name, parent)
-        # for few values the padding raises it above the true bit-width; `decode` reads those bits as zeros
+        # with few values the padding of the last byte can raise it above the true bit-width; `decode` uses the same
         bits = 0 if weight is None else tensor.numel() * 8 // weight.numel()
         entries.append(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), bits))
         if weight is None:
