@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import cadyq
 from cadyq.commands.cli import Parser

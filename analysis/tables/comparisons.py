@@ -345,11 +345,11 @@ def _text(row: dict[Hashable, Any]) -> str:
 
 
 COMPARISONS_NOTE = (
-    f"Each row: mean and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} resamples, seed "
-    f"{SEED}). An interval that contains 0 means that the images show no difference. FAB: of the network / of what "
-    f"it is compared with. Fixed bits: {FIXED} with weights at the same bits, its PSNR interpolated between the two "
-    "nearest activation bit-widths. Equal FAB: by how much more the network leads fixed bits of its own FAB than the "
-    "other leads those of its own; a scheme without controls on its own weights is compared with those on the weights "
-    "of others. FAB and BitOPs saved (the selector counted): on all images; on the last dataset with a value where a "
-    "network was not measured on all."
+    f"Each row: mean difference and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} "
+    f"resamples, seed {SEED}). An interval that contains 0 means that the images show no difference. FAB: of the "
+    f"network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR interpolated "
+    "between the two nearest activation bit-widths. Equal FAB: each of the two networks is compared with fixed bits of "
+    "its own FAB, and the row is the difference of these gains. A scheme without controls on its own weights is "
+    "compared with controls on other weights. FAB and BitOPs saved (selector counted) are over all images, or over the "
+    "last dataset with a value if a network was not measured on all."
 )
