@@ -1,23 +1,29 @@
 """AdaBM: Hong and Lee, AdaBM: On-the-Fly Adaptive Bit Mapping for Image Super-Resolution, CVPR 2024.
 
-Bits are a base plus two steps of -1, 0 or +1, both known before the layer runs:
+The bits of a layer are a base plus two steps of -1, 0 or +1. Both are known before the layer runs:
 
-- by image: -1 below the 10th percentile l of the calibration patches' mean image gradient g, +1 above the 90th, u;
-- by layer: -1 for the layers below the 30th percentile of the standard deviation of their input, +1 above the 70th.
+- by image: -1 if the mean image gradient g is below the threshold l, +1 if it is above u. Thresholds are the 10th and
+  90th percentile of g over the calibration patches.
+- by layer: -1 if the standard deviation of the layer's input is below the 30th percentile over layers, +1 if it is
+  above the 70th.
 
-Activations: affine, the extremes of calibration times the share that leaves the least squared error at the layer's
-bits ("bit-aware clipping"). Weights: symmetric, the bound of least squared error, per tensor.
+Activations: affine. The range is a share of the extremes of calibration, with the least squared error at the layer's
+bits ("bit-aware clipping"). Weights: symmetric, per tensor, with the bound of least squared error.
 
-Tuning (`python -m cadyq.calibrate`; without it the scheme runs from calibration alone): ten epochs of 50 steps of 2 LR
-patches, in turn over bounds of weights, bounds of activations, and bits, against the FP32 network: L = |O - O_q|_1 + 10
-/ N sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2, for bits + 50 max(0, mean bits - base). Backward, a layer's step m is
-tanh(m) and an image's step tanh(2 (g - (l + u) / 2) / (u - l)). Rates 1e-2, of l and u 1e-1 on a scale 1000 / 255 of
-ours; 0.9 of them in each kind's next epoch.
+Without tuning the scheme runs from calibration alone. `python -m cadyq.calibrate` tunes it against the FP32 network in
+ten epochs of 50 steps of 2 LR patches. Epochs alternate between bounds of weights, bounds of activations and bits. The
+loss is
 
-Departures: percentiles are of training patches, ranges of all of them at once instead of a moving average over batches;
-features are compared by norms over a sample, in the published code over a batch. Zero is a level of every grid, and
-that of weights has 2^b - 1 levels. Bits stay within 2 to 8, so a base of 8 can only go down. Rates of bounds are in
-units of their size. Points that do not count for FAB keep the range that calibration gave them.
+    L = |O - O_q|_1 + 10 / N sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2
+
+and for bits also 50 max(0, mean bits - base). In the backward pass, the step m of a layer is replaced by tanh(m), and
+the step of an image by tanh(2 (g - (l + u) / 2) / (u - l)). The learning rate is 1e-2; of l and u it is 1e-1 on a scale
+1000 / 255 of ours. Each kind's next epoch has 0.9 of the rate.
+
+Departures: percentiles are those of training patches. Ranges are taken over all patches at once instead of a moving
+average over batches. Features are compared by norms over a sample; the published code takes them over a batch. Zero is
+a level of every grid, and the grid of weights has 2^b - 1 levels. Bits stay within 2 to 8, so a base of 8 can only go
+down. Learning rates of bounds are in units of their size. Points that do not count for FAB keep their calibrated range.
 """
 
 from __future__ import annotations
@@ -53,7 +59,7 @@ FEATURE_WEIGHT, BITS_WEIGHT = 10.0, 50.0
 
 
 class AdaBMActivation(ActivationQuantizer):
-    """Base bits, a step for the layer, and a step for each image by two thresholds on its gradient."""
+    """Base bits, a step for the layer, and a step for each image from two thresholds on its gradient."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -71,7 +77,7 @@ class AdaBMActivation(ActivationQuantizer):
 
     @torch.no_grad()
     def map_layer(self, step: int, statistics: PointStatistics) -> None:
-        """Set the layer's step and clip for its bits."""
+        """Set the step of the layer, -1, 0 or +1, and search its range at the bits that follow."""
         self.layer_step.fill_(step)
         x, count = statistics.bin_centers, statistics.histogram
         low, high = statistics.minimum.clamp_max(0), statistics.maximum.clamp_min(0)
@@ -85,7 +91,7 @@ class AdaBMActivation(ActivationQuantizer):
         self.high.copy_(best * high)
 
     def choose(self, gradient: Tensor) -> Tensor:
-        """Bits of images with these mean gradients g (B,), whole numbers; backward as a sum of tanh."""
+        """Bits (B,) of images with mean gradients g (B,): whole numbers forward, a sum of tanh backward."""
         low, high = self.thresholds
         hard = self.bits + self.layer_step.detach().clamp(-1, 1).round()
         hard = hard + (gradient > high.detach()).float() - (gradient < low.detach()).float()
@@ -117,13 +123,13 @@ class AdaBMWeight(WeightQuantizer):
 
 
 def tuning_loss(step: Step) -> Tensor:
-    """L without the term of the bits."""
+    """The loss L without the term of the bits, a scalar."""
     features = torch.stack([normalized_distance(found, target) for found, target in step.features])
     return (step.output - step.target).abs().mean() + FEATURE_WEIGHT * features.mean()
 
 
 def tuning_loss_with_bits(step: Step, base: int) -> Tensor:
-    """L with the term of the bits: their mean over the points that count, and over the batch."""
+    """L with the term of the bits. Mean bits are over the points that count and over the batch."""
     assert step.trace is not None
     choosing = sum(record.bit_penalty is not None for record in step.trace.records.values())
     excess = step.trace.bit_penalty().mean() / choosing - base
@@ -132,7 +138,7 @@ def tuning_loss_with_bits(step: Step, base: int) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaBM(FixedBitScheme):
-    """Adaptive bit mapping from calibration. `act_bits` is the base, which is also used at points that do not count."""
+    """Adaptive bit mapping from calibration. `act_bits` is the base; points that do not count use it too."""
 
     name = "adabm"
     trained = False
@@ -145,7 +151,7 @@ class AdaBM(FixedBitScheme):
         return AdaBMWeight(self.weight_bits)
 
     def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
-        """One step up for the layers that vary most, one down for those that vary least."""
+        """One step up for the layers whose inputs deviate most, one step down for those that deviate least."""
         layers = {
             name: point.quantizer
             for name, point in network.points.items()

@@ -1,14 +1,19 @@
 """AdaRound: Nagel et al., Up or Down? Adaptive Rounding for Post-Training Quantization, ICML 2020.
 
-w_q = s clip(floor(w / s) + h(V), -2^(b-1), 2^(b-1) - 1), h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1) (Eqs. 22 and 23).
-Layer by layer, V minimizes ||W x - W_q x_q||_F^2 + 0.01 sum(1 - |2 h(V) - 1|^beta) (Eqs. 21, 24 and 25): x_q is what
-the quantized network before the layer gives, x what the FP32 network gives. beta falls from 20 to 2, and in the first
-fifth of the steps the second term rests. In the end h >= 1/2 rounds up. V starts where h is the fraction of w / s: as
-rounding to nearest would, before it is driven to 0 or 1.
+Each weight is rounded up or down, and the choice is learned layer by layer:
 
-s and the ranges of activations have the least squared error, as under `mse`. Departures: 500 steps a layer (paper:
-10,000); the activation function behind a layer is left out of its output; errors are in the layer's own units, so the
-second term is weighed by the mean square of its output. `channelwise` gives each output channel its own s.
+    w_q = s clip(floor(w / s) + h(V), -2^(b-1), 2^(b-1) - 1),  h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1)  (Eqs. 22, 23).
+
+V minimizes ||W x - W_q x_q||_F^2 + 0.01 sum(1 - |2 h(V) - 1|^beta) (Eqs. 21, 24 and 25). x_q is the input of the layer
+in the quantized network, x its input in the FP32 network. beta falls from 20 to 2. The second term is 0 in the first
+fifth of the steps. After the last step a weight is rounded up where h >= 1/2. V starts where h is the fraction of w /
+s, which is rounding to nearest.
+
+s and the ranges of activations have the least squared error, as under `mse`.
+
+Departures: 500 steps a layer (paper: 10,000). The activation function after a layer is not part of its output. Errors
+are in the units of the layer, so both terms are divided by the mean square of its output. With `channelwise` each
+output channel has its own s.
 """
 
 from __future__ import annotations
@@ -28,13 +33,13 @@ ROUNDING_WEIGHT = 0.01
 
 
 def beta_of(done: float) -> float:
-    """Falls linearly behind the warm-up."""
+    """beta at this share of the steps, 0 to 1: constant in the warm-up, then falling linearly."""
     first, last = BETAS
     return first + (last - first) * max(0.0, (done - WARM_UP) / (1 - WARM_UP))
 
 
 def reconstruction(step: Step) -> Tensor:
-    """Squared error of the output, in units of its mean square, and the term that drives h to 0 or 1."""
+    """Squared error of the output over its mean square, plus the term that drives h to 0 or 1; a scalar."""
     error = (step.output - step.target).square().mean() / step.target.square().mean().clamp_min(1e-12)
     if step.done < WARM_UP:
         return error
@@ -45,10 +50,10 @@ def reconstruction(step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class AdaRound(FixedBitScheme):
-    """Rounding of weights found layer by layer.
+    """Rounding of weights, learned layer by layer.
 
     Attributes:
-        channelwise: a step for each output channel.
+        channelwise: a step of its own for each output channel.
     """
 
     name = "adaround"

@@ -1,17 +1,17 @@
 """BRECQ: Li et al., BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction, ICLR 2021. QDrop:
 Wei et al., QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization, ICLR 2022.
 
-The output of each block of the quantized network is brought to that of the FP32 network (BRECQ, Eq. 10), block by
-block: weights are rounded up or down as in AdaRound, V by Adam at 1e-3, and the bounds of activations inside the block
-learn with them at 4e-5. `qdrop` leaves each value at the input of a block and at the points inside it unquantized with
+Block by block, the output of the quantized network is fitted to that of the FP32 network (BRECQ, Eq. 10). Weights are
+rounded up or down as in AdaRound, with V learned by Adam at 1e-3. The bounds of activations inside the block are
+learned at 4e-5. With `qdrop`, each value at the input of a block and at the points inside it stays unquantized with
 probability 0.5 in each step (QDrop, Eqs. 8 and 9).
 
-Departures: errors of a block are weighed alike, not by squared gradients of the loss (the diagonal Fisher matrix of Eq.
-10), as the output error of an SR network has no class; 500 steps a block (papers: 20,000), for which V learns at 1e-2
-and bounds at 1e-3; weights of a block and its bounds learn together (papers: weights first, then steps of activations,
-in BRECQ; together in QDrop); a step for the whole weight, or with `channelwise` for each output channel, as in the
-papers. A block is an outermost module of the network; layers outside of any block with weights keep what calibration
-gave.
+Departures: all errors of a block have the same weight. The papers weigh them by squared gradients of the loss (the
+diagonal of the Fisher matrix, Eq. 10), which needs classes. A block has 500 steps (papers: 20,000), so V learns at 1e-1
+and bounds at 1e-3, in units of their mean magnitude. Weights and bounds of a block are learned together, as in QDrop;
+BRECQ learns the weights first. A weight has one step, or with `channelwise` one for each output channel, as in the
+papers. A block is an outermost module of the network. Layers with weights outside of any block keep their calibrated
+values.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class ReconstructedActivation(BoundedActivation):
 
 @dataclass(frozen=True)
 class BRECQ(FixedBitScheme):
-    """Rounding of weights and bounds of activations found block by block.
+    """Rounding of weights and bounds of activations, learned block by block.
 
     Attributes:
-        qdrop: drop the quantization of activations at random meanwhile.
-        channelwise: a step of the weights for each output channel.
+        qdrop: leave activations unquantized at random during the learning.
+        channelwise: a step of its own for each output channel of a weight.
     """
 
     name = "brecq"

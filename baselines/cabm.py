@@ -1,13 +1,13 @@
-"""CABM: Tian et al., CABM: PatchContext-Aware Bit Mapping for Single Image Super-Resolution Network with Large Input,
+"""CABM: Tian et al., CABM: Content-Aware Bit Mapping for Single Image Super-Resolution Network with Large Input,
 CVPR 2023.
 
-The bit selectors of a trained CADyQ are distilled into an edge-to-bit look-up table and thrown away: a patch's edge
-score, the mean |Laplacian| of its grayscale pixels, picks the bits of all layers at once. An entry is what the
-selectors chose most often for the training patches of that score at that layer; of equally frequent choices the lower.
+A look-up table replaces the bit selectors of a trained CADyQ. The edge score of a patch is the mean |Laplacian| of its
+grayscale pixels. It selects a row of the table, which holds the bits of all layers. An entry is the bit-width that the
+selector of that layer chose most often for training patches of that score; of equally frequent ones, the lowest.
 
-Departures: the paper rounds the score to 0.01 and fills the table from DIV2K's validation patches; here a table of
-`BINS` rows, each for the same number of BSDS500 training patches, so that none is empty. The paper then fine-tunes
-for 300 epochs; the shipped networks are distilled only, unless the manifest gives steps of training.
+Departures: the paper rounds the score to 0.01 and fills the table from the validation patches of DIV2K. Here the table
+has `BINS` rows, each from the same number of BSDS500 training patches, so no row is empty. The paper fine-tunes for 300
+epochs afterwards. The shipped networks are not fine-tuned, unless the manifest gives training steps.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ BINS = 16
 
 
 def edge_score(lr: Tensor) -> Tensor:
-    """Mean |Laplacian| of the grayscale patch (B,), pixels of 0..255, replicated border."""
+    """Mean |Laplacian| of the grayscale patch (B,), for pixels in 0..255. The border is replicated."""
     return filtered(luma(lr), constants([LAPLACIAN], lr)).abs().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)
 class CABM(AssignedScheme):
-    """PatchContext-aware bit mapping.
+    """Content-aware bit mapping.
 
     Attributes:
-        edges: scores where the next row of the table begins, ascending.
-        table: a row for each range of scores, a digit for each point that counts: the candidate's place in the
-            search space. Without a table every point takes the middle candidate.
+        edges: scores at which the next row of the table begins, ascending.
+        table: a row for each range of scores, with a digit for each point that counts: the index of its candidate in
+            the search space. Without a table every point uses the middle candidate.
     """
 
     name = "cabm"
@@ -57,7 +57,7 @@ class CABM(AssignedScheme):
 
     @torch.no_grad()
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CABM:
-        """The table has the mean that its parent has; `mean_bits` is not used."""
+        """The table keeps the mean bits of its parent; `mean_bits` is not used."""
         traces = [trace_forward(parent, batch)[1] for batch in torch.split(lr, BATCH)]
         counted = [name for name, point in parent.points.items() if point.counts_for_fab]
         bits = torch.stack([torch.cat([trace.bits[name] for trace in traces]) for name in counted], 1)

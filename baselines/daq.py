@@ -1,18 +1,21 @@
 """DAQ: Hong et al., DAQ: Channel-Wise Distribution-Aware Quantization for Deep Image SR Networks, WACV 2022.
 
-Each channel of each sample is standardized by its own mean m and standard deviation d, and x^ = (x - m) / d is rounded
-to 2^n levels at (k + 1/2) s: Q(x^) = (round(clamp(x^) / s + 1/2) - 1/2) s with x^ clamped to +-(2^(n-1) - 1/2) s.
-Back: x_q = Q(x^) d + m. Behind a ReLU the clamping interval moves up until it starts where x = 0. With s(n) the step of
-the uniform n-bit quantizer of least squared error on a standard normal (Max 1960), s = s(n - 1) as in the authors'
-code: features have heavier tails than a normal (s(n) costs 0.17 dB on EDSR at 8 bits on Set5, s(n - 1) 0.01 dB).
-Weights: the same with s = s(n), mean 0 and the deviation of the whole tensor. Gradients pass straight through.
+Each channel of each sample is standardized by its own mean m and standard deviation d: x^ = (x - m) / d. x^ is rounded
+to 2^n levels at (k + 1/2) s:
 
-In other words: 2^n levels from l in steps of s d, where l = m - (2^(n-1) - 1/2) s d, behind a ReLU at least 0.
+    Q(x^) = (round(clamp(x^) / s + 1/2) - 1/2) s,  x^ clamped to +-(2^(n-1) - 1/2) s,  x_q = Q(x^) d + m.
 
-Departures: behind a ReLU (where calibration saw no negative value; the authors' code looks at the batch) the lowest
-level is exactly l, so that zero stays zero, as in the authors' code, which however has no upper end there; the
-deviation divides by H W, so that one pixel is enough; m and d stay in FP32 (the paper quantizes d to 8 bits).
-`trained = False`: it needs no training, but can be trained.
+So the levels are l, l + s d, l + 2 s d, ... with l = m - (2^(n-1) - 1/2) s d. After a ReLU l is at least 0. Weights:
+the same with the mean 0 and the deviation of the whole tensor. Gradients pass straight through.
+
+s(n) is the step of the uniform n-bit quantizer of least squared error on a standard normal (Max 1960). Weights use
+s(n). Activations use s(n - 1), as the authors' code does, because features have heavier tails than a normal: on EDSR at
+8 bits, s(n) loses 0.17 dB on Set5 and s(n - 1) 0.01 dB.
+
+Departures: a point follows a ReLU if calibration saw no negative value there; the authors' code looks at the batch.
+There the lowest level is exactly l, so zero stays zero, as in the authors' code. That code has no upper end there; this
+one has. The deviation divides by H W, so one pixel is enough. m and d stay in FP32; the paper quantizes d to 8 bits.
+The scheme needs no training (`trained = False`), but can be trained.
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class DAQActivation(SignAware):
         return QuantizerOutput(straight_through(x, on_grid), constant_bits(x, self.bits))
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """Sum and sum of squares of every value."""
+        """The sum and the sum of squares of all values."""
         return 2 * self.channels * height * width
 
 
@@ -66,7 +69,7 @@ class DAQWeight(WeightQuantizer):
 
 @dataclass(frozen=True)
 class DAQ(FixedBitScheme):
-    """A grid for each channel of each sample."""
+    """A grid of its own for each channel of each sample."""
 
     name = "daq"
     trained = False

@@ -1,14 +1,17 @@
 """DDTB: Zhong et al., Dynamic Dual Trainable Bounds for Ultra-low Precision SR Networks, ECCV 2022.
 
-Activations: x_q = s round(clamp(x, l, u) / s), s = (u - l) / (2^b - 1), with learned bounds l <= 0 <= u for each point;
-their gradients (`fake_quantize_bounds`) go through the clamp and, as in the authors' code, through s.
-Gate: bounds g_l l and g_u u with (g_u, g_l) = 2 sigmoid(W2 relu(W1 average(x))) for each sample, in the share of points
-whose extremes vary most over patches, by Var(max x) + Var(min x), the dynamic intensity.
-Weights: clamped to their 1st and 99th percentile, 2^b levels between them, per tensor; no gradient to what is cut.
+Activations: x_q = s round(clamp(x, l, u) / s), s = (u - l) / (2^b - 1), with learned bounds l <= 0 <= u for each point.
+Their gradients pass through the clamp and, as in the authors' code, through s (`fake_quantize_bounds`).
 
-Departures: the gate has no batch normalization and is not in 2 bits of a batch-wide range, as a sample must not depend
-on its batch; it starts at 1 by W2 = 0 (the paper: a penalty on it in the first epochs). Bounds start at a share of the
-calibrated extremes (`RANGE_SHARE`; the paper: 1st and 99th percentile). Above the paper's 4 bits no weight is cut.
+Gate: a gated point uses the bounds g_l l and g_u u, with (g_u, g_l) = 2 sigmoid(W2 relu(W1 average(x))) for each
+sample. Points with the largest dynamic intensity, Var(max x) + Var(min x) over patches, have a gate.
+
+Weights: clamped to their 1st and 99th percentile, with 2^b levels between, per tensor. Clipped weights get no gradient.
+
+Departures: the gate has no batch normalization and is not quantized to 2 bits, since a sample must not depend on its
+batch. W2 = 0 at the start, so the gate starts at 1; the paper penalizes the gate in the first epochs instead. Bounds
+start at a share of the calibrated extremes (`RANGE_SHARE`; paper: 1st and 99th percentile). Above the paper's 4 bits no
+weight is clipped.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ class DDTBWeight(WeightQuantizer):
 
 @dataclass(frozen=True)
 class DDTB(FixedBitScheme):
-    """Two learned bounds for each point; a gate moves them by sample where extremes vary most."""
+    """Two learned bounds for each point. Where the extremes vary most, a gate scales them for each sample."""
 
     name = "ddtb"
 

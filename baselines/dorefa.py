@@ -1,15 +1,15 @@
 """DoReFa-Net: Zhou et al., Training Low Bitwidth Convolutional Neural Networks with Low Bitwidth Gradients, 2016.
 
-quantize_k(r) = round(r (2^k - 1)) / (2^k - 1) for r in [0, 1] (Eq. 5), straight through the rounding.
+quantize_k(r) = round(r (2^k - 1)) / (2^k - 1) for r in [0, 1] (Eq. 5). Gradients pass straight through the rounding.
 
-Weights (Eq. 9): 2 quantize_k(tanh(w) / (2 max|tanh w|) + 1/2) - 1, times max|tanh w|. The paper leaves out the last
-factor, because batch normalization follows; SR networks have none, and without it every layer's gain would change.
+Weights (Eq. 9): 2 quantize_k(tanh(w) / (2 max|tanh w|) + 1/2) - 1, multiplied by max|tanh w|. The paper leaves out this
+factor, since batch normalization follows. Most SR networks have none, and the gain of every layer would change.
 
-Activations (Eq. 11): quantize_k(x) after x has been bounded to [0, 1]. That holds behind a bounded activation in a
-classifier. SR features are unbounded, and signed at a block's input, so each point maps its own fixed range to [0, 1]:
-x / r behind a ReLU, x / (2 r) + 1/2 where calibration saw negative values, and back after rounding. r is a share of
-the calibrated maximum (`RANGE_SHARE`) and, DoReFa having no learned range, stays there. On the signed map zero lies
-between two levels, as it does for DoReFa's weights.
+Activations (Eq. 11): quantize_k(x), with x bounded to [0, 1]. This suits classifiers with bounded activations. SR
+features are unbounded, and signed at the input of a block. So each point maps its own fixed range to [0, 1] and back
+after rounding: x / r after a ReLU, x / (2 r) + 1/2 where calibration saw negative values. r is a share of the
+calibrated maximum (`RANGE_SHARE`). DoReFa learns no range, so r stays fixed. On the signed map zero lies between two
+levels, as it does for the weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Full precision: no quantizer anywhere. The reference of every comparison."""
+"""Full precision: nothing is quantized. The reference of every comparison."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cadyq.schemes.base import Scheme
 
 @dataclass(frozen=True)
 class FP32(Scheme):
-    """Leaves every point and every weight alone."""
+    """Leaves every point and every weight in FP32."""
 
     name = "fp32"
 

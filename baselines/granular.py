@@ -1,25 +1,25 @@
 """Granular-DQ: Wang et al., Thinking in Granularity: Dynamic Quantization for Image Super-Resolution by Intriguing
 Multi-Granularity Clues, AAAI 2025.
 
-Bits are chosen for each patch once, for all points that count:
+Bits are chosen once for each patch, for all points that count:
 
-- a gate reads the first feature map, averaged over squares of 1, 2 and 4 pixels. The global averages of the three (3 C)
-  go through one linear layer to the logits of 4, 6 and 8 bits, of which the largest is taken;
-- where it says 8, the entropy H of the patch's grayscale pixels (`patch_entropy`) decides: 4 bits for H <= T_1, 5 for
-  H <= T_2, else 8, with T_1 and T_2 the 50th and 90th percentile over training patches.
+- A gate reads the first feature map. The map is averaged over squares of 1, 2 and 4 pixels. The global averages of the
+  three (3 C values) go through one linear layer to logits of 4, 6 and 8 bits. The largest logit wins.
+- Where the gate chooses 8, the entropy H of the patch's grayscale pixels (`patch_entropy`) decides: 4 bits if
+  H <= T_1, 5 if H <= T_2, else 8. T_1 and T_2 are the 50th and 90th percentile over training patches.
 
-Training: a hard Gumbel-softmax (straight through) in place of the largest logit; x_q = sum_k p_k Q_k(x), p one-hot.
-The loss is the recipe's alone, without a bit penalty. Quantizers: QuantSR's without its shift, a step for each
-point and candidate; weights at 8 bits.
+Training: a hard Gumbel-softmax (straight through) replaces the largest logit, and x_q = sum_k p_k Q_k(x) with p
+one-hot. The loss is that of the recipe, without a bit penalty. Quantizers: QuantSR's without its shift, with a step for
+each point and candidate. Weights have 8 bits.
 
-The published code differs from the paper. Its gate passes through argmax and a comparison, so that no gradient reaches
-it and it stays as it was drawn; the Gumbel noise is on at test too. The channel shift is added after the quantizers and
-has no effect. A weight's step starts at 2 max|w| / sqrt(Q_P). Averages of averages over squares are the global average
-but for the border, so that the gate reads the same C numbers thrice; so it does here.
+The published code differs from the paper. Its gate passes through argmax and a comparison, so it gets no gradient and
+keeps its random start. Gumbel noise is also on at test. The channel shift is added after the quantizers and has no
+effect. A weight's step starts at 2 max|w| / sqrt(Q_P). The global average of averages over squares is the global
+average itself, except at the border. The gate therefore reads the same C numbers three times, here as well.
 
-Departures: the gate learns; its weights start at 0, and its inputs are divided by the deviation that calibration saw,
-since features of pixels in 0..255 saturate it. Percentiles stay as calibrated (the code moves them during the first
-epoch). Steps start as LSQ's here. Points that do not count have fixed bits, those of the weights.
+Departures: the gate learns. Its weights start at 0. Its inputs are divided by the deviation that calibration saw, since
+features of pixels in 0..255 saturate it. Percentiles stay as calibrated; the code moves them in the first epoch. Steps
+start as LSQ's do here. Points that do not count have fixed bits, as many as the weights.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ ENTROPY_QUANTILES = (0.5, 0.9)
 
 
 class GranularActivation(ActivationQuantizer):
-    """A learned step for each candidate; the point that runs first decides for all of them.
+    """A learned step for each candidate. The point that runs first decides for all points.
 
     Attributes:
-        decides: whether this is that point.
+        decides: whether this is the point that decides.
     """
 
     def __init__(self, channels: int) -> None:
@@ -71,12 +71,12 @@ class GranularActivation(ActivationQuantizer):
         self.candidates: Tensor
 
     def levels(self) -> tuple[Tensor, Tensor]:
-        """Q_N and Q_P of each candidate (K,), as LSQ's."""
+        """Q_N and Q_P of each candidate (K,), as in LSQ."""
         half = (2.0 ** (self.candidates - 1)).to(self.steps.dtype)
         return (half, half - 1) if self.signed else (torch.zeros_like(half), 2 * half - 1)
 
     def _start(self, largest: Tensor) -> None:
-        """Each step so that the largest value that is not clipped is a share of `largest`."""
+        """Set each step: its candidate clips at a share of `largest`."""
         shares = self.steps.new_tensor([RANGE_SHARE[bits] for bits in CANDIDATES])
         self.steps.data.copy_(shares * largest / self.levels()[1])
 
@@ -96,7 +96,7 @@ class GranularActivation(ActivationQuantizer):
             super().inherit(parent)
 
     def decide(self, x: Tensor, context: PatchContext) -> Tensor:
-        """Weights of the candidates (B, K), one-hot, for the first feature map `x` (B, C, H, W)."""
+        """Weights (B, K) of the candidates, one-hot, from the first feature map `x` (B, C, H, W)."""
         averages = [F.avg_pool2d(x, side, ceil_mode=True).mean((2, 3)) for side in SQUARES]
         logits = self.gate(torch.cat(averages, 1) / self.spread)
         soft = F.gumbel_softmax(logits) if self.training else logits.softmax(1)
@@ -138,10 +138,10 @@ class GranularActivation(ActivationQuantizer):
 
 @dataclass(frozen=True)
 class GranularDQ(Scheme):
-    """Bits of each patch by a gate on its first feature map, and by its entropy.
+    """Bits of each patch from a gate on its first feature map and from its entropy.
 
     Attributes:
-        weight_bits: of all quantized weights, and of the activations at points that do not count.
+        weight_bits: bits of all quantized weights, and of the activations at points that do not count.
     """
 
     name = "granular"

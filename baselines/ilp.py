@@ -1,17 +1,20 @@
-"""Bits by layer from an integer linear program (HAWQ-V3: Yao et al., ICML 2021), then refined: a static control.
+"""Bits by layer from an integer linear program (HAWQ-V3: Yao et al., ICML 2021), then refined. A static control.
 
-min sum_ik Omega_ik z_ik, sum_k z_ik = 1, sum_ik BitOPs_ik z_ik <= budget, z_ik in {0, 1}: point i and the layers that
-read it take b_k bits, weights and activations alike. Omega_ik is the mean squared error of the output against the FP32
-network's, where point i alone is quantized. The budget is what uniform bits cost (wXaY: X Y a MAC, in what is
-quantized).
+The program is
 
-Errors of layers do not add, so the answer is refined jointly: one point goes a step up, and the one whose step down
-costs least by Omega pays for it, as long as the error of the whole network falls. Both answers are kept (`program`,
-`by_layer`). Ranges are those of `mse`.
+    min sum_ik Omega_ik z_ik,  sum_k z_ik = 1,  sum_ik BitOPs_ik z_ik <= budget,  z_ik in {0, 1}.
 
-Departures: HAWQ-V3 weighs the weights' own error by a trace of the Hessian and fine-tunes; here the error of the output
-is measured on LR patches, and nothing is trained. At w8a8 the program has nothing to choose. A point that no layer
-reads (a branch before its addition) costs no BitOPs: it keeps the scheme's bits, and errors are measured without it.
+Point i and the layers that read it have b_k bits, for weights and activations alike. Omega_ik is the mean squared error
+of the output against the FP32 network when only point i is quantized. The budget is the cost of uniform bits (X Y
+BitOPs a MAC for wXaY) in the quantized layers.
+
+Errors of layers do not add up, so the solution is refined jointly. One point goes up a step. Other points go down until
+the budget holds, those first that raise Omega least for the BitOPs they save. The exchange is kept if the error of the
+whole network falls. Both solutions are stored (`program`, `by_layer`). Ranges are those of `mse`.
+
+Departures: HAWQ-V3 weighs the error of the weights by a trace of the Hessian, and fine-tunes. Here the error of the
+output is measured on LR patches, and nothing is trained. At w8a8 the program has no choice. A point that no layer reads
+(a branch before its addition) costs no BitOPs. It keeps the bits of the scheme, and errors are measured without it.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from cadyq.utils.errors import UserError
 
 
 def set_bits(network: SRNetwork, bits: Sequence[int]) -> None:
-    """Give each point, and the layers that read it, its bits."""
+    """Set the bits of each point and of the layers that read it."""
     for name, own in zip(points_of(network), bits, strict=True):
         point = network.points[name]
         assert isinstance(point.quantizer, MSEActivation)
@@ -45,9 +48,9 @@ class ILP(FixedBitScheme):
     """Mixed precision by layer.
 
     Attributes:
-        by_layer: bits of each point and the layers that read it, a digit each, after the refinement. Without them
-            every point has the scheme's bits.
-        program: the same as the integer linear program gave it.
+        by_layer: bits after the refinement, a digit for each point and the layers that read it. Without them every
+            point has the bits of the scheme.
+        program: the same before the refinement, as the integer linear program gave it.
     """
 
     name = "ilp"

@@ -1,14 +1,16 @@
 """LSQ: Esser et al., Learned Step Size Quantization, ICLR 2020.
 
-v_q = round(clamp(v / s, -Q_N, Q_P)), v^ = v_q s with a learned step s (Eqs. 1 and 2), straight through the rounding:
+v_q = round(clamp(v / s, -Q_N, Q_P)), v^ = v_q s with a learned step s (Eqs. 1 and 2). The rounding is straight through:
 dv^/ds = v_q - v / s inside the range, -Q_N or Q_P outside (Eq. 3); dv^/dv = 1 inside, 0 outside (Eq. 5).
-Signed values: Q_N = 2^(b-1), Q_P = 2^(b-1) - 1; unsigned ones: Q_N = 0, Q_P = 2^b - 1. The gradient to s is scaled by
-g = 1 / sqrt(N Q_P) (Sec. 2.2), N the weights of a layer or the features of one sample. One step for each point and one
-for each convolution's weight, both learned; a weight's starts at 2 <|w|> / sqrt(Q_P) (Sec. 2.1).
 
-Departures: a point's Q_P s starts at a share of the calibrated maximum (`RANGE_SHARE`; the paper: by the rule above on
-the first batch, which cuts the long tails of SR features); points are unsigned where calibration saw no negative value.
-Adam divides out any constant factor of a gradient, g included; the trainer learns a step in units of its own size.
+Signed values have Q_N = 2^(b-1) and Q_P = 2^(b-1) - 1; unsigned ones Q_N = 0 and Q_P = 2^b - 1. The gradient of s is
+multiplied by g = 1 / sqrt(N Q_P) (Sec. 2.2), where N is the number of weights of a layer or of features of one sample.
+Each point and each weight has one step. The step of a weight starts at 2 <|w|> / sqrt(Q_P) (Sec. 2.1).
+
+Departures: at a point, Q_P s starts at a share of the calibrated maximum (`RANGE_SHARE`). The paper uses the rule of
+weights on the first batch, which clips the long tails of SR features. A point is unsigned if calibration saw no
+negative value there. Adam cancels any constant factor of a gradient, g included. The trainer therefore learns a step in
+units of its own size.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from cadyq.schemes import FixedBitScheme
 
 
 def straight_round(ratio: Tensor) -> Tensor:
-    """To the nearest integer, with slope 1."""
+    """Rounds to the nearest integer; the slope is 1."""
     return straight_through(ratio, ratio.detach().round())
 
 
 def quantize_lsq(
     v: Tensor, step: Tensor, q_n: int, q_p: int, count: int, rounding: Callable[[Tensor], Tensor] = straight_round
 ) -> Tensor:
-    """Eqs. 1 to 5; `count` is the N of g, `rounding` gives integers and decides their gradient."""
+    """Eqs. 1 to 5. `count` is the N of g; `rounding` gives integers and sets their gradient."""
     if not torch.is_grad_enabled():
         return torch.div(v, step).clamp_(-q_n, q_p).round_().mul_(step)
     step = straight_through(step / (count * q_p) ** 0.5, step.detach())

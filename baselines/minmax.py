@@ -1,7 +1,7 @@
-"""Min-max post-training quantization (Jacob et al., CVPR 2018, Sec. 3): ranges from calibration, no training.
+"""Min-max post-training quantization (Jacob et al., CVPR 2018, Sec. 3). No training.
 
-Activations: affine, [min, max] seen in calibration, stretched to hold zero exactly (padding is zero). Weights:
-symmetric by their largest magnitude, per tensor.
+Activations: affine, over the [min, max] that calibration saw, extended so that zero is a level (padding is zero).
+Weights: symmetric, per tensor, bounded by their largest magnitude.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cadyq.schemes import FixedBitScheme
 
 @dataclass(frozen=True)
 class MinMax(FixedBitScheme):
-    """Calibrated ranges, no training."""
+    """Ranges from calibration, no training."""
 
     name = "minmax"
     trained = False

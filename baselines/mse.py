@@ -1,12 +1,13 @@
-"""MSE calibration (as in Nagel et al., A White Paper on Neural Network Quantization, 2021, Sec. 3.1): no training.
+"""MSE calibration (Nagel et al., A White Paper on Neural Network Quantization, 2021, Sec. 3.1). No training.
 
-Activations: affine, with the range [l, h] that minimizes sum_i n_i (x_i - Q(x_i; l, h))^2 over the histogram of values
-seen in calibration (x_i the middle of bin i, n_i its count). Weights: symmetric, with the bound that minimizes
-||w - Q(w)||^2, per tensor.
+Activations: affine, with the range [l, h] that minimizes sum_i n_i (x_i - Q(x_i; l, h))^2 over the histogram of
+calibration, where x_i is the middle of bin i and n_i its count. Weights: symmetric, per tensor, with the bound that
+minimizes ||w - Q(w)||^2.
 
-The search is over shares of the extremes, 0.02 to 1: the bound of the weights, or h and l in turns, h first, since on
-heavy-tailed features they hardly depend on each other. Departures: the paper searches both ends on a grid; weights at a
-scale for each tensor, as the other baselines here have them.
+The search tries shares of the extremes from 0.02 to 1. Of activations it searches h and l in turns, h first.
+
+Departures: the paper searches both ends jointly on a grid. On heavy-tailed features the two hardly depend on each
+other. Weights have one scale a tensor, as in the other baselines.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ ROUNDS = 2
 
 
 def least_error_range(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The affine range (low, high), scalars, of the least squared error over a histogram.
+    """The affine range (low, high), scalars, of least squared error over a histogram.
 
     Args:
-        x: the middles of the bins (N,).
-        count: the weight of each bin (N,).
+        x: middles of the bins (N,).
+        count: weight of each bin (N,).
         low: the smallest value seen, a scalar.
-        high: the largest.
-        bits: of the grid.
+        high: the largest value seen, a scalar.
+        bits: bits of the grid, 2 to 8.
     """
 
     def error(low: Tensor, high: Tensor) -> float:
@@ -65,7 +66,7 @@ class MSEWeight(WeightQuantizer):
 
 @dataclass(frozen=True)
 class MSE(FixedBitScheme):
-    """Ranges of the smallest squared quantization error, no training."""
+    """Ranges of least squared quantization error, no training."""
 
     name = "mse"
     trained = False

@@ -1,18 +1,22 @@
 """ODM: Hong and Lee, Overcoming Distribution Mismatch in Quantizing Image Super-Resolution Networks, ECCV 2024.
 
-Activations: x_q = s round(clamp(x, l, u) / s), s = (u - l) / (2^b - 1), with learned bounds l <= 0 <= u for each point,
-which start at the 1st and 99th percentile. Weights: symmetric with the bound g P99(|w|), taken anew in every step. The
-factor g is learned, from 1; dw_q/dbound = (w_q - w) / bound inside, the sign of w outside.
-Two losses: L_R of the recipe, and the mismatch L_M = sum_i ||x_i - q(x_i)||_2 over points i. They are combined by
-    grad L_R + lambda (1 + cos(grad L_R, grad L_M)) / 2 grad L_M,    lambda = 1e-5,
-so that the mismatch counts where it agrees with the reconstruction. The cosine is that of all learned values together.
-q is differentiated as in training: inside the range the gradients of x and q(x) cancel. So L_M pulls in what is
-clipped, and moves the bounds by their share of clipping and rounding errors, see `fake_quantize_bounds`.
+Activations: x_q = s round(clamp(x, l, u) / s), s = (u - l) / (2^b - 1), with learned bounds l <= 0 <= u for each point.
+Bounds start at the 1st and 99th percentile. Weights: symmetric with the bound g P99(|w|). The percentile is taken anew
+in every step. The factor g is learned and starts at 1; dw_q/dbound is (w_q - w) / bound inside, the sign of w outside.
 
-Departures: percentiles are of all calibration patches at once (the paper: a mean over batches). Norms are of each
-patch, averaged over a batch. Rates are the recipe's (the paper: 10 times the weights' for bounds). Grids hold zero.
-Above the paper's 4 bits nothing is cut: bounds start at the extremes, and a weight's is g max|w|. Written from
-descriptions of the paper, as no code is published.
+There are two losses: L_R of the recipe, and the mismatch L_M = sum_i ||x_i - q(x_i)||_2 over points i. Their gradients
+are combined by
+
+    grad L_R + lambda (1 + cos(grad L_R, grad L_M)) / 2 grad L_M,    lambda = 1e-5.
+
+The mismatch counts less where it opposes the reconstruction. The cosine is taken over all learned values together.
+Inside the range the gradients of x and q(x) cancel. So L_M acts on clipped values, and on the bounds by their share of
+clipping and rounding errors (`fake_quantize_bounds`).
+
+Departures: percentiles are over all calibration patches at once (paper: mean over batches). Norms are taken for each
+patch and averaged over a batch. Learning rates are those of the recipe (paper: 10 times the weights' rate for bounds).
+Zero is a level of every grid. Above the paper's 4 bits nothing is clipped at the start: bounds start at the extremes,
+and the bound of a weight is g max|w|. No code is published; this follows descriptions of the paper.
 """
 
 from __future__ import annotations
@@ -30,16 +34,16 @@ from cadyq.quantizers.ranges import LearnedBounds
 from cadyq.schemes import FixedBitScheme
 from cadyq.utils.errors import UserError
 
-MOST_CUT_BITS, TAIL = 4, 1.0  # up to these bits, so many percent are cut off at an end
+MOST_CUT_BITS, TAIL = 4, 1.0  # up to 4 bits, 1 % of the values is clipped at each end
 
 
 def tail(bits: int) -> float:
-    """Percent of the values that lie beyond a bound at the start."""
+    """Percent of the values beyond each bound at the start."""
     return TAIL if bits <= MOST_CUT_BITS else 0.0
 
 
 class ODMActivation(LearnedBounds):
-    """Affine quantization with two learned bounds, and its mismatch as an auxiliary loss."""
+    """Affine quantization with two learned bounds. Its mismatch is an auxiliary loss (B,)."""
 
     def initialize(self, statistics: PointStatistics) -> None:
         self.low.data.fill_(statistics.percentile(tail(self.bits)).clamp_max(0))
@@ -64,10 +68,10 @@ class ODMWeight(WeightQuantizer):
 
 @dataclass(frozen=True)
 class ODM(FixedBitScheme):
-    """Learned bounds, and a mismatch loss that gives way where it opposes the reconstruction.
+    """Learned bounds, and a mismatch loss that is weakened where it opposes the reconstruction.
 
     Attributes:
-        mismatch_weight: lambda.
+        mismatch_weight: lambda, 0 or more.
     """
 
     name = "odm"

@@ -2,13 +2,13 @@
 
 Activations: y = (|x| - |x - a| + a) / 2 = clamp(x, 0, a) with a learned bound a for each point (Eq. 1),
 y_q = round(y (2^k - 1) / a) a / (2^k - 1) (Eq. 2). The rounding is straight through, so dy_q/da is 1 where x is clipped
-and 0 elsewhere (Eq. 3): unlike in PAMS and LSQ, the rounding error does not pull at the bound. Weights: DoReFa's, as in
-the paper's experiments.
+and 0 elsewhere (Eq. 3). Unlike in PAMS and LSQ, rounding errors do not act on the bound. Weights: DoReFa's, as in the
+paper's experiments.
 
-Departures: the paper's activations follow a ReLU. SR features are signed at a block's input, and clipping them at zero
-would lose half of them: where calibration saw negative values y = clamp(x, -a, a), on the 2^k - 1 levels that are
-symmetric about an exact zero (padding is zero), and dy_q/da is -1 where x is clipped from below. a starts at a share of
-the calibrated maximum (`RANGE_SHARE`), and the loss has no L2 penalty on a (the paper's keeps a large start in check).
+Departures: the paper's activations follow a ReLU. SR features are signed at the input of a block, and clipping at zero
+would remove half of them. Where calibration saw negative values, y = clamp(x, -a, a) on 2^k - 1 levels symmetric about
+zero (padding is zero), and dy_q/da is -1 where x is clipped from below. a starts at a share of the calibrated maximum
+(`RANGE_SHARE`). The loss has no L2 penalty on a, which in the paper reduces a large start.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """PAMS: Li et al., PAMS: Quantized Super-Resolution via Parameterized Max Scale, ECCV 2020.
 
-Activations: Eq. 2, round(clamp(x, -a, a) / a * q) / q * a with a learned bound a for each point and q = 2^(b-1) - 1,
-also after a ReLU; gradients reach a through the clamp and the scale (Eq. 5). Weights: symmetric by their largest
-magnitude, not learned. Departures: a starts at a share of the calibrated maximum that shrinks with the bit-width
-(the paper: an average of batch maxima); the block input is quantized, as CADyQ's code does it and PAMS's own figure
-shows (the PAMS code leaves it in FP32).
+Activations: round(clamp(x, -a, a) / a * q) / q * a with a learned bound a for each point and q = 2^(b-1) - 1, also
+after a ReLU (Eq. 2). Gradients reach a through the clamp and the scale (Eq. 5). Weights: symmetric, bounded by their
+largest magnitude, which is not learned.
+
+Departures: a starts at a share of the calibrated maximum, which shrinks with the bit-width (paper: an average of batch
+maxima). The block input is quantized, as in CADyQ's code and in PAMS's own figure; the PAMS code leaves it in FP32.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Percentile calibration (as in Wu et al., Integer Quantization for Deep Learning Inference, 2020): no training.
+"""Percentile calibration (Wu et al., Integer Quantization for Deep Learning Inference, 2020). No training.
 
-Activations: affine, from the (100 - p)-th to the p-th percentile of the values seen in calibration, p = 99.99,
-stretched to hold zero exactly (padding is zero); what lies outside is clipped. Weights: symmetric by their largest
-magnitude, per tensor.
+Activations: affine, from the (100 - p)-th to the p-th percentile of the values that calibration saw, p = 99.99. The
+range is extended so that zero is a level (padding is zero). Values outside are clipped. Weights: symmetric, per tensor,
+bounded by their largest magnitude.
 
-Departures: the paper takes the percentile of |x| for a symmetric range; SR features are signed at some points only and
-then not symmetric, so each end has its own. Its weights have a scale for each channel. Percentiles are read from a
-histogram, within whose bins values are taken to lie evenly.
+Departures: the paper takes the percentile of |x| for a symmetric range. SR features are signed at some points only, and
+not symmetric there, so each end has its own percentile. The paper's weights have a scale for each channel. Percentiles
+are read from a histogram; values are assumed to be uniform within a bin.
 """
 
 from __future__ import annotations

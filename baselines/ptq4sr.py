@@ -1,15 +1,20 @@
 """PTQ4SR: Tu et al., Toward Accurate Post-Training Quantization for Image Super Resolution, CVPR 2023.
 
-Density-based dual clipping: of a 2048-bin histogram of a feature map, bins are dropped one by one from the end where
-fewer values lie, until a share of 1e-4 of all values is gone (1e-5 at 8 bits). What remains is [l, u].
-q(v) = s round((clip(v, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), per tensor, for activations and for weights.
-Then l and u of the activations are tuned, after them l and u of the weights, both with
-L = |O - O_q|_1 + 5 sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2 against the FP32 network, F_i the output of block i.
+Density-based dual clipping: a feature map has a histogram of 2048 bins. Bins are dropped one by one, each time from the
+end with fewer values, until a share of 1e-4 of all values is dropped (1e-5 at 8 bits). The rest spans [l, u], and
 
-Published code: its hooks detach the features, so its feature loss has no gradient; here it has one. Departures: one
-histogram of all calibration patches instead of a running mean of bounds over batches; weights start at their extremes;
-L1 is the mean in grey levels; features are compared by norms over a whole sample; rates are in units of a bound's own
-size (1e-2, cosine); 500 steps of 8 patches a stage; patches are not flipped.
+    q(v) = s round((clip(v, l, u) - l) / s) + l,  s = (u - l) / (2^b - 1),
+
+per tensor, for activations and for weights. Then l and u of the activations are tuned, and after them those of the
+weights, against the FP32 network with
+
+    L = |O - O_q|_1 + 5 sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2,  F_i the output of block i.
+
+Published code: its hooks detach the features, so the feature loss has no gradient. Here it has one.
+
+Departures: one histogram of all calibration patches instead of a running mean of bounds over batches. Weights start at
+their extremes. L1 is the mean in grey levels. Features are compared by norms over a whole sample. Learning rates are in
+units of a bound's own size (1e-2, cosine). Each stage has 500 steps of 8 patches. Patches are not flipped.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ FEATURE_WEIGHT = 5.0
 
 
 def density_bounds(counts: Tensor, share: float) -> tuple[int, int]:
-    """First and last bin that remain, where `share` of all counts (N,) may be dropped from the sparser end."""
+    """First and last bin left when at most `share` of all counts (N,) is dropped from the sparser end."""
     values, left = counts.double().tolist(), float(counts.double().sum()) * share
     first, last = 0, len(values) - 1
     while first < last:
@@ -41,7 +46,7 @@ def density_bounds(counts: Tensor, share: float) -> tuple[int, int]:
 
 
 def output_and_features(step: Step) -> Tensor:
-    """L of the paper."""
+    """The loss L of the paper, a scalar."""
     features = sum(normalized_distance(found, target) for found, target in step.features)
     return (step.output - step.target).abs().mean() + FEATURE_WEIGHT * features
 

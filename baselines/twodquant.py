@@ -1,16 +1,22 @@
 """2DQuant: Liu et al., 2DQuant: Low-bit Post-Training Quantization for Image Super-Resolution, NeurIPS 2024.
 
-q(v) = s round((clip(v, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), per tensor, for activations and for weights. DOBI
-searches the bounds: for i = 0 ... K - 1, K = 100, u_i = max - i D with D = (max - min) / 2K, and l_i = min + i D where
-values lie on both sides of zero, l = min where they lie on one. The pair with the least ||v - q(v)||_2 is kept. DQC
-tunes all bounds with L = |O - O_q|_1 / CHW + 5 sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2 / C_i H_i W_i against the
-FP32 network. Adam 1e-2, 3000 steps of 32 patches, LR images alone.
+q(v) = s round((clip(v, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), per tensor, for activations and for weights.
 
-Published code: 4000 steps of 16 patches at a constant rate; its feature loss is the mean square and takes the norms as
-constants; tensors of attention are quantized too, convolutions stay in FP32. Departures: DOBI sees activations as a
-histogram of 2048 bins; rates are in units of a bound's own size (absolute rates fit features near 1 only); Adam's
-second moment decays by 0.999; patches are not flipped. Divided by C_i H_i W_i, the feature term is some 1e-5 of the
-first; it is kept as printed.
+DOBI searches the bounds. For i = 0 ... K - 1 with K = 100 and D = (max - min) / 2K, it tries u_i = max - i D, with
+l_i = min + i D if values have both signs and l = min otherwise. It keeps the pair with the least ||v - q(v)||_2.
+
+DQC then tunes all bounds against the FP32 network with
+
+    L = |O - O_q|_1 / CHW + 5 sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2 / C_i H_i W_i,
+
+by Adam at 1e-2, in 3000 steps of 32 LR patches.
+
+Published code: 4000 steps of 16 patches at a constant learning rate. Its feature loss is the mean square, with norms as
+constants. Tensors of attention are quantized too; convolutions stay in FP32.
+
+Departures: DOBI sees activations as a histogram of 2048 bins. Learning rates are in units of a bound's own size;
+absolute rates suit features near 1 only. Adam's second moment decays by 0.999. Patches are not flipped. Divided by
+C_i H_i W_i, the feature term is about 1e-5 of the first term. It is kept as printed.
 """
 
 from __future__ import annotations
@@ -33,13 +39,13 @@ WHITE = 255
 
 @torch.no_grad()
 def dobi(values: Tensor, counts: Tensor | float, low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The bounds of the least squared error.
+    """The bounds (low, high), scalars, of least squared error.
 
     Args:
         values: v (N,).
-        counts: how often each occurs, (N,) or a number for all.
-        low: the smallest of them, a scalar.
-        high: the largest.
+        counts: how often each value occurs, (N,), or one number for all.
+        low: the smallest value, a scalar.
+        high: the largest value, a scalar.
         bits: b.
     """
     distance = (high - low) / (2 * K)
@@ -50,7 +56,7 @@ def dobi(values: Tensor, counts: Tensor | float, low: Tensor, high: Tensor, bits
 
 
 def dqc_loss(step: Step) -> Tensor:
-    """L of the paper, images in 0..1."""
+    """The loss L of the paper, a scalar, for images in 0..1."""
     features = sum(normalized_distance(found, target) / target[0].numel() for found, target in step.features)
     return (step.output - step.target).abs().mean() / WHITE + FEATURE_WEIGHT * features
 
@@ -68,7 +74,7 @@ class DOBIWeight(BoundedWeight):
 
 @dataclass(frozen=True)
 class TwoDQuant(FixedBitScheme):
-    """Bounds searched (DOBI), then distilled (DQC)."""
+    """Bounds from a search (DOBI), then from distillation (DQC)."""
 
     name = "twodquant"
     tuned = True

@@ -35,6 +35,7 @@ OUTSIDE = {  # page -> the file it is made of
     "results_sensitivity.md": "results/sensitivity/README.md",
     "published.md": "analysis/tables/published/README.md",
 }
+IN_THE_ZOO = "The package has networks of some schemes and backbones. For these the last command is enough.\n\n"
 NOTEBOOKS = {f"notebooks/{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
 REPORT = "report.html"
 OUTSIDE |= {page: path.relative_to(ROOT).as_posix() for page, path in NOTEBOOKS.items()}
@@ -78,16 +79,51 @@ def registered_pages() -> dict[str, str]:
 
 
 def scheme_page(name: str, scheme: type[Any]) -> str:
-    """What the docstring says, how the scheme is used, and its options with their defaults."""
+    """What the docstring says, how the scheme is used, and its options with defaults and meaning."""
     kind = "dynamic bits" if scheme.dynamic else "fixed bits"
-    how = "is trained" if scheme.trained else "runs from calibration alone"
     role = f"A control with {kind}" if scheme.control else f"A scheme with {kind}"
-    options = "\n".join(f"| `{field.name}` | `{field.default!r}` |" for field in fields(scheme))
-    use = f"python -m analysis.run_all --backbones idn --schemes fp32 {name}"
-    return (
-        f"# {name}\n\n{role}. It {how}.\n\n{documented(scheme)}\n\n## Use\n\n```\n{use}\n```\n\n"
-        f"## Options\n\n| option | default |\n|---|---|\n{options}\n"
+    how, commands = making(name, scheme)
+    use = "\n".join([*commands, f"python -m analysis.run_all --backbones idn --schemes fp32 {name}"])
+    texts = option_texts(scheme)
+    options = "\n".join(
+        f"| `{field.name}` | `{field.default!r}` | {texts.get(field.name, '')} |" for field in fields(scheme)
     )
+    return (
+        f"# {name}\n\n{role}. It {how}.\n\n{documented(scheme)}\n\n## Use\n\n{IN_THE_ZOO * bool(commands)}"
+        f"```\n{use}\n```\n\n"
+        f"## Options\n\n| option | default | meaning |\n|---|---|---|\n{options}\n"
+    )
+
+
+def making(name: str, scheme: type[Any]) -> tuple[str, list[str]]:
+    """How a network of a scheme is made: the end of a sentence, and the commands before it can be measured."""
+    ship = "python -m cadyq.zoo.ship run RUN --zoo MY_ZOO\nexport CADYQ_ZOO=MY_ZOO"
+    if name == scheme.parent:
+        return "quantizes nothing", []
+    if not scheme.trained:
+        return "runs from calibration alone", []
+    if scheme.tuned:
+        command = (
+            f"python -m cadyq.calibrate --scheme {name} --model zoo:idn_x4_fp32 --minutes 5 --out RUN --zoo MY_ZOO"
+        )
+        return "is calibrated and tuned on LR images", [command, "export CADYQ_ZOO=MY_ZOO"]
+    if scheme.parent != "fp32":
+        parent = f"zoo:idn_x4_{scheme.parent}"
+        command = f"python -m cadyq.derive {name} --parent {parent} --data-root PHOTOGRAPHS --out RUN"
+        return f"is derived from a trained `{scheme.parent}`", [command, ship]
+    recipe = name if (ROOT / "cadyq" / "training" / "recipes" / f"{name}.toml").exists() else "finetune"
+    command = f"python -m cadyq.train --recipe {recipe} --scheme {name} --init zoo:idn_x4_fp32 --data-root PHOTOGRAPHS"
+    return "is trained", [f"{command} --out RUN", ship]
+
+
+def option_texts(scheme: type[Any]) -> dict[str, str]:
+    """Option -> what the docstrings of a scheme and its bases say of it."""
+    texts: dict[str, str] = {}
+    for cls in reversed(scheme.__mro__):
+        listed = inspect.cleandoc(cls.__dict__.get("__doc__") or "").partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^    ([\w, ]+): (.+(?:\n        .+)*)", listed, re.MULTILINE):
+            texts |= dict.fromkeys(names.split(", "), " ".join(text.split()).replace("|", "\\|"))
+    return texts
 
 
 def backbone_page(name: str, backbone: type[Any]) -> str:
@@ -102,7 +138,10 @@ def documented(cls: type[Any]) -> str:
     own = inspect.cleandoc(cls.__doc__ or "")
     body = re.split(r"\n(Args|Attributes|Raises):\n", own)[0].strip()
     texts = [inspect.cleandoc(getattr(module, "__doc__", None) or ""), body]
-    return "\n\n".join(re.sub(r"([*<])", r"\\\1", text) for text in texts if text) + f"\n\nCode: `{cls.__module__}`."
+    lines = "\n\n".join(text for text in texts if text).splitlines()
+    # an indented line is code, where Markdown shows a backslash
+    shown = [line if line.startswith("    ") else re.sub(r"([*<])", r"\\\1", line) for line in lines]
+    return "\n".join(shown) + f"\n\nCode: `{cls.__module__}`."
 
 
 def notebook_page(notebook: dict[str, Any], source: str) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,6 +163,37 @@ def test_links_of_a_code_host_lead_somewhere_on_the_site(page: str, text: str, s
 def test_with_an_address_at_a_host_links_lead_there() -> None:
     shown = site_hooks().with_site_links("[a](../Makefile)", "training.md", "https://host.example/us/it/")
     assert shown == "[a](https://host.example/us/it/blob/main/Makefile)"
+
+
+def test_pages_of_schemes_say_how_a_network_is_made_and_what_options_mean() -> None:
+    pages = site_hooks().registered_pages()
+    for name, words in {
+        "minmax": "runs from calibration alone",
+        "pams": "is trained",
+        "twodquant": "is calibrated and tuned on LR images",
+        "profiles": "is derived from a trained `cadyq`",
+        "fp32": "quantizes nothing",
+    }.items():
+        assert words in pages[f"schemes/{name}.md"], name
+    assert "python -m cadyq.derive static --parent" in pages["schemes/static.md"]
+    assert "python -m cadyq.calibrate --scheme brecq" in pages["schemes/brecq.md"]
+    assert re.search(r"`channelwise` \| `False` \| .*each output channel", pages["schemes/brecq.md"])
+    assert re.search(r"`outer_bits` \| `32` \| .*head, upsampler and tail", pages["schemes/pams.md"])
+    assert "BitOPs_ik z_ik <= budget" in pages["schemes/ilp.md"]  # an equation is code, where nothing is escaped
+
+
+def test_commands_on_pages_of_schemes_are_understood() -> None:
+    parsers = {
+        f"python -m cadyq.{name}": importlib.import_module(f"cadyq.commands.{name}").build_parser()
+        for name in ("train", "derive", "calibrate")
+    }
+    pages = site_hooks().registered_pages()
+    lines = [line for path, page in pages.items() if path.startswith("schemes/") for line in page.splitlines()]
+    commands = [line for line in lines if line.startswith(tuple(parsers))]
+    assert len(commands) > 15
+    for line in commands:
+        name = next(name for name in parsers if line.startswith(f"{name} "))
+        parsers[name].parse_args(shlex.split(line.removeprefix(name)))
 
 
 def test_every_page_is_in_the_navigation() -> None:

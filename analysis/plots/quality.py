@@ -36,16 +36,16 @@ _Looks = dict[str, tuple[str, str]]
 def quality_figure(
     table: pd.DataFrame, members: Mapping[str, Member], cost: str = "bitops", intervals: bool = True
 ) -> Figure:
-    """Mean PSNR against a cost; a panel for each backbone and extent, in two columns.
+    """Mean PSNR against a cost, with a panel for each backbone and extent, in two columns.
 
-    Full precision is a dashed line: it costs so much more that quantized schemes would be one spot beside it. So are
-    methods without a network, where they are near enough.
+    Full precision is a dashed line, since at its cost all quantized schemes would fall into one spot. Methods without a
+    network are lines too, if they are near enough.
 
     Args:
         table: `summary` of one dataset, scale and mode.
-        members: of its schemes, see `families`.
+        members: members of its schemes, see `families`.
         cost: a key of `COSTS`.
-        intervals: error bars of the drop against full precision, where no other bar stands at the same place.
+        intervals: whether error bars of the drop are drawn. A bar is left out if another is at the same place.
     """
     column, label = COSTS[cost]
     networks = table[table["macs_g"] > 0]
@@ -131,7 +131,7 @@ def _along(x: list[float], y: list[float]) -> list[tuple[float, float]]:
 def _error_bars(
     axis: Axes, points: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks
 ) -> list[tuple[float, float]]:
-    """Intervals of the drop, around the PSNR, where no other interval stands at the same cost and height.
+    """Intervals of the drop around the PSNR, without those at the same cost and height as another.
 
     Returns:
         Places along the bars.
@@ -166,7 +166,7 @@ def _labels(points: pd.DataFrame, column: str, members: Mapping[str, Member], lo
 
 
 def _legend(members: Mapping[str, Member], networks: pd.DataFrame) -> list[Line2D]:
-    """What marks mean; their names stand beside them."""
+    """The meaning of the marks. Names stand beside the marks."""
     kinds = {members[name].kind for name in networks["scheme"]}
     look: dict[str, dict[str, Any]] = {
         FIXED: {"color": "black", "linewidth": 1.1}, DYNAMIC: {"color": "black", "linestyle": "none"},
@@ -178,7 +178,7 @@ def _legend(members: Mapping[str, Member], networks: pd.DataFrame) -> list[Line2
 
 
 def _reference_lines(axis: Axes, points: pd.DataFrame, beside: pd.DataFrame) -> list[tuple[float, float]]:
-    """What has no cost to compare: a horizontal line, or a note where it lies far below; places along the lines."""
+    """Methods without a cost: a horizontal line, or a note if it lies far below. Returns places along the lines."""
     axis.margins(y=0.12)
     low, high = float(points["psnr_db"].min()), float(points["psnr_db"].max())
     reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together

@@ -1,4 +1,4 @@
-"""The first screen of a report: which scheme to take at what cost, and one table with datasets as columns."""
+"""The first screen of a report: the cheapest schemes, and one table with datasets as columns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Choice:
     """The cheapest scheme of a backbone that loses at most `tolerance_db` on average.
 
     Attributes:
-        row: of the summary over all images; None where every scheme loses more.
+        row: its row of the summary over all images; None if every scheme loses more.
     """
 
     backbone: str
@@ -35,7 +35,7 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """Scheme, loss and saving, as a cell of a table shows them."""
+        """Scheme, loss and saving, as in a cell of a table."""
         if self.row is None:
             return "none measured"
         return f"{self.row['scheme']}: {drop_text(self.row)} dB, {self.row['saved_percent']:.1f} % of BitOPs saved"
@@ -43,11 +43,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Overview:
-    """What the first screen shows of one scale and mode.
+    """The first screen for one scale and mode.
 
     Attributes:
         title: scale and mode.
-        sentence: the answer in words; empty where nothing is quantized, or no full-precision network to compare with.
+        sentence: the answer in words; empty if nothing is quantized or full precision is missing.
         choices: backbone -> the texts of its choices, in the order of `TOLERANCES_DB`.
         table: headings, rows and filters for the template.
     """
@@ -59,7 +59,7 @@ class Overview:
 
 
 def overviews(df: pd.DataFrame, members: Mapping[str, Member], manifest: Mapping[str, Any]) -> list[Overview]:
-    """One overview a scale and mode, in the order of the records; further seeds are left out."""
+    """One overview for each scale and mode, in the order of the records, without further seeds."""
     found = []
     for (scale, mode), rows in first_trainings(df).groupby(["scale", "mode"], sort=False):
         everywhere = summary(over_all_images(rows))
@@ -147,7 +147,7 @@ def _quality(row: Mapping[Any, Any] | None, metrics: Sequence[Shown]) -> dict[st
 
 
 def _costs(row: Mapping[Any, Any] | None) -> list[tuple[str, str]]:
-    """(text, sort key) of drop, FAB, BitOPs, saving and storage; unknown where not all images were measured."""
+    """(text, sort key) of drop, FAB, BitOPs, saving and storage; unknown if not all images were measured."""
     if row is None:
         return [(MISSING, "")] * 5
     known = row["macs_g"] > 0

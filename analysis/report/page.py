@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,8 @@ _TABLES = 450_000  # bytes left for tables, texts and scripts
 _LEAST = 200_000  # bytes of crops, however many rows there are
 _COLOURS = 256  # of an embedded chart; a photograph keeps all
 _HEADLINE = ("command", "machine", "git_commit", "git_changes")
+_LONG = 60  # characters of an entry of a manifest that stands on a line of its own
+_INTERVAL = re.compile(r"\[([^],]+), ([^]]+)\]")
 _TABULATED = ("cells", "metrics", "schemes")  # entries of a manifest that tables are made with
 _TITLES = {
     "psnr_bitops": "PSNR against BitOPs",
@@ -179,8 +182,11 @@ def _tables(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[dict[str, Any
 
 
 def _texts(frame: pd.DataFrame) -> dict[str, Any]:
-    """A frame of texts, with its index, for the page."""
-    rows = [[*map(str, key), *texts] for key, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+    """A frame of texts, with its index, for the page. An interval stays on one line."""
+    rows = [
+        [*map(str, key), *(_INTERVAL.sub("[\\1,\N{NO-BREAK SPACE}\\2]", str(text)) for text in texts)]
+        for key, texts in zip(frame.index, frame.to_numpy().tolist(), strict=True)
+    ]
     return {"heads": [*frame.index.names, *frame.columns], "names": frame.index.nlevels, "rows": rows}
 
 
@@ -231,10 +237,13 @@ def _shrunk(path: Path, is_chart: bool) -> tuple[bytes, tuple[int, int]]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested JSON as (dotted name, text)."""
+    """Nested JSON as (dotted name, text). Items of a list that are long, such as commands, have a line each."""
     if isinstance(value, Mapping):
         for key in sorted(value):
             yield from _flat(value[key], f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and any(len(str(item)) > _LONG for item in value):
+        for number, item in enumerate(value, 1):
+            yield f"{name}.{number}" if name else str(number), str(item)
     else:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 

@@ -1,7 +1,7 @@
-"""What calibrated networks lose, beside what calibration took.
+"""The loss of calibrated networks, beside the effort of their calibration.
 
-Quality comes from the records of the run, seconds and numbers of images from the manifest of the zoo. It writes
-`tables/calibration.csv`, `tables/calibration.md` and, of what papers print, `tables/calibration_published.md`.
+Quality comes from the records of the run, seconds and numbers of images from the manifest of the zoo. The module writes
+`tables/calibration.csv`, `tables/calibration.md` and, with the values of papers, `tables/calibration_published.md`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NETWORK = ["backbone", "scheme"]
 
 
 def efforts(folder: Path) -> pd.DataFrame:
-    """What calibration took, by network and scheme: images, patches and seconds, size of the file in kilobytes."""
+    """The effort of calibration by network and scheme: images, patches, seconds, and size of the file in kilobytes."""
     rows = [
         {
             "backbone": row["backbone"],
@@ -46,18 +46,18 @@ def efforts(folder: Path) -> pd.DataFrame:
 
 
 def measured(df: pd.DataFrame) -> pd.DataFrame:
-    """A row a (backbone, scheme, dataset) of the image-wise records: PSNR, its difference to FP32, FAB, BitOPs."""
+    """A row for each (backbone, scheme, dataset) of the image-wise records: PSNR, drop against FP32, FAB, BitOPs."""
     part = summary(df[df["mode"] == MODE])
     return part[[*NETWORK, "dataset", "psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g"]]
 
 
 def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """`measured` with what calibration took beside it, NaN where the zoo has no such network."""
+    """`measured` with the effort of calibration; NaN if the zoo has no such network."""
     return measured(df).merge(efforts(folder), "left", on=NETWORK)
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """The table as it is printed: a row a network and scheme, a column a dataset."""
+    """The printed table: a row for each network and scheme, a column for each dataset."""
     rows: list[dict[str, str]] = []
     for (backbone, scheme), part in table.groupby(NETWORK, sort=False):
         row = {"Network": str(backbone), "Scheme": str(scheme)}
@@ -80,7 +80,7 @@ def _drop(row: dict[Any, Any], scheme: Any) -> str:
 
 
 def published_texts() -> pd.DataFrame:
-    """What papers print, a row a network of a text."""
+    """The values of papers, a row for each network of a text."""
     rows = pd.read_csv(PUBLISHED, dtype=str, keep_default_na=False)
     bits = "w" + rows["weight_bits"] + "a" + rows["act_bits"]
     drop = [
@@ -103,7 +103,7 @@ def published_texts() -> pd.DataFrame:
 
 
 def write(run: Path, folder: Path) -> list[Path]:
-    """Write the tables of a run whose networks lie in the zoo `folder`.
+    """Write the tables of a run whose networks are in the zoo `folder`.
 
     Raises:
         UserError: the run has no image-wise record.

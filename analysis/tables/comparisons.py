@@ -1,12 +1,11 @@
-"""Comparisons of every scheme that chooses bits, each with an interval: what it loses, what it gains over fixed bits.
+"""Comparisons of every scheme that chooses bits, each with an interval: its loss, and its gain over fixed bits.
 
-A scheme gets its comparisons where its FAB differs between images, where its FAB is no whole number (bits by layer), or
-where its class says `dynamic`; a plug-in's as well.
+A scheme is compared if its FAB differs between images, if its FAB is not a whole number (bits by layer), or if its
+class says `dynamic`. This includes schemes of plug-ins.
 
-The opponent is the curve of fixed bits: networks of one scheme with weights at the same bits as those of the network in
-question (8, mostly) and activations at 4, 5, 6 and 8 bits, trained like the others. Between two of them the PSNR of an
-image is interpolated linearly in the cost. Such a point can be had: by running one of the two on some images and the
-other on the rest.
+It is compared with the curve of fixed bits: networks of one scheme with the same weight bits (usually 8) and 4, 5, 6
+and 8 activation bits, trained in the same way. Between two of them the PSNR of an image is interpolated linearly in the
+cost. Such a point can be realized by running one network on some images and the other on the rest.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ class Comparison:
     """One comparison of one network on one dataset.
 
     Attributes:
-        kind: one of the constants of this module, followed by ", whole network" where outer layers are quantized too.
-        scale, mode, backbone, scheme, dataset: of the network in question.
+        kind: one of the constants of this module, followed by ", whole network" if outer layers are quantized too.
+        scale, mode, backbone, scheme, dataset: of the network.
         against: what it is compared with.
-        images: how many, over which the interval is taken.
-        fab, fab_against: of the two, bits.
-        saved_percent: BitOPs saved against the other, the selector's own counted.
-        mean, low, high: difference of PSNR in dB, for `CAPTURED` a share (1 is the oracle's); the interval's ends are
-            NaN where there is but one image.
+        images: number of images, which the interval is taken over.
+        fab, fab_against: FAB of both, in bits.
+        saved_percent: BitOPs saved relative to the other, with the selector counted.
+        mean, low, high: difference of PSNR in dB; for `CAPTURED` a share (1 is the oracle's). The ends of the interval
+            are NaN for a single image.
     """
 
     kind: str
@@ -74,18 +73,17 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """On which side of zero the whole interval lies."""
+        """The side of zero on which the whole interval lies."""
         side = Interval(self.mean, self.low, self.high).side
         return {1: "ahead", -1: "behind", 0: "not clear"}[side]
 
 
 def comparisons(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> pd.DataFrame:
-    """Every comparison that records can answer: columns as in `Comparison`, and `verdict`.
+    """All comparisons that the records allow: the columns of `Comparison`, and `verdict`.
 
     Args:
-        df: records, as `analysis.records.store.load` returns them. A network that lacks some of another's images is not
-            compared with it.
-        roles: of the schemes, by their names in the records; those not given are looked up in the registry.
+        df: records, as from `analysis.records.store.load`. Two networks are compared only if both have all images.
+        roles: roles of the schemes, by their names in the records. Others are looked up in the registry.
     """
     given = roles or {}
     known = {str(spec): given.get(str(spec)) or role_of(str(spec)) for spec in df["scheme"].unique()}
@@ -96,7 +94,7 @@ def comparisons(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> pd
 
 
 def choosing_bits(df: pd.DataFrame, roles: Mapping[str, Role]) -> set[str]:
-    """The schemes whose bits are not one fixed width: by what was measured, or by what their class says."""
+    """The schemes without one fixed bit-width, by their records or their class."""
     networks = df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone", "scheme"], sort=False)["fab"]
     mixed = networks.agg(lambda fab: fab.max() - fab.min() > 1e-6 or abs(fab.iloc[0] - round(fab.iloc[0])) > 1e-6)
     varying = {str(scheme) for scheme in mixed[mixed.astype(bool)].index.get_level_values("scheme")}
@@ -104,9 +102,9 @@ def choosing_bits(df: pd.DataFrame, roles: Mapping[str, Role]) -> set[str]:
 
 
 def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
-    """For each backbone: its rows on each dataset, and on all of them where there are several.
+    """The rows of each backbone on each dataset, and on all datasets if there are several.
 
-    Networks whose outer layers are quantized too are compared with one another, and with full precision.
+    Networks with quantized outer layers are compared with one another and with full precision.
     """
     for _, rows in df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone"], sort=False):
         first = rows.iloc[0]
@@ -125,10 +123,10 @@ def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
 
 @dataclass(frozen=True)
 class _Group:
-    """All schemes of one backbone on the same images, quantized as papers do or as whole networks.
+    """All schemes of one backbone on the same images, either quantized as in papers or as whole networks.
 
     Attributes:
-        suffix: of the kinds of comparisons, which tells the two apart.
+        suffix: suffix of the kinds of comparisons for the form.
     """
 
     scale: int
@@ -149,7 +147,7 @@ class _Group:
                 yield from self._captured(scheme)
 
     def _one(self, kind: str, scheme: str, against: str, other: tuple[float, float], interval: Interval) -> Comparison:
-        """`other`: FAB and BitOPs of what is compared with."""
+        """One comparison. `other` holds FAB and BitOPs of the other network."""
         rows = self.networks[scheme]
         if len(rows) == 1:
             interval = Interval(interval.mean, math.nan, math.nan)
@@ -167,7 +165,7 @@ class _Group:
         return Comparison(*where, other[0], 100 * (1 - bitops(rows) / other[1]), *interval)
 
     def _aligned(self, name: str, rows: Rows) -> Rows | None:
-        """Another network's rows in the order of `rows`; None where it lacks an image."""
+        """The rows of another network in the order of `rows`; None if it lacks an image."""
         other = self.networks.get(name)
         return None if other is None or not rows.index.isin(other.index).all() else other.loc[rows.index]
 
@@ -179,11 +177,11 @@ class _Group:
             yield self._one(FULL_PRECISION, scheme, REFERENCE, (fab(full), bitops(full)), interval)
 
     def _weight_bits(self, scheme: str) -> int:
-        """Of the ladder of fixed bits that a scheme is held against."""
+        """Weight bits of the fixed bits that a scheme is compared with."""
         return self.roles[scheme].weight_bits or FIXED_WEIGHT_BITS
 
     def fixed_at(self, scheme: str, rows: Rows, cost: Callable[[Rows], float]) -> _Fixed | None:
-        """Fixed bits at the cost of `rows`, of `scheme`, on its images; None where the curve does not reach it."""
+        """Fixed bits at the cost of `rows`, of `scheme`, on its images; None if the curve does not reach that cost."""
         weight_bits = self._weight_bits(scheme)
         curve = [self._aligned(name, rows) for _, name in sorted(self._ladder(weight_bits))]
         wanted = cost(rows)
@@ -194,7 +192,7 @@ class _Group:
         return None
 
     def _ladder(self, weight_bits: int) -> Iterator[tuple[int, str]]:
-        """Activation bits and name of the networks that make up the curve of fixed bits."""
+        """Activation bits and names of the networks on the curve of fixed bits."""
         for name in self.networks:
             role = self.roles[name]
             if (role.scheme, role.weight_bits, role.tag) == (FIXED, weight_bits, "") and role.act_bits is not None:
@@ -208,12 +206,12 @@ class _Group:
             yield self._one(kind, scheme, fixed.name, (fixed.mean(fab), fixed.mean(bitops)), interval)
 
     def _lead(self, scheme: str, rows: Rows) -> Values | None:
-        """PSNR of each image over fixed bits of the same FAB."""
+        """Gain in PSNR of each image over fixed bits of the same FAB."""
         fixed = self.fixed_at(scheme, rows, fab)
         return None if fixed is None else psnr(rows) - fixed.psnr
 
     def _against_controls(self, scheme: str) -> Iterator[Comparison]:
-        """The two may differ in FAB: what is compared is how far each leads fixed bits of its own FAB."""
+        """Both may differ in FAB, so their gains over fixed bits of their own FAB are compared."""
         rows = self.networks[scheme]
         lead = self._lead(scheme, rows)
         if lead is None:
@@ -226,7 +224,7 @@ class _Group:
                 yield self._one(EQUAL_FAB, scheme, name, (fab(other), bitops(other)), interval)
 
     def _captured(self, scheme: str) -> Iterator[Comparison]:
-        """Asked of networks that share their weights with both ends of the scale."""
+        """The share of the oracle's gain, for networks with the weights of both controls."""
         rows, role = self.networks[scheme], self.roles[scheme]
         same = [n for n in self.networks if n != scheme and _weights(self.roles, n) == _weights(self.roles, scheme)]
         floor = next((name for name in same if self.roles[name].scheme == FLOOR), None)
@@ -271,17 +269,17 @@ def fab(rows: Rows) -> float:
 
 
 def bitops(rows: Rows) -> float:
-    """Of all images, G."""
+    """BitOPs over all images, G."""
     return float(rows["bitops_g"].sum())
 
 
 def bitops_without_selector(rows: Rows) -> float:
-    """Of all images, G, without the operations that choose the bits."""
+    """BitOPs over all images without the selector, G."""
     return bitops(rows) - float(rows["bitops_selector_g"].sum())
 
 
 def _weights(roles: Mapping[str, Role], name: str) -> tuple[str, str]:
-    """Whose weights a network has: the scheme that trained them, and the tag of that training."""
+    """The origin of a network's weights: the scheme that trained them, and the tag of that training."""
     role = roles[name]
     return (role.scheme if role.parent == REFERENCE else role.parent, role.tag)
 
@@ -289,8 +287,9 @@ def _weights(roles: Mapping[str, Role], name: str) -> tuple[str, str]:
 def is_control(name: str, scheme: str, roles: Mapping[str, Role]) -> bool:
     """Whether `name` is another way to choose bits or ranges that `scheme` is compared with at equal FAB.
 
-    What was derived from the very weights of `scheme` is. So are controls of their own (a range for each sample) with
-    weights at the same bits. A scheme that has no controls on its weights is compared with the untagged ones of others.
+    This holds for networks derived from the weights of `scheme`, and for controls with their own weights (a range for
+    each sample) at the same weight bits. A scheme without controls on its weights is compared with the untagged ones of
+    others.
     """
     role, derived = roles[name], roles[name].parent != REFERENCE
     if name == scheme or not (role.control or derived):
@@ -303,9 +302,9 @@ def is_control(name: str, scheme: str, roles: Mapping[str, Role]) -> bool:
 
 
 def write_comparisons(table: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write what `comparisons` found: ``tables/comparisons.csv`` (long form) and ``tables/comparisons.md``.
+    """Write ``tables/comparisons.csv`` (long form) and ``tables/comparisons.md``.
 
-    Nothing is written where there is nothing to compare.
+    Without comparisons nothing is written.
     """
     if table.empty:
         return []
@@ -319,7 +318,9 @@ def write_comparisons(table: pd.DataFrame, out_dir: Path) -> list[Path]:
 
 
 def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """A heading and a table of texts for each kind: a row a comparison, a column a dataset, costs over all of them."""
+    """A heading and a table of texts for each kind: a row for each comparison, a column for each dataset, costs over
+    all.
+    """
     found = []
     for (mode, kind), rows in table.groupby(["mode", "kind"], sort=False):
         heading = f"Mode {mode}: {kind}" + (", dB" if not is_share(str(kind)) else "")
@@ -334,7 +335,7 @@ def by_kind(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def is_share(kind: str) -> bool:
-    """Whether a kind of comparison is a share, not a difference in dB."""
+    """Whether a kind of comparison is a share instead of a difference in dB."""
     return kind.startswith(CAPTURED)
 
 
@@ -345,11 +346,11 @@ def _text(row: dict[Hashable, Any]) -> str:
 
 
 COMPARISONS_NOTE = (
-    f"Each row: mean and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} resamples, seed "
-    f"{SEED}). An interval that contains 0 means that the images show no difference. FAB: of the network / of what "
-    f"it is compared with. Fixed bits: {FIXED} with weights at the same bits, its PSNR interpolated between the two "
-    "nearest activation bit-widths. Equal FAB: by how much more the network leads fixed bits of its own FAB than the "
-    "other leads those of its own; a scheme without controls on its own weights is compared with those on the weights "
-    "of others. FAB and BitOPs saved (the selector counted): on all images; on the last dataset with a value where a "
-    "network was not measured on all."
+    f"Each row: mean difference and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} "
+    f"resamples, seed {SEED}). An interval that contains 0 means that the images show no difference. FAB: of the "
+    f"network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR interpolated "
+    "between the two nearest activation bit-widths. Equal FAB: each of the two networks is compared with fixed bits of "
+    "its own FAB, and the row is the difference of these gains. A scheme without controls on its own weights is "
+    "compared with controls on other weights. FAB and BitOPs saved (selector counted) are over all images, or over the "
+    "last dataset with a value if a network was not measured on all."
 )

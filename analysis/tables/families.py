@@ -1,7 +1,7 @@
-"""Families of schemes: which networks a figure joins by a line, and what a report offers as a filter.
+"""Families of schemes: the networks that a figure joins by a line, and the filters of a report.
 
-Fixed bits of one scheme at one weight bit-width are a line over activation bit-widths. A dynamic scheme and a control
-are a point each.
+Fixed bits of one scheme at one weight bit-width are a line over activation bit-widths. Each dynamic scheme and each
+control is a point.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ FIXED, DYNAMIC, CONTROL, FULL = "fixed bits", "dynamic bits", "control", "full p
 
 @dataclass(frozen=True)
 class Member:
-    """The place of one scheme among the others.
+    """The family of a scheme.
 
     Attributes:
-        scheme: its registered name; one colour each.
+        scheme: registered name; each has one colour.
         kind: `FIXED`, `DYNAMIC`, `CONTROL` or `FULL`.
-        line: the same for all that a line joins.
-        label: as a figure prints it, without the bits of the outer layers.
+        line: equal for all schemes on one line.
+        label: label in a figure, without the bits of the outer layers.
         extent: `AS_PAPERS` or `WHOLE_NETWORK`.
     """
 
@@ -43,8 +43,8 @@ def families(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> dict[
     """The member of each scheme in records, by its name there.
 
     Args:
-        df: records; a scheme whose FAB differs between images is dynamic, whatever its class says.
-        roles: of the schemes; those not given are looked up in the registry.
+        df: records. A scheme whose FAB differs between images is dynamic, whatever its class says.
+        roles: roles of the schemes. Others are looked up in the registry.
     """
     names = [str(name) for name in df.loc[df["macs_g"] > 0, "scheme"].unique()]
     known = {name: (roles or {}).get(name) or role_of(name) for name in names}

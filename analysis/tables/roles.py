@@ -1,6 +1,6 @@
-"""What part each scheme plays in a comparison, as its class says: dynamic, a control, on whose weights.
+"""The role of each scheme in comparisons, from its class: dynamic, a control, and the origin of its weights.
 
-A run keeps the roles in its manifest, so that tables are the same where a plug-in is not loaded any more.
+A run stores the roles in its manifest, so that its tables stay the same without the plug-in.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from cadyq.schemes.specs import parse_scheme, scheme_name, scheme_of
 
 @dataclass(frozen=True)
 class Role:
-    """One network's scheme, as far as comparisons ask.
+    """The facts of a scheme that comparisons need.
 
     Attributes:
-        scheme: its registered name.
-        tag: of the variant, empty for the plain one.
-        weight_bits: of its weights; None where the scheme has no such option.
-        act_bits: of its activations; None where they are not fixed by an option.
+        scheme: registered name.
+        tag: tag of the variant; empty without one.
+        weight_bits: bits of its weights; None if the scheme has no such option.
+        act_bits: bits of its activations; None if no option sets them.
         parent: the scheme whose trained network it starts from.
         dynamic, control, reads_hr: see `cadyq.schemes.base.Scheme`.
     """
@@ -38,7 +38,7 @@ class Role:
 
 
 def role_of(spec: str) -> Role:
-    """The role of a scheme as written in records; of a name that is not registered only the name is known."""
+    """The role of a scheme as written in records. For a name that is not registered, only the name is known."""
     name = scheme_name(spec)
     if name not in list_schemes():
         return Role(name)
@@ -54,7 +54,7 @@ def to_manifest(specs: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def from_manifest(manifest: Mapping[str, Any]) -> dict[str, Role]:
-    """The roles that a manifest holds; none for one of an earlier version."""
+    """The roles in a manifest; empty for an earlier version."""
     known = {field.name for field in fields(Role)}
     stored: Mapping[str, Mapping[str, Any]] = manifest.get("schemes", {})
     return {spec: Role(**{k: v for k, v in role.items() if k in known}) for spec, role in stored.items()}

@@ -1,8 +1,10 @@
-"""The spread between seeds: what training a network again by the same recipe changes. Where a difference between two
-schemes is no larger than this, one training each does not tell them apart, however narrow the interval over images.
+"""The spread between trainings of one recipe with other seeds.
 
-A network whose tag is or ends in ``seed1``, ``seed2``, ... is a further training of the one without: ``cadyq:seed1`` of
-``cadyq``, ``cadyq:fast_seed1`` of ``cadyq:fast``.
+If a difference between two schemes is not larger than this spread, one training of each does not show which is better,
+for any interval over images.
+
+A network whose tag is or ends in ``seed1``, ``seed2``, ... is a further training of the network without that ending:
+``cadyq:seed1`` of ``cadyq``, ``cadyq:fast_seed1`` of ``cadyq:fast``.
 """
 
 from __future__ import annotations
@@ -25,20 +27,20 @@ _TAG = re.compile(r"[:_]seed\d+$")
 
 
 def first_trainings(df: pd.DataFrame) -> pd.DataFrame:
-    """The records of all networks but those that are further trainings of another."""
+    """The records without further trainings of a network."""
     return df[~df["scheme"].str.contains(_TAG)]
 
 
 def spread(df: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation (of a sample) and range over the seeds of each network that has several.
+    """Mean, standard deviation (of a sample) and range over the seeds of each network with several trainings.
 
     Args:
-        df: records, as `analysis.records.load` returns them.
-        compared: what `analysis.tables.comparisons.comparisons` found in them.
+        df: records, as from `analysis.records.load`.
+        compared: their comparisons, as from `analysis.tables.comparisons.comparisons`.
 
     Returns:
-        A row a quantity (`DROP` and `LEAD` in dB, `FAB` in bits), network and dataset:
-        ``KEYS``, then ``STATISTICS``; seeds: how many.
+        A row for each quantity (`DROP` and `LEAD` in dB, `FAB` in bits), network and dataset: ``KEYS``, then
+        ``STATISTICS``. ``seeds`` is the number of trainings.
     """
     values = pd.concat([*_of_records(df), _of_comparisons(compared)], ignore_index=True)
     values["training"] = values["scheme"]
@@ -68,7 +70,7 @@ def _of_comparisons(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_seeds(table: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write what `spread` found: ``tables/seeds.csv`` (long form) and ``tables/seeds.md``; nothing of no network."""
+    """Write ``tables/seeds.csv`` (long form) and ``tables/seeds.md``. Without several trainings nothing is written."""
     if table.empty:
         return []
     folder = Path(out_dir) / "tables"
@@ -82,7 +84,7 @@ def write_seeds(table: pd.DataFrame, out_dir: Path) -> list[Path]:
 
 
 def by_quantity(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """A heading and a table of texts for each quantity: a row a network, a column a dataset."""
+    """A heading and a table of texts for each quantity, with a row for each network and a column for each dataset."""
     found = []
     for (mode, quantity), rows in table.groupby(["mode", "quantity"], sort=False):
         rows = rows.assign(text=[_text(*row) for row in rows[["quantity", *STATISTICS]].to_numpy()])

@@ -1,1 +1,1 @@
-"""Bits that are assigned ahead of time: the base class of such schemes, and the search for the best ones."""
+"""Bits that are set before the forward: the base class of such schemes, and the search for the best bits."""

@@ -1,13 +1,14 @@
-"""The squared error of a patch as a quadratic form of its bits: a joint search without a forward for each trial.
+"""The squared error of a patch as a quadratic form of its bits. A joint search then needs no forward for each trial.
 
-Let r be the difference between the output with all points at their highest candidates and a target, and d_pk the change
-of the output when point p alone goes to candidate k. Changes add nearly (`results/sensitivity`), so the output with
-candidates c differs from the target by about r + sum_p d_{p,c_p}, and its squared error needs only inner products:
+Let r be the difference between a target and the output with all points at their highest candidates. Let d_pk be the
+change of the output when point p alone uses candidate k. Changes add up nearly (`results/sensitivity`). The output with
+candidates c then differs from the target by about r + sum_p d_{p,c_p}, and its squared error is
 
     e(c) = <r, r> + 2 sum_p <r, d_{p,c_p}> + sum_pq <d_{p,c_p}, d_{q,c_q}>.
 
-Measuring them takes P (K - 1) forwards of the patches, each from its point on. Every search after that, at any budget
-and for any grouping of patches, runs on them alone. Luma in grey levels, means over pixels.
+Measuring the inner products takes P (K - 1) forwards of the patches, each from its point on. Every later search, at any
+budget and for any grouping of patches, uses the inner products alone. Errors are those of luma in squared grey levels,
+means over pixels.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ Objective = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """Of N patches with P points that count and K candidates.
+    """The error model of N patches, with P points that count and K candidates.
 
     Attributes:
         base: squared error at the highest candidates (N,).
-        linear: <r, d_pk> (N, P, K).
-        gram: <d_pk, d_ql> (N, P, K, P, K).
+        linear: inner products of r and d_pk (N, P, K).
+        gram: inner products of d_pk and d_ql (N, P, K, P, K).
     """
 
     base: Tensor
@@ -46,20 +47,20 @@ class ErrorModel:
         return ErrorModel(self.base[patches], self.linear[patches], self.gram[patches])
 
     def pooled(self, weights: Tensor) -> ErrorModel:
-        """The weighted mean over patches as one patch, for a choice that all share; `weights` (N,)."""
+        """The weighted mean over patches as one patch, for a choice that all of them share; `weights` (N,)."""
         share = weights.double() / weights.double().sum()
         parts = (self.base, self.linear, self.gram)
         return ErrorModel(*(torch.einsum("n,n...->...", share.to(part), part)[None] for part in parts))
 
     def changes_only(self) -> ErrorModel:
-        """The squared change of the output instead of its error; `base` stays what it is for weights.
+        """The squared change of the output instead of its error. `base` is kept, for weights.
 
-        Without <r, d>, which is mostly noise of HR, and fits it where few patches share a choice.
+        The linear term is dropped. It is mostly noise of HR, and a choice for few patches would fit that noise.
         """
         return ErrorModel(self.base, torch.zeros_like(self.linear), self.gram)
 
     def errors(self, choices: Tensor) -> Tensor:
-        """The squared error (N,) of each patch under choices (N, P), or (1, P) for all."""
+        """The squared error (N,) of each patch under choices (N, P), or (1, P) for all patches."""
         choices = choices.expand(len(self.base), -1)
         patches, points = torch.arange(len(choices))[:, None], torch.arange(choices.shape[1])
         linear = self.linear[patches, points, choices].sum(1)
@@ -68,13 +69,13 @@ class ErrorModel:
         return self.base + 2 * linear + pairs.sum((1, 2, 3))
 
     def descend(self, choices: Tensor, price: Tensor, objective: Objective, sweeps: int = 8) -> Tensor:
-        """Coordinate descent of objective(error) + price, until nothing changes.
+        """Coordinate descent of objective(error) + price until no choice changes.
 
         Args:
-            choices: where to start (N, P).
-            price: of each candidate at each point (P, K), in units of the objective.
-            objective: squared errors to costs, element by element, rising.
-            sweeps: the most often that all points are visited.
+            choices: the start (N, P).
+            price: price of each candidate at each point (P, K), in units of the objective.
+            objective: maps squared errors to costs, element by element; increasing.
+            sweeps: how often all points are visited at most.
 
         Returns:
             The choices (N, P).
@@ -107,12 +108,12 @@ class ErrorModel:
 def measure_changes(
     network: SRNetwork, lr: Tensor, targets: Sequence[Tensor], masks: Tensor, batch: int = 16
 ) -> list[list[ErrorModel]]:
-    """The error models of a network against some targets, on some parts of the pixels.
+    """The error models of a network for some targets and some parts of the pixels.
 
     Args:
         network: in eval mode, of a scheme with candidates at every point that counts.
         lr: patches (N, 3, h, w) in 0..255.
-        targets: what the output is held against, each (N, 3, h scale, w scale).
+        targets: targets of the output, each (N, 3, h scale, w scale).
         masks: M parts of the pixels, 0 or 1, (M, h scale, w scale).
 
     Returns:
@@ -143,7 +144,7 @@ def _joined(parts: Sequence[ErrorModel]) -> ErrorModel:
 
 
 def _changes(replay: Replay, lr: Tensor) -> tuple[Tensor, Tensor]:
-    """The output at the highest candidates, and the change of its luma by each point and candidate (B, P, K, H, W)."""
+    """The output at the highest candidates, and the change of its luma for each point and candidate (B, P, K, H, W)."""
     context = PatchContext(lr)
     act = at_highest(context)
     reference = replay.run(lr, act)
@@ -162,7 +163,7 @@ def _everyone(x: Tensor, candidate: int) -> Tensor:
 
 
 def at_highest(context: PatchContext) -> Act:
-    """Every point at its highest candidate; those without candidates as they are."""
+    """Every point at its highest candidate; points without candidates as they are."""
 
     def act(point: QuantizationPoint, x: Tensor) -> Tensor:
         quantizer = point.quantizer

@@ -1,4 +1,4 @@
-"""Bits by layer under a budget of BitOPs: an integer linear program, and exchanges that improve its answer jointly."""
+"""Bits by layer under a budget of BitOPs: an integer linear program, and its joint refinement."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 
 CANDIDATES = (2, 3, 4, 5, 6, 8)
-MEASURED, SIDE = 8, 32  # patches that errors are measured on, and their side in LR pixels
-ROUNDING = 1e-9  # of sums of costs
+MEASURED, SIDE = 8, 32  # how many patches errors are measured on, and their side in LR pixels
+ROUNDING = 1e-9  # relative rounding error of sums of costs
 ROUNDS = 2  # of the joint refinement, over all points
 
 
 def solve(sensitivity: NDArray[np.float64], costs: NDArray[np.float64], budget: float) -> NDArray[np.int64]:
-    """The program.
+    """Solve the integer linear program.
 
     Args:
         sensitivity: Omega (P, K).
@@ -31,10 +31,10 @@ def solve(sensitivity: NDArray[np.float64], costs: NDArray[np.float64], budget: 
         budget: BitOPs that may be spent.
 
     Returns:
-        The candidate of each point (P,).
+        The index of each point's candidate (P,).
 
     Raises:
-        UserError: not even the cheapest candidates fit.
+        UserError: even the cheapest candidates exceed the budget.
     """
     with needs("train", "an integer linear program"):
         from scipy.optimize import Bounds, LinearConstraint, milp
@@ -55,13 +55,13 @@ def solve(sensitivity: NDArray[np.float64], costs: NDArray[np.float64], budget: 
 
 
 def points_of(network: SRNetwork) -> list[str]:
-    """Names of the points whose bits are chosen: those that a layer reads."""
+    """Names of the points whose bits are chosen: those that at least one layer reads."""
     chosen = {name: point for name, point in network.points.items() if point.quantizer is not None}
     return [name for name, point in chosen.items() if point.feeds and not point.outer]
 
 
 class OutputErrors:
-    """Errors of the output under any bits, from ranges that were calibrated for each candidate once."""
+    """Errors of the output under any bits. The ranges of each candidate are calibrated once."""
 
     def __init__(self, parent: SRNetwork, lr: Tensor) -> None:
         self.lr = lr[:MEASURED, :, :SIDE, :SIDE]
@@ -76,7 +76,7 @@ class OutputErrors:
 
     @torch.no_grad()
     def of(self, bits: Sequence[int | None]) -> float:
-        """Mean squared error where each point has these bits, None for FP32."""
+        """Mean squared error with these bits at the points; None is FP32."""
         for name, own in zip(self.names, bits, strict=True):
             point = self.network.points[name]
             point.quantizer = None if own is None else self.ranges[own].points[name].quantizer
@@ -85,14 +85,14 @@ class OutputErrors:
         return float((self.network(self.lr) - self.target).square().mean())
 
     def alone(self) -> NDArray[np.float64]:
-        """Omega (P, K)."""
+        """Omega (P, K): the errors with one point quantized at a time."""
         count = len(self.names)
         return np.array(
             [[self.of([b if j == i else None for j in range(count)]) for b in CANDIDATES] for i in range(count)]
         )
 
     def costs(self) -> NDArray[np.float64]:
-        """BitOPs (P, K) for the measured patches' size."""
+        """BitOPs (P, K) at the size of the measured patches."""
         macs = count_macs(self.network, *self.lr.shape[-2:]).by_layer
         names = self.network.layer_names
         own = [sum(macs[names[layer]] for layer in self.network.points[name].feeds) for name in self.names]
@@ -106,7 +106,7 @@ def refine(
     costs: NDArray[np.float64],
     budget: float,
 ) -> NDArray[np.int64]:
-    """Exchanges of bits between two points that lower the error of the whole network within the budget."""
+    """Exchange bits between points while the error of the whole network falls and the budget holds."""
     points = np.arange(len(choice))
 
     def error(trial: NDArray[np.int64]) -> float:

@@ -1,4 +1,4 @@
-"""What the schemes share that take over a trained CADyQ network and only choose the bits in another way."""
+"""The base of schemes that keep a trained CADyQ network and replace the choice of bits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class AssignedActivation(CandidateActivation):
     """The candidate of each sample is set from outside, before the forward.
 
     Attributes:
-        choice: index of the candidate, int64 (B,), or (1,) for all samples. Not part of the network's state.
+        choice: index of the candidate, int64 (B,), or (1,) for all samples. It is not part of the network's state.
     """
 
     def __init__(self, candidates: tuple[int, ...]) -> None:
@@ -33,7 +33,7 @@ class AssignedActivation(CandidateActivation):
 
 
 def middle(candidates: tuple[int, ...]) -> int:
-    """Index of the middle candidate: what is used where nothing was fitted yet."""
+    """Index of the middle candidate, which is used until bits are fitted."""
     return len(candidates) // 2
 
 
@@ -49,7 +49,7 @@ def assign(network: SRNetwork, choices: Tensor) -> None:
 
 
 def rows_of(choices: Tensor) -> tuple[str, ...]:
-    """Choices (N, P) as a scheme's options hold them: a row each, of a digit for each point."""
+    """Choices (N, P) as options of a scheme hold them: a row for each, with a digit for each point."""
     return tuple("".join(map(str, row)) for row in choices.tolist())
 
 
@@ -60,7 +60,7 @@ def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class AssignedScheme(CandidateScheme):
-    """A scheme that decides for all points at once, before the forward, on weights and ranges of a trained CADyQ."""
+    """A scheme that chooses for all points before the forward, with weights and ranges of a trained CADyQ."""
 
     parent = "cadyq"
     dynamic = True
@@ -72,7 +72,7 @@ class AssignedScheme(CandidateScheme):
         assign(network, self.choices(network, context))
 
     def everywhere(self, network: SRNetwork, context: PatchContext, candidate: int | None = None) -> Tensor:
-        """One candidate at every point, int64 (1, P); the middle one unless another index is given."""
+        """One candidate at every point, int64 (1, P). By default it is the middle one."""
         candidate = middle(self.search_space) if candidate is None else candidate
         return torch.full((1, len(assigned(network))), candidate, device=context.lr.device)
 
@@ -81,11 +81,11 @@ class AssignedScheme(CandidateScheme):
         """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
 
 
-@lru_cache  # a scheme that draws asks in every forward
+@lru_cache  # called in every forward of a random scheme
 def mean_probabilities(candidates: tuple[int, ...], mean_bits: float) -> Tensor:
-    """Probabilities (K,) of the candidates with that mean and otherwise the largest entropy: p_k ~ exp(t b_k).
+    """Probabilities (K,) of the candidates with the given mean and the largest entropy: p_k ~ exp(t b_k).
 
-    A mean outside the candidates is moved to the nearest end. The tensor is kept for the next call: leave it as it is.
+    A mean outside the candidates is moved to the nearest end. The tensor is cached, so do not change it.
     """
     bits = torch.tensor(candidates, dtype=torch.float64)
     mean = min(max(mean_bits, candidates[0] + 1e-6), candidates[-1] - 1e-6)

@@ -1,7 +1,7 @@
-"""Joint search over bits by true error: what `static` and `oracle` are made with.
+"""Joint search over bits by true error, for `static` and `oracle`.
 
-Error is not additive over points (several points lowered together cost more, or less, than the sum of each alone), so
-every trial runs the network with all bits in place.
+Errors of points do not add up exactly: together they cost more or less than the sum of each alone. So every trial runs
+the network with all bits set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEARCH_PATCHES, SEARCH_SIDE = 16, 24
 
 
 def search_patches(lr: Tensor, hr: Tensor) -> PatchContext:
-    """A share of the training patches that a search of some thousand forwards can afford, cropped from the corner."""
+    """The first training patches, cropped from the corner: few enough for some thousand forwards."""
     scale = hr.shape[-1] // lr.shape[-1]
     side = min(SEARCH_SIDE, *lr.shape[-2:])
     few = slice(SEARCH_PATCHES)
@@ -28,7 +28,7 @@ def search_patches(lr: Tensor, hr: Tensor) -> PatchContext:
 
 
 def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
-    """Mean squared error of luma of each patch (B,), SR clamped and rounded to 0..255, in squared grey levels."""
+    """Mean squared error of luma of each patch (B,) in squared grey levels. SR is clamped to 0..255 and rounded."""
     return luma(sr.clamp(0, 255).round() - hr).square().mean((1, 2, 3))
 
 
@@ -36,7 +36,10 @@ def rounded_error(sr: Tensor, hr: Tensor) -> Tensor:
 def luma_error(network: SRNetwork, context: PatchContext) -> Tensor:
     """`rounded_error` of each patch (B,) against `context.hr`.
 
-    Runs the network's figure with the bits that are set, without `Scheme.before_forward`.
+    The network runs with the bits that are set. `Scheme.before_forward` is not called.
+
+    Raises:
+        UserError: the context holds no HR patches.
     """
     if context.hr is None:
         raise UserError(f"{network.name}: the true error needs HR patches; pass them to trace_forward")
@@ -44,16 +47,17 @@ def luma_error(network: SRNetwork, context: PatchContext) -> Tensor:
 
 
 def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, sweeps: int) -> Tensor:
-    """Coordinate descent: at each point in turn, every other candidate is tried, and kept where it costs less.
+    """Coordinate descent. At each point in turn, every other candidate is tried, and kept where it costs less.
 
     Args:
-        cost: choices (G, P) to the cost of each of G groups (G,); groups do not influence one another.
-        choices: where to start, index of the candidate of each group at each point, int64 (G, P).
+        cost: choices (G, P) to the cost of each of G groups (G,). Groups must not influence one another.
+        choices: the start: index of the candidate of each group at each point, int64 (G, P).
         candidates: K.
-        sweeps: how often all points are visited.
+        sweeps: how often all points are visited at most.
 
     Returns:
-        The choices (G, P), no group's cost above its start; sweeps x P x (K - 1) + 1 calls of `cost`.
+        The choices (G, P). No group costs more than at its start. `cost` is called at most sweeps x P x (K - 1) + 1
+            times.
     """
     choices = choices.clone()
     least = cost(choices)
@@ -74,7 +78,7 @@ def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, 
 
 
 def bisect(rising: Callable[[float], float], wanted: float, low: float, high: float, steps: int) -> float:
-    """Where between `low` and `high` a rising function comes to the wanted value, after that many halvings."""
+    """Where an increasing function reaches `wanted` between `low` and `high`, after `steps` halvings."""
     middle = low
     for _ in range(steps):
         middle = (low + high) / 2
@@ -83,17 +87,17 @@ def bisect(rising: Callable[[float], float], wanted: float, low: float, high: fl
 
 
 def price_for(mean_bits: float, solve: Callable[[float], float], low: float, high: float, steps: int = 8) -> float:
-    """The price of a bit at which the mean of the bits chosen is the wanted one, by bisection of its logarithm.
+    """The price of a bit that gives the wanted mean bits, by bisection of its logarithm.
 
     Args:
         mean_bits: wanted mean.
-        solve: price to the mean of the bits chosen at it, which falls as the price rises.
+        solve: price to the mean of the bits chosen at it. The mean must fall as the price rises.
         low: the lowest price to try.
-        high: the highest.
+        high: the highest price to try.
         steps: calls of `solve`.
 
     Returns:
-        The price tried whose mean came closest.
+        The tried price whose mean is closest.
     """
     tried: list[tuple[float, float]] = []
     for _ in range(steps):
@@ -105,14 +109,14 @@ def price_for(mean_bits: float, solve: Callable[[float], float], low: float, hig
 
 
 def settle(error: Callable[[Tensor], Tensor], choices: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
-    """Step single points up or down, the least error first, as long as it brings the mean nearer to the wanted one.
+    """Step single points up or down while the mean comes nearer to the wanted one. The step of least error comes first.
 
-    A price reaches only some means; this closes the rest.
+    A price reaches only some means; this closes the gap.
 
     Args:
         error: choices (1, P) to their error (1,).
-        choices: where to start (1, P).
-        bits: of the K candidates, ascending.
+        choices: the start (1, P).
+        bits: bits of the K candidates, ascending.
         mean_bits: wanted mean.
     """
     while True:

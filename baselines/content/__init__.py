@@ -1,1 +1,1 @@
-"""Bits and ranges that follow the content of a patch, calibrated in minutes on a trained network."""
+"""Bits and ranges that depend on the content of a patch, calibrated on a trained network."""

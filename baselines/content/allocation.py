@@ -1,13 +1,12 @@
-"""Allocations of bits at a wanted mean, by an error model alone: one for each patch, or K that patches share.
+"""Allocations of bits at a wanted mean, from an error model: one for each patch, or K that patches share.
 
 PSNR is computed for each image. To first order, an image with squared error E loses
 
     10 / ln 10 * sum_n (change of the squared error of patch n) / E
 
-over its patches n. Within an image all patches have the same weight, 1 / E. The loss of a patch is therefore its
-squared change times a weight that says what is known of E. Dividing by the patch's own error would give a flat patch,
-whose change is small but whose error is smaller still, more bits than texture. A bisection over the price of a bit
-leads to the mean.
+over its patches n. All patches of an image have the same weight, 1 / E. The loss of a patch is therefore its squared
+change times a weight that estimates 1 / E. Dividing by the patch's own error instead would favour flat patches: their
+change is small, but their error is smaller still. A bisection over the price of a bit gives the wanted mean.
 """
 
 from __future__ import annotations
@@ -31,7 +30,12 @@ Found = TypeVar("Found")
 
 
 def at_mean(mean_bits: float, solve: Callable[[float], tuple[float, Found]]) -> Found:
-    """What `solve` finds at the price whose mean is nearest to the wanted one. It returns the mean and the find."""
+    """The result of `solve` at the price whose mean is nearest to the wanted one.
+
+    Args:
+        mean_bits: wanted mean.
+        solve: price to a pair of the mean bits and a result.
+    """
     tried: list[tuple[float, Found]] = []
 
     def minus_mean(log_price: float) -> float:
@@ -44,12 +48,12 @@ def at_mean(mean_bits: float, solve: Callable[[float], tuple[float, Found]]) -> 
 
 
 def by_patch(model: ErrorModel, weights: Tensor, bits: Tensor, mean_bits: float) -> Tensor:
-    """The candidates (N, P) that each patch would choose if it knew its error: weight * error + price * bits.
+    """The candidates (N, P) that minimize weight * error + price * bits of each patch. The patch's true error is known.
 
     Args:
-        model: of N patches.
-        weights: of the squared errors (N,).
-        bits: of the candidates (K,), ascending.
+        model: error model of N patches.
+        weights: weights of the squared errors (N,).
+        bits: bits of the candidates (K,), ascending.
         mean_bits: wanted mean over the patches.
     """
     points = model.linear.shape[1]
@@ -65,29 +69,29 @@ def by_patch(model: ErrorModel, weights: Tensor, bits: Tensor, mean_bits: float)
 
 @dataclass(frozen=True)
 class Fitted:
-    """Profiles (K, P) of candidates, and the scores (K - 1,) between them."""
+    """Profiles (K, P) of candidates, and the scores (K - 1,) that separate them."""
 
     table: Tensor
     edges: Tensor
 
     def mean_bits(self, score: Tensor, bits: Tensor) -> float:
-        """Over patches of these scores (N,)."""
+        """Mean bits over patches with these scores (N,)."""
         return float(bits[self.table].mean(1)[torch.bucketize(score, self.edges, right=True)].mean())
 
 
 def fit_profiles(
     model: ErrorModel, weights: Tensor, score: Tensor, typical: Tensor, bits: Tensor, mean_bits: float, count: int
 ) -> Fitted:
-    """The profiles and cuts of least weighted squared change at a mean.
+    """The profiles and cuts of least weighted squared change at a wanted mean.
 
     Args:
-        model: of N patches.
-        weights: of their squared changes (N,).
-        score: of these patches (N,).
-        typical: scores of patches of the size that the network will see (M,), over which the mean is taken.
-        bits: of the candidates (K,), ascending.
+        model: error model of N patches.
+        weights: weights of their squared changes (N,).
+        score: scores of these patches (N,).
+        typical: scores (M,) of patches of the size at run time. The mean is taken over them.
+        bits: bits of the candidates (K,), ascending.
         mean_bits: wanted mean.
-        count: of profiles.
+        count: number of profiles.
     """
     order = score.argsort()
     model, score, weights = model.changes_only()[order], score[order], weights[order]
@@ -125,7 +129,7 @@ def _alternate(
 
 
 def _best_lengths(costs: Tensor) -> list[int]:
-    """How many of N sorted patches each of K profiles takes, one run after the other, at the least cost (K, N)."""
+    """How many of N sorted patches each of K profiles takes, in consecutive runs of least total cost (K, N)."""
     sums = F.pad(costs.double().cumsum(1), (1, 0))
     least, back = sums[0], list[Tensor]()
     for row in sums[1:]:

@@ -1,32 +1,33 @@
-"""Bit profiles: K allocations of bits over the layers, and one decision a patch between them.
+"""Bit profiles: K allocations of bits over the layers, and one choice between them for each patch.
 
-A profile is a candidate for each point that counts. The K profiles and the scores where one follows the other minimize
-the weighted squared change of the output on training patches at a price of a bit,
+A profile holds a candidate for each point that counts. The K profiles, and the scores that separate them, minimize
 
-    sum_n w_n ||y_n(c_k(n)) - y_n||^2 + price sum_n bits(c_k(n)),
+    sum_n w_n ||y_n(c_k(n)) - y_n||^2 + price sum_n bits(c_k(n))
 
-with y_n the output at the highest candidates and k(n) the profile of patch n. PSNR is computed for each image, so the
-loss of an image with squared error E is, to first order, the sum of its patches' changes over E: the right weight is
-1 / E, the same for all patches of an image (`baselines.content.allocation`). A patch does not know its image. What it
-says of it is a regression over photographs, log E = a + alpha log e_n, with e_n the patch's own squared error. Hence
+over training patches n. y_n is the output at the highest candidates and k(n) the profile of patch n.
+
+The weights w_n: PSNR is computed for each image. To first order, the loss of an image with squared error E is the sum
+of its patches' changes over E (`baselines.content.allocation`). The right weight is 1 / E for all patches of an image.
+A patch does not know its image, but its own squared error e_n predicts E: log E = a + alpha log e_n, by regression over
+photographs. Hence
 
     w_n = e_n^-alpha.
 
-With alpha = 0 the sum of squared errors over all images counts, with alpha = 1 a patch is an image of its own.
-On photographs of 120 x 80 LR pixels, alpha is 0.23 with tiles of 16, 0.50 with tiles of 40, and 1 with one tile
+alpha = 0 minimizes the sum of squared errors over all images. alpha = 1 treats each patch as an image. On photographs
+of 120 x 80 LR pixels, alpha is 0.23 with tiles of 16, 0.50 with tiles of 40, and 1 with one tile
 (`results/content/exponent.csv`).
 
-Changes come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts are improved in turns, as in
-Lloyd's algorithm: each profile by coordinate descent on its patches, the cuts by dynamic programming. The price leads
-to the wanted mean.
+The fit: changes come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts are improved in
+turns, as in Lloyd's algorithm: each profile by coordinate descent on its patches, the cuts by dynamic programming. The
+price is set to reach the wanted mean.
 
-The score of a patch predicts its loss: a linear function of the logarithms of three features of its gray pixels, mean
-|Laplacian|, mean Sobel gradient and standard deviation. Its weights come from ridge regression of the logarithm of the
-weighted change at bits by layer. At run time a patch costs 38 operations a pixel, and its ranges what
-`baselines.content.ranges` says.
+The score of a patch predicts its loss. It is linear in the logarithms of three features of the gray pixels: mean
+|Laplacian|, mean Sobel gradient and standard deviation. Ridge regression of the logarithm of the weighted change, with
+bits by layer, gives its weights. At run time the score costs 38 operations a pixel. `baselines.content.ranges` says
+what the ranges cost.
 
-Own proposal of this project. CABM (Tian et al., CVPR 2023) decides by the Laplacian, with a table distilled from a
-trained selector instead of measured errors.
+A proposal of this project. CABM (Tian et al., CVPR 2023) also chooses by the Laplacian, but its table is distilled from
+a trained selector instead of measured errors.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ class Profiles(AssignedScheme):
     """Profiles of bits.
 
     Attributes:
-        ranges: "fitted", the same for all patches, or "sample", in units of each patch's own.
-        profiles: how many; 1 gives bits by layer, the same for every patch.
-        exponent: alpha of the weights that fit the profiles, 0 to 1: 0.5 for about six tiles an image, 1 for one.
+        ranges: "fitted" ranges are the same for all patches; "sample" ranges are in units of each patch.
+        profiles: number of profiles. 1 gives bits by layer, the same for every patch.
+        exponent: alpha of the weights, 0 to 1: 0.5 for about six tiles an image, 1 for one tile.
         score: weights of the three logarithms, see `content_features`.
-        edges: scores where the next profile begins, ascending.
-        table: the profiles, a digit for each point that counts: the candidate's place in the search space. Without a
-            table every point takes the middle candidate.
+        edges: scores at which the next profile begins, ascending.
+        table: the profiles, with a digit for each point that counts: the index of its candidate in the search space.
+            Without a table every point uses the middle candidate.
     """
 
     name = "profiles"
@@ -105,7 +106,7 @@ class Profiles(AssignedScheme):
         return self.fitted_to(model, small, lr, mean_bits)
 
     def measure(self, parent: SRNetwork, lr: Tensor, hr: Tensor) -> tuple[ErrorModel, Tensor]:
-        """The error model of some of the patches that `fit` is given, and these patches (N, 3, h, w)."""
+        """The error model of the first patches that `fit` gets, and these patches (N, 3, h, w)."""
         network = transplant(parent, self)
         self.fit_ranges(network, lr)
         few, side = slice(PATCHES), min(SIDE, *lr.shape[-2:])
@@ -118,7 +119,7 @@ class Profiles(AssignedScheme):
         """This scheme with the score, cuts and profiles of least loss.
 
         Args:
-            model: of N patches.
+            model: error model of N patches.
             small: these patches (N, 3, h, w) in 0..255.
             lr: patches over which the mean is taken (M, 3, h', w').
             mean_bits: wanted mean.
@@ -156,7 +157,7 @@ def content_features(lr: Tensor) -> Tensor:
 
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:
-    """The weights error^-exponent of patches with squared errors (N,), in units that make w * error 1 in the mean."""
+    """Weights error^-exponent of patches with squared errors (N,), scaled so that the mean of w * error is 1."""
     weights = error.double().clamp_min(TINY) ** -exponent
     return weights / (weights * error).mean()
 

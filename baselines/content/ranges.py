@@ -1,10 +1,10 @@
-"""Affine ranges of K candidate bit-widths, fitted to training patches: one for all patches, or in units of each patch.
+"""Affine ranges of K candidate bit-widths, fitted to training patches.
 
-A candidate rounds to 2^b levels between s l_k and s h_k, zero among them (padding is zero), with l_k and h_k of the
-least squared error on training patches at that point and bit-width. `FittedRange` has one s a point, for all samples.
-`SampleRange` has (mean x^4)^(1/4) over every fourth row and column of the sample itself. A flat patch then gets a fine
-step and a textured one a coarse step at the same bits. The fourth power leans towards the largest values, and unlike
-the maximum it does not grow with the size of the patch.
+A candidate rounds to 2^b levels between s l_k and s h_k. Zero is one of them (padding is zero). l_k and h_k have the
+least squared error on training patches at that point and bit-width. `FittedRange` has one s for each point, the same
+for all samples. `SampleRange` has s = (mean x^4)^(1/4) over every fourth row and column of the sample. At the same
+bits, a flat patch then gets a fine step and a textured one a coarse step. The fourth power gives weight to the largest
+values. Unlike the maximum, it does not grow with the size of the patch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ BATCH = 8
 
 
 class FittedRange(AssignedActivation):
-    """An affine range for each candidate, the same for all samples, in units of the parent's bound at most bits / 8."""
+    """An affine range for each candidate, the same for all samples. The unit is 1 / 8 of the parent's largest bound."""
 
     def __init__(self, candidates: tuple[int, ...], channels: int) -> None:
         super().__init__(candidates)
@@ -43,7 +43,7 @@ class FittedRange(AssignedActivation):
         self.highs: Tensor
 
     def scale(self, x: Tensor) -> Tensor:
-        """The unit of the ranges, (B, 1, 1, 1) or a scalar."""
+        """The unit s of the ranges, (B, 1, 1, 1) or a scalar."""
         return self.bounds[-1] / 8  # so that the histogram resolves the parent's finest step
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
@@ -62,15 +62,15 @@ class FittedRange(AssignedActivation):
         self._fit(statistics.bin_centers / unit, statistics.histogram, *ends)
 
     def typical_scale(self, statistics: PointStatistics) -> Tensor:
-        """The unit of the ranges of what calibration saw, a scalar."""
+        """The unit s of what calibration saw, a scalar."""
         return self.scale(statistics.bin_centers)
 
     def fit_ranges(self, histogram: Tensor) -> None:
-        """Take the ranges of least squared error.
+        """Set the ranges of least squared error.
 
         Args:
-            histogram: of the values in units of `scale`, over -`REACH` to `REACH`, each weighted with the square of its
-                unit (`BINS`,).
+            histogram: counts (`BINS`,) of the values in units of `scale`, from -`REACH` to `REACH`, each weighted with
+                the square of its unit.
         """
         x = bin_centers().to(histogram)
         seen = x[histogram > 0]
@@ -82,7 +82,7 @@ class FittedRange(AssignedActivation):
 
 
 class SampleRange(FittedRange):
-    """The same in units of each sample's own fourth-power mean."""
+    """Affine ranges in units of the fourth-power mean of each sample."""
 
     idempotent = False
 
@@ -95,7 +95,7 @@ class SampleRange(FittedRange):
         return (share * statistics.bin_centers**4).sum().clamp_min(TINY) ** 0.25
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """Two squares and a sum of every value that is looked at."""
+        """Two squares and one sum for each value of the subsampled map."""
         return 3 * subsample(torch.empty(1, self.channels, height, width, device="meta"), STRIDE).numel()
 
 
@@ -106,7 +106,7 @@ def bin_centers() -> Tensor:
 
 @torch.no_grad()
 def calibrate_ranges(network: SRNetwork, lr: Tensor) -> None:
-    """Fit the ranges of all points on the FP32 feature maps of patches (N, 3, h, w) in 0..255, in place."""
+    """Fit the ranges of all points to the FP32 feature maps of patches (N, 3, h, w) in 0..255, in place."""
     quantizers = {n: p.quantizer for n, p in network.points.items() if isinstance(p.quantizer, FittedRange)}
     histograms = {name: torch.zeros(BINS) for name in quantizers}
     plain = network.without_scheme().eval()
@@ -123,6 +123,6 @@ def calibrate_ranges(network: SRNetwork, lr: Tensor) -> None:
 
 
 def _histogram(x: Tensor, scale: Tensor) -> Tensor:
-    """Of the values of each sample, weighted with the square of its unit (B,), over all samples (`BINS`,)."""
+    """Counts (`BINS`,) of the values of all samples, each sample weighted with the square of its unit (B,)."""
     each = torch.stack([torch.histc(sample.clamp(-REACH, REACH), BINS, -REACH, REACH) for sample in x])
     return (each * scale.square()[:, None]).sum(0)

@@ -1,1 +1,1 @@
-"""Controls that no paper proposes. They show which part of a scheme's gain is due to its idea."""
+"""Controls that no paper proposes. Each isolates one idea of the schemes it is compared with."""

@@ -1,11 +1,11 @@
-"""A control: each sample's own range at fixed bits. PatchContext-aware without choosing bits, and without training.
+"""Control: the range of each sample at fixed bits. It follows content without choosing bits and without training.
 
-Activations: round(clamp(x, -r, r) / r * q) / q * r with q = 2^(b-1) - 1, PAMS's grid, but r = share max|x| over the one
-sample's feature map instead of a learned bound. Weights: symmetric by their largest magnitude, per tensor.
+Activations: PAMS's grid, round(clamp(x, -r, r) / r * q) / q * r with q = 2^(b-1) - 1. The bound is not learned: r is a
+share of max|x| over the feature map of the sample. Weights: symmetric, per tensor, bounded by their largest magnitude.
 
-No paper is followed; "dynamic quantization" of inference libraries is this at 8 bits. What a scheme that chooses bits
-by content gains must be more than what adapting the range alone gains. The share shrinks with the bits: fewer levels
-pay for a tighter range. It was measured on training photographs, not on a benchmark.
+No paper is followed. At 8 bits this is the "dynamic quantization" of inference libraries. A scheme that chooses bits by
+content must gain more than this control does. The share shrinks with the bits, since a tighter range suits fewer
+levels. It was chosen on training photographs, not on a benchmark.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class DynamicRangeActivation(ActivationQuantizer):
         return QuantizerOutput(straight_through(x, on_grid), constant_bits(x, self.bits))
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """One comparison of every magnitude."""
+        """One comparison for each value."""
         return self.channels * height * width
 
 
 @dataclass(frozen=True)
 class DynamicRange(FixedBitScheme):
-    """The range of each sample at fixed bits."""
+    """The range of each sample, at fixed bits."""
 
     name = "dynamic_range"
     trained = False

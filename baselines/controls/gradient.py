@@ -1,8 +1,8 @@
-"""Control: thresholds on the patch's image gradient alone, one choice for all layers.
+"""Control: thresholds on the image gradient of the patch. All layers have the same bits.
 
-CADyQ without its second input (the layer's deviation) and without a choice by layer, on weights and ranges of a
-trained CADyQ network. The thresholds are those that, among all that reach the wanted mean on training patches, leave
-the least squared error there.
+This is CADyQ without its second input, the deviations of the layer, and without a choice for each layer. Weights and
+ranges are those of a trained CADyQ network. The thresholds have the least squared error on training patches among all
+thresholds that reach the wanted mean bits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from cadyq.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Gradient(AssignedScheme):
-    """Bits by image gradient.
+    """Bits from the image gradient.
 
     Attributes:
-        thresholds: mean gradient (pixels of 0..1, mean of both directions) where the next candidate begins, K - 1
-            values in ascending order. Without them every patch takes the middle candidate.
+        thresholds: mean gradient at which the next candidate begins, K - 1 values in ascending order, for pixels in
+            0..1 and the mean of both directions. Without thresholds every patch uses the middle candidate.
     """
 
     name = "gradient"
@@ -75,7 +75,9 @@ def best_cuts(errors: Tensor, candidates: tuple[int, ...], mean_bits: float) -> 
         mean_bits: wanted mean over the patches.
 
     Returns:
-        K - 1 indices in 0..N, ascending: of all cuts within one patch's step of that mean, those of the least error.
+        K - 1 indices in 0..N, ascending. They have the least error among all cuts whose mean is at most one patch's
+            step
+        from the wanted one.
     """
     k, n = errors.shape
     cuts = torch.combinations(torch.arange(n + 1), k - 1, with_replacement=True)

@@ -1,10 +1,10 @@
-"""Control: for each patch, the bits that a joint search over its true error finds. An upper bound.
+"""Control: bits from a joint search over the true error of each patch. An upper bound, not deployable.
 
-On weights and ranges of a trained CADyQ network. At run time the HR patch is known (`reads_hr`), so this is no scheme
-to deploy: it says how much a better choice of bits could gain. Each patch minimizes f(error) + price x mean bits by
-coordinate descent, with error the mean squared error of luma and f the identity ("mse") or 10 log10 ("db"): the first
-spends bits where most error is left, on texture, the second where they change PSNR most, on flat patches. `fit` finds
-the price that leads to the wanted mean. Without HR the target is the network's own output at the highest candidates.
+Weights and ranges are those of a trained CADyQ network. The search reads the HR patch (`reads_hr`), so it shows how
+much a better choice of bits could gain. It minimizes f(error) + price x mean bits by coordinate descent. The error is
+the mean squared error of luma. With f the identity ("mse") bits go where most error is left, to texture. With f = 10
+log10 ("db") they go where they change PSNR most, to flat patches. `fit` finds the price of the wanted mean. Without HR
+the target is the output of the network itself at its highest candidates.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ PRICES = {"mse": (1e-4, 1e2), "db": (1e-4, 1e1)}  # where to look for the price 
 
 @dataclass(frozen=True)
 class Oracle(AssignedScheme):
-    """Bits by true error.
+    """Bits from the true error.
 
     Attributes:
         objective: "mse" or "db".
-        price: of a bit more at every point, in units of the objective.
-        sweeps: how often the search visits every point; each visit takes K - 1 forwards.
+        price: of one more bit at every point, in units of the objective.
+        sweeps: how often the search visits every point. Each visit takes K - 1 forwards.
     """
 
     name = "oracle"

@@ -1,8 +1,8 @@
-"""Control: bits drawn at random for every patch and layer, to a given mean. What any choice by content has to beat.
+"""Control: random bits of a given mean for every patch and layer. The baseline of any choice by content.
 
-Weights and ranges are those of a trained CADyQ network. The candidates are drawn with the probabilities of largest
-entropy that have the wanted mean, alike for all layers. "Random" is a hash of the patch's pixels, the layer's place
-and the seed: a patch gets the same bits whatever batch or order it comes in, on any machine.
+Weights and ranges are those of a trained CADyQ network. Candidates are drawn with the probabilities of largest entropy
+at the wanted mean, the same for all layers. The random number is a hash of the patch's pixels, the layer's index and
+the seed. A patch therefore gets the same bits in any batch, in any order and on any machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def fingerprint(lr: Tensor) -> Tensor:
 
 
 def uniform(state: Tensor) -> Tensor:
-    """Numbers in [0, 1), float64, from hashes, int64: a few steps of the generator, bits folded between them."""
+    """Hashes, int64, to numbers in [0, 1), float64: steps of the generator, with bits folded between them."""
     for _ in range(4):  # after one step neighbouring states would still be alike
         state = (state + 1) * MULTIPLIER % MODULUS
         state = (state ^ (state >> 15)) % MODULUS
@@ -40,8 +40,8 @@ class Random(AssignedScheme):
     """Random bits of a given mean.
 
     Attributes:
-        mean_bits: mean of the bits drawn.
-        seed: another one draws other bits.
+        mean_bits: mean of the drawn bits.
+        seed: another seed draws other bits.
     """
 
     name = "random"

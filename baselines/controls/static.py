@@ -1,7 +1,7 @@
-"""Control: bits by layer, the same for every patch. What CADyQ is without content.
+"""Control: bits by layer, the same for every patch. This is CADyQ without content.
 
-On weights and ranges of a trained CADyQ network. The bits are found by a joint search over the mean error on training
-patches: coordinate descent at a price of a bit that leads to the wanted mean.
+Weights and ranges are those of a trained CADyQ network. The bits come from a joint search over the mean error on
+training patches: coordinate descent, with a price of a bit that gives the wanted mean.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Static(AssignedScheme):
     """Mixed precision by layer.
 
     Attributes:
-        by_point: the candidate's place in the search space for each point that counts, a digit each. Without them
-            every point takes the middle candidate.
+        by_point: a digit for each point that counts: the index of its candidate in the search space. Without them every
+            point uses the middle candidate.
     """
 
     name = "static"

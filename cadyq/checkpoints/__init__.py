@@ -1,1 +1,1 @@
-"""Saving and loading networks (safetensors, configuration in the header), and importing published checkpoints."""
+"""Checkpoints: safetensors files with the configuration in the header, and published checkpoints."""

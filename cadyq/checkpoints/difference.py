@@ -1,8 +1,8 @@
-"""A trained network as its difference to the one it was trained from, compressed without loss: half to two thirds of
-a packed file, since fine-tuning leaves a weight near where it was.
+"""A trained network as its difference to its parent, compressed without loss. This saves a third to a half of a packed
+file, since fine-tuning changes weights little.
 
-A full-precision value is kept as its distance to the parent's in units of the last place, a quantized weight as the
-distance of its code to the code nearest the parent's weight. `decode(encode(...))` is bit for bit what went in.
+A full-precision value is stored as its distance to the parent's value, in units of the last place. A quantized weight
+is stored as the distance of its code to the code nearest to the parent's weight. `decode` restores every bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_codes, unpack_codes
 
 @dataclass(frozen=True)
 class Entry:
-    """What a stream does not say of a tensor itself: `bits` of a packed weight, 0 of any other tensor."""
+    """What the stream does not hold of a tensor: `bits` of a packed weight, 0 for other tensors."""
 
     name: str
     dtype: str
@@ -38,7 +38,11 @@ def entries_to_json(entries: list[Entry]) -> str:
 
 
 def entries_from_json(text: str) -> list[Entry]:
-    """Raises ValueError where `text` is not what `entries_to_json` wrote."""
+    """Read the entries of a header.
+
+    Raises:
+        ValueError: `entries_to_json` did not write the text.
+    """
     try:
         return [Entry(name, dtype, tuple(shape), bits) for name, dtype, shape, bits in json.loads(text)]
     except TypeError as error:
@@ -46,16 +50,17 @@ def entries_from_json(text: str) -> list[Entry]:
 
 
 def encode(tensors: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> tuple[Tensor, list[Entry]]:
-    """Tensors of a packed or full-precision file to a stream (uint8) and what `decode` needs beside it.
+    """Encode the tensors of a packed or full-precision file; return a stream (uint8) and the entries for `decode`.
 
     Args:
-        tensors: on the CPU, contiguous; packed weights as `pack_weight` makes them.
-        parent: of the full-precision network; tensors that it lacks or has in another shape are stored by themselves.
+        tensors: on the CPU, contiguous; packed weights as from `pack_weight`.
+        parent: tensors of the full-precision network. A tensor without a counterpart of the same shape is stored as it
+            is.
     """
     entries, parts = [], []
     for name, tensor in _books_first(tensors):
         weight = _weight(name, parent)
-        # of a few values more bits than they have, the same for `decode`; what is too much are zeros of the padding
+        # with few values the padding of the last byte can raise it above the true bit-width; `decode` uses the same
         bits = 0 if weight is None else tensor.numel() * 8 // weight.numel()
         entries.append(Entry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), bits))
         if weight is None:
@@ -69,7 +74,7 @@ def encode(tensors: Mapping[str, Tensor], parent: Mapping[str, Tensor]) -> tuple
 
 
 def decode(stream: Tensor, entries: list[Entry], parent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `encode` was given.
+    """The tensors that `encode` got.
 
     Raises:
         ValueError: the stream is damaged, or does not belong to these entries or this parent.
@@ -99,7 +104,7 @@ def decode(stream: Tensor, entries: list[Entry], parent: Mapping[str, Tensor]) -
 
 
 def _books_first(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """By name, each codebook before the codes that are decoded with its help."""
+    """By name, with each codebook before the codes that need it."""
     return iter(sorted(tensors.items(), key=lambda item: (item[0].endswith(CODES), item[0])))
 
 
@@ -108,19 +113,19 @@ def _book(codes: str) -> str:
 
 
 def _weight(name: str, parent: Mapping[str, Tensor]) -> Tensor | None:
-    """The parent's weight where `name` holds the codes of one."""
+    """The parent's weight if `name` holds the codes of one."""
     return parent.get(name.removesuffix(CODES)) if name.endswith(CODES) else None
 
 
 def _alike(name: str, tensor: Tensor, parent: Mapping[str, Tensor]) -> Tensor | None:
-    """The parent's tensor of that name, if it is a float32 one of that shape."""
+    """The parent's tensor of that name if it is float32 of that shape."""
     other = parent.get(name)
     fits = other is not None and (other.dtype, other.shape) == (tensor.dtype, tensor.shape)
     return other if fits and tensor.dtype == torch.float32 else None
 
 
 def _nearest(weight: Tensor, codebook: Tensor) -> NDArray[np.int64]:
-    """For each weight the index of the nearest entry of its (ascending) codebook: (Cout, K), or (K,) for all."""
+    """Index of the nearest entry of an ascending codebook for each weight: (Cout, K), or (K,) for all weights."""
     values = weight.double().reshape(len(weight), -1)
     books = codebook.double()
     middles = (books[..., 1:] + books[..., :-1]) / 2
@@ -128,7 +133,7 @@ def _nearest(weight: Tensor, codebook: Tensor) -> NDArray[np.int64]:
 
 
 def _distance(tensor: Tensor, other: Tensor | None) -> bytes:
-    """The bytes of all values, byte by byte: first the lowest of each value, then the next."""
+    """The bytes of all distances in order of their place: first the lowest byte of each value, then the next."""
     words = tensor.numpy().reshape(-1)
     if other is not None:
         apart = _ordinal(words.view(np.int32)) - _ordinal(_words(other))
@@ -153,8 +158,8 @@ def _words(tensor: Tensor) -> NDArray[np.int32]:
 
 
 def _ordinal(words: NDArray[np.int32]) -> NDArray[np.int32]:
-    """float32 patterns to integers in the order of their values, neighbours one apart; and back, being its own inverse.
+    """float32 bit patterns to integers in the order of their values, with neighbours one apart. It is its own inverse.
 
-    Sums and differences of ordinals wrap around at 2^32, so that any two are some int32 apart.
+    Sums and differences of ordinals wrap around at 2^32, so the distance of any two fits an int32.
     """
     return words ^ ((words >> 31) & np.int32(0x7FFFFFFF))

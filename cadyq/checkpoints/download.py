@@ -1,4 +1,4 @@
-"""Fetching published weights from their authors, with pooch."""
+"""Downloads published weights from their authors, with pooch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ TIMEOUT_SECONDS = 30
 
 
 def fetch(row: Published, folder: Path) -> Path:
-    """The authors' file in `folder`, fetched unless it is there and right.
+    """The authors' file in `folder`. It is downloaded unless a right one is there.
 
-    What breaks off is tried once more, from its beginning. The file is written whole, after its hash was checked, or
-    not at all.
+    A broken download is tried once more from its beginning. The file is written after its hash is checked, whole or not
+    at all.
 
     Raises:
-        UserError: pooch is not installed, the address cannot be read, or what it gives is another file.
+        UserError: pooch is not installed, the address cannot be read, or it holds another file.
     """
     path = folder / row.authors_file
     if path.is_file() and not row.authors_fault(path):

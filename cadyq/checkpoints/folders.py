@@ -1,7 +1,7 @@
-"""Zoos: folders of trained networks with a manifest. A user's own come before the one inside the package.
+"""Zoos: folders of trained networks with a manifest. A user's zoos come before the one inside the package.
 
-Nothing is ever written into the package: training and deriving write into a folder that `--zoo DIR` or the environment
-variable `CADYQ_ZOO` names.
+Nothing is written into the package. Training and deriving write into the folder of `--zoo DIR` or of the environment
+variable `CADYQ_ZOO`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ VARIABLE = "CADYQ_ZOO"
 
 
 def zoo_folders() -> list[Path]:
-    """Where "zoo:NAME" is looked up, first found first: the folders of `CADYQ_ZOO`, then the package's own."""
+    """The folders in which "zoo:NAME" is looked up, in this order: those of `CADYQ_ZOO`, then the package's."""
     named = [Path(entry) for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry]
     return [*named, ZOO]
 
@@ -27,12 +27,12 @@ def use_zoo(folder: Path | None) -> None:
 
 
 def zoo_path(file: str) -> Path:
-    """Where a file of that name lies; in the package's zoo where no folder has it."""
+    """Path of the first zoo file of that name. If there is none, it lies in the package's zoo."""
     return next((folder / file for folder in zoo_folders() if (folder / file).is_file()), ZOO / file)
 
 
 def beside(path: Path, file: str) -> Path:
-    """The file of that name that `path` refers to: in its own folder, else in a zoo."""
+    """Path of the file that `path` refers to: in its own folder, else in a zoo."""
     own = path.with_name(Path(file).name)
     return own if own.exists() or not zoo_path(own.name).exists() else zoo_path(own.name)
 

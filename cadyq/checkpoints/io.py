@@ -1,8 +1,8 @@
-"""Saving and loading. One file a network: safetensors, whose header holds the configuration as JSON.
+"""Saving and loading networks. Each is one safetensors file with its configuration as JSON in the header.
 
-Two forms: full precision (for training on) and packed (quantized weights as integers). A file may build on another
-(`base`), of which it holds only what differs: networks that differ in the choice of bits share one parent. What ships
-is packed and compressed (`compress`), and read like any other.
+A file is full precision (for training) or packed (quantized weights as integers). It may build on another file (`base`)
+and hold only the tensors that differ. Networks that differ in the choice of bits then share one parent. Files in the
+zoo are packed and compressed (`compress`). All forms are read in the same way.
 """
 
 from __future__ import annotations
@@ -38,17 +38,20 @@ def save_model(
 
     Args:
         network: any network of `create_model`.
-        path: a .safetensors file; parent folders are made.
-        packed: store quantized weights as packed integers. The result runs, but cannot be trained. A network that was
-            loaded packed stays packed.
-        base: a file in the same folder; tensors that are the same there are left out, and its name and hash kept.
+        path: a .safetensors file; missing folders are made.
+        packed: whether quantized weights are stored as packed integers. Such a network runs but cannot be trained. A
+            network that was loaded packed stays packed.
+        base: a file in the same folder. Tensors that are equal there are left out; its name and hash are stored.
         parent: instead of `base`, the network it was calibrated from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
+
+    Raises:
+        UserError: the file cannot be written there.
     """
     for name, point in network.points.items():
         if point.quantizer is not None and not point.quantizer.calibrated:
             raise UserError(f"{path}: not written, as point {name!r} has no range yet; calibrate or train it first")
     packed = packed or any(isinstance(layer.weight_quantizer, PackedWeight) for layer in network.layer_names)
-    # copies, as two layers may share one tensor, which a safetensors file refuses
+    # copies, since two layers may share a tensor, which safetensors does not allow
     state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     if packed:
         for layer, name in network.layer_names.items():
@@ -81,13 +84,13 @@ def save_packed(network: SRNetwork, path: str | Path) -> Path:
 
 
 def _all_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file over those of its base, and of the base of that, which lie beside it."""
+    """The tensors of a file, together with those of its base and of the base's base."""
     tensors, metadata = read_tensors(path)
     return _tensors_of_base(path, metadata) | tensors
 
 
 def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """What `path`, which has that header, builds on: all tensors of its base, none where it has no base."""
+    """All tensors of the base of `path`, which has that header; empty without a base."""
     if "base" not in metadata:
         return {}
     if _base_sha256(path, metadata["base"]) != metadata["base_sha256"]:
@@ -97,12 +100,12 @@ def _tensors_of_base(path: Path, metadata: Mapping[str, str]) -> dict[str, Tenso
 
 
 def _base_file(path: Path, name: str) -> Path:
-    """The file that `path` builds on: beside it or in a zoo, or "zoo:NAME", "published:NAME" or "spandrel:PATH"."""
+    """The file that `path` builds on: beside it, in a zoo, or "zoo:NAME", "published:NAME" or "spandrel:PATH"."""
     return resolve(name) if ":" in name else beside(path, name)
 
 
 def _base_sha256(path: Path, name: str) -> str:
-    """Of a published network its identity, whichever container holds it."""
+    """Hash of a base. For a published network it is its identity, the same for every file of it."""
     if name.startswith(published.PREFIX):
         return published.get(name).identity
     file = _base_file(path, name)
@@ -116,7 +119,7 @@ def _base_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def builds_on(path: Path, model: str) -> bool:
-    """Whether a file holds what calibration found for that very network, named as `load_model` takes it."""
+    """Whether a file holds the calibration of that network, named as for `load_model`."""
     base_sha256 = read_tensors(path)[1].get("base_sha256")
     return base_sha256 is not None and base_sha256 == _base_sha256(path, model)
 
@@ -124,7 +127,7 @@ def builds_on(path: Path, model: str) -> bool:
 def _complete_from_base(
     network: SRNetwork, state: dict[str, Tensor], path: Path, metadata: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    """Add the tensors that `network` needs and `path` left to its base."""
+    """Add the tensors that `network` needs and that `path` leaves to its base."""
     there = _tensors_of_base(path, metadata)
     for key in network.state_dict():
         for part in (key, f"{key}{CODES}", f"{key}{CODEBOOK}"):
@@ -156,10 +159,10 @@ def zoo_name(backbone: str, scale: int, scheme: str) -> str:
 
 
 def resolve(source: str | Path) -> Path:
-    """A path, "zoo:NAME", "published:NAME" or "spandrel:PATH", to the path of the file.
+    """The path of a file from a path, "zoo:NAME", "published:NAME" or "spandrel:PATH".
 
     Raises:
-        UserError: no such file; for a name, those that exist.
+        UserError: there is no such file; for a name, the message lists the known ones.
     """
     if str(source).startswith(published.PREFIX):
         return published.locate(str(source))
@@ -176,9 +179,9 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
     """A network with its trained weights, in eval mode.
 
     Args:
-        source: "zoo:edsr_x4_cadyq" or "published:imdn_x4" (see `list_models`), the path of a file that `save` or
-            `save_model` wrote, or "spandrel:PATH", a published checkpoint of an architecture that spandrel knows.
-        device: where its tensors go, as in "cuda".
+        source: "zoo:edsr_x4_cadyq" or "published:imdn_x4" (see `list_models`), the path of a file from `save` or
+            `save_model`, or "spandrel:PATH", a published checkpoint of an architecture that spandrel knows.
+        device: device of its tensors, as in "cuda".
 
     Raises:
         UserError: see `read_tensors` and `load_state`; a file without a configuration.
@@ -205,14 +208,14 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
 
 
 def _authors_network(base: str) -> nn.Module | None:
-    """The network as its authors made it, where a file builds on theirs; None where it builds on none."""
+    """The network of its authors if a file builds on it, else None."""
     if base.startswith(published.PREFIX) and published.get(base).loader == published.SPANDREL:
         return spandrel.read(published.locate(base))[0]
     return spandrel.read(resolve(base))[0] if base.startswith(spandrel.PREFIX) else None
 
 
 def load_spandrel(path: Path) -> SRNetwork:
-    """The FP32 network of a published checkpoint, with a point before each layer but the first and the last.
+    """The FP32 network of a published checkpoint, with a point in front of each layer but the first and the last.
 
     Raises:
         UserError: see `cadyq.models.spandrel.read`.
@@ -234,14 +237,14 @@ def load_published(name: str) -> SRNetwork:
 
 
 def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
-    """A quantized copy of `network`, with the scheme, the ranges and all weights of a file that `save` wrote of it.
+    """A quantized copy of `network`, with the scheme, the ranges and all weights from a file that `save` wrote.
 
     Args:
-        network: of the architecture that was quantized, with any weights. It stays as it is.
-        path: of the file.
+        network: of the same architecture, with any weights. It is unchanged.
+        path: path of the file.
 
     Raises:
-        UserError: the file is of another network; see `load_model`.
+        UserError: the file belongs to another network; see `load_model`.
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)

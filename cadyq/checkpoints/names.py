@@ -1,4 +1,4 @@
-"""Which networks there are to load, by name."""
+"""Names of the networks that can be loaded."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ FP32 = "fp32"
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that `load_model` takes; those that are published by other authors have to be fetched first.
+    """Names that `load_model` takes. Networks of other authors ("published:") must be downloaded first.
 
     Args:
-        pattern: shell pattern of the name behind the colon, as in "edsr*".
+        pattern: shell pattern of the name after the colon, as in "edsr*".
 
     Returns:
         "published:imdn_x4", "zoo:edsr_x4_cadyq", and so on, sorted.
@@ -25,6 +25,6 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def fp32_name(backbone: str, scale: int) -> str:
-    """Name of the trained FP32 network of a backbone: of the zoo, or published where only others have trained one."""
+    """Name of the FP32 network of a backbone: from the zoo, or published if the zoo has none."""
     name, row = zoo_name(backbone, scale, FP32), published.of_backbone(backbone, scale)
     return f"{published.PREFIX}{row.name}" if name not in zoo_names() and row else f"zoo:{name}"

@@ -1,4 +1,4 @@
-"""Importing published weights: those of the backbones' authors and those of the CADyQ and PAMS code."""
+"""Imports published weights: those of the backbones' authors and of the CADyQ and PAMS code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.schemes.factory import create_model
 from cadyq.utils.errors import UserError
 
-# Where the published quantized networks depart from ours, beyond the selector's inputs: (backbone, scheme) -> options.
+# How the published quantized networks differ from ours, besides the selector's inputs: (backbone, scheme) -> options.
 PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("carn", "pams"): {"n_feats": 64},
     ("carn", "cadyq"): {"gradient_scale": 1.0},
@@ -25,7 +25,7 @@ PUBLISHED: dict[tuple[str, str], dict[str, Any]] = {
     ("idn", "pams"): {"quantized_features": True},
     ("idn", "cadyq"): {"quantized_features": True},
 }
-# Sizes that the published code takes from its command line for every backbone, and that this one has no use for.
+# Sizes that the published command line has for every backbone, but that this backbone does not use.
 UNUSED_SIZES = {"carn": {"n_resblocks"}}
 
 
@@ -40,9 +40,9 @@ def load_official(
 ) -> SRNetwork:
     """A network with published weights, in eval mode. Pickles are read by torch's weights-only reader.
 
-    QuantizerOutput networks compute what the published code computes, where that is not what the paper says or what
-    `create_model` makes, see `PUBLISHED` and the backbones' docstrings; FP32 networks are the same either way.
-    Bits, and IDN's scale, leave no mark in a checkpoint: a wrong one is not noticed.
+    Quantized networks compute what the published code computes, even where the paper or `create_model` differs; see
+    `PUBLISHED` and the docstrings of the backbones. FP32 networks do not differ. A checkpoint does not hold its bits,
+    nor IDN's scale, so wrong ones are not noticed.
 
     Args:
         source: a .safetensors, .pt or .pth file, or its state dict.
@@ -51,8 +51,8 @@ def load_official(
         scale: upscaling factor.
         weight_bits: bits of the weights; for PAMS of the activations too, as in the published code.
         search_space: candidate activation bits of CADyQ.
-        **sizes: n_feats, n_resblocks, ... with the paper's values as defaults. CARN has no n_resblocks and ignores
-            it; under PAMS it is 64 wide whatever n_feats says.
+        **sizes: n_feats, n_resblocks, ... with the paper's values as defaults. CARN ignores n_resblocks. Under PAMS it
+            always has 64 features.
 
     Raises:
         UserError: unreadable file, a pickle that carries code, keys that do not fit.
@@ -77,7 +77,7 @@ def load_official(
 
 
 def _translate_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published quantizers' names to ours: alpha, quant_bitK.alpha, net_small. Running maxima are not state."""
+    """The published names of quantizers to ours: alpha, quant_bitK.alpha, net_small. Running maxima are dropped."""
     renamed: dict[str, Tensor] = {}
     bounds: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
@@ -96,9 +96,10 @@ def _translate_quantizers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _complete_buffers(network: SRNetwork, state: dict[str, Tensor]) -> None:
-    """What the published format does not store: absent convolution biases are zero, selector statistics unused.
+    """Add what the published format does not store: zeros for absent biases of convolutions, unused selector
+    statistics.
 
-    Batch normalization counts its batches only in newer versions of PyTorch.
+    The batch counter of batch normalization exists only in newer versions of PyTorch.
     """
     for key, own in network.state_dict().items():
         if (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cadyq.quantizers.base import Granularity
 
-CODES, CODEBOOK = ".codes", ".codebook"  # what the tensors of a packed weight are called, behind its name
+CODES, CODEBOOK = ".codes", ".codebook"  # suffixes of the tensors of a packed weight
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -33,13 +33,18 @@ def _distinct(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_weight(weight: Tensor, bits: int, granularity: Granularity = "tensor") -> tuple[Tensor, Tensor]:
-    """A weight on its grid to (codes uint8, codebook float32).
+    """Pack a weight on its grid to (codes uint8, codebook float32).
 
-    The codebook is (K,), or (Cout, K) where each output channel has a grid of its own: K is what the richest channel
-    needs, and the others repeat their last value.
+    The codebook is (K,), or (Cout, K) if each output channel has its own grid. K is the largest number of values of a
+    channel; the other channels repeat their last value.
+
+    Args:
+        weight: (Cout, Cin / groups, k, k), with at most 2^bits distinct values for each grid.
+        bits: bits of a code, 2 to 8.
+        granularity: "tensor" or "channel".
 
     Raises:
-        ValueError: a grid has more than 2^bits distinct values, so its quantizer is broken.
+        ValueError: a grid has more than 2^bits distinct values.
     """
     values = weight.detach().cpu().numpy()
     if granularity == "tensor":

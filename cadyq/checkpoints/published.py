@@ -1,7 +1,7 @@
-"""Published weights of other authors: the table of them (`published.toml`), and the files of them that are here.
+"""Published weights of other authors: their table (`published.toml`), and their files on this machine.
 
-A file is either the authors' own, as `python -m cadyq.download` fetches it into a cache folder, or the same values as
-safetensors, in a folder that the environment variable `CADYQ_PUBLISHED` names. Both are checked by hash.
+A file is the authors' own, as `python -m cadyq.download` stores it in a cache folder, or the same values as safetensors
+in a folder named by the environment variable `CADYQ_PUBLISHED`. Both are checked by hash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPANDREL = "spandrel"
 
 @dataclass(frozen=True)
 class Published:
-    """A row of the table; its head says what the fields mean."""
+    """A row of the table. The head of `published.toml` explains the fields."""
 
     name: str
     architecture: str
@@ -47,21 +47,21 @@ class Published:
 
     @property
     def identity(self) -> str:
-        """64 hex digits for the network, the same whichever file holds its values."""
+        """64 hex digits for the network, the same for every file with its values."""
         return self.sha256_records or self.sha256_safetensors
 
     @property
     def authors_file(self) -> str:
-        """Name of the authors' file in a folder of ours."""
+        """Name of the authors' file in a cache folder."""
         return self.file + PurePosixPath(self.address).suffix
 
     @property
     def converted_file(self) -> str:
-        """Name of the same values as safetensors."""
+        """Name of the file with the same values as safetensors."""
         return f"{self.file}.safetensors"
 
     def authors_fault(self, path: Path) -> str:
-        """Why `path` is not the authors' file, in words; empty where it is."""
+        """Why `path` is not the authors' file, in words; empty if it is."""
         if self.sha256_begins:
             found = sha256_file(path)
             begins = found[: len(self.sha256_begins)]
@@ -73,13 +73,13 @@ class Published:
         return "" if found == self.sha256_tensors else "holds other values than the authors' file"
 
     def converted_fault(self, path: Path) -> str:
-        """Why `path` is not the converted file, in words; empty where it is."""
+        """Why `path` is not the converted file, in words; empty if it is."""
         found = sha256_file(path)
         return "" if found == self.sha256_safetensors else f"SHA-256 is {found}, not {self.sha256_safetensors}"
 
 
 def tensors_sha256(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, whatever container holds them, as 64 hex digits."""
+    """SHA-256 of names, types, shapes and values, as 64 hex digits. The kind of file does not matter."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -112,12 +112,12 @@ def get(name: str) -> Published:
 
 
 def of_backbone(backbone: str, scale: int) -> Published | None:
-    """The published FP32 network of a backbone, None where the table has none."""
+    """The published FP32 network of a backbone; None if the table has none."""
     return next((row for row in table() if (row.loader, row.scale) == (backbone, scale)), None)
 
 
 def cache_folder() -> Path | None:
-    """Where downloads go unless a folder is named; None where pooch, which knows the place, is not installed."""
+    """The default folder of downloads; None without pooch, which defines it."""
     try:
         import pooch
     except ImportError:
@@ -126,7 +126,7 @@ def cache_folder() -> Path | None:
 
 
 def _candidates(row: Published) -> Iterator[tuple[Path, str]]:
-    """The files of a network that are here, and what is wrong with each."""
+    """The files of a network on this machine, and what is wrong with each."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named and not Path(named).is_dir():
         raise UserError(f"{FOLDER_VARIABLE}={named}: no such folder; name the one that holds {row.converted_file}")
@@ -138,7 +138,7 @@ def _candidates(row: Published) -> Iterator[tuple[Path, str]]:
 
 
 def here(row: Published) -> Path | None:
-    """A right file of that network, None where there is none."""
+    """A right file of that network; None if there is none."""
     return next((path for path, fault in _candidates(row) if not fault), None)
 
 
@@ -149,7 +149,7 @@ def locate(name: str) -> Path:
         name: as in the table, with or without "published:".
 
     Raises:
-        UserError: unknown name; the file is not here, or is another one.
+        UserError: unknown name, no file on this machine, or a file with another hash.
     """
     row = get(name)
     path = here(row)

@@ -1,4 +1,4 @@
-"""Loading a complete state dict into a network."""
+"""Loads a complete state dict into a network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def load_state(network: SRNetwork, state: Mapping[str, Tensor], source: str) -> 
     """Load a complete state into `network`.
 
     Raises:
-        UserError: keys or shapes do not fit; names the source and the first offender.
+        UserError: keys or shapes do not fit. The message names the source and the first key.
     """
     own = network.state_dict()
     for kind, keys in (("lacks", own.keys() - state.keys()), ("has the unknown", state.keys() - own.keys())):

@@ -1,4 +1,4 @@
-"""Calibration statistics in files."""
+"""Files of calibration statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cadyq.utils.errors import UserError
 
 
 def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: str) -> None:
-    """Write statistics to a safetensors file; `note` says on what they were measured.
+    """Write statistics to a safetensors file. `note` says which images they were measured on.
 
     Raises:
         UserError: a value is not finite.
@@ -27,10 +27,10 @@ def save_statistics(statistics: dict[str, PointStatistics], path: Path, note: st
 
 
 def load_statistics(path: Path) -> dict[str, PointStatistics]:
-    """Read what `save_statistics` wrote.
+    """Read statistics that `save_statistics` wrote.
 
     Raises:
-        UserError: see `read_tensors`; the file lacks a field, as one made by an older version does.
+        UserError: see `read_tensors`; the file lacks a field, as one of an older version does.
     """
     tensors, _ = read_tensors(path)
     names = dict.fromkeys(key.partition("/")[0] for key in tensors)

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors, written whole or not at all, maybe compressed against another file."""
+"""Files of tensors: safetensors, written whole or not at all, optionally compressed against another file."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from cadyq.data.images import sha256_file
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import replacing
 
-PICKLES = (".pt", ".pth")  # containers of other authors' files, beside safetensors
+PICKLES = (".pt", ".pth")  # suffixes of other authors' files, besides safetensors
 COMPRESSED = ("entries", "plain_sha256", "parent", "parent_sha256")  # in the header of what `compress` wrote
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all."""
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # hides what the system said in its text
+        except SafetensorError as error:  # its text holds the system's message
             found = re.search(r"os error (\d+)", str(error))
             raise OSError(int(found[1]), os.strerror(int(found[1]))) if found else error from error
         temporary.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def compress(path: Path, parent: Path) -> None:
-    """Store a file of `save_model` as its difference to `parent`, without loss. It keeps its `network_sha256`.
+    """Replace a file of `save_model` by its difference to `parent`, without loss. It keeps its `network_sha256`.
 
     Args:
-        path: replaced, whole or not at all.
-        parent: full-precision file in the same folder that the network was trained from; each file of that backbone
-            will do, but the nearer the smaller.
+        path: the file, which is replaced whole or not at all.
+        parent: full-precision file of the same backbone, in the same folder. The nearer its weights, the smaller the
+            result.
     """
     tensors, metadata = read_tensors(path)
     there = read_tensors(parent)[0]
@@ -54,7 +54,7 @@ def compress(path: Path, parent: Path) -> None:
 
 
 def _restores(tensors: Mapping[str, Tensor], stream: Tensor, entries: list[Any], parent: Mapping[str, Tensor]) -> bool:
-    """Whether decoding gives the very tensors that were encoded."""
+    """Whether decoding gives exactly the tensors that were encoded."""
     try:
         decoded = decode(stream, entries, parent)
     except ValueError:
@@ -63,7 +63,7 @@ def _restores(tensors: Mapping[str, Tensor], stream: Tensor, entries: list[Any],
 
 
 def network_sha256(path: Path) -> str:
-    """SHA-256 of a file of tensors as 64 hex digits; of one that is compressed, that of the file it was made of.
+    """SHA-256 of a file of tensors as 64 hex digits. For a compressed file it is that of the file before.
 
     Raises:
         UserError: the file cannot be read.
@@ -76,7 +76,7 @@ def network_sha256(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header of a safetensors file; of one that is compressed, those of the file it was made of.
+    """Tensors and header of a safetensors file. For a compressed file they are those of the file before.
 
     Raises:
         UserError: missing, damaged, made for another parent, or with a value that is not finite.
@@ -116,7 +116,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except Exception as error:  # bytes that are no pickle raise whatever their first byte asks for
+    except Exception as error:  # bytes that are no pickle raise many kinds of errors
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: refused, not plain tensors ({reason}); convert it to safetensors") from error
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
@@ -127,7 +127,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which only the header is read until a tensor is asked for."""
+    """An open safetensors file. A tensor is read when it is asked for."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -138,7 +138,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise UserError naming the first tensor with a value that is not finite."""
+    """Raise UserError with the name of the first tensor that holds a value that is not finite."""
     for key, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UserError(f"{source}: tensor {key!r} holds NaN or infinity; use an earlier checkpoint")

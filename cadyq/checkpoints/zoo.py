@@ -28,7 +28,8 @@ SECTIONS = ("networks", "calibration")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A zoo's manifest: "networks", a list of rows in the order of tables, and "calibration"; empty where it has none.
+    """The manifest of a zoo: "networks", a list of rows in the order of tables, and "calibration". Empty if there is
+    none.
 
     Raises:
         UserError: the file is not a valid manifest.
@@ -46,7 +47,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def zoo_rows() -> list[dict[str, Any]]:
-    """The networks of all zoos, a row each; where two zoos have one of the same name, that of the first."""
+    """The networks of all zoos, a row each. If two zoos have the same name, the first one's row is taken."""
     rows: dict[str, dict[str, Any]] = {}
     for folder in zoo_folders():
         for row in read_manifest(folder)["networks"]:
@@ -55,10 +56,10 @@ def zoo_rows() -> list[dict[str, Any]]:
 
 
 def writable_zoo() -> Path:
-    """The folder that trained networks are added to: the first of `CADYQ_ZOO`.
+    """The folder to add trained networks to: the first of `CADYQ_ZOO`.
 
     Raises:
-        UserError: none is named.
+        UserError: `CADYQ_ZOO` names none.
     """
     first = zoo_folders()[0]
     if first == ZOO:
@@ -70,13 +71,13 @@ def writable_zoo() -> Path:
 def _putting(folder: Path, section: str, file: str, row: dict[str, Any]) -> Iterator[Path]:
     """Put a file and its row into a zoo, both or neither.
 
-    The block writes the file to the path that it is given, and completes `row`. A row replaces that of a file of its
-    name, or goes behind those of its backbone.
+    The block writes the file to the path that it gets, and completes `row`. A row replaces that of a file of its name;
+    otherwise it follows the rows of its backbone.
 
     Args:
-        folder: of the zoo.
-        section: of its manifest.
-        file: its name.
+        folder: folder of the zoo.
+        section: section of its manifest.
+        file: name of the file.
         row: holds "backbone".
     """
     with alone_in(folder), replacing(folder / MANIFEST) as listed, replacing(folder / file) as part:
@@ -91,11 +92,11 @@ def _putting(folder: Path, section: str, file: str, row: dict[str, Any]) -> Iter
 
 
 def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: Path) -> Path:
-    """Store `network` packed in a zoo and add its row; `facts` says how it was trained, or from what it was derived.
+    """Store `network` packed in a zoo and add its row. `facts` say how it was trained or derived.
 
-    It is compressed against the FP32 network of its backbone where a zoo has one. Small files that build on another are
-    not, nor is the FP32 network itself. Of a network that was calibrated (`facts["calibrated_from"]`) only what
-    calibration found is stored.
+    It is compressed against the FP32 network of its backbone if a zoo has one. The FP32 network itself and small files
+    that build on another are not compressed. Of a calibrated network (`facts["calibrated_from"]`) only the calibration
+    is stored.
     """
     path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
     base = zoo_path(f"{facts['derived_from']['name']}.safetensors") if "derived_from" in facts else None
@@ -113,7 +114,7 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
 
 
 def _of_same_sizes(network: SRNetwork, parent: Path) -> bool:
-    """Whether a file holds a network of the same architecture; only against such a one can another be stored."""
+    """Whether a file holds a network of the same architecture. Only then can another be compressed against it."""
     return load_model(parent).architecture == network.architecture
 
 
@@ -121,7 +122,10 @@ def save_run(network: SRNetwork, facts: dict[str, Any], run_dir: Path, parent: s
     """Write model.safetensors and training.json, which `add_run_to_zoo` reads; return the path of the model.
 
     Args:
-        parent: network that the file builds on, see `save_model`; empty where it stands alone.
+        network: network to write.
+        facts: content of training.json.
+        run_dir: folder of the run.
+        parent: network that the file builds on, see `save_model`; empty for a complete file.
     """
     path = run_dir / "model.safetensors"
     with alone_in(run_dir):  # the two files belong together
@@ -131,9 +135,9 @@ def save_run(network: SRNetwork, facts: dict[str, Any], run_dir: Path, parent: s
 
 
 def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
-    """Add what `cadyq.train` or `cadyq.derive` left in `run_dir` to a zoo.
+    """Add the run of `cadyq.train`, `cadyq.derive` or `cadyq.calibrate` in `run_dir` to a zoo.
 
-    A tag takes the place of options in the scheme's name: "cadyq,search_space=4-5-6" with tag "b4-5-6" is listed as
+    A tag replaces the options in the scheme's name: "cadyq,search_space=4-5-6" with tag "b4-5-6" is listed as
     "cadyq:b4-5-6". The file holds the options.
 
     Raises:
@@ -161,7 +165,7 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
 
 
 def add_calibration_to_zoo(backbone: str, scale: int, data_root: Path, cache: Path, folder: Path) -> Path:
-    """Measure and add what the points of the FP32 network see on training photographs."""
+    """Measure the calibration statistics of an FP32 network on training photographs and add them to a zoo."""
     network = load_model(fp32_name(backbone, scale))
     bank = load_bank(find_photographs(data_root), scale, CALIBRATION_SIDE, cache)
     patches = calibration_patches(bank.split()[0])

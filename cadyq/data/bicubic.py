@@ -1,9 +1,9 @@
-"""MATLAB's ``imresize`` with the bicubic kernel, the degradation every super-resolution benchmark uses.
+"""MATLAB's ``imresize`` with the bicubic kernel, the degradation of super-resolution benchmarks.
 
-It is not the bicubic of Pillow, OpenCV or torch: the kernel widens when shrinking (antialiasing), and 8-bit
-images are rounded after each of the two passes. Releases differ at the border: older ones repeat the edge
-pixel, later ones mirror. The LR images of the usual benchmarks follow the older rule, so it is the default:
-LR made from HR then equals LR read from those archives.
+It is not the bicubic of Pillow, OpenCV or torch. The kernel widens when shrinking (antialiasing), and 8-bit
+images are rounded after each of the two passes. MATLAB releases differ at the border: older ones repeat the edge
+pixel, later ones mirror. The LR images of the usual benchmarks follow the older rule, which is the default here.
+LR made from HR then equals the LR in those archives.
 """
 
 import math
@@ -29,7 +29,7 @@ def _keys_cubic(x: Tensor) -> Tensor:
 
 
 def _inside(index: Tensor, length: int, border: Border) -> Tensor:
-    """Map zero-based indices that lie outside 0..length - 1 to the pixels that stand in for them."""
+    """Map zero-based indices outside 0..length - 1 to the pixels that replace them."""
     if border == "replicate":
         return index.clamp(0, length - 1)
     folded = torch.remainder(index, 2 * length)
@@ -38,10 +38,10 @@ def _inside(index: Tensor, length: int, border: Border) -> Tensor:
 
 @lru_cache(maxsize=128)
 def _taps(in_length: int, out_length: int, scale: float, border: Border) -> tuple[Tensor, Tensor]:
-    """Return weights (out, P) float64, rows summing to 1, and the input indices (out, P) they apply to."""
+    """Return weights (out, P) float64, with rows that sum to 1, and their input indices (out, P)."""
     shrink = min(scale, 1.0)
     width = _KERNEL_WIDTH / shrink
-    # One-based coordinates, in MATLAB's order of operations: that decides values that round on a tie.
+    # One-based coordinates, in MATLAB's order of operations: the order decides how ties are rounded.
     centre = torch.arange(1, out_length + 1, dtype=torch.float64) / scale + 0.5 * (1 - 1 / scale)
     left = torch.floor(centre - width / 2)
     index = left[:, None] + torch.arange(math.ceil(width) + 2, dtype=torch.float64)
@@ -75,10 +75,9 @@ def _round_to_8_bits(image: Tensor) -> Tensor:
 def imresize(image: Tensor, scale: float, border: Border = "replicate") -> Tensor:
     """Resize ``image`` (..., H, W) to (..., ceil(H * scale), ceil(W * scale)) as MATLAB's ``imresize``.
 
-    ``border``: what stands in for pixels outside, "replicate" (older MATLAB, the benchmarks) or "symmetric"
-    (later MATLAB).
+    ``border``: the rule for pixels outside: "replicate" (older MATLAB, the benchmarks) or "symmetric" (later MATLAB).
 
-    uint8 gives uint8, rounded half away from zero and clamped after each pass; float64 gives float64, neither
+    uint8 gives uint8, rounded half away from zero and clamped after each pass. float64 gives float64, neither
     rounded nor clamped.
 
     Raises:

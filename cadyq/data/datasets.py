@@ -1,4 +1,4 @@
-"""Test sets: benchmark folders, and the photographs that scikit-image ships inside its wheel."""
+"""Test sets: benchmark folders, and the photographs inside scikit-image's wheel."""
 
 import hashlib
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 EMBEDDED = "skimage"
 BENCHMARKS = ("Set5", "Set14", "B100", "Urban100", "Manga109", "Test2K", "Test4K", "Test8K", "DIV2K")
 
-# The colour photographs that lie inside the wheel, so no download is needed. Left out: the right half of the
+# The colour photographs inside the wheel, which need no download. Left out: the right half of the
 # stereo pair (the same scene), medical and microscope images, drawings and logos.
 _PHOTOGRAPHS = (
     "astronaut.png",
@@ -35,7 +35,7 @@ _PHOTOGRAPHS = (
 class ImagePair:
     """One test image: ``hr`` uint8 (3, h * scale, w * scale) and ``lr`` uint8 (3, h, w), RGB in 0..255.
 
-    ``sha256`` is taken over shapes and pixels of both, so it changes with whatever a measurement depends on.
+    ``sha256`` is the hash of shapes and pixels of both. It changes with everything that a measurement depends on.
     """
 
     dataset: str
@@ -48,14 +48,14 @@ class ImagePair:
 
 @dataclass(frozen=True)
 class _Source:
-    """Where one image comes from; ``lr`` is None where LR is to be made from HR."""
+    """The files of one image; ``lr`` is None if LR is made from HR."""
 
     hr: Path
     lr: Path | None
 
 
 class Dataset:
-    """A named list of image pairs, each read when asked for. Can be indexed and iterated."""
+    """A named list of image pairs that can be indexed and iterated. A pair is read when it is accessed."""
 
     def __init__(self, name: str, scale: int, sources: Sequence[_Source]) -> None:
         if scale < 1:
@@ -135,7 +135,7 @@ def _benchmark_names(data_root: Path) -> list[str]:
 
 
 def available(data_root: Path | None) -> list[str]:
-    """Return the names that ``load`` takes here: the registered sets, then the benchmark sets found."""
+    """Return the names that ``load`` accepts: the registered sets, then the benchmark sets below ``data_root``."""
     return DATASETS.names() + ([] if data_root is None else _benchmark_names(data_root))
 
 
@@ -184,10 +184,10 @@ def folder(path: Path, scale: int, name: str = "") -> Dataset:
 
 
 def photographs(scale: int) -> Dataset:
-    """Open the embedded set "skimage": photographs inside scikit-image's wheel, degraded by MATLAB's bicubic.
+    """Open the set "skimage": the photographs inside scikit-image's wheel, degraded by MATLAB's bicubic.
 
     Raises:
-        UserError: scikit-image is not installed, or ships without one of them.
+        UserError: scikit-image is not installed, or its wheel lacks one of them.
     """
     with needs("analysis", f"dataset {EMBEDDED!r}"):
         folder = Path(str(resources.files("skimage"))) / "data"
@@ -202,7 +202,7 @@ DATASETS: Entries[Opener] = Entries("dataset", "cadyq.datasets")
 
 
 def register_dataset(name: str) -> Callable[[Opener], Opener]:
-    """Decorator of a function of scale and data root that opens a dataset of that name, as by `folder`."""
+    """Decorator that registers a function of scale and data root under a name. It returns a `Dataset`."""
 
     def add(opener: Opener) -> Opener:
         DATASETS.add(name, opener)

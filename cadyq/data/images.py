@@ -32,15 +32,15 @@ DECODE_ERRORS = (
 
 
 def images_among(paths: Iterable[Path]) -> list[Path]:
-    """The image files among these paths, by their names; sorted, without hidden ones."""
+    """The image files among these paths, by suffix; sorted, without hidden files."""
     return sorted(p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
 
 
 def read_rgb(path: Path) -> Tensor:
     """Read an image file as a uint8 tensor (3, H, W), RGB in 0..255.
 
-    Grayscale becomes three equal channels, an alpha channel is dropped, the EXIF orientation is applied, and
-    16-bit samples keep their high byte: exact for 8-bit data stored in 16 bits, and Pillow's rule for colour.
+    Grayscale becomes three equal channels. An alpha channel is dropped. The EXIF orientation is applied. 16-bit samples
+    keep their high byte, which is exact for 8-bit data stored in 16 bits.
 
     Raises:
         UserError: the file is missing, is not an image, is damaged, or holds 32-bit samples.
@@ -64,7 +64,7 @@ def _read_rgb(source: Path | io.BytesIO, name: str) -> Tensor:
 
 
 def unreadable(name: str, error: Exception) -> UserError:
-    """What to say of an image file that `error`, one of `DECODE_ERRORS`, came of."""
+    """The message for an image file that raised `error`, one of `DECODE_ERRORS`."""
     if isinstance(error, UserError):
         return error
     reason = "there is no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"

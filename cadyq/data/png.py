@@ -1,4 +1,4 @@
-"""PNG files that are written strip by strip, so that no image has to be in memory as a whole."""
+"""PNG files written strip by strip, so that the whole image is never in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cadyq.utils.files import replacing
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COLOUR_TYPES = {3: 2, 4: 6}  # channels -> RGB, RGB with alpha
-_LEVEL = 6  # of zlib
+_LEVEL = 6  # compression level of zlib
 
 
 def write_png_strips(
@@ -74,13 +74,13 @@ def _compressed(strips: Iterable[NDArray[np.uint8]]) -> Iterator[bytes]:
 
 
 def _filtered(strip: NDArray[np.uint8], above: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    """Each row with the filter whose differences are smallest in sum, and its number before it.
+    """Each row after the filter whose differences have the smallest sum, with the filter's number before it.
 
-    Differences to the pixel on the left (1), above (2), and to the mean of both (3) are tried.
+    Tried are differences to the pixel on the left (1), to the pixel above (2), and to the mean of both (3).
 
     Args:
         strip: (rows, width, channels).
-        above: the row over the first one; None at the top of the image.
+        above: the row above the first one; None at the top of the image.
     """
     rows, width, channels = strip.shape
     first = np.zeros((1, width, channels), np.uint8) if above is None else above[None]

@@ -1,1 +1,1 @@
-"""Running a trained network over whole images: tiles, batches of tiles, bit maps."""
+"""Trained networks on whole images: tiles, batches of tiles, bit maps."""

@@ -1,4 +1,4 @@
-"""Pictures of where bits go: each tile of a photograph in the colour of its mean activation bits."""
+"""Bit maps: a photograph with each tile in the colour of its mean activation bits."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from cadyq.utils.files import write_atomic
 COLOURS = "viridis"
 ERRORS = "inferno"
 _OPACITY = 0.55
-_LEAST_SPAN = 0.5  # bits
-_LABELLED = 80  # tiles, at most, that have room for their number
+_LEAST_SPAN = 0.5  # smallest range of the colours, in bits
+_LABELLED = 80  # with more tiles their numbers have no room
 _LONGEST_IN, _LONGEST_PIXELS = 8.0, 1600
 
 
@@ -37,15 +37,15 @@ def draw(
     columns: ArrayLike,
     limits: tuple[float, float],
 ) -> QuadMesh:
-    """Draw tiles over a photograph in grey; returns what a colour bar is made from.
+    """Draw tiles over a photograph in grey; return the artist for a colour bar.
 
     Args:
-        axis: to draw on; its ticks and grid are removed.
+        axis: axis to draw on; its ticks and grid are removed.
         photo: (H, W, 3).
         bits: mean activation bits (R, C) of each tile.
-        rows: edges of the tiles in pixels of `photo`, (R + 1,). They may reach beyond it.
-        columns: the same along the other side, (C + 1,).
-        limits: bits at the two ends of the colours.
+        rows: edges of the tiles in pixels of `photo`, (R + 1,). They may lie outside the photograph.
+        columns: the same for the columns, (C + 1,).
+        limits: bits at both ends of the colours.
     """
     height, width = photo.shape[:2]
     axis.imshow(photo.mean(axis=2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
@@ -66,19 +66,19 @@ def write_bit_map(
     title: str,
     avoided: NDArray[np.float64] | None = None,
 ) -> None:
-    """Write a PNG of a photograph under the bits of its tiles, with a legend in bits.
+    """Write a PNG of a photograph with the bits of its tiles and a legend in bits.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         lr: uint8 (3, h, w).
         tiles: a grid over `lr`.
         tile_bits: mean activation bits of each tile (T,).
-        title: above the picture.
-        avoided: `avoided_error` of the photograph, drawn beside the bits; None where there is none.
+        title: title of the picture.
+        avoided: `avoided_error` of the photograph, drawn beside the bits; None to leave it out.
     """
     tops, lefts = (sorted({edge(tile) for tile in tiles}) for edge in (_top, _left))
     height, width = lr.shape[-2:]
-    scale = max(1, -(-max(height, width) // _LONGEST_PIXELS))  # a picture to look at: large photographs are subsampled
+    scale = max(1, -(-max(height, width) // _LONGEST_PIXELS))  # large photographs are subsampled
     photo = lr[:, ::scale, ::scale].permute(1, 2, 0).numpy()
     panels, longest = 1 if avoided is None else 2, max(height, width)
     with mpl.rc_context({"font.size": 9, "text.parse_math": False}):  # a file's name may hold a dollar sign
@@ -106,26 +106,27 @@ def write_bit_map(
 
 
 def fitted_limits(bits: ArrayLike) -> tuple[float, float]:
-    """Ends of the colours: what the tiles span, but at least `_LEAST_SPAN` bits, so that noise stays one colour."""
+    """Limits of the colours: the range of the tiles, but at least `_LEAST_SPAN` bits, so that noise has one colour."""
     low, high = float(np.min(bits)), float(np.max(bits))
     missing = max(0.0, _LEAST_SPAN - (high - low)) / 2
     return low - missing, high + missing
 
 
 def avoided_error(sr: Tensor, lowest: Tensor, scale: int) -> NDArray[np.float64]:
-    """What the fewest bits everywhere would change, in grey levels of luma (h, w).
+    """The error that the chosen bits avoid: the change of luma if every point had its fewest bits, in grey levels (h,
+    w).
 
     Args:
-        sr: uint8 (3, h scale, w scale), at the bits that were chosen.
+        sr: uint8 (3, h scale, w scale), at the chosen bits.
         lowest: the same with every point at its lowest candidate.
-        scale: SR pixels an LR pixel; each value is the root mean square over that many rows and columns.
+        scale: SR pixels for each LR pixel, per side. A value is the root mean square over that many rows and columns.
     """
     difference = luma((sr.float() - lowest.float())[None])
     return avg_pool2d(difference.square(), scale)[0, 0].sqrt().double().numpy()
 
 
 def _draw_avoided(made: Figure, axis: Axes, avoided: NDArray[np.float64], size: tuple[int, ...]) -> None:
-    """The error map at the size of the photograph beside it; colours end where 1 % of the pixels lie above."""
+    """The error map at the size of the photograph. Colours end at its 99th percentile."""
     step = max(1, avoided.shape[0] // size[0])
     most = max(float(np.percentile(avoided, 99)), 1.0)
     drawn = axis.imshow(avoided[::step, ::step], cmap=ERRORS, vmin=0, vmax=most, interpolation="nearest")
@@ -136,7 +137,7 @@ def _draw_avoided(made: Figure, axis: Axes, avoided: NDArray[np.float64], size: 
 
 
 def _label(axis: Axes, grid: NDArray[np.float32], rows: NDArray[np.float64], columns: NDArray[np.float64]) -> None:
-    """Each tile's bits in its middle: neighbours often differ by less than the eye tells apart."""
+    """Write each tile's bits in its middle, since the colours of neighbours often look the same."""
     halo = [Stroke(linewidth=2, foreground="black"), Normal()]
     for (row, column), bits in np.ndenumerate(grid):
         x, y = (columns[column] + columns[column + 1]) / 2, (rows[row] + rows[row + 1]) / 2

@@ -1,4 +1,4 @@
-"""How many CPU threads a network runs on."""
+"""The number of CPU threads of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Convolve on one CPU thread: the number of threads decides the order of sums, and so how ties are rounded."""
+    """Run on one CPU thread. The number of threads changes the order of sums, and so how ties are rounded."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

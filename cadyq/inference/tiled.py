@@ -1,4 +1,4 @@
-"""Running a network over an image tile by tile: what the harness measures and what `cadyq.upscale` writes."""
+"""Runs a network over an image tile by tile, for the harness and for `cadyq.upscale`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.trace import Trace, trace_forward
 from cadyq.utils.errors import UserError
 
-BATCH_PIXELS = 96 * 96 * 8  # LR pixels a forward, so that a batch of tiles fits any machine
-REFERENCE_BITS = 8  # bits of weights and activations that a dynamic choice is held against
+BATCH_PIXELS = 96 * 96 * 8  # LR pixels a forward: a batch of tiles fits any machine
+REFERENCE_BITS = 8  # bits of weights and activations that a dynamic choice is compared with
 
 
 @dataclass(frozen=True)
 class TiledForward:
-    """What running one image gave.
+    """The result of one image.
 
     Attributes:
         sr: uint8 (3, H, W).
-        tile_fab: mean activation bits over the points that count, float (T,), one a tile in the order given.
-        quantized, fp32, selector: BitOPs, sums over the tiles.
-        macs: multiply-adds, sum over the tiles.
-        seconds: wall-clock.
-        network, tiles: what was run, and on what.
+        tile_fab: mean activation bits of each tile over the points that count, float (T,), in the order of the tiles.
+        quantized, fp32, selector: BitOPs, summed over the tiles.
+        macs: multiply-adds, summed over the tiles.
+        seconds: wall-clock time.
+        network, tiles: the network that ran, and its tiles.
     """
 
     sr: Tensor
@@ -59,17 +59,17 @@ class TiledForward:
 
     @property
     def eight_bit(self) -> float:
-        """BitOPs of the same tiles with `REFERENCE_BITS` bits wherever a scheme may quantize, and no selector."""
+        """BitOPs of the same tiles with `REFERENCE_BITS` bits at every point, and without a selector."""
         return reference_bitops(self.network, self.tiles)
 
     @property
     def overlap(self) -> float:
-        """How much more pixels the tiles hold than the image, as a share."""
+        """Share of pixels that the tiles hold in addition to the image: 0.13 means 13 % more."""
         return overlap_share(self.tiles)
 
 
 def reference_bitops(network: SRNetwork, tiles: Sequence[Tile]) -> float:
-    """BitOPs of tiles with `REFERENCE_BITS` bits wherever a scheme may quantize, and no selector."""
+    """BitOPs of tiles with `REFERENCE_BITS` bits at every point, and without a selector."""
     sizes = [(len(group), tiles[group[0]]) for group in group_by_size(tiles)]
     return sum(n * bitops_at(network, tile.height, tile.width, REFERENCE_BITS, REFERENCE_BITS) for n, tile in sizes)
 
@@ -82,20 +82,20 @@ def run_tiles(
     hr: Tensor | None = None,
     on_tiles: Callable[[int], object] | None = None,
 ) -> TiledForward:
-    """Super-resolve `lr` tile by tile; tiles of one size run as batches; each SR tile is rounded first.
+    """Super-resolve `lr` tile by tile. Tiles of one size run as batches. Each SR tile is rounded first.
 
-    SR of a batch goes into the 8-bit result at once: beside that, memory holds one batch, however large the image.
+    The SR of a batch is written into the 8-bit result at once. Memory holds one batch besides the result.
 
     Args:
         network: in eval mode, on `device`.
         lr: uint8 (3, h, w).
         tiles: a grid over `lr`.
-        device: to run on.
-        hr: uint8 (3, h scale, w scale), shown to a scheme that reads HR (an oracle) and to no other.
-        on_tiles: told how many tiles each batch finished.
+        device: device to run on.
+        hr: uint8 (3, h scale, w scale), for a scheme that reads HR (an oracle). Other schemes do not get it.
+        on_tiles: called with the number of tiles after each batch.
 
     Raises:
-        UserError: SR is of another shape than it should be, or holds NaN or infinity; bits are none.
+        UserError: SR has a wrong shape or is not finite, or the bits are out of range.
     """
     started = time.perf_counter()
     height, width = image_size(tiles)
@@ -118,10 +118,10 @@ def run_tiles(
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward gave.
+    """The result of one forward.
 
     Attributes:
-        indices: of its tiles.
+        indices: indices of its tiles.
         sr: uint8 (B, 3, h scale, w scale), on the CPU.
         fab: mean activation bits over the points that count (B,).
         costs: quantized, FP32 and selector BitOPs and MACs of each tile, float64 (B, 4).
@@ -141,17 +141,17 @@ def forward_batches(
     device: torch.device,
     answers: Sequence[Tensor] = (),
 ) -> Iterator[Batch]:
-    """Run tiles, of one image or of several; those of one size run together. Use it inside `frozen_weights`.
+    """Run the tiles of one or several images. Tiles of one size run together. Call it inside `frozen_weights`.
 
     Args:
         network: in eval mode, on `device`.
         parts: LR pixels of each tile, uint8 (3, h, w).
-        tiles: where each lies in its image.
-        device: to run on.
-        answers: HR pixels of each tile for a scheme that reads HR, else none.
+        tiles: position of each tile in its image.
+        device: device to run on.
+        answers: HR pixels of each tile for a scheme that reads HR, else empty.
 
     Raises:
-        UserError: SR is of another shape than it should be, or holds NaN or infinity; bits are none.
+        UserError: SR has a wrong shape or is not finite, or the bits are out of range.
     """
     for indices in batches(tiles):
         answer = _batch([answers[i] for i in indices], device) if answers else None
@@ -167,7 +167,7 @@ def _named(network: SRNetwork) -> str:
 
 
 def _check(network: SRNetwork, sr: Any, tiles: Sequence[Tile]) -> None:
-    """Look at SR before it is clamped to 8 bits, where NaN would become a grey level."""
+    """Check SR before it is clamped to 8 bits, where NaN would become a grey level."""
     expected = (len(tiles), 3, tiles[0].height * network.scale, tiles[0].width * network.scale)
     found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
     if found != expected:
@@ -181,7 +181,7 @@ def _check(network: SRNetwork, sr: Any, tiles: Sequence[Tile]) -> None:
 
 
 def _checked_fab(network: SRNetwork, fab: Tensor) -> Tensor:
-    """FAB of each tile (B,), which has to lie in 1..32."""
+    """FAB of each tile (B,), which must lie in 1..32."""
     wrong = ~((fab >= 1) & (fab <= FULL_PRECISION))
     if bool(wrong.any()):
         raise UserError(f"{_named(network)}: its quantizers report {float(fab[wrong][0])} bits; give 1 to 32")
@@ -189,7 +189,7 @@ def _checked_fab(network: SRNetwork, fab: Tensor) -> Tensor:
 
 
 def _batch(images: list[Tensor], device: torch.device) -> Tensor:
-    """Images of one size as float32 (B, 3, h, w) on the device. They travel as bytes, to a GPU from pinned memory."""
+    """Images of one size as float32 (B, 3, h, w) on the device, copied as bytes (to a GPU from pinned memory)."""
     batch = torch.stack(images)
     if device.type == "cuda":
         batch = batch.pin_memory()

@@ -1,7 +1,7 @@
-"""The tiles of patch-wise evaluation, cut and put together as in the paper's code.
+"""The tiles of patch-wise evaluation, cut and joined as in the paper's code.
 
-Along an axis a tile starts every ``step`` pixels and is ``patch`` long, but the last runs to the border.
-Neighbours overlap by ``patch - step``; the overlap is split in its middle, so each pixel comes from one tile.
+Along an axis a tile starts every ``step`` pixels and is ``patch`` long. The last one reaches to the border.
+Neighbours overlap by ``patch - step`` pixels. The overlap is split in the middle, so each pixel comes from one tile.
 """
 
 from collections import defaultdict
@@ -17,8 +17,8 @@ from cadyq.utils.errors import UserError
 class Tile:
     """One tile, in LR pixels of the whole image.
 
-    ``top``, ``left``, ``height``, ``width``: what the network sees. ``keep_*``: the part of its output that
-    goes into the image. The kept parts of a grid cover the image, each pixel once.
+    ``top``, ``left``, ``height``, ``width``: the input of the network. ``keep_*``: the part of its output that is
+    copied into the image. The kept parts of a grid cover the image, each pixel once.
     """
 
     top: int
@@ -111,7 +111,7 @@ def image_size(tiles: Sequence[Tile]) -> tuple[int, int]:
 
 
 def kept(tile: Tile, scale: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Rows and columns of what ``tile`` keeps, in the SR image and in the SR tile."""
+    """Rows and columns of the kept part of ``tile``, in the SR image and in the SR tile."""
     target = _slices(tile.keep_top, tile.keep_left, tile, scale)
     return target, _slices(tile.keep_top - tile.top, tile.keep_left - tile.left, tile, scale)
 
@@ -122,7 +122,7 @@ def _slices(top: int, left: int, tile: Tile, scale: int) -> tuple[slice, slice]:
 
 
 def place(out: Tensor, sr: Tensor, tile: Tile, scale: int) -> None:
-    """Copy what ``tile`` keeps of its SR (3, h * scale, w * scale) into the image ``out`` (3, H * scale, W * scale).
+    """Copy the kept part of a tile's SR (3, h * scale, w * scale) into the image ``out`` (3, H * scale, W * scale).
 
     Nothing is clamped or rounded. The tiles of a grid fill the image, each pixel once.
 
@@ -136,7 +136,7 @@ def place(out: Tensor, sr: Tensor, tile: Tile, scale: int) -> None:
 
 
 def overlap_share(tiles: Sequence[Tile]) -> float:
-    """Return how much more pixels the tiles hold than the image: 0.13 means 13 % are computed twice.
+    """Share of pixels that the tiles hold in addition to the image: 0.13 means that 13 % are computed twice.
 
     Raises:
         ValueError: there are no tiles.

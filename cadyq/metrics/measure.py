@@ -1,4 +1,4 @@
-"""Measuring one network on one image, image-wise and patch-wise. What is measured is defined in the README."""
+"""Measures one network on one image, image-wise and patch-wise. docs/protocol.md defines what is measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cadyq.quantizers.context import image_gradient
 # Part of every cell's key: raise it when a change alters what is measured, and all cells are measured again.
 MEASUREMENT_VERSION = 1
 MODES = ("image", "patch")
-HD_PIXELS = 1280 * 720  # output size that papers quote operations for
+HD_PIXELS = 1280 * 720  # output size at which papers count operations
 
 
 def measure_image(
@@ -31,15 +31,18 @@ def measure_image(
     device: torch.device,
     show: Callable[[Tensor], object] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Rows of one image, by mode. Modes that come to the same tiles are run once.
+    """Rows of one image, one for each mode. Modes with the same tiles run once.
 
     Args:
         network: in eval mode, on `device`.
         pair: the image.
-        modes: of "image" (one choice of bits for the whole image) and "patch" (tiles of 96, step 90).
-        identity: the columns that name the cell, without mode, and the hash of the weights.
-        device: to run on.
-        show: is given the SR, uint8 (3, H, W), of the first mode.
+        modes: "image" (one choice of bits for the whole image), "patch" (tiles of 96 LR pixels, step 90), or both.
+        identity: columns that name the cell, without the mode, and the hash of the weights.
+        device: device to run on.
+        show: called with the SR of the first mode, uint8 (3, H, W).
+
+    Raises:
+        UserError: see `run_tiles`.
     """
     height, width = pair.lr.shape[-2:]
     grids = {"image": whole_image(height, width), "patch": tile_grid(height, width)}

@@ -13,7 +13,7 @@ from cadyq.utils.registry import closest
 _PEAK = 255.0
 _WINDOW = 11
 _SIGMA = 1.5
-_BAND = 96  # rows of the SSIM map at a time, which a CPU's cache holds: twice as fast as whole images
+_BAND = 96  # rows of the SSIM map at a time: they fit a CPU's cache, twice as fast as whole images
 _C1 = (0.01 * _PEAK) ** 2
 _C2 = (0.03 * _PEAK) ** 2
 
@@ -22,11 +22,11 @@ Weights = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol compares.
+    """The rules of a protocol.
 
-    ``psnr_weights``: R, G, B to the luma that PSNR is taken on, or None for PSNR over all three channels.
+    ``psnr_weights``: weights of R, G and B in the luma of PSNR, or None for PSNR over all three channels.
     ``ssim_weights``: the same for SSIM. Luma is the weighted sum + 16. ``extra_border``: pixels cut from each
-    side beyond ``scale``.
+    side in addition to ``scale``.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Protocol:
     extra_border: int = 0
 
     def border(self, scale: int) -> int:
-        """Return how many HR pixels are cut from each side."""
+        """HR pixels to cut from each side."""
         return scale + self.extra_border
 
 
@@ -58,7 +58,7 @@ PROTOCOLS = MappingProxyType(
 
 
 def smallest_side(scale: int, protocol: str = "matlab") -> int:
-    """The side in HR pixels that an image needs for its SSIM, the more demanding of the two."""
+    """The smallest side in HR pixels of an image for which both PSNR and SSIM are defined."""
     return 2 * _rules(protocol).border(scale) + _WINDOW
 
 

@@ -1,4 +1,4 @@
-"""Metrics as records: what is measured of each image, and how it is shown. A new one is one file.
+"""Metrics as records: a function of SR and HR, and how its number is shown. A new metric is one file.
 
 ```python
 def mean_absolute_error(sr, hr, scale):
@@ -25,16 +25,16 @@ Function = Callable[[Tensor, Tensor, int], Any]
 
 @dataclass(frozen=True)
 class Metric:
-    """A quality of an SR image.
+    """A quality metric of an SR image.
 
     Attributes:
-        name: of its column in records, with the unit as its last part where it has one: "psnr_db".
-        heading: in tables and report.
-        unit: such as "dB", empty for none.
+        name: name of its column in records. If it has a unit, the name ends with it: "psnr_db".
+        heading: heading in tables and report.
+        unit: such as "dB"; empty for none.
         higher_is_better: False for distances such as LPIPS.
-        function: of SR and HR, uint8 (B, 3, H, W) RGB, and the scale, to one number an image (B,).
-        format: of a number in tables, such as ".2f".
-        in_tables: False for one that only records, `summary.csv` and the report hold.
+        function: SR and HR, uint8 (B, 3, H, W) RGB, and the scale, to one number an image (B,).
+        format: format of a number in tables, such as ".2f".
+        in_tables: False if only records, `summary.csv` and the report hold it.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Metric:
             raise UserError(f"metric {self.name!r}: {self.format!r} formats no number; write it as in '.2f'") from error
 
     def __call__(self, sr: Tensor, hr: Tensor, scale: int) -> float:
-        """The number of one image, (1, 3, H, W)."""
+        """The value for one image, (1, 3, H, W)."""
         return float(self.function(sr, hr, scale))
 
 
@@ -62,7 +62,7 @@ METRICS: Entries[Metric] = Entries("metric", "cadyq.metrics")
 
 
 def register_metric(metric: Metric) -> Metric:
-    """Make a metric known: from then on it is measured and shown like PSNR.
+    """Register a metric. From then on it is measured and shown like PSNR.
 
     Raises:
         UserError: the name is taken.
@@ -72,6 +72,6 @@ def register_metric(metric: Metric) -> Metric:
 
 
 def all_metrics() -> list[Metric]:
-    """Every registered metric: those of this project first, then those of packages and plug-ins, by name."""
+    """Every registered metric: those of this project first, then those of packages and plug-ins by name."""
     own = [name for name in METRICS.added() if name in METRICS.names()]
     return [METRICS.get(name) for name in dict.fromkeys([*own, *METRICS.names()])]

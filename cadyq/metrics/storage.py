@@ -1,4 +1,4 @@
-"""What a network costs to store."""
+"""The storage of a network."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ GRID_NUMBERS = 2  # step and offset of a uniform grid
 
 
 def parameter_count(network: SRNetwork) -> int:
-    """Weights and biases of the network; clipping bounds and selectors not counted."""
+    """Number of weights and biases, without clipping bounds and selectors."""
     quantizers = network.quantizer_tensors()
     return sum(p.numel() for name, p in network.named_parameters() if name not in quantizers)
 
 
 def storage_mb(network: SRNetwork) -> float:
-    """Megabytes (1e6 bytes): convolution weights at their bit-widths and their grids, the rest at 32 bits.
+    """Storage in megabytes (1e6 bytes): quantized weights at their bit-widths and their grids, the rest at 32 bits.
 
-    A grid is `GRID_NUMBERS` of 32 bits, once a quantized weight or once each of its output channels; the learned steps
-    of weights are these numbers. Of the parameters of activation quantizers those count that a forward reads.
+    A grid has `GRID_NUMBERS` numbers of 32 bits, for a quantized weight or for each of its output channels. Learned
+    steps of weights are among these numbers. Parameters of activation quantizers count if a forward reads them.
     """
     numbers = parameter_count(network)
     for point in network.points.values():

@@ -1,4 +1,4 @@
-"""Backbones, each written once, as plain FP32 networks with quantization points. Importing registers them."""
+"""Backbones as plain FP32 networks with quantization points. Importing the package registers them."""
 
 from cadyq.models import bicubic, carn, edsr, idn, imdn, rlfn, srresnet
 

@@ -1,4 +1,4 @@
-"""Bicubic interpolation as a network without weights or points: the floor that every trained network must beat."""
+"""Bicubic interpolation as a network without weights or points: the lower bound for trained networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cadyq.models.network import SRNetwork, register_backbone
 
 @register_backbone("bicubic")
 class Bicubic(SRNetwork):
-    """MATLAB's imresize, bicubic, on doubles."""
+    """MATLAB's imresize, bicubic, in float64."""
 
     name = "bicubic"
 

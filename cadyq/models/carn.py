@@ -2,12 +2,12 @@
 ECCV 2018, Figs. 2-4. CARN-M is the mobile variant, with grouped convolutions and recursive (weight-sharing) residual
 blocks.
 
-Quantization points: every convolution of a residual block has its own point at each use: 18 in CARN
-(nine blocks of two convolutions), 27 in CARN-M (three blocks of three, used three times). All count for FAB.
-Shortcuts, 1x1 fusions, entry, upsampler and exit stay FP32.
+Quantization points: every convolution of a residual block has its own point at each use. CARN has 18 (nine blocks of
+two convolutions), CARN-M 27 (three blocks of three convolutions, used three times). All count for FAB. Shortcuts, 1x1
+fusions, entry, upsampler and exit stay FP32.
 
-Published quantized CARN differs in two things, neither of them in the graph: its CADyQ does not multiply the selector's
-gradients by 1000 (`gradient_scale` 1), and its PAMS is always 64 wide.
+The published quantized CARN differs in two options. Its CADyQ does not multiply the selector's gradients by 1000
+(`gradient_scale` 1), and its PAMS always has 64 features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LENGTH = 3  # residual blocks (or uses of one) in a cascading block, and cascadi
 
 
 class Fusion(nn.Sequential):
-    """1x1 convolution and ReLU over everything that came before."""
+    """1x1 convolution and ReLU over the concatenated earlier outputs."""
 
     def __init__(self, inputs: int, n_feats: int) -> None:
         super().__init__(QuantConv2d(inputs * n_feats, n_feats, 1), nn.ReLU(inplace=True))
@@ -39,7 +39,7 @@ def fusions(n_feats: int) -> nn.ModuleList:
 
 
 def cascade(x: Tensor, steps: Iterable[Callable[[Tensor], Tensor]], fusions: nn.ModuleList) -> Tensor:
-    """Apply `steps` one after the other; a fusion makes the input of the next of all that came before (Figs. 2, 3)."""
+    """Apply `steps` in turn. After each, a fusion of all outputs so far is the input of the next (Figs. 2, 3)."""
     joined = x
     for step, fusion in zip(steps, fusions, strict=True):
         joined = torch.cat([joined, step(x)], 1)
@@ -110,7 +110,7 @@ class RecursiveCascadingBlock(nn.Module):
 
 
 class CascadingNetwork(SRNetwork):
-    """What both variants share: all but their blocks (Fig. 2), with the upsampling head of one scale."""
+    """The base of both variants: all layers but the blocks (Fig. 2), with the upsampling head of one scale."""
 
     def assemble(self, blocks: Sequence[nn.Module], scale: int, n_feats: int, groups: int = 1) -> None:
         """Make the layers around `blocks`."""
@@ -127,9 +127,9 @@ class CascadingNetwork(SRNetwork):
         return self.mean_shift.add(self.exit(self.upsample(x))) * 255
 
     def shared_rules(self) -> dict[str, str]:
-        """Names of the authors' code. Of its upsampling heads (x2, x3, x4) the one of this scale is kept."""
+        """Rules for the names of the authors' code. Of its upsampling heads (x2, x3, x4), one is kept."""
         rules = {
-            r"(sub|add)_mean\..+": "",  # the mean shift is a constant here
+            r"(sub|add)_mean\..+": "",  # the mean shift is a constant of this project
             rf"upsample\.up[^{self.scale}]\..+": "",
             rf"upsample\.up{self.scale}?\.body\.(.+)": r"upsample.\1",
         }
@@ -158,8 +158,10 @@ class CARN(CascadingNetwork):
         self.register_points(scale, n_feats=n_feats)
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the authors' code and of the published quantized code, which puts a quantizer before each
-        convolution (`bN.bN.body.0` and `.3`; in PAMS also `quant_act1` and `quant_act2`).
+        """Translate the names of the authors' code and of the published quantized code.
+
+        The latter has a quantizer before each convolution (`bN.bN.body.0` and `.3`; in PAMS also `quant_act1` and
+        `quant_act2`).
         """
         conv1, conv2 = ("1", "4") if "b1.b1.body.1.weight" in state else ("0", "2")
         rules = self.shared_rules()

@@ -4,7 +4,7 @@ Quantization points, for each residual block:
 
 - `input`: the block's input, which feeds `conv1` and is also the shortcut; counts for FAB;
 - `middle`: the input of `conv2`; counts for FAB;
-- `branch`: the branch output before it is added, which feeds no convolution; always at fixed bits, not counted.
+- `branch`: the branch output before the addition. It feeds no convolution, has fixed bits and does not count.
 
 Head, the body's last convolution, upsampler and tail stay FP32, as in PAMS and CADyQ.
 """
@@ -77,10 +77,10 @@ class EDSR(SRNetwork):
         return self.mean_shift.add(self.tail(self.upsample(x)))
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of EDSR's PyTorch code and of the PAMS and CADyQ code, which put a quantizer at `body.N.body.2`
-        (in PAMS also under the name `quant_act2`).
+        """Translate the names of EDSR's PyTorch code and of the PAMS and CADyQ code.
 
-        The mean shift, stored there as 1x1 convolutions, is a constant here.
+        The latter have a quantizer at `body.N.body.2` (in PAMS also under the name `quant_act2`). The mean shift,
+        stored there as 1x1 convolutions, is a constant here.
         """
         last = len(self.blocks)
         second = "3" if "body.0.body.3.weight" in state else "2"

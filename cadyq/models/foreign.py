@@ -1,4 +1,4 @@
-"""Somebody else's network: any `nn.Module` from LR to SR, with quantization points put in front of its layers."""
+"""Networks of other authors: any `nn.Module` from LR to SR, with quantization points in front of its layers."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _tokens = count()
 
 @dataclass(frozen=True)
 class Interface:
-    """How a network takes and gives images.
+    """The image format of a network.
 
     Attributes:
-        scale: SR pixels an LR pixel, per side.
-        pixel_range: value of white inside the network: 1 or 255. Outside it is 255.
-        multiple_of: both LR sides have to be a multiple of it; others are padded by reflection, and SR is cropped.
+        scale: SR pixels for each LR pixel, per side.
+        pixel_range: value of white inside the network, 1 or 255. Outside it is 255.
+        multiple_of: both LR sides must be multiples of this number. Others are padded by reflection, and SR is cropped.
     """
 
     scale: int
@@ -46,27 +46,27 @@ class Interface:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer that stays in FP32, and why."""
+    """A layer that stays in FP32, and the reason."""
 
     name: str
     reason: str
 
 
 class ForeignNetwork(SRNetwork):
-    """A network that was not written for this project.
+    """A network that was not written for this project. It computes what the wrapped network computes.
 
-    It computes what the wrapped network computes. Each layer named in `layers` is replaced by its quantizable twin,
-    which shares its parameters and carries a point of its own.
+    Each layer named in `layers` is replaced by its quantizable counterpart, which shares its parameters and has its own
+    point.
 
     Args:
-        network: from (B, 3, h, w) to (B, 3, h scale, w scale). Its layers are replaced in place: pass a copy.
+        network: from (B, 3, h, w) to (B, 3, h scale, w scale). Its layers are replaced in place, so pass a copy.
         interface: see `Interface`.
         layers: dotted names of the layers that a scheme may quantize: convolutions of any stride, dilation, padding and
             groups, transposed convolutions and linear layers.
-        outer: those that stay in FP32 unless a scheme's `outer_bits` says otherwise.
+        outer: dotted names of layers that stay in FP32 unless a scheme has `outer_bits`.
 
     Attributes:
-        skipped: layers that stay in FP32, and why.
+        skipped: layers that stay in FP32, with the reason.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class ForeignNetwork(SRNetwork):
         self.interface = interface
         self.kind = type(network).__name__
         self.skipped: list[Skipped] = []
-        self._token = next(_tokens)  # copies keep it: they run the same operations
+        self._token = next(_tokens)  # copies have the same token, since they run the same operations
         twins = {name: network.get_submodule(name) for name in (*layers, *outer)}
         made = {layer: _twin(layer, name, with_point=name in layers) for name, layer in twins.items()}
         for name, module in [*network.named_modules(remove_duplicate=False)]:
-            if module in made:  # a layer may be called by more than one name
+            if module in made:  # a layer may have more than one name
                 replace_module(network, name, made[module])
         options = asdict(interface) | {"layers": list(layers), "outer": list(outer)}
         self.register_points(options.pop("scale"), **options)
@@ -97,7 +97,7 @@ class ForeignNetwork(SRNetwork):
 
     def _name_points(self) -> None:
         super()._name_points()
-        for point in self.points.values():  # as its owner calls it
+        for point in self.points.values():  # its name in the wrapped network
             point.name = point.name.removeprefix("network.")
         self.points = {point.name: point for point in self.points.values()}
 
@@ -114,7 +114,7 @@ class ForeignNetwork(SRNetwork):
 
 
 def padded(lr: Tensor, multiple_of: int) -> Tensor:
-    """LR (B, 3, h, w) with its sides padded to a multiple, below and to the right, by reflection."""
+    """LR (B, 3, h, w) padded by reflection, below and to the right, until both sides are multiples."""
     below, right = (math.ceil(side / multiple_of) * multiple_of - side for side in lr.shape[-2:])
     if not below and not right:
         return lr
@@ -123,7 +123,7 @@ def padded(lr: Tensor, multiple_of: int) -> Tensor:
 
 
 def quantizable_layers(network: nn.Module) -> tuple[list[str], list[Skipped]]:
-    """Dotted names of the layers that a scheme may quantize, and those that only look like it."""
+    """Dotted names of the layers that a scheme may quantize, and the layers that cannot be replaced."""
     found, skipped = [], []
     for name, module in network.named_modules():
         if type(module) in _TWINS:
@@ -136,7 +136,7 @@ def quantizable_layers(network: nn.Module) -> tuple[list[str], list[Skipped]]:
 
 
 def _obstacle(module: nn.Module) -> str:
-    """Why a plain layer cannot be replaced, empty where it can."""
+    """Why a plain layer cannot be replaced; empty if it can."""
     if not isinstance(module.weight, nn.Parameter):
         return "its weight is made of others (weight or spectral normalization)"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -146,7 +146,7 @@ def _obstacle(module: nn.Module) -> str:
 
 
 def _twin(layer: nn.Module, name: str, with_point: bool) -> QuantizedLayer:
-    """The quantizable twin of a layer, with a point in front of it or without."""
+    """The quantizable counterpart of a layer, with or without a point in front of it."""
     if type(layer) not in _TWINS:
         raise UserError(
             f"layer {name!r} is a {type(layer).__name__}: only plain convolutions and linear layers can be quantized"
@@ -166,7 +166,7 @@ _TWINS: dict[type[nn.Module], type[QuantizedLayer]] = {
 
 @torch.no_grad()
 def watch_layers(network: nn.Module, lr: Tensor) -> tuple[Any, dict[str, Tensor]]:
-    """What a network returns for `lr`, and a fingerprint of what each of its layers read, in the order they ran."""
+    """The output of a network for `lr`, and a fingerprint of each layer's input in the order of the layers' runs."""
     seen: dict[str, Tensor] = {}
     samples = len(lr)
 
@@ -188,12 +188,12 @@ def watch_layers(network: nn.Module, lr: Tensor) -> tuple[Any, dict[str, Tensor]
 
 @dataclass
 class Inspection:
-    """What running a network on photographs told.
+    """The result of running a network on photographs.
 
     Attributes:
-        interface: how it takes images.
-        order: its layers in the order they ran, those alone whose input belongs to the images, sample by sample.
-        elsewhere: layers that ran on something else, such as a table of relative positions.
+        interface: its image format.
+        order: its layers in the order of their runs, if their input depends on each image by itself.
+        elsewhere: layers that ran on other inputs, such as a table of relative positions.
     """
 
     interface: Interface
@@ -201,24 +201,24 @@ class Inspection:
     elsewhere: list[str] = field(default_factory=list)
 
 
-CONSISTENT_DB = 25.0  # an SR image scaled down again is at least as near to its LR image as this
-CLEARLY_DB = 3.0  # and this much nearer than with the other pixel range
+CONSISTENT_DB = 25.0  # smallest PSNR of a downscaled SR image against its LR image
+CLEARLY_DB = 3.0  # smallest lead of this PSNR over that with the other pixel range
 
 
 def inspect(
     network: nn.Module, lr: Tensor, scale: int | None = None, pixel_range: float | None = None, multiple_of: int = 1
 ) -> Inspection:
-    """Find out how a network takes images, by running it on photographs.
+    """Determine the image format of a network by running it on photographs.
 
     Args:
         network: from LR to SR, in eval mode.
-        lr: two LR photographs (2, 3, h, w) in 0..255, neither flat nor alike.
-        scale: where it is known.
-        pixel_range: where it is known.
+        lr: two different LR photographs (2, 3, h, w) in 0..255 with detail.
+        scale: upscaling factor, if it is known.
+        pixel_range: 1 or 255, if it is known.
         multiple_of: see `Interface`.
 
     Raises:
-        UserError: the network does not run on these, gives no image, or its range cannot be told.
+        UserError: the network fails on the photographs, returns no image, or its pixel range cannot be detected.
     """
     name, ranges = type(network).__name__, [1.0, 255.0] if pixel_range is None else [float(pixel_range)]
     lr = padded(lr, multiple_of)
@@ -258,7 +258,7 @@ def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _agreement_db(sr: Tensor, lr: Tensor) -> float:
-    """PSNR of SR scaled down again against LR, both in 0..255."""
+    """PSNR of downscaled SR against LR, both in 0..255, in dB."""
     small = F.interpolate(sr, size=lr.shape[-2:], mode="bicubic", antialias=True)
     error = (small - lr).square().mean()
     return float(10 * torch.log10(255**2 / error.clamp_min(1e-9))) if bool(error.isfinite()) else -math.inf
@@ -269,7 +269,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 
 def _scale_of(name: str, lr: Tensor, sr: Any) -> int:
-    """The upscaling factor that the shapes show."""
+    """The upscaling factor from the shapes."""
     if not isinstance(sr, Tensor) or sr.dim() != 4 or sr.shape[:2] != lr.shape[:2]:
         given = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
         raise UserError(f"{name} makes {given} of LR images {tuple(lr.shape)}, not SR images (N, 3, H, W)")
@@ -300,15 +300,18 @@ def prepare(
     pixel_range: float | None = None,
     multiple_of: int = 1,
 ) -> SRNetwork:
-    """A copy of a foreign network with quantization points in front of its layers, still in FP32.
+    """A copy of a foreign network with quantization points in front of its layers, in FP32.
 
     Args:
         network: see `cadyq.quantize`.
-        patches: LR photographs (N, 3, h, w) in 0..255, N of 2 or more.
-        exclude: see there, and so are the rest.
-        scale: upscaling factor, where it is known.
-        pixel_range: 1 or 255, where it is known.
+        patches: LR photographs (N, 3, h, w) in 0..255, N at least 2.
+        exclude: shell patterns of layers to keep in FP32, see `cadyq.quantize`.
+        scale: upscaling factor, if it is known.
+        pixel_range: 1 or 255, if it is known.
         multiple_of: see `Interface`.
+
+    Raises:
+        UserError: see `inspect` and `matching`.
     """
     parameter = next(network.parameters(), None)
     if parameter is None:
@@ -333,10 +336,10 @@ def prepare(
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The names that a pattern matches.
+    """The names that match at least one pattern.
 
     Raises:
-        UserError: a pattern matches none.
+        UserError: a pattern has no match.
     """
     found: set[str] = set()
     for pattern in patterns:
@@ -358,7 +361,7 @@ def _two_unlike(patches: Tensor) -> Tensor:
 
 
 def example_images(side: int = 48) -> Tensor:
-    """Two LR images (2, 3, side, side) in 0..255 with detail, the same at every call."""
+    """Two LR images (2, 3, side, side) in 0..255 with detail, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, 3, side // 4, side // 4, generator=generator) * 255
     return F.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 255)

@@ -1,12 +1,12 @@
-"""IDN: Hui, Wang, Gao, Fast and Accurate Single Image Super-Resolution via Information Distillation Network,
-CVPR 2018, Figs. 1-3, on RGB as in the published quantized code: pixels from 0 to 255 without a mean shift, and no
+"""IDN: Hui, Wang, Gao, Fast and Accurate Single Image Super-Resolution via Information Distillation Network, CVPR 2018,
+Figs. 1-3. As in the published quantized code it runs on RGB pixels from 0 to 255 without a mean shift, and has no
 activation after the compression.
 
-Quantization points: each of the six 3x3 convolutions of a distillation block has its own point, 24 in all, and
-all count for FAB. Compression and transposed convolution stay FP32, and so does the feature block, as the first layers
-of the other backbones do.
+Quantization points: each of the six 3x3 convolutions of a distillation block has its own point, 24 in all. All count
+for FAB. Compression and transposed convolution stay FP32. So does the feature block, like the first layers of the other
+backbones.
 
-The published quantized code quantizes the feature block too, its RGB input included, always at fixed bits
+The published quantized code quantizes the feature block too, including its RGB input, always at fixed bits
 (`quantized_features=True`, two points that do not count; `load_official` sets it).
 """
 
@@ -24,10 +24,10 @@ from cadyq.models.network import SRNetwork, register_backbone
 from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d
 from cadyq.quantizers.points import QuantizationPoint
 
-GROUPS = 4  # of the middle convolution of an enhancement unit
+GROUPS = 4  # groups of the middle convolution of an enhancement unit
 SPLIT = 4  # s: 1/s of the channels are kept as they are, and the widths of a unit step by as many (d)
 SLOPE = 0.05
-KERNEL = 17  # of the transposed convolution
+KERNEL = 17  # kernel size of the transposed convolution
 
 
 def _activate(x: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class FeatureBlock(nn.Module):
 
 
 class QuantizedFeatureBlock(FeatureBlock):
-    """The feature block of the published quantized code: both inputs at fixed bits."""
+    """The feature block of the published quantized code. Both inputs have fixed bits."""
 
     def __init__(self, n_feats: int) -> None:
         super().__init__(n_feats)
@@ -82,7 +82,7 @@ class EnhancementUnit(nn.Module):
 
 
 class DistillationBlock(nn.Module):
-    """Enhancement above and below a split of the channels, then 1x1 compression (Figs. 2 and 3)."""
+    """Enhancement units before and after a split of the channels, then 1x1 compression (Figs. 2 and 3)."""
 
     def __init__(self, n_feats: int) -> None:
         super().__init__()
@@ -101,13 +101,13 @@ class DistillationBlock(nn.Module):
 
 @register_backbone("idn")
 class IDN(SRNetwork):
-    """IDN; it adds to torch's bicubic upsampling of its input.
+    """IDN. Its output is added to torch's bicubic upsampling of the input.
 
     Args:
-        scale: 2, 3 or 4. It changes no shape, so weights do not tell the scale they were trained for.
+        scale: 2, 3 or 4. It changes no shape, so weights do not show the scale they were trained for.
         n_feats: features after each block, a multiple of 16.
         n_resblocks: distillation blocks.
-        quantized_features: whether a scheme quantizes the feature block; True as in the published quantized code.
+        quantized_features: whether a scheme quantizes the feature block. True as in the published quantized code.
     """
 
     name = "idn"
@@ -132,8 +132,10 @@ class IDN(SRNetwork):
         return self.upsample(x).add_(F.interpolate(lr, scale_factor=self.scale, mode="bicubic", align_corners=False))  # type: ignore[no-any-return]
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the published code, quantized or not: there a quantizer stands before each convolution (and in PAMS
-        and the feature block under a second name, `quant_actN` and `quant_actfN`).
+        """Translate the names of the published code, quantized or not.
+
+        The quantized code has a quantizer before each convolution. In PAMS and in the feature block it has a second
+        name, `quant_actN` and `quant_actfN`.
         """
         spacing = 3 if "fblock.module.1.weight" in state else 2
         first = spacing - 2  # a quantizer comes before

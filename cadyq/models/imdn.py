@@ -1,10 +1,10 @@
 """IMDN: Hui, Gao, Yang, Wang, Lightweight Image Super-Resolution with Information Multi-distillation Network,
-ACM MM 2019, as the baseline of the NTIRE 2022 challenge on efficient SR (Li et al., CVPRW 2022): 8 blocks instead of 6,
-no contrast-aware channel attention, pixels from 0 to 1 without a mean shift.
+ACM MM 2019. This is the baseline of the NTIRE 2022 challenge on efficient SR (Li et al., CVPRW 2022): 8 blocks instead
+of 6, no contrast-aware channel attention, pixels from 0 to 1 without a mean shift.
 
-Quantization points: each of the four 3x3 convolutions of a block has its own point, 32 in all, and all count for
-FAB. Neither paper quantizes; this is the reading of IDN, of which IMDN is the successor: shortcuts, 1x1 fusions, head,
-the body's last convolution and upsampler stay FP32.
+Quantization points: each of the four 3x3 convolutions of a block has its own point, 32 in all. All count for FAB.
+Neither paper quantizes. The points follow those of IDN, the predecessor of IMDN: shortcuts, 1x1 fusions, head, the
+body's last convolution and upsampler stay FP32.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from cadyq.models.network import SRNetwork, register_backbone
 from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.points import QuantizationPoint
 
-STEPS = 4  # of distillation in a block; each keeps 1 / STEPS of the channels
+STEPS = 4  # steps of distillation in a block; each keeps 1 / STEPS of the channels
 SLOPE = 0.05
 
 
 class DistillationBlock(nn.Module):
-    """Each step keeps some channels as they are and convolves the rest; a 1x1 convolution fuses what was kept."""
+    """Each step keeps some channels and convolves the rest. A 1x1 convolution fuses the kept channels."""
 
     def __init__(self, n_feats: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small parts that several backbones share."""
+"""Small modules of several backbones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DIV2K_MEAN = (0.4488, 0.4371, 0.4040)
 
 
 class MeanShift(nn.Module):
-    """Subtracts (and adds back) the DIV2K mean colour, in units of `pixel_range` (255 or 1)."""
+    """Subtracts or adds the DIV2K mean colour, in units of `pixel_range` (255 or 1)."""
 
     def __init__(self, pixel_range: float) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def upsampler(channels: int, scale: int, groups: int = 1, activation: bool = Fal
 
 
 def one_step_upsampler(channels: int, scale: int) -> nn.Sequential:
-    """Sub-pixel upsampling at the network's end: one convolution to RGB, and one shuffle whatever the scale.
+    """Sub-pixel upsampling at the end of a network: one convolution to RGB and one shuffle, for any scale.
 
     Raises:
         UserError: the scale is not 2, 3 or 4.

@@ -1,4 +1,4 @@
-"""From the parameter names of published code to ours, by rules."""
+"""Translates parameter names of published code to ours, by rules."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 def rename(state: Mapping[str, Tensor], rules: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename every key by the first rule that matches the whole of it.
+    """Rename every key by the first rule that matches the whole key.
 
     Args:
         state: foreign parameter names to values.
-        rules: pattern -> our name, with the groups of the pattern as in `re.sub`; "" drops what is no state here. A
-            key that no rule matches is kept, so that loading complains of it.
+        rules: pattern -> our name, with the groups of the pattern as in `re.sub`. An empty name drops the key. A key
+            without a matching rule is kept, so that loading reports it.
 
     Raises:
-        ValueError: two keys become one name with different values. The published code stores a module that several
-            places share under each of its names, always with the same values.
+        ValueError: two keys get one name but have different values. The published code stores a shared module under
+            several names, always with the same values.
     """
     renamed: dict[str, Tensor] = {}
     for key, value in state.items():

@@ -20,7 +20,7 @@ from cadyq.utils.registry import Registry
 
 
 class AppliedScheme(Protocol):
-    """What a network asks of the scheme it carries; `cadyq.schemes.base.Scheme` is that."""
+    """The interface of a network's scheme; `cadyq.schemes.base.Scheme` has it."""
 
     name: ClassVar[str]
     reads_hr: ClassVar[bool]
@@ -38,20 +38,21 @@ class AppliedScheme(Protocol):
 class SRNetwork(nn.Module, ABC):
     """A super-resolution network: from RGB patches (B, 3, H, W) in 0..255 to (B, 3, H scale, W scale), not clamped.
 
-    Subclasses build their layers, call `register_points` at the end of the constructor, and define `forward(lr)` as
-    any `nn.Module` does.
+    Subclasses build their layers, call `register_points` at the end of the constructor, and define `forward(lr)` like
+    any `nn.Module`.
 
     Attributes:
-        name: of the architecture.
+        name: name of the architecture.
         scale: upscaling factor.
-        options: the constructor's arguments besides scale, JSON-ready; with them the network can be rebuilt.
+        options: arguments of the constructor without scale, JSON-ready. They rebuild the network.
         points: dotted name -> quantization point, in the order of the modules.
-        layer_names: layer -> its dotted name, for those whose weights a scheme quantizes.
-        scheme: the scheme applied last, None for FP32.
-        excluded: names of points that schemes leave in FP32, together with the layers that read them.
+        layer_names: layer -> its dotted name, for layers whose weights a scheme quantizes.
+        scheme: the applied scheme; None for FP32.
+        excluded: names of points that schemes leave in FP32, with the layers that read them.
         upsampling: dotted name of the module that reads the features before upsampling.
-        branches: shell patterns ("blocks.*.branch") of the dotted names of the modules that return what the branches of
-            blocks add. Attention transfer compares both places with a teacher's; without them there is none.
+        branches: shell patterns ("blocks.*.branch") of the modules that return the branches of blocks. Attention
+            transfer compares `upsampling` and `branches` with a teacher's. A network without them has no attention
+            transfer.
     """
 
     name: ClassVar[str]
@@ -59,7 +60,7 @@ class SRNetwork(nn.Module, ABC):
     branches: ClassVar[tuple[str, ...]] = ()
 
     def register_points(self, scale: int, **options: Any) -> None:
-        """Name the points after their place in the network. Call at the end of the constructor."""
+        """Name the points by their place in the network. Call it at the end of the constructor."""
         self.scale = scale
         self.options = options
         self.scheme: AppliedScheme | None = None
@@ -67,7 +68,7 @@ class SRNetwork(nn.Module, ABC):
         self._name_points()
 
     def _name_points(self) -> None:
-        """Name each point after its place, one of a layer's own after the layer."""
+        """Name each point by its place. A point inside a layer has the layer's name."""
         self.points: dict[str, QuantizationPoint] = {}
         names = {module: name for name, module in self.named_modules() if isinstance(module, QuantizedLayer)}
         for name, module in self.named_modules():
@@ -79,7 +80,7 @@ class SRNetwork(nn.Module, ABC):
         self.layer_names = {layer: name for layer, name in names.items() if layer in read}
 
     def add_outer_points(self) -> None:
-        """Put a point in front of every layer that reads none: head, upsampler and tail, which papers leave in FP32."""
+        """Add a point in front of every layer without one: head, upsampler and tail, which papers leave in FP32."""
         read = set(self.layer_names)
         for module in self.modules():
             if isinstance(module, QuantizedLayer) and module not in read:
@@ -88,22 +89,22 @@ class SRNetwork(nn.Module, ABC):
         self._name_points()
 
     def exclude(self, names: Iterable[str]) -> None:
-        """Keep these points in FP32 under every scheme, and leave them out of FAB."""
+        """Keep these points in FP32 under every scheme, and exclude them from FAB."""
         self.excluded = tuple(name for name in self.points if name in set(names))
         for name in self.excluded:
             self.points[name].counts_for_fab = False
 
     def __call__(self, lr: Tensor) -> Tensor:
-        """Super-resolve `lr`; `cadyq.trace` also tells what the points did."""
+        """Super-resolve `lr`. `cadyq.trace` also returns the trace."""
         return self.run(PatchContext(lr))
 
     def run(self, context: PatchContext, listener: Listener | None = None, *, prepare: bool = True) -> Tensor:
         """One forward on the patches of `context`.
 
         Args:
-            context: the patches, and features of them that are known already.
-            listener: is told what each point does.
-            prepare: False to keep the bits that are set, for a search over them: `Scheme.before_forward` is left out.
+            context: the patches and their features.
+            listener: called with what each point does.
+            prepare: False to keep the bits that are set, for a search. `Scheme.before_forward` is then not called.
         """
         with forward_of(context, listener):
             if prepare and self.scheme is not None:
@@ -113,11 +114,11 @@ class SRNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, lr: Tensor) -> Tensor:
-        """The network's figure, in plain PyTorch."""
+        """The forward pass in plain PyTorch."""
 
     @property
     def architecture(self) -> Hashable:
-        """What networks of the same operations share, whatever their weights and scheme."""
+        """A key that networks with the same operations share, for any weights and scheme."""
         return type(self), self.scale, repr(sorted(self.options.items()))
 
     def __repr__(self) -> str:
@@ -129,18 +130,18 @@ class SRNetwork(nn.Module, ABC):
         return "\n".join([head, heading, *layer_lines(self, self.points, self.reasons())])
 
     def reasons(self) -> dict[str, str]:
-        """Layer -> why it stays in FP32, where there is more to say than that no scheme quantizes it."""
+        """Layer -> why it stays in FP32, if there is another reason than the scheme."""
         return {self.layer_names[layer]: "excluded" for name in self.excluded for layer in self.points[name].layers}
 
     def inherit_ranges(self, parent: SRNetwork) -> None:
-        """Take over what the quantizer of each point can use of the parent's, a network of the same backbone."""
+        """Take over the ranges of `parent`, a network of the same backbone, as far as each quantizer can use them."""
         for name, point in self.points.items():
             source = parent.points.get(name)  # the parent may have no outer points
             if point.quantizer is not None and source is not None and source.quantizer is not None:
                 point.quantizer.inherit(source.quantizer)
 
     def without_scheme(self) -> SRNetwork:
-        """A copy with the same weights whose points and layers carry no quantizer."""
+        """A copy with the same weights and without quantizers."""
         plain = copy.deepcopy(self)
         plain.scheme = None
         for point in plain.points.values():
@@ -150,7 +151,7 @@ class SRNetwork(nn.Module, ABC):
         return plain
 
     def quantizer_tensors(self) -> set[str]:
-        """The names in `state_dict` that belong to a quantizer and not to the network itself."""
+        """The names in `state_dict` that belong to quantizers."""
         return {
             f"{name}.{key}"
             for name, module in self.named_modules()
@@ -159,7 +160,7 @@ class SRNetwork(nn.Module, ABC):
         }
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Foreign parameter names (the authors' code) to ours. The default knows none."""
+        """Translate the parameter names of the authors' code to ours. By default they are unchanged."""
         return dict(state)
 
 

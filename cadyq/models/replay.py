@@ -1,10 +1,9 @@
-"""Restart a network's forward at a quantization point, so that what comes before it is computed once.
+"""Restarts a network's forward at a quantization point, so that earlier operations run once.
 
-The backbone is not written a second time: its own `forward` is traced symbolically (torch.fx) into a list of
-operations, with points and convolutions as single steps. A walk over that list stops at each point; from there the
-rest can be run as often as wanted, each time with another value at the point.
+torch.fx traces the backbone's own `forward` into a list of operations, in which points and convolutions are single
+steps. A walk over the list stops at each point. From there the rest can run repeatedly with other values at the point.
 
-Networks of other authors, whose points lie inside their layers, are not traced: there the whole forward runs again.
+Networks of other authors have points inside their layers and are not traced. There the whole forward runs again.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
 
-# what a point makes of its feature map (B, C, H, W)
+# a point and its input (B, C, H, W) to its output
 Act = Callable[[QuantizationPoint, Tensor], Tensor]
 _Values = dict[fx.Node, Any]
 
@@ -36,17 +35,17 @@ def identity(point: QuantizationPoint, x: Tensor) -> Tensor:
 
 
 class Restart(Protocol):
-    """The forward pass of a network, stopped before each point and continued with another value."""
+    """A forward pass that stops before each point and continues with another value."""
 
     def run(self, lr: Tensor, act: Act = identity) -> Tensor:
         """The SR images (B, 3, H scale, W scale) of `lr` (B, 3, H, W), not clamped."""
 
     def stops(self, lr: Tensor, act: Act = identity) -> Iterator[Standing]:
-        """Stop before each point, in the order in which they run. A stop is good until the next one."""
+        """Stop before each point, in the order of their runs. A stop is valid until the next one."""
 
 
 class Standing(Protocol):
-    """A forward that stands before a point."""
+    """A forward that is stopped before a point."""
 
     @property
     def point(self) -> QuantizationPoint:
@@ -54,14 +53,14 @@ class Standing(Protocol):
 
     @property
     def x(self) -> Tensor:
-        """The feature map that enters it (B, C, H, W); not to be changed."""
+        """The input of the point (B, C, H, W). Do not change it."""
 
     def finish(self, value: Tensor, act: Act = identity) -> Tensor:
-        """The SR images if the point gives `value` and the points after it what `act` says."""
+        """SR if the point returns `value` and later points return what `act` says."""
 
 
 def restart(network: SRNetwork) -> Restart:
-    """How the forward of `network` can be restarted at its points; the network is in eval mode, without a scheme.
+    """How the forward of `network` can be restarted at its points. The network is in eval mode, without a scheme.
 
     Raises:
         UserError: see `Replay`.
@@ -78,20 +77,19 @@ class _Figure(fx.Tracer):
 
 
 class Replay:
-    """The operations of a network's figure, in order.
+    """The operations of a network's forward, in order.
 
     Args:
-        network: in eval mode. Its points are not called: `Act` stands in for their quantizers. Its convolutions are,
-            with their quantized weights.
+        network: in eval mode. `Act` replaces the quantizers of its points. Its convolutions run with quantized weights.
 
     Raises:
-        UserError: the figure cannot be traced, since what it does depends on the values it sees.
+        UserError: the forward cannot be traced, since its operations depend on values.
     """
 
     def __init__(self, network: SRNetwork) -> None:
         try:
             graph = _Figure().trace(network)
-        except Exception as error:  # whatever a foreign figure does with a proxy
+        except Exception as error:  # a forward may fail in any way on a proxy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{network.name}: forward cannot be traced ({reason}); keep it free of branches on "
                             "values of tensors") from error  # fmt: skip
@@ -112,7 +110,7 @@ class Replay:
         return self._finish(0, {}, lr, act)
 
     def stops(self, lr: Tensor, act: Act = identity) -> Iterator[Stop]:
-        """Walk over the figure and stop before each point, in network order.
+        """Walk over the operations and stop before each point, in network order.
 
         A stop is valid until the next step of the walk.
         """
@@ -130,7 +128,7 @@ class Replay:
         return values[source]  # type: ignore[index,no-any-return]
 
     def _step(self, index: int, values: _Values, lr: Tensor, act: Act) -> None:
-        """Run one operation and forget what nothing after it reads."""
+        """Run one operation and discard values that no later operation reads."""
         node = self._nodes[index]
         if node in self._points:
             values[node] = act(self._points[node], self._input(node, values))
@@ -153,11 +151,11 @@ class Replay:
 
 @dataclass(frozen=True)
 class Stop:
-    """A walk that stands before a point.
+    """A walk that is stopped before a point.
 
     Attributes:
         point: the point.
-        x: the feature map that enters it (B, C, H, W); not to be changed.
+        x: the input of the point (B, C, H, W). Do not change it.
     """
 
     replay: Replay
@@ -169,9 +167,9 @@ class Stop:
 
     @torch.no_grad()
     def finish(self, value: Tensor, act: Act = identity) -> Tensor:
-        """The SR images if the point gives `value` and the points after it what `act` says.
+        """SR if the point returns `value` and later points return what `act` says.
 
-        Everything read later is copied first: figures add and activate in place.
+        Values that are read later are copied first, since operations may work in place.
         """
         replay, node = self.replay, self.replay._nodes[self.index]
         copies: dict[int, Any] = {}
@@ -186,7 +184,7 @@ class Stop:
 
 
 class _Acting(ActivationQuantizer):
-    """Gives what a function makes of the feature map."""
+    """Replaces a quantizer by a function of the feature map."""
 
     def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -197,9 +195,9 @@ class _Acting(ActivationQuantizer):
 
 
 class Rerun:
-    """A network that runs from its beginning each time, whatever its forward does. See `Restart`.
+    """A network that runs from its beginning each time, for any forward. See `Restart`.
 
-    A point that runs more than once in a forward is stopped at the first time; later ones go by `act`.
+    A point that runs several times in a forward is stopped at the first run. `act` decides the later runs.
 
     Args:
         network: in eval mode, without a scheme.

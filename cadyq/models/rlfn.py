@@ -1,10 +1,10 @@
-"""RLFN: Kong, Li, Liu, Liu, He, Bai, Chen, Fu, Residual Local Feature Network for Efficient Super-Resolution,
-CVPRW 2022, its figures of the network, of RLFB and of ESA; pixels from 0 to 255 without a mean shift.
+"""RLFN: Kong, Li, Liu, Liu, He, Bai, Chen, Fu, Residual Local Feature Network for Efficient Super-Resolution, CVPRW
+2022, its figures of the network, of RLFB and of ESA. Pixels are from 0 to 255 without a mean shift.
 
-Quantization points: each of the three 3x3 convolutions of a block has its own point, 18 in all, and all count
-for FAB. The paper does not quantize; this is the reading of the other backbones: shortcuts, the 1x1 convolution behind
-them, head, the body's last convolution and upsampler stay FP32, and so does the attention (ESA), whose sigmoid weighs
-all that the block computed.
+Quantization points: each of the three 3x3 convolutions of a block has its own point, 18 in all. All count for FAB. The
+paper does not quantize. The points follow those of the other backbones: shortcuts, the 1x1 convolution after them,
+head, the body's last convolution and upsampler stay FP32. So does the attention (ESA), whose sigmoid multiplies the
+whole output of a block.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.points import QuantizationPoint
 
 SLOPE = 0.05
-POOL, STRIDE = 7, 3  # of the attention's max pooling
-LEAST = 2 * POOL + 1  # pixels a side that one window of the pooling, behind a stride of 2, sees
+POOL, STRIDE = 7, 3  # window and stride of the attention's max pooling
+LEAST = 2 * POOL + 1  # smallest side that holds one window of the pooling, after a stride of 2
 
 
 class Attention(nn.Module):
-    """Enhanced spatial attention (ESA): weights for each value, from a map at a sixth of the size.
+    """Enhanced spatial attention (ESA): a weight for each value, from a map at a sixth of the size.
 
-    Its layers are plain ones, which no scheme quantizes. A map that is smaller than one window of the pooling is
-    continued by its last row and column.
+    Its layers are plain ones, which no scheme quantizes. A map that is smaller than one pooling window is extended by
+    its last row and column.
     """
 
     def __init__(self, n_feats: int, width: int) -> None:
@@ -49,7 +49,7 @@ class Attention(nn.Module):
 
 def _at_least(x: Tensor, side: int) -> Tensor:
     height, width = x.shape[-2:]
-    if height >= side and width >= side:  # exported networks know this way only
+    if height >= side and width >= side:  # the only branch in exported networks
         return x
     return F.pad(x, (0, max(0, side - width), 0, max(0, side - height)), mode="replicate")
 
@@ -101,7 +101,7 @@ class RLFN(SRNetwork):
         return self.upsample(self.body_end(x) + shallow)  # type: ignore[no-any-return]
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the authors' code, which counts blocks and convolutions from 1."""
+        """Translate the names of the authors' code, which counts blocks and convolutions from 1."""
         rules = {r"conv_1\.(.+)": r"head.\1", r"conv_2\.(.+)": r"body_end.\1", r"upsampler\.(.+)": r"upsample.\1"}
         attention = {"conv1": "reduce", "conv_f": "shortcut", "conv2": "stride", "conv3": "conv", "conv4": "expand"}
         for block in range(len(self.blocks)):

@@ -1,4 +1,4 @@
-"""Networks that spandrel knows: SwinIR, HAT, DAT, RCAN, SPAN, CRAFT and others (`pip install cadyq[foreign]`)."""
+"""Networks of architectures that spandrel knows: SwinIR, HAT, DAT, RCAN, SPAN, CRAFT and others (extra `foreign`)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from cadyq.models.foreign import Interface
 from cadyq.utils.errors import UserError
 
 PREFIX = "spandrel:"
-ODD_SIZE = (37, 29)  # a multiple of no window
+ODD_SIZE = (37, 29)  # no multiple of a window's size
 
 
 def read(path: Path) -> tuple[nn.Module, Interface]:
-    """The network of a published checkpoint, in eval mode, and how it takes images.
+    """The network of a published checkpoint, in eval mode, and its image format.
 
     Args:
         path: .pth, .pt or .safetensors, of an architecture that spandrel knows.
 
     Raises:
-        UserError: spandrel is not installed, the file cannot be read or is of no super-resolution network for RGB.
+        UserError: spandrel is not installed, the file cannot be read, or its network is not for super-resolution of
+            RGB.
     """
     if not path.is_file():
         raise UserError(f"{PREFIX}{path}: no such file; give the path of a checkpoint")
     loader = _loader()
     try:
         found = loader.load_from_file(str(path))
-    except Exception as error:  # whatever a foreign file does to its reader
+    except Exception as error:  # reading a foreign file may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{PREFIX}{path}: spandrel cannot read it ({reason}); give another checkpoint") from error
     if getattr(found, "scale", 1) < 2 or found.input_channels != 3 or found.output_channels != 3:
@@ -41,11 +42,11 @@ def read(path: Path) -> tuple[nn.Module, Interface]:
 
 @torch.no_grad()
 def _takes_any_size(network: nn.Module, scale: int) -> bool:
-    """Whether a network pads for itself, as its authors measured it. CRAFT loses 0.03 dB when padded from outside."""
+    """Whether a network pads its input itself, as its authors measured it. CRAFT loses 0.03 dB by outside padding."""
     height, width = ODD_SIZE
     try:
         sr = network(torch.full((1, 3, height, width), 0.5))
-    except Exception:  # whatever a window that does not fit raises
+    except Exception:  # a window that does not fit may raise anything
         return False
     return isinstance(sr, Tensor) and sr.shape[-2:] == (height * scale, width * scale)
 

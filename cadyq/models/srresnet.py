@@ -1,16 +1,16 @@
-"""SRResNet: Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network,
-CVPR 2017, Fig. 4 (the generator). As in the published quantized code, convolutions outside the residual blocks have no
-bias, head and all blocks share one PReLU, and pixels run from 0 to 255 without a mean shift.
+"""SRResNet: Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network, CVPR
+2017, Fig. 4 (the generator). As in the published quantized code, convolutions outside the residual blocks have no bias,
+head and all blocks share one PReLU, and pixels are from 0 to 255 without a mean shift.
 
 Quantization points, for each residual block, both counting for FAB:
 
 - `input`: the block's input, which feeds `conv1` and is also the shortcut;
 - `middle`: the input of `conv2`.
 
-Head, the body's last convolution, upsampler and tail stay FP32, and so do batch normalization and PReLU.
+Head, the body's last convolution, upsampler, tail, batch normalization and PReLU stay FP32.
 
-In the published quantized code only the shortcut passes the first point: `conv1` reads the block input as it is,
-with quantized weights (`quantized_input=False`; `load_official` sets it). Such a use costs weight bits x 32.
+In the published quantized code only the shortcut passes the first point. `conv1` reads the unquantized block input with
+quantized weights (`quantized_input=False`; `load_official` sets it). This costs weight bits x 32.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class ResidualBlock(nn.Module):
 
 
 class ShortcutQuantizedBlock(ResidualBlock):
-    """The block of the published quantized code: `conv1` reads what has not passed the first point."""
+    """The block of the published quantized code: `conv1` reads the unquantized block input."""
 
     def __init__(self, n_feats: int) -> None:
         super().__init__(n_feats)
@@ -74,7 +74,7 @@ class SRResNet(SRNetwork):
         scale: 2, 3 or 4.
         n_feats: features of every hidden layer.
         n_resblocks: residual blocks.
-        quantized_input: whether a block's first convolution reads its quantized input; False as in the published
+        quantized_input: whether a block's first convolution reads its quantized input. False as in the published
             quantized code.
     """
 
@@ -102,7 +102,7 @@ class SRResNet(SRNetwork):
         return self.tail(self.upsample(x))  # type: ignore[no-any-return]
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the published quantized code, which holds a mean shift without using it."""
+        """Translate the names of the published quantized code, which stores an unused mean shift."""
         last = len(self.blocks)
         return rename(
             state,

@@ -12,7 +12,7 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def bits_text(quantizer: ActivationQuantizer | None) -> str:
-    """The bits of a quantizer: "8 bit", "4/6/8 bit" where it chooses, "FP32" where there is none."""
+    """The bits of a quantizer: "8 bit", "4/6/8 bit" if it chooses, "FP32" without a quantizer."""
     if quantizer is None:
         return "FP32"
     candidates = getattr(quantizer, "candidates", None)
@@ -23,7 +23,7 @@ def bits_text(quantizer: ActivationQuantizer | None) -> str:
 
 
 def layer_lines(network: nn.Module, points: dict[str, QuantizationPoint], reasons: dict[str, str]) -> list[str]:
-    """A line each: name of the layer, bits of its weights, bits of what it reads, and why it stays in FP32."""
+    """A line for each layer: its name, bits of its weights, bits of its input, and why it stays in FP32."""
     read: dict[QuantizedLayer, list[str]] = {}
     for point in points.values():
         for layer in point.feeds:

@@ -1,4 +1,4 @@
-"""Quantizers, the points and layers they work at, and the trace of what they did. What a scheme's file imports."""
+"""Quantizers, quantization points, quantizable layers and traces. A scheme's file imports from here."""
 
 from cadyq.quantizers.base import (
     FULL_PRECISION,

@@ -1,4 +1,4 @@
-"""The two kinds of quantizers, for activations and for weights, and what calibration tells them."""
+"""The interfaces of activation and weight quantizers, and the statistics of calibration."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Granularity = Literal["tensor", "channel"]
 FULL_PRECISION = 32
 MIN_BITS, MAX_BITS = 2, 8
 
-# Share of the largest calibrated value where a trained clipping bound starts, by bit-width: fewer levels pay for
-# a tighter range. Measured on CARN-M before any training; training moves the bounds from there.
+# Start of a trained clipping bound as a share of the largest calibrated value, by bit-width. A tighter range suits
+# fewer levels. The shares were measured on CARN-M before any training.
 RANGE_SHARE = {8: 1.0, 7: 0.9, 6: 0.75, 5: 0.65, 4: 0.5, 3: 0.4, 2: 0.3}
 
 
 class QuantizerOutput(NamedTuple):
-    """What a quantizer did.
+    """The result of an activation quantizer.
 
     Attributes:
         value: fake-quantized feature map (B, C, H, W).
-        bits: bits used for each sample, int64 (B,).
-        bit_penalty: differentiable bit cost of each sample (B,), None for a scheme that chooses no bits.
-        auxiliary_loss: a further loss of each sample (B,) at this point, None for a scheme without one. Training
-            combines its gradient with that of the recipe's loss by `Scheme.combine_gradients`.
+        bits: bits of each sample, int64 (B,), 1 to 32.
+        bit_penalty: differentiable bit cost of each sample (B,); None if the scheme chooses no bits.
+        auxiliary_loss: an additional loss of each sample (B,) at this point; None if the scheme has none.
+            `Scheme.combine_gradients` combines its gradient with that of the recipe's loss.
     """
 
     value: Tensor
@@ -43,16 +43,16 @@ class QuantizerOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class PointStatistics:
-    """What calibration saw at one point of the FP32 network.
+    """Statistics of the feature maps at one point of the FP32 network.
 
     Attributes:
         minimum, maximum: over all calibration patches, scalars.
         minimum_spread, maximum_spread: standard deviation over patches of each patch's extremes, scalars.
-        histogram: how many values fell into each of equal bins between minimum and maximum, float32 (N,).
+        histogram: counts of the values in equal bins between minimum and maximum, float32 (N,).
         log_std_mean, log_std_spread: mean and standard deviation over patches of log(std of a channel), (C,).
         log_gradient_mean, log_gradient_spread: the same of the log image gradients of the patches, (2,).
-        gradient_quantiles: of the patches' image gradient (mean of the two directions), at equal steps from its
-            smallest to its largest, (Q,).
+        gradient_quantiles: quantiles of the patches' image gradient (mean of both directions) at equal steps from 0 to
+            1, (Q,).
         entropy_quantiles: the same of the patches' entropy (`patch_entropy`); None in files of earlier versions.
     """
 
@@ -80,14 +80,14 @@ class PointStatistics:
 
     @property
     def deviation(self) -> Tensor:
-        """Standard deviation of all values seen, from the histogram, a scalar."""
+        """Standard deviation of all values, from the histogram, a scalar."""
         share = self.histogram.double() / self.histogram.double().sum()
         centers = self.bin_centers.double()
         mean = (share * centers).sum()
         return (share * (centers - mean).square()).sum().sqrt().to(self.minimum.dtype)
 
     def percentile(self, percent: float) -> Tensor:
-        """The value that `percent` of 100 values stay below, a scalar; values lie evenly within their bin."""
+        """The value below which `percent` (0 to 100) of the values lie, a scalar. Values are uniform within a bin."""
         cumulative = self.histogram.double().cumsum(0)
         wanted = cumulative[-1] * percent / 100
         k = int(torch.searchsorted(cumulative, wanted).clamp_max(len(cumulative) - 1))
@@ -108,9 +108,10 @@ class ActivationQuantizer(nn.Module, ABC):
     """Fake-quantizes a feature map at one quantization point.
 
     Attributes:
-        granularity: what shares one grid of 2^bits levels: a sample's whole feature map, or one channel of it.
-        idempotent: False where the grid is made from the very values it quantizes, so that it moves with them.
-        calibrated: whether its range was set: by calibration, by a parent's, or by loading trained weights.
+        granularity: what shares one grid of 2^bits levels: "tensor" (the feature map of a sample) or "channel" (one
+            channel of it).
+        idempotent: False if the grid depends on the values that it quantizes.
+        calibrated: whether the range is set, by calibration, by a parent or by trained weights.
     """
 
     granularity: ClassVar[Granularity] = "tensor"
@@ -118,47 +119,48 @@ class ActivationQuantizer(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        # a quantizer that takes nothing from calibration has no range to wait for
+        # a quantizer without `initialize` has no range to calibrate
         self.calibrated = type(self).initialize is ActivationQuantizer.initialize
         self.register_load_state_dict_post_hook(_mark_calibrated)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        """Quantize `x` (B, C, H, W); `context` knows the LR patches that `x` came from."""
+        """Quantize `x` (B, C, H, W). `context` holds the LR patches that `x` was computed from."""
 
     def initialize(self, statistics: PointStatistics) -> None:
-        """Set ranges from calibration. A quantizer without ranges needs nothing."""
+        """Set the range from calibration. A quantizer without a range does nothing."""
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """Take over what the trained quantizer of the same point learned. By default only from the same kind."""
+        """Take over what the trained quantizer of the same point learned. By default only from the same class."""
         if type(parent) is type(self) and _shapes(parent) == _shapes(self):
             self.load_state_dict(parent.state_dict())
 
     def overhead_macs(self, height: int, width: int) -> int:
-        """FP32 multiply-adds spent on choosing bits or ranges for one sample of this size. Fixed ones cost nothing."""
+        """FP32 multiply-adds that choosing bits or ranges takes for one sample of that size. By default 0."""
         return 0
 
     def used_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that a forward reads: what is learned and must be stored. By default all."""
+        """The parameters that a forward reads. They are trained and stored. By default all."""
         return self.parameters()
 
     def learning_role(self, parameter: str) -> str:
-        """Which learning rate a parameter takes: "range" or "selector"."""
+        """The learning rate of a parameter: "range" or "selector"."""
         return "range"
 
     def learning_unit(self, parameter: str) -> float:
-        """What the relative learning rate of a range is a share of: its mean magnitude at the start.
+        """The unit of the relative learning rate of a range: by default its mean magnitude at the start.
 
-        A parameter that starts at 0 needs another unit, since it would never move.
+        A parameter that starts at 0 needs another unit, or it would never change.
         """
         return float(self.get_parameter(parameter).detach().abs().mean())
 
 
 class WeightQuantizer(nn.Module, ABC):
-    """Fake-quantizes the weight of one convolution.
+    """Fake-quantizes the weight of one layer.
 
     Attributes:
-        granularity: what shares one grid of 2^bits levels: the whole weight, or one output channel of it.
+        granularity: what shares one grid of 2^bits levels: "tensor" (the whole weight) or "channel" (one output
+            channel).
     """
 
     granularity: Granularity = "tensor"
@@ -172,27 +174,27 @@ class WeightQuantizer(nn.Module, ABC):
         """Return the weight (Cout, Cin/groups, k, k) on its grid of at most 2^bits values."""
 
     def prepare(self, weight: Tensor) -> None:
-        """Make room for what is kept for each weight or channel, before any state is loaded. By default nothing."""
+        """Allocate buffers for each weight or channel before any state is loaded. By default nothing."""
 
     def initialize(self, weight: Tensor) -> None:
-        """Set learned steps from the weight to be quantized. A quantizer that learns none needs nothing."""
+        """Set learned steps from the weight. A quantizer without learned steps does nothing."""
 
     def start_tuning(self, weight: Tensor) -> None:
-        """Make the parameters that exist only while a stage tunes them. By default there are none."""
+        """Create the parameters that exist only while a stage tunes them. By default there are none."""
 
     def finish_tuning(self) -> None:
-        """Keep what was tuned in the form that is stored, and drop those parameters. By default nothing."""
+        """Store the tuned values and remove those parameters. By default nothing."""
 
 
 class SymmetricWeight(WeightQuantizer):
-    """max|w| / (2^(b-1) - 1) as step, per tensor: what PAMS and CADyQ use for weights."""
+    """Symmetric, per tensor, with the step max|w| / (2^(b-1) - 1): the weights of PAMS and CADyQ."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return fake_quantize_weight(weight, self.bits)
 
 
 class ChannelWeight(WeightQuantizer):
-    """max|w| of each output channel / (2^(b-1) - 1) as its step."""
+    """Symmetric, with the step max|w| / (2^(b-1) - 1) of each output channel."""
 
     granularity: Granularity = "channel"
 
@@ -204,7 +206,7 @@ class ChannelWeight(WeightQuantizer):
 
 
 class TanhWeight(WeightQuantizer):
-    """DoReFa's weights (Zhou et al. 2016, Eq. 9), at their own scale: per tensor, what DoReFa and PACT use.
+    """DoReFa's weights (Zhou et al. 2016, Eq. 9), per tensor, at their own scale. DoReFa and PACT use them.
 
     2 quantize_k(tanh(w) / (2 max|tanh w|) + 1/2) - 1, times max|tanh w|.
     """
@@ -217,7 +219,7 @@ class TanhWeight(WeightQuantizer):
 
 
 class PackedWeight(WeightQuantizer):
-    """A weight that was stored on its grid already, so there is nothing left to do. Cannot be trained."""
+    """A weight that is stored on its grid. It cannot be trained."""
 
     def __init__(self, bits: int, granularity: Granularity) -> None:
         super().__init__(bits)
@@ -233,7 +235,7 @@ class PackedWeight(WeightQuantizer):
 
 
 def constant_bits(x: Tensor, bits: int) -> Tensor:
-    """The bits of each sample (B,) of a quantizer that always uses `bits`."""
+    """The bits of each sample, int64 (B,), of a quantizer with fixed bits."""
     return torch.full((len(x),), bits, dtype=torch.int64, device=x.device)
 
 

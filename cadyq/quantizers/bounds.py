@@ -1,4 +1,4 @@
-"""Quantizers of activations and weights between two bounds that are tuned: PTQ4SR's and 2DQuant's."""
+"""Quantizers of activations and weights between two tuned bounds, for PTQ4SR and 2DQuant."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cadyq.quantizers.functional import fake_quantize_offset
 
 
 class BoundedActivation(ActivationQuantizer):
-    """`fake_quantize_offset` between two bounds. Subclasses say where these start."""
+    """`fake_quantize_offset` between two bounds. Subclasses define where the bounds start."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class BoundedActivation(ActivationQuantizer):
 
     @abstractmethod
     def clipping_bounds(self, statistics: PointStatistics) -> tuple[Tensor, Tensor]:
-        """Where the bounds start, two scalars."""
+        """The lower and the upper bound at the start, two scalars."""
 
     def initialize(self, statistics: PointStatistics) -> None:
         low, high = self.clipping_bounds(statistics)
@@ -34,14 +34,14 @@ class BoundedActivation(ActivationQuantizer):
 
 
 class BoundedWeight(WeightQuantizer):
-    """`fake_quantize_offset` of a whole weight between two bounds, at the start its smallest and largest value."""
+    """`fake_quantize_offset` of a whole weight between two bounds, which start at its extremes."""
 
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.low, self.high = nn.Parameter(torch.tensor(-1.0)), nn.Parameter(torch.tensor(1.0))
 
     def clipping_bounds(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the bounds start, two scalars."""
+        """The lower and the upper bound at the start, two scalars."""
         return weight.amin(), weight.amax()
 
     def initialize(self, weight: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What is known of the content of each LR patch, computed at most once a forward and only if asked for."""
+"""The LR patches of a forward and their content features, each computed at most once and only on demand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# ITU-R BT.601 without offset. PSNR and SSIM are reported on other lumas, each as its published code has it: see
-# `analysis/metrics.py`.
+# ITU-R BT.601 without offset. PSNR and SSIM have other lumas, as in their published code: see
+# `cadyq/metrics/quality.py`.
 LUMA = (0.299, 0.587, 0.114)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
@@ -23,17 +23,17 @@ LEAST_DENSITY = 1e-30
 
 
 def constants(values: Sequence[Any], like: Tensor) -> Tensor:
-    """`values` as a tensor of the dtype and on the device of `like`. A GPU is not waited for, as `new_tensor` does."""
+    """`values` as a tensor with the dtype and device of `like`. Unlike `new_tensor`, it does not wait for a GPU."""
     return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def luma(rgb: Tensor) -> Tensor:
-    """Grayscale (B, 1, H, W) of RGB (B, 3, H, W), in the same unit."""
+    """Grayscale (B, 1, H, W) of RGB (B, 3, H, W), in the same range."""
     return (rgb * constants(LUMA, rgb).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def filtered(gray: Tensor, kernels: Tensor) -> Tensor:
-    """(B, 1, H, W) under each of K 3x3 kernels (K, 3, 3), with a replicated border: (B, K, H, W)."""
+    """Filter (B, 1, H, W) with K 3x3 kernels (K, 3, 3) and a replicated border: (B, K, H, W)."""
     return F.conv2d(F.pad(gray, (1, 1, 1, 1), mode="replicate"), kernels.unsqueeze(1))
 
 
@@ -44,7 +44,7 @@ def image_gradient(lr: Tensor) -> Tensor:
         lr: RGB (B, 3, H, W) in 0..255.
 
     Returns:
-        (B, 2), on grayscale pixels in 0..1; Sobel normalized by 1/8, replicated border.
+        (B, 2), on grayscale pixels in 0..1. Sobel kernels are divided by 8; the border is replicated.
     """
     kernel = constants(SOBEL, lr) / 8
     return filtered(luma(lr) / 255, torch.stack([kernel, kernel.T])).abs().mean((2, 3))
@@ -53,7 +53,8 @@ def image_gradient(lr: Tensor) -> Tensor:
 def patch_entropy(lr: Tensor) -> Tensor:
     """Entropy of each patch's grayscale pixels in nats (Granular-DQ).
 
-    Density by Gaussian kernels, p_j ~ mean_x exp(-((x - c_j) / sigma)^2 / 2) with 32 centres c_j evenly from 0 to 1.
+    The density is estimated by Gaussian kernels: p_j ~ mean_x exp(-((x - c_j) / sigma)^2 / 2), with 32 equally spaced
+    centres c_j from 0 to 1.
 
     Args:
         lr: RGB (B, 3, H, W) in 0..255.
@@ -70,12 +71,12 @@ def patch_entropy(lr: Tensor) -> Tensor:
 
 
 class PatchContext:
-    """The LR patches of one forward, (B, 3, H, W) in 0..255, and features of them.
+    """The LR patches of one forward, (B, 3, H, W) in 0..255, and their features.
 
     Attributes:
-        decision: what a point decided for all that follow it in this forward, a tensor of its scheme; None before.
-        hr: what the patches should become, (B, 3, H scale, W scale), where it is known. No scheme that could be
-            deployed reads it; the oracle does.
+        decision: a tensor that one point of a scheme sets for all points after it in this forward; None before.
+        hr: the HR patches (B, 3, H scale, W scale), if they are known. Only the oracle reads them; a deployable scheme
+            cannot.
     """
 
     def __init__(self, lr: Tensor, hr: Tensor | None = None) -> None:
@@ -85,11 +86,11 @@ class PatchContext:
         self._features: dict[Callable[[Tensor], Tensor], tuple[Tensor, int]] = {}
 
     def feature(self, function: Callable[[Tensor], Tensor], macs_per_pixel: int) -> Tensor:
-        """`function` of the patches, detached, computed once a forward however many points ask.
+        """`function` of the patches, detached. It is computed once a forward, for any number of points.
 
         Args:
-            function: LR patches (B, 3, H, W) in 0..255 to a value or more of each patch (B, ...).
-            macs_per_pixel: multiply-adds it spends on a pixel; they count as the scheme's overhead.
+            function: LR patches (B, 3, H, W) in 0..255 to one or more values of each patch (B, ...).
+            macs_per_pixel: its multiply-adds for each pixel. They count as the scheme's overhead.
         """
         if function not in self._features:
             with torch.no_grad():
@@ -102,6 +103,6 @@ class PatchContext:
         return self.feature(image_gradient, GRADIENT_MACS_PER_PIXEL)
 
     def macs(self) -> int:
-        """Multiply-adds a patch spent on the features that were asked for."""
+        """Multiply-adds a patch for the features that were computed."""
         pixels = self.lr.shape[-2] * self.lr.shape[-1]
         return pixels * sum(macs for _, macs in self._features.values())

@@ -1,4 +1,4 @@
-"""Multiply-adds of a network, counted by fvcore on a plain copy of it, whatever scheme it carries."""
+"""Multiply-adds of a network, counted by fvcore on a copy without quantizers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ PRODUCTS = ("conv", "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "sc
 PROBES = ((7, 11), (13, 17), (23, 19))
 
 
-MOST_COUNTERS = 32  # architectures whose plain copies are kept
+MOST_COUNTERS = 32  # number of architectures whose copies are kept
 
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-adds for one LR patch. Bias additions are not counted.
+    """Multiply-adds for one LR patch, without bias additions.
 
     Attributes:
         by_layer: convolution, transposed convolution or linear layer -> MACs over all its uses.
-        products: operator -> MACs of products that no layer holds, such as attention's. They stay in FP32.
-        not_counted: operator -> number of calls, of what fvcore has no formula for (additions, shuffles,
-            interpolation, ...). Normalization and activation functions multiply no matrices: not counted.
+        products: operator -> MACs of products outside of layers, such as attention's. They stay in FP32.
+        not_counted: operator -> number of calls of operators without a formula in fvcore (additions, shuffles,
+            interpolation, ...). Normalization and activation functions are not counted either.
     """
 
     by_layer: Mapping[str, float]
@@ -49,7 +49,7 @@ class Macs:
         return sum(self.by_layer.values()) + sum(self.products.values())
 
     def scaled(self, pixels: int, counted: int) -> Macs:
-        """All counts times pixels / counted."""
+        """All counts multiplied by pixels / counted."""
         return Macs(
             {name: macs * pixels / counted for name, macs in self.by_layer.items()},
             {name: macs * pixels / counted for name, macs in self.products.items()},
@@ -57,7 +57,7 @@ class Macs:
         )
 
     def close_to(self, other: Macs) -> bool:
-        """Whether every count agrees within half a MAC."""
+        """Whether all counts agree within half a MAC."""
         pairs = [
             (own.get(key, 0.0), others.get(key, 0.0))
             for own, others in ((self.by_layer, other.by_layer), (self.products, other.products))
@@ -74,15 +74,15 @@ class HasPoints(Protocol):
 
     @property
     def architecture(self) -> Hashable:
-        """What networks of the same operations share, whatever their weights and scheme."""
+        """A key that networks with the same operations share, for any weights and scheme."""
 
     def without_scheme(self) -> nn.Module:
-        """A copy whose points and layers carry no quantizer."""
+        """A copy without quantizers."""
 
 
 @dataclass
 class _Counter:
-    """Counts of one network: by size, or for one pixel where they are proportional to the pixels."""
+    """Counts of one network: for each size, or for one pixel if they are proportional to the pixels."""
 
     plain: nn.Module
     on_probe: Macs | None = None  # of PROBES[0], where counts are proportional to the pixels
@@ -102,8 +102,11 @@ _counters: OrderedDict[Hashable, _Counter] = OrderedDict()
 def count_macs(network: HasPoints, height: int, width: int) -> Macs:
     """MACs of `network` on an LR input (1, 3, height, width).
 
-    fvcore runs what it counts. A network whose counts are proportional to the pixels is counted on three small inputs
-    once; every other one (strides, pooling, windows, global attention) on each size that is asked for.
+    fvcore runs the network. If its counts on three small inputs are proportional to the pixels, they are scaled to any
+    size. Otherwise (strides, pooling, windows, global attention) the network is counted at each size.
+
+    Raises:
+        UserError: fvcore is not installed.
     """
     key = network.architecture
     if key not in _counters:
@@ -120,7 +123,7 @@ def _counter(network: HasPoints) -> _Counter:
         for size in PROBES[1:]:
             if not first.scaled(pixels_of(size), counted).close_to(count_by_fvcore(plain, *size)):
                 return _Counter(plain)
-    except Exception:  # a foreign network may take no image as small as these
+    except Exception:  # a foreign network may not accept images as small as these
         return _Counter(plain)
     return _Counter(plain, first)
 
@@ -131,7 +134,7 @@ def pixels_of(size: tuple[int, int]) -> int:
 
 
 def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
-    """Run fvcore on an FP32 network with an LR input (1, 3, height, width) on the device of its parameters.
+    """Run fvcore on an FP32 network with an LR input (1, 3, height, width), on the device of its parameters.
 
     Raises:
         UserError: fvcore is not installed.
@@ -151,7 +154,7 @@ def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
 
 
 def _products(analysis: FlopCountAnalysis, layers: list[str]) -> dict[str, float]:
-    """MACs by operator that belong to none of the layers."""
+    """MACs by operator, without those of the layers."""
     by_operator: dict[str, Counter[str]] = analysis.by_module_and_operator()
     products: dict[str, float] = {}
     for name in PRODUCTS:
@@ -162,7 +165,7 @@ def _products(analysis: FlopCountAnalysis, layers: list[str]) -> dict[str, float
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
-    """Query times key, and the result times value: B N M d + B N M e over all heads."""
+    """Query times key and the result times value: B N M d + B N M e over all heads."""
     query, key, value = (list(x.type().sizes()) for x in inputs[:3])
     *batch, rows, width = query
     columns = key[-2]
@@ -173,7 +176,7 @@ def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 
 def bitops_at(network: HasPoints, height: int, width: int, weight_bits: int, act_bits: int) -> float:
-    """BitOPs on an LR input of that size with these bits at every point, whatever scheme it carries; no selector."""
+    """BitOPs on an LR input of that size with these bits at every point and without a selector, for any scheme."""
     macs = count_macs(network, height, width)
     read = {layer for point in network.points.values() for layer in point.feeds}
     rest, inside = macs.total, 0.0

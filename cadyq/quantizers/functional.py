@@ -1,7 +1,7 @@
-"""Fake-quantization primitives: tensor in, tensor on the quantization grid out, with straight-through gradients.
+"""Fake quantization: tensor in, tensor on the quantization grid out, with straight-through gradients.
 
-"Fake" means that values stay float32 but take at most 2^b distinct values, as they would after integer
-arithmetic. Rounding is to the nearest level, ties to even (torch.round).
+"Fake" means that values stay float32 but have at most 2^b distinct values, as after integer arithmetic. Rounding is to
+the nearest level, ties to even (torch.round).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """Return `value` exactly; the gradient goes to `x` as if nothing had happened (Bengio et al. 2013)."""
+    """Return `value`; the gradient passes to `x` unchanged (Bengio et al. 2013)."""
     return _StraightThrough.apply(x, value)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def signed_levels(bits: int) -> int:
-    """Largest integer code of a symmetric signed grid, q = 2^(b-1) - 1; the grid has 2q + 1 levels."""
+    """Largest code of a symmetric signed grid, q = 2^(b-1) - 1. The grid has 2q + 1 levels."""
     return int(2 ** (bits - 1) - 1)
 
 
@@ -41,17 +41,18 @@ def quantize_symmetric(x: Tensor, bound: Tensor, levels: Tensor | int) -> Tensor
         bound: clipping bound > 0, a scalar or one value a sample (B, 1, 1, 1).
         levels: q of `signed_levels`, an int or (B, 1, 1, 1).
     """
-    # The order of the products is the published one: another rounds some values to the next level. To clamp after the
-    # division gives the same bits, as bound / bound is 1 exactly, and numbers clamp four times faster than tensors.
+    # The order of the products is that of the published code. Another order rounds some values to the next level.
+    # Clamping after the division gives the same bits, since bound / bound is exactly 1. It is four times faster, since
+    # it clamps to numbers instead of tensors.
     return torch.div(x, bound).clamp_(-1, 1).mul_(levels).round_().div_(levels).mul_(bound)
 
 
 class _MixedSymmetric(torch.autograd.Function):
     """Forward: the chosen candidate of each sample. Backward: the softmax mixture of all candidates.
 
-    With Q_k = quantize_symmetric(x, a_k, q_k), straight through the rounding:
-    dQ_k/dx = 1 where |x| <= a_k, else 0; dQ_k/da_k = (Q_k - x) / a_k where |x| <= a_k, else sign(x).
-    Written by hand because only one candidate a sample has to be evaluated in the forward pass.
+    With Q_k = quantize_symmetric(x, a_k, q_k) and straight-through rounding: dQ_k/dx is 1 for |x| <= a_k, else 0;
+    dQ_k/da_k is (Q_k - x) / a_k for |x| <= a_k, else sign(x). It is written by hand because the forward then evaluates
+    only one candidate a sample.
     """
 
     @staticmethod
@@ -70,7 +71,7 @@ class _MixedSymmetric(torch.autograd.Function):
         value, inside, product = torch.empty_like(x), torch.empty_like(x), torch.empty_like(x)
         grad_bounds = torch.empty_like(bounds)
         grad_mixture = torch.empty_like(mixture)
-        # a number is clamped to several times faster than a tensor; on a GPU reading it would have to wait
+        # clamping to a number is several times faster than to a tensor; on a GPU, reading the number would wait
         numbers = bounds.tolist() if bounds.device.type == "cpu" else list(bounds)
         for k, bound in enumerate(bounds):
             torch.clamp(x, -numbers[k], numbers[k], out=value)
@@ -86,20 +87,20 @@ class _MixedSymmetric(torch.autograd.Function):
 
 
 def mixed_symmetric(x: Tensor, bounds: Tensor, mixture: Tensor, choice: Tensor, levels: Tensor) -> Tensor:
-    """Quantize each sample with its chosen candidate; gradients see the mixture of all (CADyQ, Sec. 3.3).
+    """Quantize each sample with its chosen candidate. The gradient is that of the mixture of all (CADyQ, Sec. 3.3).
 
     Args:
         x: feature map (B, C, H, W).
-        bounds: clipping bound of each candidate (K,).
-        mixture: softmax weights of the candidates (B, K), rows sum to 1.
-        choice: index of the candidate used in the forward pass (B,).
+        bounds: clipping bound of each candidate (K,), above 0.
+        mixture: softmax weights of the candidates (B, K); rows sum to 1.
+        choice: index of each sample's candidate (B,).
         levels: q of each candidate (K,), float.
     """
     return _MixedSymmetric.apply(x, bounds, mixture, choice, levels)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def fake_quantize_symmetric(x: Tensor, bound: Tensor, bits: int) -> Tensor:
-    """PAMS fake quantization with gradients to `x` and to the learned `bound` (shape (1,)), Eqs. 2 and 5."""
+    """PAMS's quantization (Eqs. 2 and 5) with gradients to `x` and to the learned `bound`, shape (1,)."""
     batch = len(x)
     mixture, choice = x.new_ones(batch, 1), torch.zeros(batch, dtype=torch.long, device=x.device)
     return mixed_symmetric(x, bound, mixture, choice, x.new_full((1,), signed_levels(bits)))
@@ -120,7 +121,7 @@ def fake_quantize_weight(weight: Tensor, bits: int) -> Tensor:
 
 
 def fake_quantize_affine(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """Asymmetric quantization of [low, high] (low <= 0 <= high) to 2^b levels, one of which is exactly zero."""
+    """Quantize [low, high] (low <= 0 <= high) to 2^b levels, one of which is exactly zero."""
     steps = 2**bits - 1
     step = ((high - low) / steps).clamp_min(1e-12)
     zero_point = torch.round(-low / step).clamp_(0, steps).int()
@@ -128,20 +129,20 @@ def fake_quantize_affine(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Ten
 
 
 def fake_quantize_bounds(x: Tensor, low: Tensor, high: Tensor, bits: Tensor | int) -> Tensor:
-    """round(clamp(x, low, high) / s) s with s = (high - low) / (2^b - 1), straight through the rounding.
+    """round(clamp(x, low, high) / s) s with s = (high - low) / (2^b - 1) and straight-through rounding.
 
-    Zero is a level where low <= 0 <= high. Autograd reaches the bounds through the clamp and the step:
+    Zero is a level if low <= 0 <= high. Gradients reach the bounds through the clamp and the step:
     dQ/dhigh = [x > high] + e / (high - low), dQ/dlow = [x < low] - e / (high - low), e = Q - clamp(x, low, high).
 
     Args:
         x: feature map (B, C, H, W), or any tensor with scalar bounds.
         low: a scalar, or one value a sample (B, 1, 1, 1).
-        high: the same.
-        bits: the same.
+        high: the same, above `low`.
+        bits: b, 2 to 8, a number or one value a sample (B, 1, 1, 1).
     """
     step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
     first = (low / step).detach().round()
-    last = first + 2**bits - 1  # no code beyond: with both bounds on a tie there would be one more
+    last = first + 2**bits - 1  # if both bounds lie on a tie there would be one level more
     if not torch.is_grad_enabled():
         return torch.clamp(x, low, high).div_(step).round_().clamp_(first, last).mul_(step)
     ratio = torch.clamp(x, low, high) / step
@@ -150,17 +151,17 @@ def fake_quantize_bounds(x: Tensor, low: Tensor, high: Tensor, bits: Tensor | in
 
 
 def fake_quantize_offset(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-    """q(x) = s round((clip(x, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), straight through the rounding.
+    """q(x) = s round((clip(x, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), with straight-through rounding.
 
     Both bounds are levels; zero need not be one. With t = (x - l) / s between the bounds and e = round(t) - t:
-    dq/dx = 1 inside, 0 outside; dq/du = 1 where x > u, e / (2^b - 1) inside, 0 where x < l; dq/dl = 1 where x < l,
-    -e / (2^b - 1) inside, 0 where x > u.
+    dq/dx = 1 inside, 0 outside; dq/du = 1 for x > u, e / (2^b - 1) inside, 0 for x < l; dq/dl = 1 for x < l,
+    -e / (2^b - 1) inside, 0 for x > u.
 
     Args:
         x: any tensor.
         low: l, a scalar or (1,).
         high: u, the same, above l.
-        bits: b.
+        bits: b, 2 to 8.
     """
     steps = 2**bits - 1
     step = ((high - low) / steps).clamp_min(1e-12)

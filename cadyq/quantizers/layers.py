@@ -1,4 +1,4 @@
-"""Layers whose weights a scheme may quantize. Without a weight quantizer each is the plain layer of `torch.nn`."""
+"""Layers whose weights a scheme may quantize. Without a weight quantizer each is the layer of `torch.nn`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cadyq.utils.errors import UserError
 
 
 def _channels_last(weight: Tensor) -> Tensor:
-    """The layout in which CPUs convolve faster; feature maps then take it on too.
+    """The weight in the layout in which CPUs convolve faster. Feature maps then have it as well.
 
-    Layout decides the order of sums, and so to which level a value on a tie rounds. In this one single patches agree
-    with the published code to the last bit; in the plain one IDN's outputs differ by up to 125 grey levels.
+    The layout changes the order of sums, and so how ties are rounded. In this layout single patches agree exactly with
+    the published code. In the default one IDN's outputs differ by up to 125 grey levels.
     """
     return weight.contiguous(memory_format=torch.channels_last)
 
@@ -28,20 +28,20 @@ Layer = TypeVar("Layer", bound="QuantizedLayer")
 
 
 class QuantizedLayer(nn.Module, ABC):
-    """What the layers below share: a weight quantizer, and maybe a point of their own.
+    """The base of the layers below: a weight quantizer, and optionally a point of its own.
 
     Attributes:
-        weight_quantizer: what a scheme put here, or None.
-        point: a quantization point that only this layer reads, where the network has none in front of it.
-        arithmetic: dtype of the multiplications, such as float16 for training on a GPU; what a scheme quantizes stays
-            float32. None for the dtype of the input.
+        weight_quantizer: the scheme's quantizer, or None.
+        point: a quantization point that only this layer reads, if the network has none in front of it.
+        arithmetic: dtype of the multiplications, such as float16 for training on a GPU. Quantized values stay float32.
+            None for the dtype of the input.
     """
 
     weight: Tensor
     bias: Tensor | None
 
     def prepare(self) -> None:
-        """Set what the constructor of the plain layer does not. Called once, at the end of a constructor."""
+        """Set the attributes that the plain layer's constructor does not set. Called once, at its end."""
         self.weight_quantizer: WeightQuantizer | None = None
         self.point: nn.Module | None = None
         self.arithmetic: torch.dtype | None = None
@@ -50,14 +50,14 @@ class QuantizedLayer(nn.Module, ABC):
     @property
     @abstractmethod
     def inputs(self) -> tuple[int, int]:
-        """Channels of the feature map that the layer reads, and the dimension that they are in."""
+        """Channels of the layer's input, and the dimension of the channels."""
 
     @property
     def weight_bits(self) -> int:
         return FULL_PRECISION if self.weight_quantizer is None else self.weight_quantizer.bits
 
     def rows(self, weight: Tensor) -> Tensor:
-        """A weight of this layer as quantizers expect it: (Cout, Cin / groups, k, k)."""
+        """A weight of this layer in the shape for quantizers: (Cout, Cin / groups, k, k)."""
         return weight
 
     def from_rows(self, rows: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class QuantizedLayer(nn.Module, ABC):
         return rows
 
     def quantized_weight(self) -> Tensor:
-        """The quantized weight in the shape of the layer; the FP32 weight if there is no quantizer."""
+        """The quantized weight in the shape of the layer; the FP32 weight without a quantizer."""
         if self._frozen is not None:
             return self._frozen
         if self.weight_quantizer is None:
@@ -78,7 +78,7 @@ class QuantizedLayer(nn.Module, ABC):
         self._frozen = self.quantized_weight().detach()
 
     def unfreeze(self) -> None:
-        """Forget what `freeze` kept."""
+        """Discard the weight that `freeze` kept."""
         self._frozen = None
 
     @abstractmethod
@@ -96,11 +96,11 @@ class QuantizedLayer(nn.Module, ABC):
 
 
 class QuantConv2d(QuantizedLayer, nn.Conv2d):
-    """`nn.Conv2d`, with "same" padding for odd kernels unless another one is given.
+    """`nn.Conv2d`, by default with "same" padding for odd kernels.
 
     Args:
-        in_channels: channels of what it reads.
-        out_channels: channels of what it gives.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         kernel_size: of both sides, or of each.
         **options: stride, padding, dilation, groups, bias, padding_mode, device, dtype, as for `nn.Conv2d`.
     """
@@ -135,8 +135,8 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d`, whose weight is (Cin, Cout / groups, k, k).
 
     Args:
-        in_channels: channels of what it reads.
-        out_channels: channels of what it gives.
+        in_channels: channels of the input.
+        out_channels: channels of the output.
         kernel_size: of both sides, or of each.
         **options: stride, padding, output_padding, groups, bias, dilation, device, dtype, as there.
     """
@@ -182,8 +182,8 @@ class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """`nn.Linear`, whose weight is (Cout, Cin).
 
     Args:
-        in_features: channels of what it reads.
-        out_features: channels of what it gives.
+        in_features: channels of the input.
+        out_features: channels of the output.
         **options: bias, device, dtype, as there.
     """
 
@@ -217,14 +217,14 @@ def _with_parameters(made: Layer, plain: nn.Module) -> Layer:
 
 
 def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` in the place of the one of that dotted name below `root`."""
+    """Replace the module of that dotted name below `root` by `module`."""
     parent, _, last = name.rpartition(".")
     setattr(root.get_submodule(parent), last, module)
 
 
 @contextmanager
 def frozen_weights(network: nn.Module) -> Iterator[None]:
-    """Inside, each weight is quantized once and kept, instead of once a forward. It must not change meanwhile."""
+    """Within the block, each weight is quantized once instead of in every forward. Weights must not change."""
     layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
     with torch.no_grad():
         for layer in layers:

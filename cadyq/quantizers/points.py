@@ -1,4 +1,4 @@
-"""Quantization points: the seams at which a scheme enters a network."""
+"""Quantization points: the places where a scheme quantizes feature maps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class QuantizationPoint(nn.Module):
         channels: C of the feature map.
         feeds: the layers that read this point.
         counts_for_fab: whether a scheme may choose the bits here by content. FAB is the mean over these points.
-        bypassed_by: the layers that read the feature map as it entered, yet have their weights quantized.
-        channel_dim: of the feature map: 1 as in (B, C, H, W), or -1 as in (B, ..., C), the input of a linear layer.
-        outer: whether it stands before a layer that papers leave in FP32, see `Scheme.outer_bits`.
+        bypassed_by: layers that read the unquantized feature map, but have quantized weights.
+        channel_dim: dimension of the channels: 1 as in (B, C, H, W), or -1 as in (B, ..., C), the input of a linear
+            layer.
+        outer: whether papers leave the layer after it in FP32, see `Scheme.outer_bits`.
 
     Attributes:
         name: dotted name in its network.
-        quantizer: what a scheme put here, or None.
+        quantizer: the scheme's quantizer, or None.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class QuantizationPoint(nn.Module):
 
     @property
     def layers(self) -> tuple[QuantizedLayer, ...]:
-        """Those whose weights a scheme quantizes here."""
+        """The layers whose weights a scheme quantizes here."""
         return self.feeds + self.bypassed_by
 
     def forward(self, x: Tensor) -> Tensor:
-        """Quantize a feature map; the shape stays.
+        """Quantize a feature map, in the same shape.
 
         Raises:
-            UserError: the point's range was never calibrated, or it runs outside its network.
+            UserError: the range was never calibrated, or the point runs outside its network.
         """
         forward = running()
         if self.quantizer is None:
@@ -81,10 +82,10 @@ class QuantizationPoint(nn.Module):
         return output.value if maps is x else self._restored(output.value, x)
 
     def _as_maps(self, x: Tensor, forward: Forward) -> Tensor:
-        """`x` as quantizers expect it: (B, C, H, W), B the LR patches of the forward.
+        """`x` in the shape for quantizers: (B, C, H, W), with B the number of LR patches of the forward.
 
-        Networks with windows fold them into the batch, those of one patch behind one another, and linear layers have
-        channels last; there every sample's values are laid out as one map (B, C, values, 1).
+        Networks with windows fold the windows of a patch into the batch, one after another. Linear layers have channels
+        last. In both cases the values of a sample become one map (B, C, values, 1).
         """
         samples = len(forward.context.lr)
         if x.dim() == 4 and self.channel_dim == 1 and len(x) == samples:

@@ -1,4 +1,4 @@
-"""Activation quantizers by where their range comes from: calibrated, learned, or learned for each candidate."""
+"""Activation quantizers whose range is calibrated, learned, or learned for each candidate."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from cadyq.quantizers.functional import (
     signed_levels,
 )
 
-INITIAL_BOUND = 10.0  # only until calibration or a file sets it: a quantizer without a range raises
+INITIAL_BOUND = 10.0  # replaced by calibration or a file; a quantizer that was not calibrated raises
 Network = TypeVar("Network", bound=Any)  # with points and a scheme
 
 
 class CalibratedRange(ActivationQuantizer):
-    """Base of fixed-bit quantizers whose range [low, high] comes from calibration and is not learned."""
+    """Base of fixed-bit quantizers with a range [low, high] from calibration, which is not learned."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -38,14 +38,14 @@ class CalibratedRange(ActivationQuantizer):
 
 
 class AffineRange(CalibratedRange):
-    """Rounds to 2^b levels between low and high, of which one is exactly zero (padding is zero)."""
+    """Rounds to 2^b levels between low and high, one of which is exactly zero (padding is zero)."""
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         return QuantizerOutput(fake_quantize_affine(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
 
 
 class MinMaxRange(AffineRange):
-    """[min, max] seen in calibration, stretched to hold zero exactly."""
+    """The [min, max] that calibration saw, extended so that zero is a level."""
 
     def initialize(self, statistics: PointStatistics) -> None:
         self.low.copy_(statistics.minimum.clamp_max(0))
@@ -53,7 +53,7 @@ class MinMaxRange(AffineRange):
 
 
 class SignAware(ActivationQuantizer):
-    """What fixed-bit quantizers share that have an unsigned grid where calibration saw no negative value."""
+    """Base of fixed-bit quantizers with an unsigned grid at points where calibration saw no negative value."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class SignAware(ActivationQuantizer):
 
 
 class LearnedRange(ActivationQuantizer):
-    """What fixed-bit quantizers with a learned range share: where it starts."""
+    """Base of fixed-bit quantizers with a learned range. It sets the start of the range."""
 
     bits: int
 
@@ -77,13 +77,13 @@ class LearnedRange(ActivationQuantizer):
 
     @abstractmethod
     def set_largest(self, value: Tensor) -> None:
-        """Make that the largest magnitude."""
+        """Set the largest magnitude that is not clipped."""
 
     def initialize(self, statistics: PointStatistics) -> None:
         self.set_largest(RANGE_SHARE[self.bits] * statistics.max_abs)
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """From another kind or other bits the range is taken in proportion to `RANGE_SHARE`."""
+        """The range of another class or of other bits is taken in proportion to `RANGE_SHARE`."""
         if type(parent) is type(self) and parent.bits == self.bits:
             super().inherit(parent)
         elif isinstance(parent, LearnedRange):
@@ -114,9 +114,10 @@ class LearnedBoundActivation(LearnedRange):
 
 
 class LearnedBounds(LearnedRange):
-    """A learned lower and a learned upper bound, with zero on the grid between them.
+    """A learned lower and a learned upper bound; zero is a level between them.
 
-    If calibration saw no negative value, the lower bound starts at 0. It stays 0, as its step is relative to its size.
+    If calibration saw no negative value, the lower bound starts at 0. It stays there, since its learning rate is
+    relative to its size.
     """
 
     def __init__(self, bits: int) -> None:
@@ -133,14 +134,14 @@ class LearnedBounds(LearnedRange):
         return self.high.detach().maximum(-self.low.detach())
 
     def set_largest(self, value: Tensor) -> None:
-        """Both bounds by the same factor."""
+        """Scale both bounds by the same factor."""
         factor = value / self.largest().clamp_min(1e-12)
         self.low.data.mul_(factor)
         self.high.data.mul_(factor)
         self.calibrated = True
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound, as scalars or one value a sample (B, 1, 1, 1)."""
+        """Lower and upper bound, scalars or one value a sample (B, 1, 1, 1)."""
         return self.low, self.high
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
@@ -148,7 +149,7 @@ class LearnedBounds(LearnedRange):
 
 
 class CandidateActivation(ActivationQuantizer):
-    """K candidate bit-widths, each with its own learned clipping bound; subclasses choose one for each sample."""
+    """K candidate bit-widths, each with its own learned bound. Subclasses choose one for each sample."""
 
     def __init__(self, candidates: tuple[int, ...]) -> None:
         super().__init__()
@@ -170,11 +171,11 @@ class CandidateActivation(ActivationQuantizer):
         self.bounds.data.copy_(self._shares() * statistics.max_abs)
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """From a fixed-bit network every candidate starts from its bound, in proportion to `RANGE_SHARE`; from
-        another quantizer with candidates, from the bound of the nearest one, which for the same candidate is its own.
+        """Take over a parent's bounds.
 
-        CADyQ's paper starts all candidates at the 8-bit bound; few steps are not enough to shrink a 4-bit range from
-        there.
+        From a fixed-bit parent, every candidate starts at its bound in proportion to `RANGE_SHARE`. From a parent with
+        candidates, it starts at the bound of the nearest candidate. CADyQ's paper starts all candidates at the 8-bit
+        bound, but few steps are not enough to shrink a 4-bit range from there.
         """
         if isinstance(parent, LearnedRange):
             self.bounds.data.copy_(parent.largest() * self._shares() / RANGE_SHARE[parent.bits])
@@ -202,11 +203,11 @@ class CandidateActivation(ActivationQuantizer):
 
 
 class ConstantCandidate(ActivationQuantizer):
-    """One candidate of another quantizer, for every sample.
+    """One candidate of another quantizer for every sample.
 
     Args:
-        chooser: whose ranges are used.
-        candidate: its index.
+        chooser: quantizer whose ranges are used.
+        candidate: index of the candidate.
     """
 
     def __init__(self, chooser: CandidateActivation, candidate: int) -> None:
@@ -220,14 +221,14 @@ class ConstantCandidate(ActivationQuantizer):
 
 
 def with_constant_candidate(network: Network, candidate: int) -> Network:
-    """A copy of a network whose points all use one candidate: 0 for the fewest bits, -1 for the most.
+    """A copy of a network with one candidate at all points: 0 for the fewest bits, -1 for the most.
 
     Args:
-        network: in eval mode. Points without candidates stay as they are.
+        network: in eval mode. Points without candidates are unchanged.
         candidate: index into the candidates of each point.
     """
     constant = copy.deepcopy(network)
-    constant.scheme = None  # nobody chooses
+    constant.scheme = None  # no scheme chooses bits
     for point in constant.points.values():
         if isinstance(point.quantizer, CandidateActivation):
             point.quantizer = ConstantCandidate(point.quantizer, candidate % len(point.quantizer.candidates))

@@ -1,4 +1,4 @@
-"""A weight whose values are rounded up or down as was found best together: AdaRound's and BRECQ's."""
+"""Weights with learned rounding, for AdaRound and BRECQ."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from cadyq.quantizers.base import WeightQuantizer
 from cadyq.quantizers.functional import straight_through
 
 ZETA, GAMMA = 1.1, -0.1
-STEP_SHARES = torch.linspace(0.02, 1, 50)  # of the largest weight, that a step is searched among
+STEP_SHARES = torch.linspace(0.02, 1, 50)  # shares of the largest weight that are tried as range
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
-    """h(V), from 0 to 1, both of which it reaches."""
+    """h(V), from 0 to 1, both ends included."""
     return (v.sigmoid() * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
@@ -23,7 +23,7 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 
 
 def pack_bits(up: Tensor) -> Tensor:
-    """Booleans of any shape to uint8, eight a byte."""
+    """Booleans of any shape to uint8, eight values a byte."""
     padded = nn.functional.pad(up.flatten().to(torch.uint8), (0, -up.numel() % 8)).view(-1, 8)
     return (padded << torch.arange(8, device=up.device)).sum(1).to(torch.uint8)
 
@@ -35,12 +35,12 @@ def unpack_bits(packed: Tensor, shape: torch.Size) -> Tensor:
 
 
 class RoundedWeight(WeightQuantizer):
-    """A weight of which each value is rounded up or down as was found best together.
+    """A weight with learned rounding: each value is rounded up or down.
 
     Attributes:
         step: s, a scalar, or (Cout, 1, 1, 1).
-        up: which values are rounded up, eight a byte.
-        rounding: V (Cout, Cin / groups, k, k) while it is tuned, else None.
+        up: which values are rounded up, eight values a byte.
+        rounding: V (Cout, Cin / groups, k, k) during tuning, else None.
     """
 
     def __init__(self, bits: int, channelwise: bool = False) -> None:
@@ -62,7 +62,7 @@ class RoundedWeight(WeightQuantizer):
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
-        """The step of least squared error under rounding to nearest, which is kept at first."""
+        """Set the step of least squared error under rounding to nearest, and start with that rounding."""
         dims = (1, 2, 3) if self.granularity == "channel" else (0, 1, 2, 3)
         largest = weight.abs().amax(dims, keepdim=True).clamp_min(1e-8) / 2 ** (self.bits - 1)
         steps = [share * largest for share in STEP_SHARES.to(weight)]

@@ -1,7 +1,7 @@
-"""The forward that is running, as the points of its network see it: its LR patches, and who listens.
+"""The running forward, as the points of its network see it: its LR patches and its listener.
 
-Blocks of a network are plain PyTorch (`forward(x)`). What a quantizer needs to know besides its feature map, and what a
-trace wants to know of it, is kept in a `ContextVar`: nested forwards and other threads have their own.
+Blocks of a network are plain PyTorch (`forward(x)`). A `ContextVar` holds what a quantizer needs besides its feature
+map, so nested forwards and threads have their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cadyq.quantizers.base import QuantizerOutput
 from cadyq.quantizers.context import PatchContext
 
-# is told the point, its feature map as it entered, and what its quantizer did
+# called with the point, its input and the output of its quantizer
 Listener = Callable[[nn.Module, Tensor, QuantizerOutput], None]
 
 
@@ -25,8 +25,8 @@ class Forward:
     """One forward of a network.
 
     Attributes:
-        context: its LR patches, and features of them.
-        listener: is told what each point does; None where nobody asked.
+        context: its LR patches and their features.
+        listener: called with what each point does; None without a trace.
     """
 
     context: PatchContext
@@ -37,13 +37,13 @@ _running: ContextVar[Forward | None] = ContextVar("cadyq_running", default=None)
 
 
 def running() -> Forward | None:
-    """The forward that this code runs in; None outside a network."""
+    """The forward that this code runs in; None outside of a network."""
     return _running.get()
 
 
 @contextmanager
 def forward_of(context: PatchContext, listener: Listener | None = None) -> Iterator[None]:
-    """Inside, points belong to a forward on these patches."""
+    """Within the block, points belong to a forward on these patches."""
     token = _running.set(Forward(context, listener))
     try:
         yield

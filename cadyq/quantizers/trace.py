@@ -1,4 +1,4 @@
-"""The trace of a forward: for each quantization point the bits of each sample. All costs are read from it."""
+"""The trace of a forward: the bits of each sample at each quantization point. All costs are computed from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Traceable(HasPoints, Protocol):
 
 
 class PointRecord(NamedTuple):
-    """What happened at one point: its module, bits (B,), H, W of the map, and the two losses (B,) or None."""
+    """The record of one point: its module, bits (B,), H and W of the map, and the two losses (B,) or None."""
 
     point: QuantizationPoint
     bits: Tensor
@@ -36,7 +36,7 @@ class PointRecord(NamedTuple):
     auxiliary_loss: Tensor | None = None
 
     def uses(self) -> Iterator[tuple[QuantizedLayer, Tensor]]:
-        """Each layer that ran here, with the bits (B,) of the activations it read."""
+        """Each layer that ran here, with the bits (B,) of its input."""
         for layer in self.point.feeds:
             yield layer, self.bits
         for layer in self.point.bypassed_by:
@@ -56,9 +56,9 @@ class BitOps(NamedTuple):
 
 
 class Use(NamedTuple):
-    """One use of a layer in a forward: its MACs, its weight bits, and the bits (B,) of the activations it read.
+    """One use of a layer in a forward: its MACs, its weight bits, and the bits (B,) of its input.
 
-    `quantized` says whether a scheme is at work, on the weights or at the point.
+    `quantized` is True if the weights or the point have a quantizer.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Use(NamedTuple):
 
 
 class Trace:
-    """Collects what the points of one forward did.
+    """Records the points of one forward.
 
     Attributes:
-        network: that ran.
-        context: features of the LR patches of this forward.
-        records: point name -> PointRecord, in network order. A point that ran more than once has further records under
+        network: the network that ran.
+        context: the LR patches of this forward and their features.
+        records: point name -> PointRecord, in network order. If a point ran more than once, its further records have
             the names `NAME@2`, `NAME@3`, and so on.
     """
 
@@ -86,7 +86,7 @@ class Trace:
         self._runs: dict[str, int] = {}
 
     def record(self, module: nn.Module, x: Tensor, output: QuantizerOutput) -> None:
-        """Called by each point as it runs. `x` (B, C, H, W) is the feature map as it entered the point."""
+        """Called by each point as it runs. `x` (B, C, H, W) is the input of the point."""
         point = cast(QuantizationPoint, module)
         _check(point, x, output)
         height, width = x.shape[-2:]
@@ -100,7 +100,7 @@ class Trace:
         return {name: record.bits for name, record in self.records.items()}
 
     def fab(self) -> Tensor:
-        """Feature average bit-width (B,): mean bits over the points that count; 32 where nothing is quantized."""
+        """Feature average bit-width (B,): mean bits over the points that count; 32 in FP32."""
         counted = [record.bits for record in self.records.values() if record.point.counts_for_fab]
         if not counted:
             return torch.full((len(self.context.lr),), float(FULL_PRECISION), device=self.context.lr.device)
@@ -112,7 +112,7 @@ class Trace:
         return torch.stack(penalties).sum(0) if penalties else self.context.lr.new_zeros(len(self.context.lr))
 
     def auxiliary_loss(self) -> Tensor | None:
-        """Sum over points of the scheme's own loss (B,), differentiable; None where no point has one."""
+        """Sum over points of the scheme's own loss (B,), differentiable; None if no point has one."""
         losses = [record.auxiliary_loss for record in self.records.values() if record.auxiliary_loss is not None]
         return torch.stack(losses).sum(0) if losses else None
 
@@ -122,9 +122,9 @@ class Trace:
         return count_macs(self.network, *self.context.lr.shape[-2:])
 
     def uses(self) -> list[Use]:
-        """Every use of a layer whose weights or activations a scheme may quantize, in network order.
+        """Every use of a layer whose weights or input a scheme may quantize, in network order.
 
-        A layer that several points feed did a share of its MACs at each, in proportion to the pixels there.
+        If several points feed a layer, its MACs are divided among them in proportion to their pixels.
         """
         pixels: dict[QuantizedLayer, int] = {}
         for record in self.records.values():
@@ -140,7 +140,7 @@ class Trace:
         return uses
 
     def bitops_split(self) -> BitOps:
-        """BitOPs of each sample: MACs x weight bits x activation bits, what is not quantized at 32 x 32."""
+        """BitOPs of each sample in three parts: MACs x weight bits x activation bits, and 32 x 32 in FP32."""
         samples = len(self.context.lr)
         selector = float(self.context.macs())
         for record in self.records.values():
@@ -181,9 +181,12 @@ def _check(point: QuantizationPoint, x: Tensor, output: Any) -> None:
 
 
 def trace_forward(network: Traceable, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:
-    """Run `network` on `lr` (B, 3, H, W) in 0..255; return the SR images and the trace of that very forward.
+    """Run `network` on `lr` (B, 3, H, W) in 0..255. Return SR (B, 3, H scale, W scale) and the trace of this forward.
 
-    `hr` (B, 3, H scale, W scale) is for the schemes that ask what the best choice would have been.
+    `hr` (B, 3, H scale, W scale) is for schemes that read HR (the oracle).
+
+    Raises:
+        UserError: a quantizer returns a wrong type, shape or bits, or was not calibrated.
     """
     trace = Trace(network, lr, hr)
     return network.run(trace.context, trace.record), trace

@@ -1,4 +1,4 @@
-"""What a scheme is, how it is applied to a network, and CADyQ itself. What a scheme's file imports."""
+"""The interface of a scheme, how it is applied to a network, and CADyQ. A scheme's file imports from here."""
 
 from cadyq.schemes.base import FixedBitScheme, Scheme, apply_scheme, register_scheme
 from cadyq.schemes.tuning import Loss, Role, Stage, Step, cosine, normalized_distance

@@ -1,7 +1,7 @@
-"""What a quantization scheme is: activation quantizers for the points, weight quantizers for the layers.
+"""The interface of a quantization scheme: activation quantizers for the points, weight quantizers for the layers.
 
-A new fixed-bit scheme is one file with one `ActivationQuantizer`, one `WeightQuantizer` (or one of
-`cadyq.quantizers.base`) and one frozen dataclass derived from `FixedBitScheme`. See CONTRIBUTING.
+A new fixed-bit scheme is one file: an `ActivationQuantizer`, a `WeightQuantizer` (or one of `cadyq.quantizers.base`)
+and a frozen dataclass derived from `FixedBitScheme`. See CONTRIBUTING.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ class Scheme(ABC):
     """A quantization scheme and its options. Subclasses are frozen dataclasses whose fields are the options.
 
     Attributes:
-        outer_bits: of weights and activations in the layers that no point of the network stands before: head,
-            upsampler and tail, which papers leave in FP32 (32, the default). With 8 bits or fewer they are quantized
-            the same way under every scheme: weights symmetric for each output channel, activations by the range that
-            calibration saw.
-        trained: False where the scheme runs from calibration alone.
-        tuned: True where `python -m cadyq.calibrate` makes its networks, from an FP32 network and LR images.
-        parent: the scheme whose trained network a network of this one starts from.
-        reads_hr: True for an oracle, which is told the HR patches it is measured against. No other scheme is.
-        dynamic: True where bits depend on the input. Tables then compare the scheme with fixed bits of equal cost.
-        draws_in_training: True where a forward in training mode draws at random. In eval mode none does.
-        control: True for a simpler way to choose bits or ranges, which dynamic schemes are compared with at equal FAB.
+        outer_bits: bits of weights and activations in the layers that read no point of the network: head, upsampler and
+            tail. Papers leave them in FP32 (32, the default). From 2 to 8 bits they are quantized in the same way under
+            every scheme: weights symmetric for each output channel, activations by the range that calibration saw.
+        trained: False if the scheme runs from calibration alone.
+        tuned: True if `python -m cadyq.calibrate` makes its networks, from an FP32 network and LR images.
+        parent: the scheme of the trained network that a network of this scheme starts from.
+        reads_hr: True for an oracle, which gets the HR patches that it is measured against. No other scheme gets them.
+        dynamic: True if bits depend on the input. Tables then compare the scheme with fixed bits of equal cost.
+        draws_in_training: True if a forward in training mode draws random numbers. In eval mode no scheme does.
+        control: True for a simpler way to choose bits or ranges. Dynamic schemes are compared with it at equal FAB.
     """
 
     outer_bits: int = field(default=FULL_PRECISION, kw_only=True)
@@ -63,10 +62,10 @@ class Scheme(ABC):
 
     @abstractmethod
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer | None:
-        """The quantizer of one point with that many channels; None leaves it in FP32.
+        """The quantizer of one point, for maps of that many channels. None leaves the point in FP32.
 
-        `counts_for_fab` is False at points that do not count for FAB (a residual branch before its addition), where a
-        scheme with input-dependent bits uses fixed ones.
+        `counts_for_fab` is False at points that do not count for FAB, such as a residual branch before its addition.
+        There a scheme with input-dependent bits uses fixed bits.
         """
 
     @abstractmethod
@@ -74,24 +73,27 @@ class Scheme(ABC):
         """The weight quantizer of one layer that reads a point; None leaves it in FP32."""
 
     def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
-        """Set what depends on several points at once, such as which layers get more bits.
+        """Set what depends on several points at once, such as which layers get more bits. By default nothing.
 
-        Called after `ActivationQuantizer.initialize` of every point, with the same statistics. By default nothing.
+        It is called after `ActivationQuantizer.initialize` of every point, with the same statistics.
         """
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Scheme:
-        """This scheme with its options chosen on training patches, for schemes that are derived, not trained.
+        """This scheme with options chosen on training patches, for schemes that are derived and not trained.
 
         Args:
-            parent: the trained network of scheme `parent`, in eval mode, whose weights and ranges are taken over.
+            parent: trained network of the scheme `parent`, in eval mode. Its weights and ranges are taken over.
             lr: patches (N, 3, h, w) in 0..255 of training photographs.
-            hr: what they should become, (N, 3, h scale, w scale).
+            hr: their HR patches (N, 3, h scale, w scale) in 0..255.
             mean_bits: FAB to aim for.
+
+        Raises:
+            UserError: the scheme is not derived.
         """
         raise UserError(f"{self.name} is not derived from a trained network: train it with python -m cadyq.train")
 
     def fit_ranges(self, network: SRNetwork, lr: Tensor) -> None:
-        """Set the ranges of a derived network that are not taken over from its parent. By default nothing.
+        """Set the ranges of a derived network that it does not take over from its parent. By default there are none.
 
         Args:
             network: under this scheme, with weights and ranges of the parent; changed in place.
@@ -99,14 +101,14 @@ class Scheme(ABC):
         """
 
     def stages(self) -> Sequence[Stage]:
-        """What is tuned against the FP32 network after calibration, in this order. By default nothing.
+        """The stages that tune quantizers against the FP32 network after calibration, in order. By default none.
 
         `python -m cadyq.calibrate` runs them.
         """
         return ()
 
     def with_chosen_bits(self, parent: SRNetwork, lr: Tensor) -> Scheme:
-        """This scheme with bits chosen on LR patches, before calibration. By default as it is.
+        """This scheme with bits chosen on LR patches, before calibration. By default unchanged.
 
         Args:
             parent: the FP32 network, in eval mode.
@@ -115,17 +117,18 @@ class Scheme(ABC):
         return self
 
     def assign_bits(self, network: SRNetwork) -> None:
-        """Set the bits of single points and layers, once their quantizers are in place. By default all stay alike."""
+        """Set the bits of single points and layers after their quantizers are in place. By default nothing."""
 
     def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
-        """Prepare the quantizers for the patches of one forward, all points at once. By default nothing."""
+        """Prepare all quantizers for the patches of one forward. By default nothing."""
 
     def combine_gradients(self, loss: Sequence[Tensor], auxiliary: Sequence[Tensor]) -> list[Tensor]:
-        """The gradients that training goes by, where quantizers return an `auxiliary_loss`. By default the sum.
+        """The gradients of training when quantizers return an `auxiliary_loss`. By default their sum.
 
         Args:
-            loss: of the recipe's loss, a tensor for each parameter.
-            auxiliary: of the auxiliary loss, summed over points and averaged over patches, for the same parameters.
+            loss: gradients of the recipe's loss, a tensor for each parameter.
+            auxiliary: gradients of the auxiliary loss for the same parameters. That loss is summed over points and
+                averaged over patches.
         """
         return [own + other for own, other in zip(loss, auxiliary, strict=True)]
 
@@ -141,7 +144,7 @@ class Scheme(ABC):
         }
 
     def label(self) -> str:
-        """As written in a command, with the options that are not at their defaults: "cadyq", "cadyq,stats_stride=8"."""
+        """As written in a command, with the options that differ from their defaults: "cadyq,stats_stride=8"."""
         return self.name + self._written_options()
 
     def _written_options(self, but: Sequence[str] = ()) -> str:
@@ -153,7 +156,12 @@ class Scheme(ABC):
 
 @dataclass(frozen=True)
 class FixedBitScheme(Scheme):
-    """A scheme with one bit-width for all weights and one for all activations."""
+    """A scheme with one bit-width for all weights and one for all activations.
+
+    Attributes:
+        weight_bits: bits of weights, 2 to 8.
+        act_bits: bits of activations, 2 to 8.
+    """
 
     weight_bits: int = 8
     act_bits: int = 8
@@ -172,11 +180,15 @@ class FixedBitScheme(Scheme):
 
 SCHEMES: Registry[Scheme] = Registry("scheme", "cadyq.schemes")
 register_scheme = SCHEMES.register
-"""Class decorator: makes a subclass of `Scheme` known under a name."""
+"""Class decorator that registers a subclass of `Scheme` under a name."""
 
 
 def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
-    """Fill the points and the layers that belong to them with the scheme's quantizers, in place."""
+    """Put the scheme's quantizers into the points and their layers, in place.
+
+    Raises:
+        UserError: `outer_bits` is out of range.
+    """
     if scheme.outer_bits != FULL_PRECISION:
         check_bits("outer_bits", scheme.outer_bits)
         network.add_outer_points()
@@ -205,7 +217,7 @@ def _weight_quantizer(scheme: Scheme, outer: bool) -> WeightQuantizer | None:
 
 
 def with_scheme(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
-    """A copy of `parent` with its weights under another scheme, whose quantizers are not initialized yet."""
+    """A copy of `parent` with its weights under another scheme. Its quantizers are not initialized."""
     network = parent.without_scheme()
     apply_scheme(network, scheme)
     return network

@@ -1,6 +1,6 @@
-"""CADyQ as a scheme: weights at fixed bits, activations at bits chosen for every patch and every layer.
+"""CADyQ: weights at fixed bits, activations at bits chosen for every patch and every layer.
 
-Hong et al., CADyQ: PatchContext-Aware Dynamic Quantization for Image Super-Resolution, ECCV 2022.
+Hong et al., CADyQ: Content-Aware Dynamic Quantization for Image Super-Resolution, ECCV 2022.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RANGE_STARTS = ("share", "parent")
 
 
 class DynamicActivation(CandidateActivation):
-    """The candidate of each sample is chosen by a trained `BitSelector`."""
+    """A trained `BitSelector` chooses the candidate of each sample."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class DynamicActivation(CandidateActivation):
         return self.selector(x, context).argmax(1)  # type: ignore[no-any-return]
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """As `CandidateActivation`, or all candidates at the bound of a fixed-bit parent, see `CADyQ.range_start`."""
+        """As `CandidateActivation`, or every candidate at a fixed-bit parent's bound (`CADyQ.range_start`)."""
         if isinstance(parent, LearnedRange) and self.range_start == "parent":
             self.bounds.data.copy_(parent.largest().expand_as(self.bounds))
             self.calibrated = True
@@ -68,7 +68,7 @@ class DynamicActivation(CandidateActivation):
         return QuantizerOutput(value, bits, self._penalty(mixture, bits))
 
     def _penalty(self, mixture: Tensor, bits: Tensor) -> Tensor:
-        """bits_ste / sum_k(p_k b_k).detach(): forward the hard bits, backward the soft ones (Sec. 3.4)."""
+        """bits_ste / sum_k(p_k b_k).detach(): the chosen bits forward, the soft bits backward (Sec. 3.4)."""
         soft = (mixture * self.candidates).sum(1)
         return (bits - soft.detach() + soft) / soft.detach()
 
@@ -87,11 +87,11 @@ class CADyQ(CandidateScheme):
     Attributes:
         selector_inputs: "normalized" or "paper", see `BitSelector`.
         gradient_scale: see `BitSelector`.
-        range_start: where candidates start that inherit the bound of a fixed-bit parent: at a "share" of it that
-            shrinks with the bit-width, as few steps are not enough to shrink a 4-bit range, or at the "parent" bound
+        range_start: start of the candidates' bounds when a fixed-bit parent has one. "share" is a share of it that
+            shrinks with the bit-width, since few steps are not enough to shrink a 4-bit range. "parent" is the bound
             itself, as in the paper.
-        stats_stride: the selectors take deviations over every so many rows and columns. 1, all values, is the
-            paper's; the cost of choosing falls with the square.
+        stats_stride: the selectors compute deviations on every `stats_stride`-th row and column. 1 is the paper's. The
+            cost of the selectors falls with the square of it.
     """
 
     name = "cadyq"
@@ -110,7 +110,7 @@ class CADyQ(CandidateScheme):
             raise UserError(f"stats_stride={self.stats_stride!r}: give a whole number of 1 or more")
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CADyQ:
-        """Itself: the parent's selectors under other options, such as `stats_stride`. `mean_bits` is not used."""
+        """Unchanged: the parent's selectors under other options (`stats_stride`). `mean_bits` is not used."""
         return self
 
     def candidate_quantizer(self, channels: int) -> DynamicActivation:

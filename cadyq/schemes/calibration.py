@@ -1,4 +1,4 @@
-"""Calibration: what the quantization points of an FP32 network see on training photographs."""
+"""Calibration: statistics of the feature maps at the quantization points of an FP32 network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QUANTILES = 21
 
 
 class Observer(ActivationQuantizer):
-    """Passes the feature map through; keeps the extremes (B, 2) and channel deviations (B, C) of each patch."""
+    """Returns the feature map unchanged; keeps the extremes (B, 2) and channel deviations (B, C) of each patch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Observer(ActivationQuantizer):
 
 
 class Histogram(ActivationQuantizer):
-    """Passes the feature map through and counts its values in equal bins between `low` and `high`."""
+    """Returns the feature map unchanged and counts its values in equal bins between `low` and `high`."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Histogram(ActivationQuantizer):
 
 
 def _run(network: SRNetwork, patches: Tensor, observers: Mapping[str, ActivationQuantizer]) -> None:
-    """Forward all patches with the observers in the place of the network's own quantizers."""
+    """Forward all patches with the observers in place of the network's quantizers."""
     before = {name: point.quantizer for name, point in network.points.items()}
     for name, point in network.points.items():
         point.quantizer = observers[name]
@@ -73,14 +73,17 @@ def _run(network: SRNetwork, patches: Tensor, observers: Mapping[str, Activation
 
 @torch.no_grad()
 def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
-    """Statistics of every point, in two passes: a histogram needs its ends first.
+    """Statistics of every point, in two passes. The first finds the ends of the histograms, the second fills them.
 
     Args:
-        network: FP32 (no scheme that quantizes); left as it was.
-        patches: LR patches (N, 3, h, w) in 0..255, N of 2 or more, from training photographs.
+        network: in FP32 (no scheme that quantizes); unchanged afterwards.
+        patches: LR patches (N, 3, h, w) in 0..255 from training photographs, N at least 2.
+
+    Returns:
+        Name of a point -> its statistics.
 
     Raises:
-        UserError: a point sees a value that is not finite.
+        UserError: a value at a point is not finite.
     """
     observers = {name: Observer() for name in network.points}
     _run(network, patches, observers)
@@ -122,7 +125,11 @@ def _initialize(quantizer: ActivationQuantizer, statistics: PointStatistics) -> 
 
 
 def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> None:
-    """Start every quantizer of `network`: from the statistics of its point, or from the weight it quantizes."""
+    """Initialize every quantizer of `network`, from the statistics of its point or from its weight.
+
+    Raises:
+        UserError: a point has no statistics.
+    """
     for name, point in network.points.items():
         if point.quantizer is not None:
             if name not in statistics:
@@ -136,7 +143,7 @@ def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> No
 
 
 def _under(parent: SRNetwork, scheme: str, options: dict[str, Any] | None) -> SRNetwork:
-    """A copy of `parent` under a scheme as written in a command and further options, not initialized yet."""
+    """A copy of `parent` under a scheme as written in a command, with further options; not initialized."""
     name, bits, _ = parse_scheme(scheme)
     return with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
 
@@ -144,9 +151,16 @@ def _under(parent: SRNetwork, scheme: str, options: dict[str, Any] | None) -> SR
 def calibrated(
     parent: SRNetwork, scheme: str, statistics: dict[str, PointStatistics], options: dict[str, Any] | None = None
 ) -> SRNetwork:
-    """A network of `parent`'s backbone and weights under a scheme as written in a command, initialized.
+    """A copy of `parent` under a scheme as written in a command, initialized from statistics.
 
-    `options` are further options of the scheme.
+    Args:
+        parent: any network.
+        scheme: as in "pams:w8a8".
+        statistics: of the points of the FP32 network, see `observe`.
+        options: further options of the scheme.
+
+    Raises:
+        UserError: unknown scheme or option; a point has no statistics.
     """
     network = _under(parent, scheme, options)
     initialize(network, statistics)
@@ -160,14 +174,17 @@ def calibrated_on(
     options: dict[str, Any] | None = None,
     reference: SRNetwork | None = None,
 ) -> SRNetwork:
-    """A network of `parent`'s weights under a scheme as written in a command, calibrated on LR patches.
+    """A copy of `parent` under a scheme as written in a command, calibrated on LR patches.
 
     Args:
         parent: any network.
-        scheme: "pams:w8a8".
-        patches: (N, 3, h, w) in 0..255, from training photographs.
+        scheme: as in "pams:w8a8".
+        patches: (N, 3, h, w) in 0..255 from training photographs, N at least 2.
         options: further options of the scheme.
-        reference: whose FP32 network runs on the patches; by default the parent's own.
+        reference: network whose FP32 form runs on the patches; by default `parent`.
+
+    Raises:
+        UserError: unknown scheme or option; a value at a point is not finite.
     """
     network = _under(parent, scheme, options)
     fp32 = (reference or parent).without_scheme().eval()
@@ -181,9 +198,9 @@ def with_outer_bits(network: SRNetwork, patches: Tensor, bits: int = 8) -> SRNet
     """A copy of a quantized network whose head, upsampler and tail are quantized too, see `Scheme.outer_bits`.
 
     Args:
-        network: of any scheme, also a trained one; its own quantizers stay as they are.
-        patches: LR patches (N, 3, h, w) in 0..255 that the outer layers are calibrated on, in FP32.
-        bits: of their weights and activations.
+        network: of any scheme, also a trained one. Its own quantizers are unchanged.
+        patches: LR patches (N, 3, h, w) in 0..255 to calibrate the outer layers on, in FP32; N at least 2.
+        bits: bits of their weights and activations, 2 to 8.
     """
     fp32 = network.without_scheme().eval()
     fp32.add_outer_points()

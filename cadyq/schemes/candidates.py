@@ -1,4 +1,4 @@
-"""What CADyQ and the schemes derived from it share: candidate bit-widths, one learned range each."""
+"""The base of CADyQ and of the schemes derived from it: candidate bit-widths, each with its own range."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cadyq.utils.errors import UserError
 
 @dataclass(frozen=True)
 class CandidateScheme(Scheme):
-    """A scheme with candidate activation bits, one learned range each, and weights at fixed bits.
+    """A scheme with candidate activation bits, each with its own range, and weights at fixed bits.
 
     Attributes:
-        weight_bits: of all quantized weights, and of the activations at points that do not count.
-        search_space: candidate activation bits, ascending.
+        weight_bits: bits of all quantized weights, and of the activations at points that do not count for FAB; 2 to 8.
+        search_space: candidate activation bits, two or more from 2 to 8, ascending.
     """
 
     weight_bits: int = 8
@@ -33,7 +33,7 @@ class CandidateScheme(Scheme):
 
     @abstractmethod
     def candidate_quantizer(self, channels: int) -> CandidateActivation:
-        """The quantizer of one point that counts, with that many channels."""
+        """The quantizer of a point that counts for FAB, for maps of that many channels."""
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
         return self.candidate_quantizer(channels) if counts_for_fab else LearnedBoundActivation(self.weight_bits)

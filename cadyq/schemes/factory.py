@@ -19,23 +19,23 @@ from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
 
 CONFIG_VERSION = 2
-# names that options had in version 1
+# options whose names changed since version 1
 RENAMED_OPTIONS = {"deviation_stride": "stats_stride"}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to rebuild a network without its weights. Its JSON form is the checkpoint's header.
+    """The configuration that rebuilds a network, without its weights. Its JSON form is the header of a checkpoint.
 
     Attributes:
-        backbone: its registered name; the class of a foreign network.
-        scheme: its registered name.
+        backbone: registered name; for a foreign network its class.
+        scheme: registered name.
         scale: upscaling factor.
-        backbone_options: the constructor's arguments besides scale.
-        scheme_options: the fields of the scheme.
+        backbone_options: arguments of the constructor, without scale.
+        scheme_options: fields of the scheme.
         excluded: points that the scheme leaves in FP32.
-        foreign: whether the network is not a backbone of this project. Loading then needs the network itself.
-        version: of this format.
+        foreign: True if the network is no backbone of this project. Loading then needs the network itself.
+        version: version of this format.
     """
 
     backbone: str
@@ -52,7 +52,11 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Read a configuration; raises UserError if the text is invalid or has an unknown version."""
+        """Read a configuration.
+
+        Raises:
+            UserError: the text is not valid, or its version is unknown.
+        """
         try:
             values = json.loads(text)
             version = values.get("version")
@@ -76,15 +80,15 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def backbone_option_names(name: str) -> list[str]:
-    """The size options of a backbone: its constructor's arguments besides scale."""
+    """The size options of a backbone: the arguments of its constructor, without scale."""
     return [key for key in inspect.signature(BACKBONES.get(name)).parameters if key != "scale"]
 
 
 def build(config: ModelConfig) -> SRNetwork:
-    """The network of a configuration, with random weights, the scheme applied.
+    """The network of a configuration, with random weights and the scheme applied.
 
     Raises:
-        UserError: unknown names or options out of range.
+        UserError: unknown names, options out of range, or a foreign network.
     """
     if config.foreign:
         raise UserError(
@@ -107,10 +111,10 @@ def build(config: ModelConfig) -> SRNetwork:
 
 
 def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
-    """`network` with the points, the scheme and the sizes of a configuration; its weights stay.
+    """A copy of `network` with the points, the scheme and the sizes of a configuration. Its weights are unchanged.
 
     Raises:
-        UserError: the network is another one than the configuration is of.
+        UserError: the configuration belongs to another network.
     """
     if not config.foreign:
         if not isinstance(network, SRNetwork) or network.name != config.backbone:

@@ -22,18 +22,18 @@ SPEC = re.compile(
 
 
 def scheme_name(spec: str) -> str:
-    """The name of a scheme as written in a command; nothing is checked."""
+    """The name of a scheme as written in a command. Nothing is checked."""
     return re.split("[:,]", spec, maxsplit=1)[0]
 
 
 def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
-    """A scheme as written in a command to (name, options, tag).
+    """Split a scheme as written in a command into (name, options, tag).
 
     "pams:w4a8" -> ("pams", {"weight_bits": 4, "act_bits": 8}, ""); "cadyq:fab5" -> ("cadyq", {}, "fab5");
     "cadyq,search_space=4-5-6:seed1" -> ("cadyq", {"search_space": (4, 5, 6)}, "seed1").
 
     Raises:
-        UserError: unknown scheme or option, a value of another type or out of range, a tag that cannot be part of a
+        UserError: unknown scheme or option, a value of a wrong type or out of range, or a tag that cannot be part of a
             file name.
     """
     found = SPEC.fullmatch(spec)
@@ -55,16 +55,21 @@ def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
 
 
 def scheme_of(spec: str) -> Scheme:
-    """The scheme as written in a command, without its tag; raises as `parse_scheme` does."""
+    """The scheme as written in a command, without its tag.
+
+    Raises:
+        UserError: see `parse_scheme`.
+    """
     name, options, _ = parse_scheme(spec)
     return SCHEMES.get(name)(**options)
 
 
 def with_outer_bits_of(spec: str, bits: int) -> str:
-    """The same scheme and tag with other `outer_bits`: "pams:w8a8", 8 -> "pams:w8a8,outer_bits=8"; 32 takes it away.
+    """The same scheme and tag with other `outer_bits`: "pams:w8a8", 8 -> "pams:w8a8,outer_bits=8". 32 removes the
+    option.
 
     Raises:
-        UserError: see `parse_scheme`; bits that no layer can have.
+        UserError: see `parse_scheme`; bits out of range.
     """
     if bits != FULL_PRECISION:
         check_bits("outer_bits", bits)
@@ -74,7 +79,7 @@ def with_outer_bits_of(spec: str, bits: int) -> str:
 
 
 def canonical(spec: str) -> str:
-    """A scheme as it is written in records: "pams" -> "pams:w8a8".
+    """A scheme as written in records: "pams" -> "pams:w8a8".
 
     Raises:
         UserError: see `parse_scheme`.
@@ -85,7 +90,7 @@ def canonical(spec: str) -> str:
 
 
 def _check(spec: str, scheme: type[Scheme], options: dict[str, Any]) -> None:
-    """Raise UserError for values that the scheme refuses, before any work."""
+    """Raise UserError for values that the scheme does not accept."""
     try:
         scheme(**options)
     except UserError:
@@ -127,7 +132,7 @@ def _option(spec: str, scheme: type[Scheme], word: str) -> tuple[str, Any]:
 
 
 def option_kinds(scheme: type[Scheme]) -> dict[str, Any]:
-    """Option -> its type; that of the default where the annotation cannot be evaluated."""
+    """Option -> its type. If the annotation cannot be evaluated, it is the type of the default."""
     try:
         hints = get_type_hints(scheme)
     except (NameError, TypeError, AttributeError):  # names that only a type checker sees

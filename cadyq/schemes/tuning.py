@@ -1,4 +1,4 @@
-"""What a scheme tunes against the FP32 network after calibration: stages of Adam over parameters of its quantizers.
+"""Stages of a scheme: after calibration, Adam tunes parameters of quantizers against the FP32 network.
 
 A scheme declares its stages (`Scheme.stages`), each with the loss of its paper. `cadyq.training.reconstruction` runs
 them.
@@ -20,15 +20,15 @@ Role = Literal["activation", "weight", "selector"]
 
 @dataclass(frozen=True)
 class Step:
-    """What a loss sees of one step.
+    """The inputs of a loss in one step.
 
     Attributes:
-        output: of the quantized network (B, 3, H, W) in 0..255, or of the unit that is reconstructed.
-        target: the same of the FP32 network, without a gradient.
-        features: outputs of the network's blocks, each beside the FP32 network's; empty for a single unit.
+        output: output of the quantized network (B, 3, H, W) in 0..255, or of the unit that is reconstructed.
+        target: the same output of the FP32 network, without a gradient.
+        features: pairs of outputs of the network's blocks, quantized and FP32; empty for a single unit.
         module: the network or unit that runs.
-        trace: of this forward; None for a single unit.
-        done: share of the stage that is over, from 0 to below 1.
+        trace: trace of this forward; None for a single unit.
+        done: share of the stage that is done, 0 to below 1.
     """
 
     output: Tensor
@@ -44,19 +44,20 @@ Loss = Callable[[Step], Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of Adam. All weights of the network stay as they are; only parameters of quantizers learn.
+    """One run of Adam. Only parameters of quantizers learn; the weights of the network are unchanged.
 
     Attributes:
-        name: shown while it runs.
-        rates: learning rate by role of a parameter: "activation" and "weight" for ranges and rounding, in units of the
-            parameter's mean magnitude at the start; "selector" for what chooses bits, as it is. Other roles rest.
-        loss: of one step, a scalar.
-        steps: of the whole network, or of each unit.
+        name: shown during the stage.
+        rates: learning rate for each role of a parameter. Rates of "activation" and "weight" (ranges and rounding) are
+            in units of the parameter's mean magnitude at the start. The rate of "selector" (the choice of bits) is
+            absolute. Roles without a rate do not learn.
+        loss: loss of one step, a scalar.
+        steps: steps for the whole network, or for each unit.
         batch: patches a step.
-        over: what is reconstructed: the output of the whole network, or of each block or layer in turn. A unit reads
-            what the quantized network before it gives, and is compared with the FP32 network's at the same place.
-        decay: factor on all rates by the share of the stage that is over.
-        drop: probability that a value inside a unit, or at its input, is left unquantized in a step (QDrop).
+        over: what is reconstructed: the output of the whole network, or of each block or layer in turn. The input of a
+            unit comes from the quantized network before it, its target from the FP32 network at the same place.
+        decay: factor on all rates, from the share of the stage that is done.
+        drop: probability that a value inside a unit, or at its input, stays unquantized in a step (QDrop).
     """
 
     name: str
@@ -70,7 +71,7 @@ class Stage:
 
 
 def cosine(done: float) -> float:
-    """A decay from 1 to 0 by half a cosine."""
+    """A factor that falls from 1 to 0 along half a cosine; `done` is in 0..1."""
     return 0.5 * (1 + math.cos(math.pi * done))
 
 

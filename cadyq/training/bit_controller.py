@@ -1,4 +1,4 @@
-"""The bit penalty's weight: steered to a target FAB, or growing by the epoch as published."""
+"""The weight of the bit penalty: controlled to a target FAB, or growing with the epochs as published."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from cadyq.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
-BATCH_DECAY = 0.9  # of the running mean of the batches' FAB
-REACHED = 0.2  # bits from the target that count as there
-PROPORTIONAL = 40.0  # the steering's answer to the present difference, in steps of its integral
+BATCH_DECAY = 0.9  # decay of the running mean of the batches' FAB
+REACHED = 0.2  # a difference up to this many bits counts as reached
+PROPORTIONAL = 40.0  # gain of the proportional part, in steps of the integral part
 
 
 class BitController:
-    """Moves the bit penalty's weight until held-out photographs reach the target FAB (a PI controller).
+    """Adjusts the weight of the bit penalty until held-out photographs reach the target FAB (a PI controller).
 
-    Deviations are larger over a whole photograph than over a training patch, so the selector gives it more bits. The
-    difference is measured at every validation and added to what the batches show in between.
+    Deviations are larger over a whole photograph than over a training patch, so the selector gives a photograph more
+    bits. Each validation measures this difference. Between validations it is added to the FAB of the batches.
+
+    Args:
+        target: FAB to reach; 0 for no control.
+        speed: change of the weight for each step and bit of difference.
     """
 
     def __init__(self, target: float, speed: float) -> None:
@@ -32,7 +36,7 @@ class BitController:
         self.batches = 0.0
 
     def update(self, fab: float) -> float:
-        """The penalty's weight for a batch of that FAB; negative where more bits are wanted."""
+        """The weight of the penalty after a batch with that FAB. It is negative if more bits are wanted."""
         if not self.target:
             return 0.0
         self.batches = fab if not self.batches else BATCH_DECAY * self.batches + (1 - BATCH_DECAY) * fab
@@ -41,11 +45,11 @@ class BitController:
         return self.integral + PROPORTIONAL * self.speed * excess
 
     def validated(self, fab: float) -> None:
-        """Take in the FAB of the held-out photographs."""
+        """Take the FAB of the held-out photographs into account."""
         self.offset = fab - self.batches
 
     def warn_if_missed(self, fab: float) -> None:
-        """Say so where the FAB of the held-out photographs ends away from the target."""
+        """Log a warning if the FAB of the held-out photographs is not near the target."""
         if self.target and abs(fab - self.target) > REACHED:
             log.warning("held-out FAB ended at %.2f, not %.2f: raise --steps or the recipe's `steer`", fab, self.target)
 
@@ -57,17 +61,17 @@ class BitController:
 
 
 def growing_weight(recipe: Recipe, step: int) -> float:
-    """w_bit of the paper: it grows by the same amount every epoch."""
+    """w_bit of the paper, which grows by the same amount every epoch."""
     return recipe.bit_weight + recipe.bit_weight_growth * (step // recipe.epoch_steps)
 
 
 def bit_loss(trace: Trace, weight: float, recipe: Recipe) -> Tensor | float:
-    """The bit penalty's share of the loss, a mean over the patches of the trace (so processes may average it).
+    """The bit penalty in the loss, a mean over the patches of the trace, so that processes may average it.
 
-    A steered weight counts for the mean over selectors and patches, the published one for their sum.
+    A controlled weight multiplies the mean over selectors and patches, the published weight their sum.
 
     Raises:
-        UserError: bits are to be steered in a network that chooses none.
+        UserError: there is a target FAB, but the scheme has fixed bits.
     """
     selectors = sum(record.bit_penalty is not None for record in trace.records.values())
     if not selectors and recipe.target_fab:

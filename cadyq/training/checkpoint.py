@@ -14,17 +14,17 @@ from cadyq.utils.files import write_atomic
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a state, whole or not at all."""
-    # by way of memory: torch does not say that a disk is full
+    # through memory, since torch does not report a full disk
     buffer = io.BytesIO()
     torch.save(state, buffer)
     write_atomic(path, buffer.getvalue())
 
 
 def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
-    """The state that `write_checkpoint` wrote.
+    """Read a state that `write_checkpoint` wrote.
 
     Raises:
-        UserError: damaged, or not a checkpoint of this program.
+        UserError: the file is damaged, or no checkpoint of this program.
     """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
@@ -37,7 +37,7 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
-    """Refuse to resume from the checkpoint of another run.
+    """Check that a checkpoint belongs to this run.
 
     Raises:
         UserError: recipe, seed, data or networks differ; names which.

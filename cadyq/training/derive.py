@@ -1,4 +1,4 @@
-"""Take over a trained network, weights and ranges, and choose its bits another way."""
+"""Derive a network from a trained one: the same weights and ranges, with bits chosen in another way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BATCH = 16
 
 
 def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
-    """A network of the parent's backbone under `scheme`, with its weights and ranges, in eval mode."""
+    """A network of the parent's backbone under `scheme`, with the parent's weights and ranges, in eval mode."""
     network = with_scheme(parent, scheme)
     network.inherit_ranges(parent)
     for layer, source in zip(network.layer_names, parent.layer_names, strict=True):
@@ -27,13 +27,13 @@ def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
 
 
 def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
-    """The scheme of that name with the options that it shares with the parent's, and others; nothing is fitted yet.
+    """The scheme `name` with the options of the parent's scheme that it shares, and with `options`. Nothing is fitted.
 
     Raises:
-        UserError: the scheme is not derived from the parent's; an unknown option.
+        UserError: the scheme is not derived from the parent's, or an option is unknown.
     """
     kind = SCHEMES.get(name)
-    origin = name if kind.parent == "fp32" else kind.parent  # one that is trained can only be given other options
+    origin = name if kind.parent == "fp32" else kind.parent  # a trained scheme is derived from itself
     if parent.scheme is None or parent.scheme.name != origin:
         has = "fp32" if parent.scheme is None else parent.scheme.name
         raise UserError(
@@ -48,20 +48,20 @@ def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
 
 @torch.no_grad()
 def mean_fab(network: SRNetwork, lr: Tensor) -> float:
-    """FAB of `network` on patches (N, 3, h, w), mean over them."""
+    """Mean FAB of `network` over patches (N, 3, h, w) in 0..255."""
     return float(torch.cat([trace_forward(network, batch)[1].fab() for batch in torch.split(lr, BATCH)]).mean())
 
 
 def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: float | None, **options: Any) -> SRNetwork:
-    """A network of scheme `name` from a trained one.
+    """A network of scheme `name` from a trained network.
 
     Args:
-        parent: trained, in eval mode.
+        parent: trained network, in eval mode.
         name: a scheme whose `parent` is the parent's scheme.
         lr: patches of training photographs (N, 3, h, w) in 0..255.
-        hr: what they should become (N, 3, h scale, w scale).
+        hr: their HR patches (N, 3, h scale, w scale) in 0..255.
         mean_bits: FAB to aim for; None for the parent's own on these patches.
-        **options: of the scheme, beside those it shares with the parent's.
+        **options: options of the scheme that differ from the parent's.
 
     Raises:
         UserError: see `derived_scheme`.

@@ -1,4 +1,4 @@
-"""Training on several processes that torchrun started; a run of one process is the same code."""
+"""Training in several processes started by torchrun. One process runs the same code."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Processes:
-    """Who trains together. Every process holds the same network and takes its share of each batch.
+    """The processes of one training. Each holds the same network and takes its share of each batch.
 
     Attributes:
         rank: number of this process; process 0 writes the files.
-        count: how many there are.
-        device: where this process computes.
+        count: number of processes.
+        device: device of this process.
     """
 
     rank: int = 0
@@ -39,7 +39,11 @@ class Processes:
         return self.rank == 0
 
     def share(self, size: int) -> slice:
-        """The part of a batch of `size` patches that this process takes."""
+        """The part of a batch of `size` patches that this process takes.
+
+        Raises:
+            UserError: the batch cannot be divided equally.
+        """
         if size % self.count:
             raise UserError(
                 f"batch={size} cannot be divided among {self.count} processes; give a multiple of {self.count}"
@@ -57,7 +61,7 @@ class Processes:
         return [float(value) for value in shared / self.count]
 
     def average_gradients(self, network: nn.Module) -> None:
-        """Give every process the mean of all gradients: the gradient of the mean loss over the whole batch."""
+        """Average all gradients over the processes: the gradient of the mean loss over the whole batch."""
         if self.count == 1:
             return
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -68,7 +72,7 @@ class Processes:
             gradient.copy_(part.view_as(gradient))
 
     def average_statistics(self, network: nn.Module) -> None:
-        """Average the running statistics of batch normalization, which each process takes from its own share."""
+        """Average the running statistics of batch normalization over the processes."""
         if self.count == 1:
             return
         for module in network.modules():
@@ -79,13 +83,13 @@ class Processes:
                         statistic /= self.count
 
     def same_start(self, network: nn.Module) -> None:
-        """Give every process the first one's parameters and buffers."""
+        """Copy the first process's parameters and buffers to all others."""
         if self.count > 1:
             for tensor in (*network.parameters(), *network.buffers()):
                 distributed.broadcast(tensor.detach(), src=0)
 
     def in_turn(self, action: Callable[[], T]) -> T:
-        """Run `action` in the first process, then in the others, which find the files that it left."""
+        """Run `action` in the first process, then in the others, which find the first one's files."""
         if not self.first:
             self.wait()
         result = action()
@@ -95,22 +99,22 @@ class Processes:
 
     @contextmanager
     def alone_in(self, folder: Path) -> Iterator[None]:
-        """Be the only training in `folder`: the first process takes the lock, and the others wait for it."""
+        """Lock `folder` for this training: the first process takes the lock, and the others wait for it."""
         with alone_in(folder) if self.first else nullcontext():
             self.wait()
             yield
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes are here."""
         if self.count > 1:
             distributed.barrier()
 
 
 def choose_device(name: str) -> torch.device:
-    """As `pick_device`, but for those that cannot train; of several processes each takes the GPU of its local rank.
+    """As `pick_device`, but only devices that can train. Each of several processes takes the GPU of its local rank.
 
     Raises:
-        UserError: no such device here, or none to train on.
+        UserError: there is no such device, or it cannot train.
     """
     device = pick_device(name)
     if device.type == "cuda":
@@ -122,7 +126,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def join(device: torch.device) -> Processes:
-    """Meet the other processes that torchrun started, if it did."""
+    """Connect to the other processes if torchrun started this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(device=device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -130,6 +134,6 @@ def join(device: torch.device) -> Processes:
 
 
 def leave(processes: Processes) -> None:
-    """Part from the other processes."""
+    """Disconnect from the other processes."""
     if processes.count > 1:
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The backward pass of a step: of the recipe's loss, and of a scheme's own loss beside it."""
+"""The backward pass of a step: gradients of the recipe's loss, combined with those of a scheme's own loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cadyq.training.distributed import Processes
 
 
 def backward(network: SRNetwork, losses: Sequence[Tensor], processes: Processes) -> None:
-    """Set the gradients of `network`, averaged over the processes. They are to be None before.
+    """Set the gradients of `network`, averaged over the processes. They must be None before.
 
     Args:
-        network: whose forward the losses come from.
-        losses: scalars: the recipe's loss, and where its quantizers return one the auxiliary loss. Their gradients are
-            averaged apart, then combined by `Scheme.combine_gradients`.
-        processes: who trains together.
+        network: the network that ran.
+        losses: scalars: the recipe's loss and, if the quantizers return one, the auxiliary loss. Each gradient is
+            averaged over the processes; `Scheme.combine_gradients` then combines them.
+        processes: processes of this training.
     """
     if len(losses) == 1:
         _accumulate(network, losses[0], processes)
@@ -41,7 +41,7 @@ def _accumulate(network: SRNetwork, loss: Tensor, processes: Processes, keep_gra
 
 
 def _taken(network: SRNetwork) -> dict[Tensor, Tensor | None]:
-    """Parameter -> its gradient, which is taken from it."""
+    """Parameter -> its gradient, which is removed from the parameter."""
     taken: dict[Tensor, Tensor | None] = {}
     for parameter in network.parameters():
         taken[parameter], parameter.grad = parameter.grad, None

@@ -1,4 +1,4 @@
-"""What a run tells as it goes: a progress bar or plain lines, history.csv, TensorBoard where it is installed."""
+"""Progress of a run: a bar or plain lines, history.csv, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class History:
         self._written = 0
 
     def restore(self, rows: list[Row]) -> None:
-        """Go on from a checkpoint's rows: those that were written after it come again."""
+        """Continue from the rows of a checkpoint. Rows written after it are measured again."""
         self.rows, self._written = rows, len(rows)
         if rows:
             write_text(self.path, _csv(rows, header=True))
@@ -38,7 +38,7 @@ class History:
             self.path.unlink(missing_ok=True)
 
     def write(self) -> None:
-        """Append the rows that are not in the file yet."""
+        """Append the rows that the file does not hold yet."""
         new = self.rows[self._written :]
         if new:
             with self.path.open("a", newline="") as file:
@@ -56,12 +56,12 @@ def _csv(rows: list[Row], header: bool) -> str:
 
 
 class TrainingProgress:
-    """A bar on a terminal, otherwise a line at each measurement; with loss, FAB, images a second and time left.
+    """A bar on a terminal, otherwise a line for each measurement, with loss, FAB, images a second and time left.
 
     Args:
-        name: of the run.
-        step: where it starts.
-        steps: where it ends.
+        name: name of the run.
+        step: first step.
+        steps: last step.
         batch: images a step.
         shown: False in all processes but the first.
     """
@@ -74,7 +74,7 @@ class TrainingProgress:
         self._measured = ""
 
     def seconds(self) -> float:
-        """Since the start of this process's part of the run."""
+        """Seconds since this process started its part of the run."""
         return time.monotonic() - self._started
 
     def images_per_second(self, step: int) -> float:
@@ -101,7 +101,7 @@ class TrainingProgress:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard in `folder`; does nothing where the package is not installed."""
+    """Scalars for TensorBoard in `folder`; does nothing if the package is not installed."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self._writer: Any = None

@@ -1,4 +1,4 @@
-"""What a network is trained to: HR, a teacher's outputs, a teacher's attention."""
+"""The losses of training: distances to HR, to a teacher's output and to a teacher's attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from cadyq.utils.errors import UserError
 
 
 def reconstruction(recipe: Recipe, sr: Tensor, batch: Batch) -> Tensor:
-    """Weighted L1 distances of `sr` (B, 3, h scale, w scale) to the teacher's outputs and to HR."""
+    """Weighted L1 distances of `sr` (B, 3, h scale, w scale) to the teacher's output and to HR, a scalar in grey
+    levels.
+
+    Raises:
+        UserError: the recipe needs a teacher and there is none.
+    """
     if not recipe.weight_teacher:
         return recipe.weight_hr * (sr - batch.hr).abs().mean()
     if batch.teacher is None:
@@ -35,11 +40,14 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class AttentionTaps:
-    """Keeps the feature maps that attention transfer compares, of the forwards that run inside `with taps:`.
+    """Keeps the feature maps for attention transfer, of the forwards inside `with taps:`.
 
     Attributes:
-        features: what entered the upsampler, none if its weight is 0.
-        branches: what the blocks' branches returned, in order; a module that is used thrice gives three.
+        features: input of the upsampler.
+        branches: outputs of the blocks' branches, in order. A module that runs three times gives three.
+
+    Raises:
+        UserError: the network does not name the modules that the recipe needs.
     """
 
     def __init__(self, network: SRNetwork, recipe: Recipe) -> None:
@@ -78,10 +86,10 @@ def _lacks(network: SRNetwork, what: str, key: str) -> str:
 
 
 class AttentionTransfer:
-    """Attention transfer from a teacher that runs beside the network on the same patches.
+    """Attention transfer from a teacher that runs on the same patches as the network.
 
     Attributes:
-        taps: around the network; its forward is to run inside `with transfer.taps:`.
+        taps: the network's forward must run inside `with transfer.taps:`.
     """
 
     def __init__(self, network: SRNetwork, teacher: SRNetwork, recipe: Recipe) -> None:
@@ -90,7 +98,7 @@ class AttentionTransfer:
         self.taps, self._teacher_taps = AttentionTaps(network, recipe), AttentionTaps(self.teacher, recipe)
 
     def loss(self, lr: Tensor) -> Tensor:
-        """The weighted distances, after the network's forward on `lr` (B, 3, h, w)."""
+        """The weighted distances (a scalar), after the network's forward on `lr` (B, 3, h, w) in 0..255."""
         with torch.no_grad(), self._teacher_taps as teacher:
             self.teacher(lr)
         total = lr.new_zeros(())

@@ -19,9 +19,9 @@ COLOURS = 3
 
 
 def use_half_precision(network: SRNetwork, device: torch.device) -> None:
-    """Let layers multiply in float16 on a GPU and in bfloat16 on a CPU; quantizers and weights stay FP32.
+    """Multiply in float16 on a GPU and in bfloat16 on a CPU. Quantizers and weights stay FP32.
 
-    Layers that read or give pixels stay FP32: bfloat16 has 8 significant bits, which is what an image has.
+    Layers that read or return pixels stay FP32: bfloat16 has 8 significant bits, as many as an image.
     """
     for layer in network.modules():
         if isinstance(layer, QuantizedLayer) and COLOURS not in layer.weight.shape[:2]:
@@ -29,10 +29,10 @@ def use_half_precision(network: SRNetwork, device: torch.device) -> None:
 
 
 def freeze_fp32_layers(network: SRNetwork) -> None:
-    """Let only quantized layers and quantizers learn, so that a drop against FP32 is due to these alone.
+    """Train only quantized layers and quantizers, so that the drop against FP32 is due to them alone.
 
     Raises:
-        UserError: no layer of the network is quantized.
+        UserError: the network has no quantized layer.
     """
     learning = {p for layer in network.layer_names if layer.weight_quantizer for p in layer.parameters()}
     learning |= {p for point in network.points.values() if point.quantizer for p in point.quantizer.parameters()}
@@ -43,7 +43,7 @@ def freeze_fp32_layers(network: SRNetwork) -> None:
 
 
 def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]:
-    """Adam groups: weights, selectors and clipping bounds. The rate of a bound is relative to its size by default."""
+    """Groups of Adam: weights, selectors and bounds. By default the rate of a bound is relative to its size."""
     groups: list[dict[str, Any]] = []
     selectors: list[nn.Parameter] = []
     quantizer_parameters: set[nn.Parameter] = set()
@@ -72,7 +72,7 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
 
 
 def rate_factor(recipe: Recipe, step: int) -> float:
-    """What all learning rates are multiplied by in a step."""
+    """The factor on all learning rates in a step, 0 to 1."""
     rate = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     if recipe.schedule == "halve":
         return rate * (0.5 if step >= recipe.halve_at * recipe.steps else 1.0)
@@ -80,10 +80,10 @@ def rate_factor(recipe: Recipe, step: int) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of a network's parameters; the first steps count less, as they start from chance.
+    """Exponential moving average of a network's parameters. The decay is smaller in the first steps.
 
     Attributes:
-        network: separate network that holds the averages.
+        network: a separate network that holds the averages.
     """
 
     def __init__(self, network: SRNetwork, decay: float) -> None:
@@ -92,7 +92,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: SRNetwork, step: int) -> None:
-        """Take in the weights after a step; buffers are copied."""
+        """Add the weights after a step to the average. Buffers are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         blend = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         blend(list(self.network.parameters()), list(network.parameters()), step)

@@ -1,7 +1,7 @@
 """Batches of patches, cropped from decoded photographs.
 
-The batch of a step is a pure function of (seed, step), so a resumed run sees the very batches of an uninterrupted one,
-and so do runs with another number of workers or processes.
+The batch of a step depends on (seed, step) alone. A resumed run therefore sees the same batches as an uninterrupted
+one, with any number of workers or processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Draw = list[float]
 
 @dataclass(frozen=True)
 class Batch:
-    """LR and HR patches, float32 (B, 3, h, w) and (B, 3, h scale, w scale), and the teacher's SR if there is one."""
+    """LR and HR patches, float32 (B, 3, h, w) and (B, 3, h scale, w scale) in 0..255, and the teacher's SR if any."""
 
     lr: Tensor
     hr: Tensor
@@ -36,12 +36,12 @@ class Batch:
 
 
 class PatchDataset:
-    """Decoded photographs with their LR and, if there is a teacher, its images in memory.
+    """Decoded photographs in memory, with their LR and, if there is a teacher, its SR.
 
     Args:
-        images: per photograph (lr uint8, hr uint8) or (lr uint8, hr uint8, teacher float16), each (3, H, W).
-        scale: HR pixels an LR pixel.
-        names: of the photographs, for messages.
+        images: for each photograph (lr uint8, hr uint8) or (lr uint8, hr uint8, teacher float16), each (3, H, W).
+        scale: HR pixels for each LR pixel, per side.
+        names: names of the photographs, for messages.
     """
 
     def __init__(self, images: Sequence[tuple[Tensor, ...]], scale: int, names: Sequence[str] | None = None) -> None:
@@ -50,10 +50,10 @@ class PatchDataset:
         self.names = list(names) if names is not None else [f"photograph {k}" for k in range(len(self.images))]
 
     def split(self) -> tuple[PatchDataset, PatchDataset]:
-        """(training, held out): the last 8 photographs are held out, fewer where there are few.
+        """(training, held out): the last 8 photographs are held out, or a quarter if there are fewer than 32.
 
         Raises:
-            UserError: there are too few for both.
+            UserError: there are fewer than 4 photographs.
         """
         count = len(self.images)
         held = min(HELD_OUT, count // 4)
@@ -67,7 +67,7 @@ class PatchDataset:
         return sum(tensor.nbytes for image in self.images for tensor in image)
 
     def to(self, device: torch.device) -> PatchDataset:
-        """The same bank with its images on a device, where batches are then cropped."""
+        """The same dataset with its images on a device, where batches are cropped."""
         images = [tuple(tensor.to(device) for tensor in image) for image in self.images]
         return PatchDataset(images, self.scale, self.names)
 
@@ -81,18 +81,24 @@ class PatchDataset:
         augment: bool = True,
         hard_patch_candidates: int = 1,
     ) -> Batch:
-        """`size` patches of `lr_patch` LR pixels a side, randomly placed and, unless told not to, flipped and turned.
+        """`size` random patches of `lr_patch` LR pixels a side, by default flipped and transposed at random.
 
         Args:
-            share: the part of the batch that is wanted (of several processes each takes its own).
-            hard_patch_candidates: each patch is the one with the largest image gradient of so many random ones.
+            seed: seed of the run.
+            step: step of the run.
+            size: patches in the whole batch.
+            lr_patch: side of a patch in LR pixels.
+            share: part of the batch to make. Of several processes each makes its own.
+            augment: whether patches are flipped and transposed.
+            hard_patch_candidates: random patches to choose each patch from. The one with the largest image gradient is
+                taken.
         """
         draws = self._draws(seed, step, size, lr_patch, share, hard_patch_candidates)
         crops = [self._crop(draw, lr_patch, augment) for draw in draws]
         return Batch(*(torch.stack(part).float() for part in zip(*crops, strict=True)))
 
     def names_of(self, seed: int, step: int, size: int, lr_patch: int, hard_patch_candidates: int = 1) -> list[str]:
-        """The photographs that the batch of a step is cropped from, each once."""
+        """Names of the photographs in the batch of a step, each once."""
         draws = self._draws(seed, step, size, lr_patch, ALL, hard_patch_candidates)
         return sorted({self.names[self._index(draw)] for draw in draws})
 
@@ -106,7 +112,7 @@ class PatchDataset:
         return [self._steepest(draw, side) if hard_patch_candidates > 1 else draw[0] for draw in draws[share].tolist()]
 
     def _steepest(self, draws: list[Draw], side: int) -> Draw:
-        """The draw whose LR patch has the largest gradient; of equals the first."""
+        """The draw whose LR patch has the largest gradient; the first if several are equal."""
         patches = torch.stack([self._place(draw, side, of=0) for draw in draws]).float()
         return draws[int(image_gradient(patches).sum(1).argmax())]
 
@@ -119,7 +125,7 @@ class PatchDataset:
         return [_turned(patch, draw[3:]) for patch in patches] if augment else patches
 
     def _place(self, draw: Draw, side: int, of: int) -> Tensor:
-        """Where the draw falls in one of its photograph's images: 0 is LR, the others are `scale` times as large."""
+        """The patch of a draw in one of its photograph's images: 0 is LR, the others are `scale` times as large."""
         images = self.images[self._index(draw)]
         height, width = images[0].shape[-2:]
         top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
@@ -136,12 +142,12 @@ def _turned(patch: Tensor, draw: Draw) -> Tensor:
 
 
 class Prefetcher:
-    """Makes the batches of the next steps in background threads; without workers, each when it is asked for.
+    """Makes the batches of the next steps in background threads. Without workers, each batch is made when asked for.
 
     Args:
-        make: step -> batch, from any thread.
-        steps: batches are made for steps below it.
-        workers: threads. The batches do not depend on their number.
+        make: makes the batch of a step, in any thread.
+        steps: number of steps.
+        workers: number of threads. It does not change the batches.
     """
 
     def __init__(self, make: Callable[[int], Batch], steps: int, workers: int) -> None:
@@ -150,7 +156,7 @@ class Prefetcher:
         self._coming: dict[int, Future[Batch]] = {}
 
     def get(self, step: int) -> Batch:
-        """The batch of a step; steps are asked for in order."""
+        """The batch of a step. Steps must be asked for in order."""
         if self._pool is None:
             return self._make(step)
         for ahead in range(step, min(step + 2 * self._workers, self._steps - 1) + 1):
@@ -159,7 +165,7 @@ class Prefetcher:
         return self._coming.pop(step).result()
 
     def close(self) -> None:
-        """Stop the threads; what is being made is thrown away."""
+        """Stop the threads and discard their batches."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._coming.clear()

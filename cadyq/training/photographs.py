@@ -1,7 +1,7 @@
-"""Training photographs: decoded, degraded and super-resolved by a teacher once, kept in a cache, then cropped.
+"""Training photographs: decoded, degraded and super-resolved by a teacher once, and cached.
 
-They come from a folder, or from one bank file that holds the photographs' own bytes:
-`python -m cadyq.training.photographs --data-root DIR --out FILE` makes one.
+They come from a folder or from one file that holds the bytes of all photographs.
+`python -m cadyq.training.photographs --data-root DIR --out FILE` makes such a file.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image file, on disk or inside a bank file.
+    """One image file, in a folder or inside a file of photographs.
 
     Attributes:
-        name: its path, or its name in the bank file.
-        size: of the file in bytes.
-        read: its pixels, uint8 (3, H, W); raises UserError where it is damaged.
+        name: its path, or its name inside the file.
+        size: bytes of the image file.
+        read: returns its pixels, uint8 (3, H, W); raises UserError if it is damaged.
     """
 
     name: str
@@ -50,7 +50,7 @@ def find_photographs(root: Path) -> list[Photograph]:
     """All images below `root`, sorted.
 
     Raises:
-        UserError: there are none.
+        UserError: there is no image.
     """
     paths = images_among(root.rglob("*"))
     if not paths:
@@ -59,7 +59,7 @@ def find_photographs(root: Path) -> list[Photograph]:
 
 
 def pack_photographs(root: Path, out: Path) -> int:
-    """Put the image files below `root` into one bank file; return their number."""
+    """Write the images below `root` into one file; return their number."""
     photographs = find_photographs(root)
     files = {str(Path(photograph.name).relative_to(root)): Path(photograph.name) for photograph in photographs}
     tensors = {name: torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8) for name, path in files.items()}
@@ -71,7 +71,7 @@ def open_bank_file(path: Path) -> list[Photograph]:
     """The photographs of a file that `pack_photographs` wrote.
 
     Raises:
-        UserError: missing, damaged, or no such file.
+        UserError: the file is missing, damaged or of another kind.
     """
     tensors, metadata = read_tensors(path)
     if "photographs" not in metadata:
@@ -83,12 +83,12 @@ def open_bank_file(path: Path) -> list[Photograph]:
 
 
 def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path) -> PatchDataset:
-    """Decode photographs and degrade them by MATLAB's bicubic; cached in one file.
+    """Decode photographs and degrade them by MATLAB's bicubic. The result is cached in one file.
 
-    A photograph that does not open or is smaller than a patch is named, left out and counted.
+    A photograph that cannot be read or is smaller than a patch is left out, with a warning.
 
     Raises:
-        UserError: `cache` is a file.
+        UserError: `cache` is a file, or no photograph can be used.
     """
     if cache.is_file():
         raise UserError(f"{cache}: is a file, and the cache needs a folder; name another")
@@ -132,7 +132,7 @@ def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, fi
 def with_outputs(
     bank: PatchDataset, teacher: SRNetwork, cache: Path, device: torch.device | None = None
 ) -> PatchDataset:
-    """The bank with the teacher's SR of every photograph, computed once and cached."""
+    """The dataset with the teacher's SR of every photograph, computed once and cached."""
     key = hashlib.sha256(repr([CACHE_VERSION, teacher.name, teacher.scale]).encode())
     for value in teacher.state_dict().values():
         key.update(value.cpu().numpy().tobytes())

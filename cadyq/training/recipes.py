@@ -1,4 +1,4 @@
-"""Recipes: small TOML files beside this module, read into a frozen dataclass."""
+"""Recipes of training: TOML files in the folder `recipes`, read into a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cadyq.utils.registry import closest
 
 FOLDER = Path(__file__).parent / "recipes"
 POSITIVE = ("steps", "batch", "lr_patch", "validate_every", "epoch_steps", "hard_patch_candidates")
-SHARES = ("halve_at", "average")  # an average of 1 would never move, and rates halved at 1 are never halved
+SHARES = ("halve_at", "average")  # below 1: an average of 1 never moves, and rates halved at 1 stay the same
 CHOICES = {
     "schedule": ("cosine", "halve"),
     "teacher": ("fp32", "parent", "none"),
@@ -27,40 +27,40 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything about a training run but its data and networks.
+    """All settings of a training run except data and networks.
 
     Attributes:
-        name: of the file.
-        scheme: as in a command, used where --scheme is not given.
+        name: name of the file.
+        scheme: as in a command; used without --scheme.
         steps: optimizer steps.
         batch: patches a step, over all processes.
         lr_patch: side of an LR patch in pixels.
         rate_weights, rate_selector: Adam learning rates.
         rate_range: learning rate of a clipping bound, see `range_rate_relative`.
         weight_teacher, weight_hr: factors of the L1 distance to the teacher's output and to HR.
-        target_fab: image-wise FAB of the held-out photographs, to which the bit penalty's weight is steered; 0 for no
-            steering.
-        steer: how fast that weight moves, per step and bit of difference.
-        validate_every: steps between measurements on held-out photographs.
-        scheme_options: options of `scheme`; ignored where --scheme names another one.
+        target_fab: image-wise FAB of the held-out photographs that the weight of the bit penalty is controlled to; 0
+            for no control.
+        steer: change of that weight for each step and bit of difference.
+        validate_every: steps between validations on held-out photographs.
+        scheme_options: options of `scheme`; ignored if --scheme names another scheme.
         range_rate_relative: whether `rate_range` is in units of each bound's value at the start.
         schedule: "cosine" to zero, or "halve" the rates once, after the share `halve_at` of the steps.
         warmup: steps over which the rates grow linearly to their values.
-        bit_weight, bit_weight_growth: without a target FAB, the weight of the bit penalty summed over selectors and
-            patches, and what it grows by every `epoch_steps` steps (w_bit of the paper).
+        bit_weight, bit_weight_growth: without a target FAB, the weight of the bit penalty, summed over selectors and
+            patches, and its growth every `epoch_steps` steps (w_bit of the paper).
         weight_at_features, weight_at_branches: factors of attention transfer from the teacher, on the features before
-            upsampling and summed over the blocks' branch outputs.
-        teacher: who that is where --teacher names none: "fp32" (the trained FP32 network of that backbone and scale),
-            "parent" (the network to start from) or "none", which drops all terms of a teacher.
-        average: decay of the exponential moving average of the weights, which is then what is measured and saved; 0
+            upsampling and on the blocks' branch outputs (summed).
+        teacher: the teacher if --teacher names none: "fp32" (the trained FP32 network of that backbone and scale),
+            "parent" (the network to start from) or "none" (without all terms of a teacher).
+        average: decay of the exponential moving average of the weights, below 1. The average is validated and saved. 0
             for none.
         augment: whether patches are flipped and transposed at random.
-        hard_patch_candidates: each patch is the one of so many random ones with the largest image gradient; 1 takes
-            the first.
-        batch_norm: "frozen" keeps the parent's running statistics, in which its ranges were calibrated; "trained" takes
-            those of each batch.
-        trained_layers: "quantized" leaves all other layers as they are in the parent, so that a drop against FP32 is
-            due to the quantized layers alone and a file needs to hold only these; "all" trains every layer.
+        hard_patch_candidates: random patches to choose each patch from. The one with the largest image gradient is
+            taken.
+        batch_norm: "frozen" keeps the parent's running statistics, which the ranges were calibrated with; "trained"
+            uses those of each batch.
+        trained_layers: "quantized" keeps all other layers as in the parent. The drop against FP32 is then due to the
+            quantized layers alone, and a file holds only these. "all" trains every layer.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Recipe:
     trained_layers: str = "all"
 
     def with_changes(self, **changes: Any) -> Recipe:
-        """A copy with the options of the command line that were given (None means not given)."""
+        """A copy with options of the command line. None means that an option is not given."""
         given = {key: value for key, value in changes.items() if value is not None}
         if "scheme" in given:
             name, options, _ = parse_scheme(given["scheme"])
@@ -103,7 +103,11 @@ class Recipe:
         return replace(self, **given)
 
     def with_settings(self, settings: Iterable[str]) -> Recipe:
-        """A copy with keys set as on a command line, each "key=value" with a value as in TOML."""
+        """A copy with keys set as on a command line: each "key=value", with a value as in TOML.
+
+        Raises:
+            UserError: unknown key, or a value of the wrong type or out of range.
+        """
         return self.with_changes(**_checked(parse_options(settings, "--set"), "--set", partial=True))
 
     @property
@@ -118,11 +122,11 @@ class Recipe:
 def load_recipe(name: str, backbone: str | None = None) -> Recipe:
     """The recipe of that name, or of the TOML file at that path.
 
-    A file may take over the keys of another recipe (`base = "cadyq"`), and hold other values for single backbones in
-    tables `[backbone.NAME]`.
+    A file may take over the keys of another recipe (`base = "cadyq"`). Tables `[backbone.NAME]` hold other values for
+    single backbones.
 
     Raises:
-        UserError: unknown name, missing or unknown key, a value of the wrong type.
+        UserError: unknown name, missing or unknown key, a value of the wrong type or out of range.
     """
     path = _path(name)
     values = _read(path)
@@ -153,7 +157,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _checked(values: Mapping[str, Any], source: str, partial: bool = False) -> dict[str, Any]:
-    """The values, with whole numbers made floats where a float is due."""
+    """The values, with whole numbers turned into floats if a float is expected."""
     expected = {entry.name for entry in fields(Recipe)} - {"name"}
     has_default = {e.name for e in fields(Recipe) if e.default is not MISSING or e.default_factory is not MISSING}
     wrong = set(values) - expected if partial else (set(values) - expected) | (expected - has_default - set(values))

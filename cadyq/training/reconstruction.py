@@ -1,8 +1,8 @@
-"""Tuning of quantizers against the FP32 network, on LR images alone: runs the stages that a scheme declares.
+"""Tuning of quantizers against the FP32 network, on LR images alone. It runs the stages that a scheme declares.
 
-The weights of the network stay. What learns are bounds, rounding and thresholds inside quantizers: minutes on a CPU. A
-time limit is shared between the stages in proportion to their steps, and a schedule follows the steps or the time,
-whichever is ahead, so that it always comes to its end.
+The weights of the network are unchanged. Bounds, rounding and thresholds inside quantizers learn, which takes minutes
+on a CPU. Stages share a time limit in proportion to their steps. Learning rates follow the steps or the time, whichever
+is ahead, so each schedule reaches its end.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from cadyq.schemes.tuning import Role, Stage, Step
 from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
 from cadyq.utils.errors import UserError
 
-OnStep = Callable[[str], object]  # is told the stage after each of its steps
+OnStep = Callable[[str], object]  # called with the stage's name after each of its steps
 
 
 @dataclass(frozen=True)
 class StageReport:
-    """How a stage went.
+    """The outcome of a stage.
 
     Attributes:
         name: of the stage, or of the stage and the unit.
-        steps: that were taken.
-        first_loss, last_loss: of its first and last step; NaN where there was no step.
+        steps: number of steps taken.
+        first_loss, last_loss: of its first and last step; NaN without a step.
     """
 
     name: str
@@ -61,20 +61,20 @@ def calibrate(
     seed: int = 0,
     on_step: OnStep = lambda name: None,
 ) -> tuple[SRNetwork, list[StageReport]]:
-    """A network of `parent`'s weights under a scheme that is calibrated and tuned on LR patches.
+    """A network with `parent`'s weights under a scheme, calibrated and tuned on LR patches.
 
     Args:
-        parent: a network, of this project or `cadyq.quantize`d; its FP32 weights are used.
+        parent: a network of this project or from `cadyq.quantize`; its FP32 weights are used.
         spec: scheme as in a command, "pams:w4a4".
         patches: (N, 3, h, w) in 0..255, from training photographs.
-        seconds: that tuning may take.
-        steps: of each stage, other than the scheme's own.
-        batch: patches a step, other than the scheme's own.
-        seed: of the choice of patches in each step.
-        on_step: is called with the name of the stage after each step.
+        seconds: time limit of the tuning.
+        steps: steps of each stage; by default the scheme's own.
+        batch: patches a step; by default the scheme's own.
+        seed: seed of the patches in each step.
+        on_step: called with the name of the stage after each step.
 
     Returns:
-        The network in eval mode, and how each stage went.
+        The network in eval mode, and the outcome of each stage.
 
     Raises:
         UserError: a stage has nothing to tune, or a loss is not finite.
@@ -97,9 +97,12 @@ def tune(
     seed: int = 0,
     on_step: OnStep = lambda name: None,
 ) -> list[StageReport]:
-    """Run stages on a calibrated network, in place; the other arguments are those of `calibrate`.
+    """Run stages on a calibrated network, in place.
 
-    `reference` is the FP32 network.
+    `reference` is the FP32 network. The other arguments are those of `calibrate`.
+
+    Raises:
+        UserError: see `calibrate`.
     """
     generator = torch.Generator().manual_seed(seed)
     reports, end = list[StageReport](), time.monotonic() + seconds
@@ -112,7 +115,7 @@ def tune(
 
 
 def planned_steps(network: SRNetwork, stages: Sequence[Stage]) -> int:
-    """How many steps the stages take on a network where no time limit ends them."""
+    """Number of steps that the stages take on a network without a time limit."""
     return sum(stage.steps * (1 if stage.over == "network" else len(_units(network, stage))) for stage in stages)
 
 
@@ -143,7 +146,7 @@ def _units(network: SRNetwork, stage: Stage) -> list[str]:
     return blocks_of(network) if stage.over == "block" else quantized_layers(network)
 
 
-LossOf = Callable[[Tensor, float], Step]  # from the indices of a batch and the share done to what the loss sees
+LossOf = Callable[[Tensor, float], Step]  # indices of a batch and the share done, to the inputs of the loss
 
 
 def _descend(
@@ -157,7 +160,7 @@ def _descend(
     generator: torch.Generator,
     on_step: OnStep,
 ) -> StageReport:
-    """Adam on the parameters of the quantizers of a unit, which may be the whole network."""
+    """Adam on the parameters of the quantizers of a unit, or of the whole network."""
     with _tuned_weights(unit):
         groups = parameter_groups(unit, stage)
         if not groups:
@@ -185,7 +188,7 @@ def _descend(
 
 
 def shares(steps: int, seconds: float) -> Iterator[float]:
-    """The share done before each step, from 0 to below 1: by steps or by time, whichever is ahead."""
+    """The share done before each step, 0 to below 1: of the steps or of the time, whichever is ahead."""
     start = time.monotonic()
     for step in range(steps):
         done = max(step / steps, (time.monotonic() - start) / seconds if seconds > 0 else 1.0)
@@ -195,7 +198,7 @@ def shares(steps: int, seconds: float) -> Iterator[float]:
 
 
 def parameter_groups(unit: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """A group of Adam for each parameter of the unit's quantizers whose role the stage gives a rate."""
+    """A group of Adam for each parameter of the unit's quantizers whose role has a rate in the stage."""
     groups = []
     for quantizer in unit.modules():
         if isinstance(quantizer, ActivationQuantizer | WeightQuantizer):
@@ -255,7 +258,7 @@ def _dropped(quantized: Tensor, plain: Tensor, probability: float, generator: to
 
 @contextmanager
 def _dropping(unit: nn.Module, probability: float, generator: torch.Generator) -> Iterator[None]:
-    """Inside, points of the unit leave each value unquantized with that probability."""
+    """Within the block, points of the unit leave each value unquantized with that probability."""
     points = [part for part in unit.modules() if isinstance(part, QuantizationPoint)] if probability else []
 
     def drop(point: nn.Module, inputs: tuple[Tensor], value: Tensor) -> Tensor:
@@ -271,7 +274,7 @@ def _dropping(unit: nn.Module, probability: float, generator: torch.Generator) -
 
 @contextmanager
 def _tuned_weights(unit: nn.Module) -> Iterator[None]:
-    """Inside, the weight quantizers of the unit have the parameters that exist only while they are tuned."""
+    """Within the block, the unit's weight quantizers have the parameters that exist only during tuning."""
     layers = [part for part in unit.modules() if isinstance(part, QuantizedLayer) and part.weight_quantizer is not None]
     for layer in layers:
         assert layer.weight_quantizer is not None
@@ -286,7 +289,7 @@ def _tuned_weights(unit: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _only_quantizers_learn(network: SRNetwork) -> Iterator[None]:
-    """Inside, no parameter has a gradient unless a stage gives it one; then all are as they were."""
+    """Within the block, only parameters that a stage selects have gradients. All are restored after it."""
     before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for parameter in network.parameters():
         parameter.requires_grad_(False)

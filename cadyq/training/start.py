@@ -1,4 +1,4 @@
-"""What a run starts from: its parent, its teacher, and the quantized network made of them."""
+"""The start of a run: its parent, its teacher, and the quantized network made from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CALIBRATION_SIDE = 48
 
 @dataclass(frozen=True)
 class Start:
-    """A network, where it came from, and what training.json says of it."""
+    """A network, its origin, and the facts of it for training.json."""
 
     network: SRNetwork
     name: str
@@ -39,10 +39,10 @@ class Start:
 
 
 def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
-    """The trained network to start from: of this project, or "spandrel:PATH".
+    """The trained network to start from, of this project or "spandrel:PATH".
 
     Raises:
-        UserError: no such file; of another backbone than is asked for, or of another scale and not in FP32.
+        UserError: there is no such file; it has another backbone than wanted, or another scale and is not FP32.
     """
     network = load_model(init)
     facts = _file_facts(init)
@@ -72,7 +72,11 @@ def _at_scale(network: SRNetwork, scale: int, init: str) -> SRNetwork:
 
 
 def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Start:
-    """A network with random weights; sizes as on a command line, "n_feats=32"."""
+    """A network with random weights. Sizes are written as on a command line, "n_feats=32".
+
+    Raises:
+        UserError: unknown size, or not a whole number.
+    """
     options, known = parse_options(sizes, "--size"), backbone_option_names(backbone)
     for key, value in options.items():
         if key not in known or type(value) is not int:
@@ -82,10 +86,10 @@ def random_parent(backbone: str, scale: int, sizes: Sequence[str]) -> Start:
 
 
 def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | None:
-    """The teacher that the command or the recipe names; None where there is none.
+    """The teacher that the command or the recipe names; None if there is none.
 
     Raises:
-        UserError: its scale, or where attention is transferred its backbone, is not the parent's.
+        UserError: it has another scale than the parent, or, with attention transfer, another backbone.
     """
     network = parent.network
     if source is None and recipe.teacher == "none":
@@ -108,7 +112,7 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
 
 
 def _file_facts(source: str) -> dict[str, Any]:
-    """Name and hash of a network; if it was trained by this command, its own training facts as well."""
+    """Name and hash of a network. If this command trained it, its training facts as well."""
     path = resolve(source)
     name = path.parent.name if path.stem == "model" else path.stem
     facts: dict[str, Any] = {
@@ -123,7 +127,7 @@ def _file_facts(source: str) -> dict[str, Any]:
 
 
 def calibration_patches(bank: PatchDataset) -> torch.Tensor:
-    """The LR patches that calibration sees, the same for every scheme."""
+    """The LR patches for calibration (N, 3, h, w) in 0..255, the same for every scheme."""
     return bank.batch(seed=0, step=0, size=CALIBRATION_PATCHES, lr_patch=CALIBRATION_SIDE).lr
 
 
@@ -134,7 +138,7 @@ def plain(network: SRNetwork) -> bool:
 
 
 def calibration_network(parent: SRNetwork, teacher: SRNetwork | None) -> SRNetwork:
-    """The FP32 network that ranges are calibrated on: the teacher if it is of that form, or the parent's weights."""
+    """The FP32 network for calibration: the teacher if it has the same architecture, else the parent in FP32."""
     if teacher is not None and plain(teacher) and (teacher.name, teacher.options) == (parent.name, parent.options):
         return teacher
     return calibrated(parent, "fp32", {})
@@ -143,11 +147,11 @@ def calibration_network(parent: SRNetwork, teacher: SRNetwork | None) -> SRNetwo
 def quantized_from(
     parent: SRNetwork, reference: SRNetwork, spec: str, patches: torch.Tensor, options: dict[str, Any] | None = None
 ) -> SRNetwork:
-    """A network of `parent`'s backbone and weights under scheme `spec`, calibrated, ranges inherited.
+    """A network of `parent`'s backbone and weights under scheme `spec`, calibrated, with inherited ranges.
 
     Args:
-        parent: trained; its learned ranges are taken over where the scheme knows how.
-        reference: FP32 network of the same backbone, whose statistics the ranges start from.
+        parent: trained network. Its learned ranges are taken over as far as the scheme can use them.
+        reference: FP32 network of the same backbone, for the statistics of calibration.
         spec: scheme as in a command.
         patches: LR patches (N, 3, h, w) in 0..255 for calibration.
         options: further options of the scheme.

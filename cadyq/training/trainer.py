@@ -1,4 +1,4 @@
-"""The trainer: Adam by a recipe, on one process or several, with checkpoints that resume bit-exactly."""
+"""The trainer: Adam by a recipe, in one process or several, with checkpoints that resume bit-exactly."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ IDENTITY = ("backbone", "scheme", "scale", "data", "parent", "teacher_sha256")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is carried out; none of it changes what is trained, but for the rounding of mixed precision.
+    """How a run is executed. Only mixed precision changes the result, by rounding.
 
     Attributes:
-        workers: threads that crop the coming batches.
-        mixed_precision: the network multiplies in half precision, see `use_half_precision`; scale the loss on a GPU.
-        checkpoint_seconds: a checkpoint is written this often, and after each validation.
+        workers: threads that crop the next batches.
+        mixed_precision: whether the network multiplies in half precision, see `use_half_precision`. On a GPU the loss
+            is then scaled.
+        checkpoint_seconds: seconds between checkpoints. There is also one after each validation.
     """
 
     workers: int = 0
@@ -54,12 +55,12 @@ class Trainer:
         network: initialized, on the device to train on.
         recipe: see `Recipe`.
         bank: training photographs.
-        held_out: photographs to measure on, of the same form.
+        held_out: photographs to validate on.
         out: folder for checkpoint.pt, history.csv, model.safetensors and training.json. An unfinished run resumes.
-        provenance: what else goes into training.json (parent, data, command).
-        seed: of the batches.
-        teacher: the network that attention transfer compares with, for recipes that have it.
-        processes: who trains together.
+        provenance: further facts for training.json (parent, data, command).
+        seed: seed of the batches.
+        teacher: teacher of attention transfer, for recipes with it.
+        processes: processes of this training.
         settings: see `Settings`.
     """
 
@@ -141,7 +142,7 @@ class Trainer:
 
     def train_step(self) -> Row:
         recipe = self.recipe
-        # whatever draws at random in a step draws the same after a resume; the processes draw apart
+        # random draws of a step are the same after a resume, and differ between processes
         torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
         batch = self.batches.get(self.step).to(self.device)
         rate = rate_factor(recipe, self.step)
@@ -166,7 +167,7 @@ class Trainer:
         return {"step": self.step, "loss": value, "fab": fab, "bit_weight": weight_bits}
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Trace]:
-        """The loss without its share for bits, and the trace."""
+        """The loss without the bit penalty, and the trace."""
         lr = batch.lr.contiguous(memory_format=torch.channels_last)
         if self.attention is None:
             sr, trace = trace_forward(self.network, lr)
@@ -188,7 +189,7 @@ class Trainer:
         )
 
     def _measure(self, row: Row) -> None:
-        """Add to the row what held-out photographs say, and let the steering know."""
+        """Add the validation on held-out photographs to the row, and pass its FAB to the bit controller."""
         psnr, fab = validate(self.measured, self.held_out)
         self._training_mode()
         self.steering.validated(fab)
@@ -203,7 +204,7 @@ class Trainer:
                     module.eval()
 
     def _identity(self) -> dict[str, Any]:
-        """What a run and a checkpoint must have in common to resume."""
+        """The facts that a run and a checkpoint must share to resume."""
         facts = {key: self.provenance[key] for key in IDENTITY if key in self.provenance}
         return dict(json.loads(json.dumps({"recipe": asdict(self.recipe), "seed": self.seed} | facts)))
 
@@ -227,7 +228,7 @@ class Trainer:
     def _resume(self) -> None:
         path = self.out / "checkpoint.pt"
         state = read_checkpoint(path, self.device) if path.exists() else None
-        self.processes.wait()  # before the first may write another one
+        self.processes.wait()  # before the first process may write another one
         if state is not None:
             require_same(state.get("identity"), self._identity(), path)
             self.network.load_state_dict(state["network"])
@@ -241,7 +242,7 @@ class Trainer:
             self.history.restore(state["history"] if state is not None else [])
 
     def _finished(self) -> bool:
-        """Whether the run ended before and only its checkpoint is gone, as it should be."""
+        """Whether the run has ended and removed its checkpoint."""
         facts_file = self.out / "training.json"
         if (self.out / "checkpoint.pt").exists() or not facts_file.exists():
             return False
@@ -261,7 +262,7 @@ class Trainer:
                 "seconds": round(self.seconds),
                 "history": self.history.rows,
             }
-            # the checkpoint goes last: until then the same command ends the run again
+            # the checkpoint is removed last: until then the same command finishes the run
             write_text(self.out / "training.json", json.dumps(facts, indent=1, sort_keys=True))
             (self.out / "checkpoint.pt").unlink(missing_ok=True)
             remove_leftovers(self.out)

@@ -1,4 +1,4 @@
-"""The parts of a network that are reconstructed one by one, and what goes into and comes out of each."""
+"""The parts of a network that are reconstructed one by one, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
 
 BATCH = 16
-LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # of blocks, and no block themselves
+LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)  # containers of blocks, not blocks
 
 
 class _SeenEnoughError(Exception):
-    """Ends a forward whose later parts nobody asks for."""
+    """Ends a forward whose remaining parts are not needed."""
 
 
 def quantized_layers(network: SRNetwork) -> list[str]:
@@ -56,7 +56,9 @@ def _quantizes(module: nn.Module) -> bool:
 
 @contextmanager
 def watched(network: SRNetwork, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, every forward leaves the outputs of the named modules in the dictionary, where they are tensors."""
+    """Within the block, every forward stores the outputs of the named modules in the dictionary, if they are
+    tensors.
+    """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
@@ -75,12 +77,16 @@ def watched(network: SRNetwork, names: Sequence[str]) -> Iterator[dict[str, Tens
 
 
 class Passage:
-    """What one unit of a network reads and gives on all patches.
+    """Input and output of one unit of a network on all patches.
 
     Attributes:
-        read: feature map that enters (N, ...).
-        gives: what comes out (N, ...).
-        rest: further arguments of the unit's forward, the same for all patches.
+        read: feature map that enters the unit (N, ...).
+        gives: output of the unit (N, ...).
+        rest: further positional arguments of the unit's forward, the same for all patches.
+        options: its keyword arguments, the same for all patches.
+
+    Raises:
+        UserError: the unit does not map one feature map to another.
     """
 
     def __init__(self, network: SRNetwork, name: str, patches: Tensor) -> None:

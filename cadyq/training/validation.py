@@ -1,4 +1,4 @@
-"""What a network in training does on whole photographs that it is not trained on."""
+"""Validation of a network in training, on whole photographs that are not trained on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cadyq.training.patches import PatchDataset
 
 @torch.no_grad()
 def validate(network: SRNetwork, held_out: PatchDataset) -> tuple[float, float]:
-    """PSNR over RGB (border = scale) and FAB, image-wise, mean over photographs. Leaves the network in eval mode."""
+    """Mean PSNR over RGB (border = scale) in dB and mean FAB, image-wise. Leaves the network in eval mode."""
     network.eval()
     device = next(network.parameters()).device
     psnrs, fabs = [], []

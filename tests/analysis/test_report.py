@@ -140,7 +140,7 @@ def test_page_stays_small(make_run: Runner, monkeypatch: pytest.MonkeyPatch) -> 
         Image.fromarray(noise).save(run_dir / "plots" / f"bits_{i}.png")
     monkeypatch.setattr(report, "_BUDGET", 25_000)
     page = _page(run_dir)
-    assert page.count("base64,") == 2 and "1 more plots are not embedded" in page
+    assert page.count("base64,") == 2 and "1 more plot is not embedded" in page
 
 
 def test_a_run_without_manifest(make_run: Runner) -> None:
