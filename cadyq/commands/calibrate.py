@@ -126,7 +126,8 @@ def run(args: argparse.Namespace) -> Path:
     start = time.monotonic()
     with bar(desc=canonical(args.scheme), unit="step", leave=False) as progress:
 
-        def on_step(stage: str) -> None:
+        def on_step(stage: str, planned: int) -> None:
+            progress.total = planned if args.minutes is None else None  # a time limit may end it before
             progress.set_postfix_str(stage, refresh=False)
             progress.update()
 

@@ -31,7 +31,7 @@ from cadyq.schemes.tuning import Role, Stage, Step
 from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
 from cadyq.utils.errors import UserError
 
-OnStep = Callable[[str], object]  # called with the stage's name after each of its steps
+OnStep = Callable[[str, int], object]  # called after each step with the stage's name and the planned steps in all
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def calibrate(
     steps: int | None = None,
     batch: int | None = None,
     seed: int = 0,
-    on_step: OnStep = lambda name: None,
+    on_step: OnStep = lambda name, planned: None,
 ) -> tuple[SRNetwork, list[StageReport]]:
     """A network with `parent`'s weights under a scheme, calibrated and tuned on LR patches.
 
@@ -71,7 +71,7 @@ def calibrate(
         steps: steps of each stage; by default the scheme's own.
         batch: patches a step; by default the scheme's own.
         seed: seed of the patches in each step.
-        on_step: called with the name of the stage after each step.
+        on_step: called after each step with the name of the stage and the `planned_steps` of all stages.
 
     Returns:
         The network in eval mode, and the outcome of each stage.
@@ -95,7 +95,7 @@ def tune(
     *,
     seconds: float = math.inf,
     seed: int = 0,
-    on_step: OnStep = lambda name: None,
+    on_step: OnStep = lambda name, planned: None,
 ) -> list[StageReport]:
     """Run stages on a calibrated network, in place.
 
@@ -106,11 +106,16 @@ def tune(
     """
     generator = torch.Generator().manual_seed(seed)
     reports, end = list[StageReport](), time.monotonic() + seconds
+    planned = planned_steps(network, stages)
+
+    def tell(name: str) -> None:
+        on_step(name, planned)
+
     with _only_quantizers_learn(network):
         for i, stage in enumerate(stages):
             share = stage.steps / sum(later.steps for later in stages[i:])
             limit = (end - time.monotonic()) * share
-            reports += _run_stage(network, reference, patches, stage, limit, generator, on_step)
+            reports += _run_stage(network, reference, patches, stage, limit, generator, tell)
     return reports
 
 
@@ -126,11 +131,11 @@ def _run_stage(
     stage: Stage,
     seconds: float,
     generator: torch.Generator,
-    on_step: OnStep,
+    tell: Callable[[str], object],
 ) -> list[StageReport]:
     if stage.over == "network":
         loss_of = _whole_network(network, reference, patches)
-        return [_descend(network, network, stage, stage.name, loss_of, len(patches), seconds, generator, on_step)]
+        return [_descend(network, network, stage, stage.name, loss_of, len(patches), seconds, generator, tell)]
     reports, end = list[StageReport](), time.monotonic() + seconds
     units = _units(network, stage)
     for i, name in enumerate(units):
@@ -138,7 +143,7 @@ def _run_stage(
         loss_of = _one_unit(network, reference, name, patches, stage, generator)
         left = max(end - time.monotonic(), 0) / (len(units) - i)
         label = f"{stage.name} {name}"
-        reports.append(_descend(network, unit, stage, label, loss_of, len(patches), left, generator, on_step))
+        reports.append(_descend(network, unit, stage, label, loss_of, len(patches), left, generator, tell))
     return reports
 
 
@@ -158,7 +163,7 @@ def _descend(
     count: int,
     seconds: float,
     generator: torch.Generator,
-    on_step: OnStep,
+    tell: Callable[[str], object],
 ) -> StageReport:
     """Adam on the parameters of the quantizers of a unit, or of the whole network."""
     with _tuned_weights(unit):
@@ -181,7 +186,7 @@ def _descend(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
-            on_step(name)
+            tell(name)
         for group in groups:
             group["params"][0].requires_grad_(False)
     return StageReport(name, len(losses), *((losses[0], losses[-1]) if losses else (math.nan, math.nan)))

@@ -133,6 +133,13 @@ def test_blocks_and_layers(plain: SRNetwork, lr: Tensor) -> None:
     assert planned_steps(network, [replace(bounds_stage(5), over=over) for over in ("network", "block", "layer")]) == 35
 
 
+def test_progress_is_told_against_the_planned_steps(plain: SRNetwork, lr: Tensor) -> None:
+    seen: list[tuple[str, int]] = []
+    _, reports = calibrate(plain, "brecq:w4a4", lr, steps=2, on_step=lambda *step: seen.append(step))
+    assert [name for name, _ in seen] == [report.name for report in reports for _ in range(report.steps)]
+    assert {planned for _, planned in seen} == {len(seen)}
+
+
 def test_passage_is_what_the_part_reads_and_gives(plain: SRNetwork, lr: Tensor) -> None:
     passage = Passage(plain, "blocks.1", lr)
     with torch.no_grad():
