@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from analysis.records.store import Cell
 from analysis.run import models
@@ -14,6 +15,7 @@ from analysis.run.networks import checked, find, has_weights
 from analysis.run.source import Source
 from cadyq.checkpoints.zoo import zoo_rows
 from cadyq.metrics.measure import MODES
+from cadyq.models import spandrel
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
 from cadyq.quantizers.base import FULL_PRECISION
@@ -82,7 +84,7 @@ def _zoo() -> tuple[list[str], list[str]]:
     """Backbones and schemes of the zoos, in the manifests' order.
 
     A scheme that searches over HR runs hundreds of forwards an image: it is measured where it is asked for by name. A
-    network whose scheme or backbone is of a plug-in that is not loaded is named and left out.
+    network whose scheme or backbone is unknown is named and left out: that of a plug-in, or of somebody else's file.
     """
     backbones, schemes = [], []
     for row in zoo_rows():
@@ -90,12 +92,20 @@ def _zoo() -> tuple[list[str], list[str]]:
             BACKBONES.get(row["backbone"])
             reads_hr = scheme_of(row["scheme"]).reads_hr
         except UserError as error:
-            log.warning("%s of the zoo is skipped: %s (or give its --plugin)", row["file"], error)
+            log.warning("%s of the zoo is skipped: %s", row["file"], _remedy(row, error))
             continue
         if not reads_hr:
             backbones.append(row["backbone"])
             schemes.append(row["scheme"])
     return backbones, schemes
+
+
+def _remedy(row: Mapping[str, Any], error: UserError) -> str:
+    """What to do about a network of the zoo whose scheme or backbone is unknown."""
+    model = row.get("calibrated_from", "")
+    if model.startswith(spandrel.PREFIX):
+        return f"it is no backbone of this project; give it as --model {model}"
+    return f"{error} (or give its --plugin)"
 
 
 def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:

@@ -56,18 +56,27 @@ def test_nothing_is_written_into_the_package(tmp_path: Path, capsys: pytest.Capt
     assert "--zoo DIR or CADYQ_ZOO" in capsys.readouterr().err
 
 
-def test_a_network_of_a_plugin_that_is_not_loaded_is_named_and_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, ["unknown backbone 'mine'", "(or give its --plugin)"]),
+        (
+            {"calibrated_from": "spandrel:mine.pth"},
+            ["no backbone of this project; give it as --model spandrel:mine.pth"],
+        ),
+    ],
+)
+def test_a_network_of_an_unknown_backbone_is_named_and_left_out(
+    facts: dict[str, str], words: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from analysis.run.plan import make_plan
 
-    (tmp_path / "manifest.json").write_text(
-        '{"networks": [{"file": "mine_x4_fp32.safetensors", "backbone": "mine", "scheme": "fp32", "scale": 4}],'
-        ' "calibration": []}'
-    )
+    row = {"file": "mine_x4_mse_w4a4.safetensors", "backbone": "mine", "scheme": "mse:w4a4", "scale": 4} | facts
+    (tmp_path / "manifest.json").write_text(json.dumps({"networks": [row], "calibration": []}))
     use_zoo(tmp_path)
     assert "mine" not in make_plan("embedded", 4, backbones=["zoo"]).backbones
-    assert "mine_x4_fp32.safetensors of the zoo is skipped: unknown backbone 'mine'" in caplog.text
+    assert all(part in caplog.text for part in ["mine_x4_mse_w4a4.safetensors of the zoo is skipped: ", *words])
+    assert ("--plugin" in caplog.text) == (not facts)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"networks": []}', '{"networks": [1], "calibration": []}'])
