@@ -1,13 +1,6 @@
 """Measure how much content-dependent bits can gain on one network, and how much of it the network's selector gets.
 
-parser.add_argument("--data-root", type=Path, help="folder that holds --dataset")
-parser.add_argument(
-    "--dataset", default="BSDS500/test", help="photographs that are cut into tiles (default: BSDS500/test)"
-)
-parser.add_argument(
-    "--photographs", type=Numbers(2), default=12, help="number of photographs, evenly spread (default: 12)"
-)
-parser.add_argument("--side", type=Numbers(8), default=40, help="side of a tile in LR pixels (default: 40)")
+Photographs are cut into tiles side by side, and every tile is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +18,7 @@ import torch
 from analysis.content.room import measure, own_choices, table
 from analysis.content.tiles import cut_tiles
 from analysis.run.provenance import provenance
-from analysis.sensitivity.patches import open_dataset
+from analysis.sensitivity.patches import add_patch_options, open_dataset
 from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.commands.cli import (
@@ -48,14 +41,10 @@ from cadyq.utils.files import write_text
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("analysis.content"), description=__doc__)
     parser.add_argument("--model", required=True, help="network with candidate bits: zoo:NAME or a .safetensors file")
-    parser.add_argument("--data-root", type=Path, help="folder that holds --dataset")
-    parser.add_argument(
-        "--dataset", default="BSDS500/test", help="photographs that are cut into tiles (default: BSDS500/test)"
-    )
+    add_patch_options(parser, "BSDS500/test", 40)
     parser.add_argument(
         "--photographs", type=Numbers(2), default=12, help="number of photographs, evenly spread (default: 12)"
     )
-    parser.add_argument("--side", type=Numbers(8), default=40, help="side of a tile in LR pixels (default: 40)")
     parser.add_argument(
         "--mean-bits",
         type=Numbers(MIN_BITS, MAX_BITS, whole=False),

@@ -18,6 +18,7 @@ from analysis.run import models
 from analysis.run.provenance import provenance
 from analysis.run.source import PARENT
 from analysis.sensitivity.parts import PARTS, Inputs, run_part, source_of
+from analysis.sensitivity.patches import add_patch_options
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
 from cadyq.commands.cli import (
@@ -44,8 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", help="backbone of this project with trained FP32 weights")
     add_model_option(parser)
     parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
-    parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and the training photographs")
-    parser.add_argument("--dataset", required=True, help="benchmark set, skimage, or a folder below --data-root")
+    add_patch_options(parser, None, 24)
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     parser.add_argument(
         "--bits",
@@ -55,7 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="bit-widths to measure (default: 3 4 5 6)",
     )
     parser.add_argument("--patches", type=Numbers(10), default=200, help="number of patches (default: 200)")
-    parser.add_argument("--side", type=Numbers(8), default=24, help="side of a patch in LR pixels (default: 24)")
     parser.add_argument(
         "--points",
         choices=("counted", "all"),
