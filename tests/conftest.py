@@ -1,17 +1,26 @@
 """Fixtures that several parts share."""
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from skimage import data
+from torch import Tensor, nn
 
 from cadyq import plugins
 from cadyq.checkpoints.published import FOLDER_VARIABLE
+from cadyq.models import spandrel
+from cadyq.models.foreign import Interface
+
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_configure() -> None:
@@ -85,6 +94,76 @@ def data_root() -> Path:
     if not value:
         pytest.skip("set CADYQ_DATA to the folder that holds benchmark/ and BSDS500/")
     return Path(value)
+
+
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPython]:
+    """``run_python(*words, cwd=..., environment=...)`` is ``python`` with these words, in a fork of fork_server.py.
+
+    It waits for the end. Where nothing else is said, folder and environment are those of the test.
+    """
+    folder = tmp_path_factory.mktemp("forks")
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+        env=own | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(
+        *words: object, cwd: Path | None = None, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        assert server.stdin is not None and server.stdout is not None
+        streams = {name: folder / name for name in ("stdout", "stderr")}
+        request = {
+            "words": [*map(str, words)],
+            "cwd": str(cwd or Path.cwd()),
+            "environment": dict(os.environ) if environment is None else environment,
+            **{name: str(path) for name, path in streams.items()},
+        }
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        status = int(server.stdout.readline())
+        return subprocess.CompletedProcess(words, status, *(path.read_text() for path in streams.values()))
+
+    yield run
+    server.kill()
+    server.communicate()
+
+
+@pytest.fixture(scope="module")
+def no_plots() -> Iterator[None]:
+    """Reports hold no plots: most of a small run's time is theirs, and the tests of the module ask nothing of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.report.build.write_plots", lambda *args, **options: [])
+        yield
+
+
+class Theirs(nn.Module):
+    """Somebody's network, as spandrel would make it of a file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.tail = nn.Sequential(nn.Conv2d(8, 48, 3, padding=1), nn.PixelShuffle(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
+        return self.tail(self.middle(self.head(x).relu()).relu()) * 0.05 + up  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def write_theirs() -> Callable[[Path, pytest.MonkeyPatch], None]:
+    """Writes a file that "spandrel:PATH" reads as `Theirs`, as long as the patch lasts."""
+
+    def write(path: Path, patch: pytest.MonkeyPatch) -> None:
+        torch.save({}, path)
+        patch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+
+    return write
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -67,10 +67,9 @@ def test_it_passes_the_suite() -> None:
     assert check([str(EXAMPLE)]) == 0
 
 
-def test_the_suite_is_a_program() -> None:
+def test_the_suite_is_a_program(run_python: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """In a process of its own, as a user starts it."""
-    words = ["-m", "cadyq.testing", str(EXAMPLE), "--backbones", "edsr"]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    done = run_python("-m", "cadyq.testing", EXAMPLE, "--backbones", "edsr")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].endswith("checks passed")
 

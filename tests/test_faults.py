@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,12 @@ def photographs(write_set: Callable[[int, int, int], Path]) -> Path:
     return write_set(4, 200, 30)
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *map(str, words)], capture_output=True, text=True, timeout=300)
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(run_python: Run) -> Run:
+    return partial(run_python, "-m")
 
 
 def one_line(result: subprocess.CompletedProcess[str], *parts: str) -> None:
@@ -61,18 +66,18 @@ def train(photographs: Path, *words: object) -> tuple[object, ...]:
     )
 
 
-def test_upscale_on_a_full_disk(small_disk: Path, photographs: Path) -> None:
+def test_upscale_on_a_full_disk(run: Run, small_disk: Path, photographs: Path) -> None:
     result = run("cadyq.upscale", photographs, "--model", "zoo:carn_m_x4_cadyq", "--out", small_disk / "out")
     one_line(result, "No space left on device")
     assert not list((small_disk / "out").glob(".*"))
 
 
-def test_run_all_on_a_full_disk(small_disk: Path, photographs: Path) -> None:
+def test_run_all_on_a_full_disk(run: Run, small_disk: Path, photographs: Path) -> None:
     where = ("--data-root", photographs.parents[2], "--datasets", "Mine", "--out", small_disk / "out", "--jobs", "1")
     one_line(run("analysis.run_all", "--backbones", "idn", *where), "No space left on device", "free some space")
 
 
-def test_train_on_a_full_disk(small_disk: Path, photographs: Path, tmp_path: Path) -> None:
+def test_train_on_a_full_disk(run: Run, small_disk: Path, photographs: Path, tmp_path: Path) -> None:
     words = ("--cache", tmp_path / "cache", "--out", small_disk / "out")
     one_line(run(*train(photographs, *words)), "checkpoint.pt", "No space left on device")
     one_line(
@@ -80,7 +85,7 @@ def test_train_on_a_full_disk(small_disk: Path, photographs: Path, tmp_path: Pat
     )
 
 
-def test_a_folder_that_is_no_place_to_write(photographs: Path) -> None:
+def test_a_folder_that_is_no_place_to_write(run: Run, photographs: Path) -> None:
     where = ("--data-root", photographs.parents[2], "--datasets", "Mine", "--out", "/proc/run")
     one_line(run("analysis.run_all", "--backbones", "bicubic", *where), "/proc/run", "choose another folder")
 
@@ -89,13 +94,13 @@ def test_a_folder_that_is_no_place_to_write(photographs: Path) -> None:
     ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_run_that_is_told_to_stop_says_so_and_goes_on(
-    number: signal.Signals, status: int, word: str, photographs: Path, tmp_path: Path
+    number: signal.Signals, status: int, word: str, run: Run, photographs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     words = ["--backbones", "idn", "--schemes", "fp32", "pams:w8a8", "pams:w8a5", "--datasets", "Mine"]
-    command = [sys.executable, "-m", "analysis.run_all", *words, "--data-root", str(tmp_path), "--modes", "patch"]
+    command = ["analysis.run_all", *words, "--data-root", str(tmp_path), "--modes", "patch"]
     command += ["--jobs", "1", "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
     while not list(out.glob("records/*.parquet")):
         assert process.poll() is None and time.monotonic() < end
@@ -105,6 +110,6 @@ def test_a_run_that_is_told_to_stop_says_so_and_goes_on(
     assert process.returncode == status and f"{word}: finished work is kept" in error and "Traceback" not in error
     finished = len(list(out.glob("records/*.parquet")))
     assert 1 <= finished < 3 and not list(out.rglob(".*.part"))
-    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert run(*command).returncode == 0
     statuses = [cell["status"] for cell in read_manifest(out)["cells"]]
     assert statuses.count("cached") == finished and len(load(out)) == 3 * 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,21 +35,25 @@ sys.meta_path.insert(0, Absent())
 """
 
 
-def run_without_extras(code: str, cwd: Path) -> str:
-    """Run Python code where no optional package can be imported; returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{BLOCK}\n{code}"],
-        cwd=cwd, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run_without_extras(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> Callable[[str], str]:
+    """Runs Python code where no optional package can be imported; returns what it printed."""
+
+    def run(code: str) -> str:
+        done = run_python("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{BLOCK}\n{code}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def test_dependencies_of_the_core() -> None:
     assert sorted(line.partition(">")[0] for line in PROJECT["dependencies"]) == sorted(CORE)
 
 
-def test_the_library_works_with_the_core_alone(tmp_path: Path) -> None:
+def test_the_library_works_with_the_core_alone(run_without_extras: Callable[[str], str]) -> None:
     code = """
 import cadyq
 from torch import nn
@@ -70,7 +74,7 @@ assert cadyq.load_model("m.safetensors")(lr).shape == (2, 3, 64, 64)
 assert "zoo:edsr_x4_cadyq" in cadyq.list_models() and "pams" in cadyq.list_schemes() and cadyq.list_backbones()
 print("done")
 """
-    assert run_without_extras(code, tmp_path) == "done\n"
+    assert run_without_extras(code) == "done\n"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,9 @@ print("done")
         ("from cadyq.kernels.build import library; library()", "a bit-serial convolution", "kernels"),
     ],
 )
-def test_what_needs_more_names_its_extra(code: str, what: str, extra: str, tmp_path: Path) -> None:
+def test_what_needs_more_names_its_extra(
+    code: str, what: str, extra: str, tmp_path: Path, run_without_extras: Callable[[str], str]
+) -> None:
     (tmp_path / "q.pth").touch()
     printed = run_without_extras(
         f"""
@@ -94,14 +100,13 @@ try:
     {code}
 except cadyq.UserError as error:
     print(error)
-""",
-        tmp_path,
+"""
     )
     assert printed.startswith(what) and printed.endswith(f"pip install 'cadyq[{extra}]'\n") and printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["run", "upscale", "train", "export", "verify", "sensitivity"])
-def test_commands_name_their_extra(name: str, tmp_path: Path) -> None:
+def test_commands_name_their_extra(name: str, tmp_path: Path, run_without_extras: Callable[[str], str]) -> None:
     """What a command cannot do without is missed before any work, on one line, with exit status 2."""
     from analysis.cli import COMMANDS
 
@@ -119,7 +124,7 @@ with contextlib.redirect_stderr(error):
     status = main({[name, *words]})
 print(status, error.getvalue(), end="")
 """
-    printed = run_without_extras(code, tmp_path)
+    printed = run_without_extras(code)
     assert printed.startswith("2 error: ") and printed.count("\n") == 1, printed
     if name not in ("train", "export"):
         assert printed.endswith(f"pip install 'cadyq[{COMMANDS[name].extra}]'\n"), printed

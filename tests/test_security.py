@@ -6,8 +6,7 @@ import ast
 import json
 import re
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -210,14 +209,11 @@ print("OFFLINE")
 """
 
 
-def offline(*commands: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run commands in a process that ends where one of them looks up a name, or connects to another machine."""
-    return subprocess.run(
-        [sys.executable, "-c", OFFLINE, json.dumps(commands)], capture_output=True, text=True, timeout=300
-    )
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def test_no_command_touches_the_network(evil_root: Path, tmp_path: Path) -> None:
+def test_no_command_touches_the_network(run_python: RunPython, evil_root: Path, tmp_path: Path) -> None:
+    """In a process that ends where one of them looks up a name, or connects to another machine."""
     photographs = tmp_path / "photographs"
     photographs.mkdir()
     for number in range(6):
@@ -227,7 +223,7 @@ def test_no_command_touches_the_network(evil_root: Path, tmp_path: Path) -> None
     where = ["--data-root", str(evil_root), "--datasets", "Evil", "--modes", "patch", "--jobs", "1", "--out", run]
     train = ["--backbone", "edsr", "--from-scratch", "--size", "n_feats=8", "n_resblocks=1", "--recipe", "fp32"]
     train += ["--steps", "2", "--batch", "2", "--data-root", str(photographs), "--cache", str(tmp_path / "cache")]
-    result = offline(
+    commands = [
         ["analysis.run_all", "--backbones", "idn", "--schemes", "fp32", "cadyq", *where],
         ["analysis.make_report", run],
         ["analysis.verify", run, "--data-root", str(evil_root), "--sample", "1"],
@@ -235,7 +231,8 @@ def test_no_command_touches_the_network(evil_root: Path, tmp_path: Path) -> None
         ["analysis.cost", "--model", model, "--height", "64", "--width", "64"],
         ["cadyq.upscale", str(photographs / "0.png"), "--model", model, "--out", str(tmp_path / "sr")],
         ["cadyq.train", *train, "--out", str(tmp_path / "trained")],
-    )
+    ]
+    result = run_python("-c", OFFLINE, json.dumps(commands))
     assert result.returncode == 0 and result.stdout.rstrip().endswith("OFFLINE"), result.stderr[-2000:]
     facts = (tmp_path / "trained" / "training.json").read_text()
     assert (
@@ -243,10 +240,9 @@ def test_no_command_touches_the_network(evil_root: Path, tmp_path: Path) -> None
     )
 
 
-def test_the_network_is_seen_where_it_is_touched(tmp_path: Path) -> None:
+def test_the_network_is_seen_where_it_is_touched(run_python: RunPython, tmp_path: Path) -> None:
     (tmp_path / "caller.py").write_text(
         "import socket\n\ndef main():\n    socket.create_connection(('127.0.0.1', 9), timeout=1)\n"
     )
-    command = [sys.executable, "-c", OFFLINE, json.dumps([["caller"]])]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    result = run_python("-c", OFFLINE, json.dumps([["caller"]]), cwd=tmp_path)
     assert result.returncode == 1 and "NETWORK" in result.stderr

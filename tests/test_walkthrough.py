@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import os
 import re
 import runpy
@@ -16,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,8 @@ PAGE = ROOT / "docs" / "walkthrough.md"
 PAGES = ["README.md", "CONTRIBUTING.md", "docs/*.md", "results/*/README.md"]
 COPIED = ["cadyq", "baselines", "analysis", "examples", "CITATION.cff", "pyproject.toml"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL_ONLY = set("|&;<>$`*?(){}\"'\n")
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 CLOSE_DB, CLOSE_BITS = 0.02, 0.05  # decoders and processors may round to the other side
 
 
@@ -52,7 +53,7 @@ def statements(block: str) -> Iterator[str]:
             yield statement
 
 
-def run_session(clone: Path) -> str:
+def run_session(clone: Path, run_python: RunPython) -> str:
     """Run the walk-through in a copy of the project at `clone`; returns what was printed."""
     clone.mkdir()
     for name in COPIED:
@@ -65,14 +66,26 @@ def run_session(clone: Path) -> str:
     }
     commands = [statement for block in blocks(PAGE, "bash") for statement in statements(block)]
     where = 'python -c "import cadyq, analysis; print(cadyq.__file__, analysis.__file__)"'
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "run_statements.py")],
-        input=json.dumps([where, *commands]), cwd=clone, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert f"{clone}/cadyq/__init__.py {clone}/analysis/__init__.py" in done.stdout  # not the checkout's own
-    return done.stdout
+    printed = ""
+    for statement in [where, *commands]:
+        words = module_words(statement)
+        done = (
+            run_python(*words, cwd=clone, environment=environment)
+            if words
+            else subprocess.run(["bash", "-ec", statement], cwd=clone, env=environment, capture_output=True, text=True)
+        )
+        printed += f"$ {statement}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, printed[-5000:]
+    assert f"{clone}/cadyq/__init__.py {clone}/analysis/__init__.py" in printed  # not the checkout's own
+    return printed
+
+
+def module_words(statement: str) -> list[str] | None:
+    """What follows `python`, where the shell would do nothing with the statement but split it into words."""
+    joined = statement.replace("\\\n", " ")
+    words = shlex.split(joined)
+    plain = words[:2] == ["python", "-m"] and not SHELL_ONLY & set(joined)
+    return words[1:] if plain else None
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -80,9 +93,9 @@ def rows(text: str) -> dict[str, list[str]]:
     return {words[4]: words for line in text.splitlines() if (words := line.split())[:1] == ["Small"]}
 
 
-def test_the_walkthrough_runs_and_leaves_what_it_says(tmp_path: Path) -> None:
+def test_the_walkthrough_runs_and_leaves_what_it_says(run_python: RunPython, tmp_path: Path) -> None:
     clone = tmp_path / "clone"
-    printed = run_session(clone)
+    printed = run_session(clone, run_python)
     for run in ("first", "second"):
         assert (clone / "runs" / run / "report.html").stat().st_size > 50_000
         assert {path.suffix for path in (clone / "runs" / run / "tables").iterdir()} == {".csv", ".md", ".tex"}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,10 @@ import numpy as np
 import pytest
 
 from analysis.records.store import Cell, Key, write_cell, write_manifest
+from analysis.run import models
+from cadyq.data.datasets import photographs
+from cadyq.data.images import write_png
+from cadyq.quantization import calibration_patches
 
 BITS = {"fp32": 32.0, "pams:w8a8": 8.0, "pams:w4a4": 4.0, "dorefa:w4a4": 4.0, "cadyq": 6.2}
 LOSS = {"fp32": 0.0, "pams:w8a8": 0.03, "pams:w4a4": 0.3, "dorefa:w4a4": 0.9, "cadyq": 0.05}
@@ -53,6 +59,35 @@ def make_row(cell: Cell, image: str, **changes: Any) -> dict[str, Any]:
         "image_sha256": "1" * 64,
     }
     return row | changes
+
+
+@pytest.fixture(scope="session")
+def small_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of crops of the photographs inside scikit-image, 96x96 pixels each, so that nothing takes long."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for pair in photographs(4):
+        write_png(folder / f"{pair.name}.png", pair.hr[:, 60:156, 60:156].contiguous())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_root(small_photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with two of them as the set "Tiny"."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "benchmark/Tiny/HR").mkdir(parents=True)
+    for path in sorted(small_photographs.iterdir())[:2]:
+        shutil.copy(path, root / "benchmark/Tiny/HR")
+    return root
+
+
+@pytest.fixture(scope="module")
+def few_patches() -> Iterator[None]:
+    """`run_all --model` and `--outer-bits` calibrate on 8 patches in place of 64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "calibration_patches", partial(calibration_patches, count=8))
+        models.patches_of.cache_clear()
+        yield
+    models.patches_of.cache_clear()
 
 
 Runner = Callable[..., Path]

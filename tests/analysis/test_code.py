@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from cadyq.data.images import write_png
 from cadyq.schemes.base import SCHEMES
 
 ROOT = Path(__file__).parents[2]
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 NETWORKS = ("idn_x4_fp32.safetensors", "idn_x4_calibration.safetensors")
 # `run_all` without plots and report, which take longer than what is looked at here
 DRIVER = """
@@ -63,8 +65,8 @@ def widen(quantizer):
 class Project:
     """A copy of the packages, a plug-in with a helper beside it, and a run folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder, folder / "run"
+    def __init__(self, folder: Path, run_python: RunPython) -> None:
+        self.folder, self.out, self.run_python = folder, folder / "run", run_python
         left_out = shutil.ignore_patterns("*.safetensors", "__pycache__")
         for package in ("cadyq", "baselines", "analysis"):
             shutil.copytree(ROOT / package, folder / package, ignore=left_out)
@@ -85,18 +87,11 @@ class Project:
 
     def run(self, *options: str) -> tuple[dict[str, str], str]:
         """The status of each scheme's cell, and what was printed."""
-        command = [sys.executable, "driver.py", "--plugin", "plugin/mine.py", "--backbones", "idn", "--modes", "image"]
+        command = ["driver.py", "--plugin", "plugin/mine.py", "--backbones", "idn", "--modes", "image"]
         command += ["--schemes", "fp32", "minmax:w8a8", "mine:w8a8", "--datasets", "Tiny", "--data-root", "."]
         paths = os.pathsep.join(map(str, (self.folder, self.folder / "plugin")))
         environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(
-            [*command, "--out", str(self.out), *options],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = self.run_python(*command, "--out", self.out, *options, cwd=self.folder, environment=environment)
         assert done.returncode == 0, done.stderr
         cells = json.loads((self.out / "manifest.json").read_text())["cells"]
         return {cell["scheme"].partition(":")[0]: cell["status"] for cell in cells}, done.stdout
@@ -107,8 +102,8 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = Project(tmp_path_factory.mktemp("project"))
+def measured(tmp_path_factory: pytest.TempPathFactory, run_python: RunPython) -> Project:
+    project = Project(tmp_path_factory.mktemp("project"), run_python)
     assert set(project.run()[0].values()) == {"measured"}
     return project
 

@@ -17,28 +17,18 @@ from analysis.tables.comparisons import comparisons
 from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK, extent, inner
 from analysis.tables.roles import role_of
 from analysis.tables.summary import summary, table_files, to_text
-from cadyq.data.datasets import photographs
-from cadyq.data.images import write_png
 from cadyq.schemes.specs import with_outer_bits_of
 from cadyq.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
 SCHEMES = ["fp32", "minmax:w8a8", "pams:w8a5", "pams:w8a8", "cadyq"]
 
 
 @pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "benchmark/Tiny/HR").mkdir(parents=True)
-    for pair in list(photographs(4))[:3]:
-        write_png(folder / "benchmark/Tiny/HR" / f"{pair.name}.png", pair.hr[:, 60:156, 60:156].contiguous())
-    return folder
-
-
-@pytest.fixture(scope="module")
-def measured(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(tiny_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     words = ["--backbones", "bicubic", "idn", "--schemes", *SCHEMES, "--datasets", "Tiny", "--modes", "image"]
-    where = ["--data-root", str(data_root), "--jobs", "1", "--out", str(out)]
+    where = ["--data-root", str(tiny_root), "--jobs", "1", "--out", str(out)]
     assert run_all.main([*words, *where, "--outer-bits", "8"]) == 0
     return out
 
@@ -84,7 +74,7 @@ def test_the_outer_layers_alone_differ() -> None:
     assert find("idn", "pams:w4a4", 4).sha256() != find("idn", "pams:w4a4,outer_bits=8", 4).sha256()
 
 
-def test_records_hold_both(measured: Path, data_root: Path) -> None:
+def test_records_hold_both(measured: Path, tiny_root: Path) -> None:
     df = records.load(measured)
     idn = df[df["backbone"] == "idn"]
     means = idn.groupby("scheme")[["psnr_db", "bitops_g", "bitops_fp32_g", "fab"]].mean()
@@ -95,7 +85,7 @@ def test_records_hold_both(measured: Path, data_root: Path) -> None:
         assert whole["bitops_g"] < papers["bitops_g"] and abs(whole["psnr_db"] - papers["psnr_db"]) < 0.5
         assert whole["fab"] == pytest.approx(papers["fab"], abs=0.5)
         assert spec == "fp32" or whole["bitops_fp32_g"] == 0 < papers["bitops_fp32_g"]
-    assert verify.main([str(measured), "--data-root", str(data_root), "--sample", "2"]) == 0
+    assert verify.main([str(measured), "--data-root", str(tiny_root), "--sample", "2"]) == 0
 
 
 def test_tables_mark_which_is_which(measured: Path) -> None:

@@ -9,19 +9,11 @@ import pytest
 import cadyq
 from analysis import records, run_all, verify
 from cadyq.data.datasets import photographs
-from cadyq.data.images import write_png
+
+pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
 
 
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "benchmark/Tiny/HR").mkdir(parents=True)
-    for pair in list(photographs(4))[:2]:
-        write_png(folder / "benchmark/Tiny/HR" / f"{pair.name}.png", pair.hr[:, 60:156, 60:156].contiguous())
-    return folder
-
-
-def _words(data_root: Path, out: Path, *words: str) -> list[str]:
+def _words(tiny_root: Path, out: Path, *words: str) -> list[str]:
     return [
         *words,
         "--datasets",
@@ -29,7 +21,7 @@ def _words(data_root: Path, out: Path, *words: str) -> list[str]:
         "--modes",
         "image",
         "--data-root",
-        str(data_root),
+        str(tiny_root),
         "--jobs",
         "1",
         "--out",
@@ -37,14 +29,14 @@ def _words(data_root: Path, out: Path, *words: str) -> list[str]:
     ]
 
 
-def test_a_model_has_a_row_under_every_scheme_that_calibrates(data_root: Path, tmp_path: Path) -> None:
+def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, tmp_path: Path) -> None:
     own = cadyq.load_model("zoo:idn_x4_fp32")
     cadyq.save_model(own, tmp_path / "my_network.safetensors")
     quantized = cadyq.quantize(own, "minmax:w6a6", [pair.lr for pair in photographs(4)], patches=4)
     cadyq.save(quantized, tmp_path / "mine_6bit.safetensors")
     out = tmp_path / "run"
     named = ["--model", str(tmp_path / "my_network.safetensors"), "--model", str(tmp_path / "mine_6bit.safetensors")]
-    words = _words(data_root, out, *named, "--schemes", "fp32", "minmax:w8a8", "pams:w8a8")
+    words = _words(tiny_root, out, *named, "--schemes", "fp32", "minmax:w8a8", "pams:w8a8")
     assert run_all.main(words) == 0
     df = records.load(out).groupby(["backbone", "scheme"])["psnr_db"].mean()
     assert set(df.index) == {("my_network", "fp32"), ("my_network", "minmax:w8a8"), ("mine_6bit", "minmax:w6a6")}
@@ -52,11 +44,11 @@ def test_a_model_has_a_row_under_every_scheme_that_calibrates(data_root: Path, t
     skipped = records.skipped_cells(records.read_manifest(out))
     assert [cell["scheme"] for cell in skipped] == ["pams:w8a8"] and "python -m cadyq.train" in skipped[0]["reason"]
     assert str(tmp_path) not in (out / "manifest.json").read_text().replace(skipped[0]["reason"], "")
-    assert verify.main([str(out), "--data-root", str(data_root), "--sample", "2", *named]) == 0
+    assert verify.main([str(out), "--data-root", str(tiny_root), "--sample", "2", *named]) == 0
 
 
 def test_what_is_wrong_with_a_model_is_one_line(
-    data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = cadyq.create_model("edsr", scale=2, n_feats=8, n_resblocks=1)
     cadyq.save_model(small, tmp_path / "x2.safetensors")
@@ -66,6 +58,6 @@ def test_what_is_wrong_with_a_model_is_one_line(
         ("zoo:nothing", "zoo has no 'nothing'"),
         ("spandrel:nowhere.pth", "no such file"),
     ):
-        assert run_all.main(_words(data_root, tmp_path / "run", "--model", model)) == 2
+        assert run_all.main(_words(tiny_root, tmp_path / "run", "--model", model)) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error

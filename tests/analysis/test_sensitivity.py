@@ -33,6 +33,7 @@ BACKBONE, POINTS = "idn", 24
 OPTIONS = ["--backbone", BACKBONE, "--dataset", "skimage", "--train", "skimage", "--bits", "3", "5", "--patches", "12"]
 OPTIONS += ["--side", "10", "--second", "3", "--additivity-patches", "3", "--capture-patches", "6", "--threads", "1"]
 OPTIONS += ["--capture-side", "8", "--train-patches", "8", "--searched", "2", "--controls", "random", "oracle"]
+OPTIONS += ["--outer-images", "1"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from analysis.sensitivity import outer_layers, store
 from analysis.sensitivity.__main__ import main
 from cadyq.data import datasets
 from cadyq.data.datasets import photographs
-from cadyq.data.images import write_png
 from cadyq.metrics.standard import PSNR
 from cadyq.models.foreign import prepare
 from cadyq.models.network import SRNetwork
@@ -43,15 +42,6 @@ class Mixed(nn.Module):
             x = x + torch.relu(self.body(x))
         x = x + self.mix(x.movedim(1, -1)).movedim(-1, 1)
         return nn.functional.pixel_shuffle(self.tail(x), 2) * 255
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small photographs, so that nothing takes long."""
-    found = tmp_path_factory.mktemp("photographs")
-    for pair in list(photographs(4))[:2]:
-        write_png(found / f"{pair.name}.png", pair.hr[:, 60:156, 60:156].contiguous())
-    return found
 
 
 def _foreign() -> SRNetwork:
@@ -96,11 +86,11 @@ def test_points_inside_layers_are_restarted_too() -> None:
         assert not torch.allclose(stop.finish(torch.zeros_like(stop.x)), plain)
 
 
-def test_outer_layers_are_quantized_one_at_a_time(folder: Path) -> None:
+def test_outer_layers_are_quantized_one_at_a_time(small_photographs: Path) -> None:
     network = cadyq.load_model("zoo:idn_x4_fp32").eval()
     images = list(photographs(4))[:2]
     lr = torch.stack([pair.lr[:, :24, :24] for pair in images]).float()
-    small = list(datasets.folder(folder, 4, "Small"))[:1]
+    small = list(datasets.folder(small_photographs, 4, "Small"))[:1]
     measured = outer_layers.measure_outer_layers(network, lr, small)
     whole = with_outer_bits(network, lr, 8)
     names = [name for name, point in whole.points.items() if point.outer]
@@ -119,12 +109,12 @@ def test_outer_layers_are_quantized_one_at_a_time(folder: Path) -> None:
     assert all(point.quantizer is None for point in network.points.values())
 
 
-def test_models_have_a_folder_each(folder: Path, tmp_path: Path) -> None:
+def test_models_have_a_folder_each(small_photographs: Path, tmp_path: Path) -> None:
     named = []
     for name, blocks in (("mine", 1), ("other", 2)):
         cadyq.save_model(cadyq.create_model("edsr", n_feats=8, n_resblocks=blocks), tmp_path / f"{name}.safetensors")
         named += ["--model", str(tmp_path / f"{name}.safetensors")]
-    words = [*named, *OPTIONS, "--dataset", str(folder), "--out", str(tmp_path / "run")]
+    words = [*named, *OPTIONS, "--dataset", str(small_photographs), "--out", str(tmp_path / "run")]
     assert main(words) == 0
     for label, points in (("mine", 2), ("other", 4)):
         out = tmp_path / "run" / label

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -321,15 +321,15 @@ GIT = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "init
 STATE = "import json; from analysis.run.provenance import git_state; print(json.dumps(git_state()))"
 
 
-def git_state(folder: Path) -> dict[str, object]:
-    environment = os.environ | {"PYTHONPATH": str(folder)}
-    done = subprocess.run([sys.executable, "-c", STATE], cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout)
-    return found
+def test_another_repositorys_commit_and_changes_are_told_apart(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    def git_state(folder: Path) -> dict[str, object]:
+        done = run_python("-c", STATE, cwd=folder, environment=os.environ | {"PYTHONPATH": str(folder)})
+        assert done.returncode == 0, done.stderr
+        found: dict[str, object] = json.loads(done.stdout)
+        return found
 
-
-def test_another_repositorys_commit_and_changes_are_told_apart(tmp_path: Path) -> None:
     run_folder = tmp_path / "analysis/run"
     run_folder.mkdir(parents=True)
     for package in (tmp_path / "analysis", run_folder):

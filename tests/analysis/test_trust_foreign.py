@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from analysis.records import store as records
 from analysis.run import command as run_all
@@ -21,9 +20,8 @@ from cadyq.checkpoints.folders import VARIABLE
 from cadyq.commands.calibrate import main as calibrate
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
-from cadyq.models import spandrel
-from cadyq.models.foreign import Interface
 
+pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
 PLUGIN = """
 from dataclasses import dataclass
 
@@ -46,22 +44,9 @@ class Shrink(MinMax):
     def activation_quantizer(self, channels, counts_for_fab):
         return Shrunk(self.act_bits)
 """
+WriteTheirs = Callable[[Path, pytest.MonkeyPatch], None]
 TUNED = "ptq4sr:w4a4"
 SCHEMES = ["fp32", "minmax:w8a8", "shrunk:w8a8", TUNED]
-
-
-class Theirs(nn.Module):
-    """Somebody's network, as spandrel would make it of a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.tail = nn.Sequential(nn.Conv2d(8, 48, 3, padding=1), nn.PixelShuffle(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        up = nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
-        return self.tail(self.middle(self.head(x).relu()).relu()) * 0.05 + up  # type: ignore[no-any-return]
 
 
 class Place:
@@ -87,14 +72,13 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(tmp_path_factory: pytest.TempPathFactory, write_theirs: WriteTheirs) -> Path:
     place = Place(tmp_path_factory.mktemp("foreign"))
     place.plugin.write_text(PLUGIN)
-    torch.save({}, place.file)
     for pair in list(photographs(4))[:2]:
         write_png(place.folder / f"benchmark/Tiny/HR/{pair.name}.png", pair.hr[:, 100:164, 200:264])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+        write_theirs(place.file, patch)
         patch.setenv(VARIABLE, str(place.zoo))
         words = ["--scheme", TUNED, "--model", place.model, "--patches", "2", "--lr-patch", "8", "--steps", "1"]
         assert calibrate([*words, "--zoo", str(place.zoo), "--out", str(place.folder / "tuned")]) == 0
@@ -103,12 +87,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(measured: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(measured: Path, write_theirs: WriteTheirs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """The run where it was measured; all is there again after the test."""
     kept = measured.with_name("kept")
     shutil.copytree(measured, kept)
     place = Place(measured)
-    monkeypatch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+    write_theirs(place.file, monkeypatch)
     monkeypatch.setenv(VARIABLE, str(place.zoo))
     yield place
     shutil.rmtree(measured)

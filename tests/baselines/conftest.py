@@ -7,9 +7,12 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
+import cadyq
 from cadyq.data.datasets import photographs
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.context import PatchContext
+from cadyq.schemes.calibration import calibrated, observe
 
 # one slow example on a busy machine is not a failure
 settings.register_profile("baselines", deadline=None, max_examples=50)
@@ -24,6 +27,25 @@ def patches() -> Tensor:
         middle = image.lr.shape[-1] // 2
         crops += [image.lr[:, :14, :12], image.lr[:, 30:44, middle : middle + 12]]
     return torch.stack(crops).float()
+
+
+@pytest.fixture(scope="session")
+def pairs() -> tuple[Tensor, Tensor]:
+    """Twelve LR patches of photographs and their HR patches: float32 (12, 3, 16, 16) and (12, 3, 64, 64)."""
+    lrs, hrs = [], []
+    for image in list(photographs(4))[:3]:
+        for top, left in ((4, 4), (4, 40), (40, 4), (40, 40)):
+            lrs.append(image.lr[:, top : top + 16, left : left + 16])
+            hrs.append(image.hr[:, top * 4 : top * 4 + 64, left * 4 : left * 4 + 64])
+    return torch.stack(lrs).float(), torch.stack(hrs).float()
+
+
+@pytest.fixture(scope="session")
+def small_cadyq(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
+    """A small CADyQ network with four points, calibrated. Take a copy before you change it."""
+    torch.manual_seed(2)
+    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
+    return calibrated(plain, "cadyq", observe(plain, pairs[0])).eval()
 
 
 @pytest.fixture(scope="session")

@@ -18,35 +18,14 @@ from baselines.content.allocation import _best_lengths, by_patch, fit_profiles
 from baselines.content.profiles import Profiles, content_features, fit_score, patch_weights
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.checkpoints.io import save_model
-from cadyq.data.datasets import photographs
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
-from cadyq.schemes.calibration import calibrated, observe
 from cadyq.training.derive import derive, transplant
 from cadyq.utils.errors import UserError
 
 BITS = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def pairs() -> tuple[Tensor, Tensor]:
-    """Twelve patches of photographs: (12, 3, 16, 16) and (12, 3, 64, 64)."""
-    lrs, hrs = [], []
-    for image in list(photographs(4))[:3]:
-        for top, left in ((4, 4), (4, 40), (40, 4), (40, 40)):
-            lrs.append(image.lr[:, top : top + 16, left : left + 16])
-            hrs.append(image.hr[:, top * 4 : top * 4 + 64, left * 4 : left * 4 + 64])
-    return torch.stack(lrs).float(), torch.stack(hrs).float()
-
-
-@pytest.fixture(scope="module")
-def parent(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
-    """A small CADyQ network with four points, calibrated."""
-    torch.manual_seed(2)
-    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
-    return calibrated(plain, "cadyq", observe(plain, pairs[0])).eval()
 
 
 def random_model(patches: int = 9, points: int = 4) -> tuple[ErrorModel, Tensor, Tensor]:
@@ -137,9 +116,9 @@ def test_cuts_are_the_best_of_all() -> None:
 
 
 @torch.no_grad()
-def test_measured_changes_predict_the_network(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+def test_measured_changes_predict_the_network(small_cadyq: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
     """Exactly where one point differs from the highest candidates, and nearly where all do."""
-    network = transplant(parent, Profiles(search_space=(4, 6, 8)))
+    network = transplant(small_cadyq, Profiles(search_space=(4, 6, 8)))
     calibrate_ranges(network, pairs[0])
     context = search_patches(*pairs)
     lr, hr = context.lr, context.hr
@@ -174,8 +153,10 @@ def test_a_sample_range_moves_with_its_sample(pairs: tuple[Tensor, Tensor]) -> N
     assert float(fixed.quantize(100 * x, choice).abs().max()) <= fixed.bounds[-1].item() * 1.1
 
 
-def test_fitted_ranges_leave_less_error_than_the_whole_range(parent: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
-    network = transplant(parent, Profiles(ranges="fitted"))
+def test_fitted_ranges_leave_less_error_than_the_whole_range(
+    small_cadyq: SRNetwork, pairs: tuple[Tensor, Tensor]
+) -> None:
+    network = transplant(small_cadyq, Profiles(ranges="fitted"))
     calibrate_ranges(network, pairs[0])
     for point in network.points.values():
         if isinstance(point.quantizer, FittedRange):
@@ -205,9 +186,9 @@ def test_the_score_finds_the_feature_that_predicts_the_loss() -> None:
 
 @pytest.mark.parametrize("ranges", ["fitted", "sample"])
 def test_profiles_come_back_from_their_file(
-    ranges: str, parent: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
+    ranges: str, small_cadyq: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    network = derive(parent, "profiles", *pairs, mean_bits=5.0, ranges=ranges, search_space=(3, 4, 5, 6, 8))
+    network = derive(small_cadyq, "profiles", *pairs, mean_bits=5.0, ranges=ranges, search_space=(3, 4, 5, 6, 8))
     assert isinstance(network.scheme, Profiles) and network.scheme.table
     save_model(network, tmp_path / "profiles.safetensors")
     again = cadyq.load_model(tmp_path / "profiles.safetensors")
@@ -220,10 +201,10 @@ def test_profiles_come_back_from_their_file(
     assert bool((choosing > 0).all()) if ranges == "sample" else True
 
 
-def test_candidates_that_the_parent_lacks_start_at_its_nearest(parent: SRNetwork) -> None:
-    network = transplant(parent, Profiles(search_space=(3, 4, 8)))
+def test_candidates_that_the_parent_lacks_start_at_its_nearest(small_cadyq: SRNetwork) -> None:
+    network = transplant(small_cadyq, Profiles(search_space=(3, 4, 8)))
     for name, point in network.points.items():
-        own, other = point.quantizer, parent.points[name].quantizer
+        own, other = point.quantizer, small_cadyq.points[name].quantizer
         if isinstance(own, FittedRange) and isinstance(other, CandidateActivation):
             torch.testing.assert_close(own.bounds[1:], other.bounds[[0, 2]])
             torch.testing.assert_close(own.bounds[0], other.bounds[0] * 0.4 / 0.5)

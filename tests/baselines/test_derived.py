@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,10 @@ from baselines.controls.oracle import Oracle
 from baselines.controls.random import Random, fingerprint, uniform
 from baselines.controls.static import Static
 from cadyq.checkpoints.io import save_model
-from cadyq.data.datasets import photographs
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.calibration import calibrated, observe
 from cadyq.testing.models import calibrated_model
 from cadyq.training.derive import derive, mean_fab, transplant
 from cadyq.utils.errors import UserError
@@ -44,27 +43,15 @@ def parent() -> SRNetwork:
 
 
 @pytest.fixture(scope="module")
-def small_parent(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
-    """Four points, calibrated, selectors moved from their start: for searches, which run hundreds of forwards."""
+def small_parent(small_cadyq: SRNetwork) -> SRNetwork:
+    """Selectors moved from their start: for searches, which run hundreds of forwards."""
+    network = copy.deepcopy(small_cadyq)
     torch.manual_seed(2)
-    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
-    network = calibrated(plain, "cadyq", observe(plain, pairs[0]))
     with torch.no_grad():
         for name, value in network.named_parameters():
             if ".selector." in name:
                 value.normal_(0, 0.5)
     return network.eval()
-
-
-@pytest.fixture(scope="module")
-def pairs() -> tuple[Tensor, Tensor]:
-    """Twelve LR patches of photographs and their HR patches: float32 (12, 3, 16, 16) and (12, 3, 64, 64)."""
-    lrs, hrs = [], []
-    for image in list(photographs(4))[:3]:
-        for top, left in ((4, 4), (4, 40), (40, 4), (40, 40)):
-            lrs.append(image.lr[:, top : top + 16, left : left + 16])
-            hrs.append(image.hr[:, top * 4 : top * 4 + 64, left * 4 : left * 4 + 64])
-    return torch.stack(lrs).float(), torch.stack(hrs).float()
 
 
 @pytest.mark.parametrize("name", DERIVED)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import cadyq
 from analysis.run import models
@@ -18,12 +19,12 @@ from cadyq.checkpoints.io import builds_on, load_model, save_model
 from cadyq.checkpoints.tensors import read_tensors
 from cadyq.checkpoints.zoo import add_to_zoo, read_manifest
 from cadyq.commands.calibrate import main
-from cadyq.models import spandrel
-from cadyq.models.foreign import Interface, example_images
+from cadyq.models.foreign import example_images
 from cadyq.models.network import SRNetwork
 from cadyq.training.reconstruction import calibrate
 from cadyq.utils.errors import UserError
 
+WriteTheirs = Callable[[Path, pytest.MonkeyPatch], None]
 IDN, RLFN = "zoo:idn_x4_fp32", "published:rlfn_x4"
 QUICK = ["--patches", "2", "--lr-patch", "8", "--minutes", "0.02"]
 
@@ -99,26 +100,11 @@ def test_another_parent_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         load_model(tmp_path / "run" / "model.safetensors")
 
 
-class Theirs(nn.Module):
-    """Somebody's network, as spandrel would make it of a file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head, self.middle = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
-        self.tail = nn.Sequential(nn.Conv2d(8, 48, 3, padding=1), nn.PixelShuffle(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        up = nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
-        return self.tail(self.middle(self.head(x).relu()).relu()) * 0.05 + up  # type: ignore[no-any-return]
-
-
 def test_a_foreign_network_comes_back_from_its_file(
-    tmp_path: Path, lr: Tensor, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, lr: Tensor, write_theirs: WriteTheirs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "theirs.pth"
-    torch.save({}, file)
-    monkeypatch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+    write_theirs(file, monkeypatch)
     network, facts = run_of("ptq4sr:w4a4", f"spandrel:{file}", tmp_path, "--zoo", str(tmp_path / "zoo"))
     path = tmp_path / "zoo" / "theirs_x4_ptq4sr_w4a4.safetensors"
     assert facts["calibrated_from"] == f"spandrel:{file}" and path.stat().st_size < 6000
@@ -130,10 +116,11 @@ def test_a_foreign_network_comes_back_from_its_file(
         assert torch.equal(models.load(source)(lr), network(lr))
 
 
-def test_without_calibration_a_model_is_told_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_calibration_a_model_is_told_the_command(
+    tmp_path: Path, write_theirs: WriteTheirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "theirs.pth"
-    torch.save({}, file)
-    monkeypatch.setattr(spandrel, "read", lambda path: (Theirs().eval(), Interface(4)))
+    write_theirs(file, monkeypatch)
     (source,) = models.sources([f"spandrel:{file}"], ["brecq:w4a4"], 4, None)
     assert f"python -m cadyq.calibrate --model spandrel:{file} --scheme brecq:w4a4" in source.reason
     assert find("edsr", "brecq:w4a4", 4).reason.endswith("python -m cadyq.calibrate")
