@@ -24,7 +24,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "my_scheme.py"
 ROOT = EXAMPLE.parent.parent
 SIDE = 96
 
-pytestmark = pytest.mark.usefixtures("registries")
+pytestmark = pytest.mark.usefixtures("registries", "no_plots")
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str, str]] = {
     "ship": (zoo.main, "run run --zoo out", "out/edsr_x4_pams_w8a8.safetensors"),
     "calibration": (
         zoo.main,
-        "calibration edsr --data-root photos --zoo out",
-        "out/edsr_x4_calibration.safetensors",
+        "calibration idn --data-root photos --zoo out",
+        "out/idn_x4_calibration.safetensors",
     ),
     "train": (
         train.main,

@@ -185,6 +185,7 @@ def test_fixed_bits_have_the_weight_bits_of_the_network_in_question() -> None:
     assert line["mean"] == pytest.approx(0.45 - 0.4)
 
 
+pytestmark = pytest.mark.usefixtures("no_plots")
 PLUGIN = """
 from dataclasses import dataclass
 

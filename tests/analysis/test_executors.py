@@ -19,6 +19,7 @@ from skimage import data
 from analysis.records.store import load, read_manifest
 from analysis.run import command as run_all
 
+pytestmark = pytest.mark.usefixtures("no_plots")
 SCHEMES = ["fp32", "minmax:w8a8", "minmax:w4a4", "mse:w6a6", "percentile:w8a8", "dynamic_range:w8a5"]
 
 

@@ -17,6 +17,8 @@ from analysis.run.verification import OK, verify
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 
+pytestmark = pytest.mark.usefixtures("no_plots")
+
 
 def test_a_median_over_several_runs_after_a_warm_up() -> None:
     network = cadyq.create_model("edsr", n_feats=4, n_resblocks=1).eval()

@@ -25,6 +25,7 @@ from cadyq.metrics.quality import psnr
 from cadyq.metrics.registry import Metric, all_metrics
 from cadyq.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_plots")
 PLUGIN = """
 from pathlib import Path
 

@@ -13,11 +13,14 @@ import cadyq
 from analysis.records import store as records
 from analysis.run import networks, quick
 from analysis.run.command import main as run_all
+from cadyq.data import datasets
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import photographs
 from cadyq.quantizers.ranges import LearnedBoundActivation
 from cadyq.schemes.base import FixedBitScheme
 from cadyq.utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def test_crops_are_textured_squares_of_both_images() -> None:
@@ -27,11 +30,11 @@ def test_crops_are_textured_squares_of_both_images() -> None:
     assert quick.crops([photographs(4)[1]], 10_000)[0].hr.shape == (3, 300, 300)  # what fits
 
 
-def test_rows_are_those_of_a_run(tmp_path: Path) -> None:
-    names = ["--backbones", "idn", "--schemes", "minmax:w8a4", "--datasets", "skimage", "--modes", "patch"]
-    pair = photographs(4)[1]
+def test_rows_are_those_of_a_run(tiny_root: Path, tmp_path: Path) -> None:
+    names = ["--backbones", "idn", "--schemes", "minmax:w8a4", "--datasets", "Tiny", "--modes", "patch"]
+    pair = datasets.load("Tiny", 4, tiny_root)[1]
     rows = quick.measure("idn", ["minmax:w8a4"], [pair], "patch").set_index("image")
-    assert run_all([*names, "--out", str(tmp_path)]) == 0
+    assert run_all([*names, "--data-root", str(tiny_root), "--out", str(tmp_path)]) == 0
     stored = records.load(tmp_path).set_index("image").loc[[pair.name]]
     free = ["weights_sha256"]
     assert rows.drop(columns=free).to_dict("records") == stored[rows.columns].drop(columns=free).to_dict("records")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def finished(photo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("run")
     assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture(autouse=True)
+def undrawn(finished: Path) -> Iterator[None]:
+    """Reports of later runs hold no plots: those of the finished run were drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.report.build.write_plots", lambda *args, **options: [])
+        yield
 
 
 def statuses(out: Path) -> list[str]:

@@ -27,6 +27,7 @@ from cadyq.plugins import load_plugins
 from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_plots")
 ROOT = Path(__file__).parents[2]
 PLUGIN = """
 import os

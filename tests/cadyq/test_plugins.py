@@ -57,7 +57,7 @@ class Tiny(SRNetwork):
         return y.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
 """
 
-pytestmark = pytest.mark.usefixtures("registries")
+pytestmark = pytest.mark.usefixtures("registries", "no_plots")
 
 
 def plugin(folder: Path, text: str, kind: str = "scheme", name: str = "mine", file: str = "my_scheme.py") -> Path:
