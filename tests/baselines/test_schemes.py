@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _statistics(backbone: str) -> dict[str, PointStatistics]:
     return observe(_plain(backbone), (flat + detail).clamp(0, 255))
 
 
-@lru_cache(maxsize=64)
+@cache
 def _calibrated(backbone: str, scheme: str, bits: int) -> SRNetwork:
     network = calibrated_model(backbone, scheme, **small_sizes(backbone), **_options(scheme, bits))
     network.load_state_dict(_plain(backbone).state_dict(), strict=False)

@@ -87,6 +87,12 @@ def _kill_after_next_checkpoint(process: subprocess.Popen[str], checkpoint: Path
     return process.returncode == -signal.SIGKILL
 
 
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Path:
+    """The model of a run of PAMS that nothing disturbed, with workers."""
+    return _run_here([*OPTIONS["pams"], *_arguments(folder, "whole_pams"), "--workers", "3"])
+
+
 def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -> None:
     def arguments(out: str) -> list[str]:
         # a checkpoint each step, so that many kills fall into the writing of one
@@ -111,8 +117,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -
     }
 
 
-def test_two_trainings_in_one_folder_come_one_after_the_other(folder: Path) -> None:
-    whole = _run_here([*OPTIONS["pams"], *_arguments(folder, "by_itself")])
+def test_two_trainings_in_one_folder_come_one_after_the_other(folder: Path, whole: Path) -> None:
     both = [_start([*OPTIONS["pams"], *_arguments(folder, "shared")]) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -126,7 +131,9 @@ class _PowerCutError(Exception):
 
 
 @pytest.mark.parametrize("moment", ["save_model", "write_text", "Path.unlink"])
-def test_a_crash_at_the_end_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+def test_a_crash_at_the_end_loses_nothing(
+    folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
     """Before the model, between the model and training.json, and before the checkpoint goes."""
     from cadyq.training import trainer
 
@@ -135,7 +142,6 @@ def test_a_crash_at_the_end_loses_nothing(folder: Path, monkeypatch: pytest.Monk
 
     out = f"cut_{moment}"
     arguments = [*OPTIONS["pams"], *_arguments(folder, out), "--workers", "0"]
-    expected = _run_here([*OPTIONS["pams"], *_arguments(folder, f"uncut_{moment}"), "--workers", "3"])
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", cut) if "." in moment else patch.setattr(trainer, moment, cut)
         if moment == "Path.unlink":  # also clears an old history.csv when a run begins
@@ -144,16 +150,15 @@ def test_a_crash_at_the_end_loses_nothing(folder: Path, monkeypatch: pytest.Monk
             _run_here(arguments)
     assert (folder / out / "checkpoint.pt").exists()
     model = _run_here(arguments)
-    assert model.read_bytes() == expected.read_bytes()
-    assert _rows(model.parent) == _rows(expected.parent)
+    assert model.read_bytes() == whole.read_bytes()
+    assert _rows(model.parent) == _rows(whole.parent)
 
 
-def test_a_finished_run_is_not_trained_again(folder: Path) -> None:
-    arguments = [*OPTIONS["pams"], *_arguments(folder, "finished")]
-    model = _run_here(arguments)
-    before = model.stat().st_mtime_ns
-    assert _run_here(arguments) == model
-    assert model.stat().st_mtime_ns == before
+def test_a_finished_run_is_not_trained_again(folder: Path, whole: Path) -> None:
+    arguments = [*OPTIONS["pams"], *_arguments(folder, "whole_pams")]
+    before = whole.stat().st_mtime_ns
+    assert _run_here(arguments) == whole
+    assert whole.stat().st_mtime_ns == before
     with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*different: seed"):
         _run_here([*arguments, "--seed", "5"])
 
@@ -181,16 +186,15 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     assert [Processes(rank, 2).share(8) for rank in (0, 1)] == [slice(0, 4), slice(4, 8)]
 
 
-def test_a_bank_file_is_enough(folder: Path, tmp_path: Path) -> None:
+def test_a_bank_file_is_enough(folder: Path, whole: Path, tmp_path: Path) -> None:
     from cadyq.training.photographs import pack_photographs
 
     assert pack_photographs(folder / "photographs", tmp_path / "bank.safetensors") == 6
-    from_folder = _run_here([*OPTIONS["pams"], *_arguments(folder, "from_folder")])
     arguments = [*OPTIONS["pams"], *_arguments(folder, "from_bank"), "--bank", str(tmp_path / "bank.safetensors")]
     place = arguments.index("--data-root")
     del arguments[place : place + 2]
     arguments[arguments.index("--cache") + 1] = str(tmp_path / "cache")
-    assert sha256_file(_run_here(arguments)) == sha256_file(from_folder)
+    assert sha256_file(_run_here(arguments)) == sha256_file(whole)
 
 
 def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
