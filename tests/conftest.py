@@ -1,11 +1,14 @@
 """Fixtures that several parts share."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,13 +99,64 @@ def data_root() -> Path:
     return Path(value)
 
 
-@pytest.fixture(scope="session")
-def run_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPython]:
-    """``run_python(*words, cwd=..., environment=...)`` is ``python`` with these words, in a fork of fork_server.py.
+class Program:
+    """A program that fork_server.py started; used as a `subprocess.Popen` is.
 
-    It waits for the end. Where nothing else is said, folder and environment are those of the test.
+    Attributes:
+        pid: its process id.
+        returncode: None as long as it runs.
     """
-    folder = tmp_path_factory.mktemp("forks")
+
+    def __init__(self, ask: Callable[[dict[str, Any]], int | None], request: dict[str, Any]) -> None:
+        self._ask = ask
+        self._files = {name: Path(request[name]) for name in ("stdout", "stderr")}
+        self._read = dict.fromkeys(self._files, 0)  # how far
+        self.pid, self.returncode = ask(request), None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask({"poll": self.pid})
+        return self.returncode
+
+    def wait(self, timeout: float = 300) -> int:
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < end, f"process {self.pid} still runs after {timeout} s"
+            time.sleep(0.01)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def readline(self, name: str, timeout: float = 300) -> str:
+        """The next line of "stdout" or "stderr"."""
+        end = time.monotonic() + timeout
+        while not (line := self._next(name, 1)).endswith("\n"):
+            self._read[name] -= len(line.encode())
+            assert time.monotonic() < end, f"process {self.pid} says nothing on {name} for {timeout} s"
+            time.sleep(0.01)
+        return line
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        """What is left of stdout and stderr when it has ended."""
+        self.wait(timeout)
+        return self._next("stdout"), self._next("stderr")
+
+    def _next(self, name: str, lines: int | None = None) -> str:
+        with self._files[name].open("rb") as file:
+            file.seek(self._read[name])
+            text = b"".join(itertools.islice(file, lines))
+        self._read[name] += len(text)
+        return text.decode()
+
+
+@pytest.fixture(scope="session")
+def start_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Program]]:
+    """``start_python(*words, cwd=..., environment=...)`` is ``python`` with these words, in a fork of fork_server.py.
+
+    Where nothing else is said, folder and environment are those of the test.
+    """
+    folder, numbers = tmp_path_factory.mktemp("forks"), itertools.count()
     own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
@@ -112,25 +166,41 @@ def run_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPython]:
         text=True,
     )
 
-    def run(
-        *words: object, cwd: Path | None = None, environment: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
+    def ask(request: dict[str, Any]) -> int | None:
         assert server.stdin is not None and server.stdout is not None
-        streams = {name: folder / name for name in ("stdout", "stderr")}
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        answer: int | None = json.loads(server.stdout.readline())
+        return answer
+
+    def start(*words: object, cwd: Path | None = None, environment: dict[str, str] | None = None) -> Program:
+        number = next(numbers)
+        streams = {name: folder / f"{number}.{name}" for name in ("stdout", "stderr")}
+        for path in streams.values():
+            path.touch()
         request = {
             "words": [*map(str, words)],
             "cwd": str(cwd or Path.cwd()),
             "environment": dict(os.environ) if environment is None else environment,
             **{name: str(path) for name, path in streams.items()},
         }
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(words, status, *(path.read_text() for path in streams.values()))
+        return Program(ask, request)
 
-    yield run
+    yield start
     server.kill()
     server.communicate()
+
+
+@pytest.fixture(scope="session")
+def run_python(start_python: Callable[..., Program]) -> RunPython:
+    """`start_python`, and its end waited for."""
+
+    def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        program = start_python(*words, **options)
+        stdout, stderr = program.communicate(timeout=600)
+        return subprocess.CompletedProcess(words, program.returncode or 0, stdout, stderr)
+
+    return run
 
 
 @pytest.fixture(scope="module")

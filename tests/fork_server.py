@@ -1,7 +1,8 @@
 """Runs Python programs in forks of one process: as good as processes of their own, without seconds of imports for each.
 
 The process has imported the large libraries, and nothing of this project. It reads requests from stdin, a JSON object a
-line, runs each to its end, and prints its exit status. `run_python` of conftest.py speaks to it.
+line. It answers with the process id of the program that it starts, or with the exit status of one, null as long as it
+runs. `start_python` of conftest.py speaks to it.
 """
 
 from __future__ import annotations
@@ -52,11 +53,11 @@ def prepare(request: dict[str, Any]) -> None:
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
 
 
-def run(request: dict[str, Any]) -> int:
-    """Exit status of a fork that does what is asked."""
+def fork(request: dict[str, Any]) -> int:
+    """Process id of a fork that does what is asked."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     status = 1
     try:
         prepare(request)
@@ -74,10 +75,17 @@ def run(request: dict[str, Any]) -> int:
         os._exit(status)
 
 
+def poll(child: int) -> int | None:
+    """Exit status of a fork that has ended."""
+    ended, status = os.waitpid(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
 def main() -> None:
     sys.path.remove(str(Path(__file__).parent))
     for line in sys.stdin:
-        print(run(json.loads(line)), flush=True)
+        request = json.loads(line)
+        print(json.dumps(poll(request["poll"]) if "poll" in request else fork(request)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,13 +94,19 @@ def test_a_folder_that_is_no_place_to_write(run: Run, photographs: Path) -> None
     ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
 )
 def test_a_run_that_is_told_to_stop_says_so_and_goes_on(
-    number: signal.Signals, status: int, word: str, run: Run, photographs: Path, tmp_path: Path
+    number: signal.Signals,
+    status: int,
+    word: str,
+    run: Run,
+    start_python: Callable[..., Any],
+    photographs: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
     words = ["--backbones", "idn", "--schemes", "fp32", "pams:w8a8", "pams:w8a5", "--datasets", "Mine"]
     command = ["analysis.run_all", *words, "--data-root", str(tmp_path), "--modes", "patch"]
     command += ["--jobs", "1", "--out", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True)
+    process = start_python("-m", *command)
     end = time.monotonic() + 120
     while not list(out.glob("records/*.parquet")):
         assert process.poll() is None and time.monotonic() < end

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +17,7 @@ from analysis.report import build as make_report
 from analysis.run import command as run_all
 from cadyq.utils.locks import alone_in
 
+Start = Callable[..., Any]  # `Program` of conftest.py
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -43,21 +43,11 @@ for number in range(30):
 """
 
 
-def python(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def inside(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None and process.stdout.readline() == "inside\n"
-
-
-def test_a_killed_holder_leaves_nothing_locked(tmp_path: Path) -> None:
-    first = python("-c", HOLD, tmp_path, 100)
-    inside(first)
-    second = python("-c", HOLD, tmp_path, 0)
-    assert second.stderr is not None
-    line = second.stderr.readline()
+def test_a_killed_holder_leaves_nothing_locked(start_python: Start, tmp_path: Path) -> None:
+    first = start_python("-c", HOLD, tmp_path, 100)
+    assert first.readline("stdout") == "inside\n"
+    second = start_python("-c", HOLD, tmp_path, 0)
+    line = second.readline("stderr")
     assert str(tmp_path) in line and f"process {first.pid}" in line and "waiting" in line
     first.send_signal(signal.SIGKILL)
     out, more = second.communicate(timeout=30)
@@ -65,10 +55,10 @@ def test_a_killed_holder_leaves_nothing_locked(tmp_path: Path) -> None:
     first.communicate()
 
 
-def test_waiting_can_be_given_up(tmp_path: Path) -> None:
+def test_waiting_can_be_given_up(start_python: Start, tmp_path: Path) -> None:
     with alone_in(tmp_path):
-        second = python("-c", HOLD, tmp_path, 0)
-        assert second.stderr is not None and "waiting" in second.stderr.readline()
+        second = start_python("-c", HOLD, tmp_path, 0)
+        assert "waiting" in second.readline("stderr")
         second.send_signal(signal.SIGINT)
         out, error = second.communicate(timeout=30)
     assert second.returncode == 130 and out == "" and "interrupted" in error and "Traceback" not in error
@@ -80,11 +70,11 @@ def photographs(write_set: Callable[[int, int, int], Path], tmp_path: Path) -> P
     return tmp_path
 
 
-def test_two_runs_on_one_folder_lose_and_double_nothing(photographs: Path, tmp_path: Path) -> None:
+def test_two_runs_on_one_folder_lose_and_double_nothing(start_python: Start, photographs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["--data-root", photographs, "--datasets", "Mine", "--modes", "patch", "--jobs", 1, "--out", out]
     schemes = (["fp32", "minmax:w8a8"], ["fp32", "minmax:w4a4"])
-    both = [python("-m", "analysis.run_all", "--backbones", "idn", "--schemes", *few, *words) for few in schemes]
+    both = [start_python("-m", "analysis.run_all", "--backbones", "idn", "--schemes", *few, *words) for few in schemes]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(error.count("waiting until it has ended") for _, error in said) == [0, 1]
@@ -117,10 +107,10 @@ def test_no_report_means_no_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "typo").exists()
 
 
-def test_networks_that_are_shipped_at_once_are_all_in_the_zoo(tmp_path: Path) -> None:
+def test_networks_that_are_shipped_at_once_are_all_in_the_zoo(start_python: Start, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"networks": [], "calibration": []}))
-    both = [python("-c", SHIP, manifest, name) for name in "ab"]
+    both = [start_python("-c", SHIP, manifest, name) for name in "ab"]
     for process in both:
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
@@ -128,12 +118,14 @@ def test_networks_that_are_shipped_at_once_are_all_in_the_zoo(tmp_path: Path) ->
     assert files == {f"{name}{number}" for name in "ab" for number in range(30)}
 
 
-def test_the_same_photograph_enlarged_by_two_commands_is_whole(photographs: Path, tmp_path: Path) -> None:
+def test_the_same_photograph_enlarged_by_two_commands_is_whole(
+    start_python: Start, photographs: Path, tmp_path: Path
+) -> None:
     words = [photographs / "benchmark/Mine/HR", "--model", "zoo:carn_m_x4_cadyq", "--resume"]
-    both = [python("-m", "cadyq.upscale", *words, "--out", tmp_path / "out") for _ in range(2)]
+    both = [start_python("-m", "cadyq.upscale", *words, "--out", tmp_path / "out") for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     # in a process of its own as well: this one may have been left with other threads, which round otherwise
-    assert python("-m", "cadyq.upscale", *words, "--out", tmp_path / "alone").wait(timeout=300) == 0
+    assert start_python("-m", "cadyq.upscale", *words, "--out", tmp_path / "alone").wait(timeout=300) == 0
     for path in (tmp_path / "alone").glob("*.png"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
     assert not list((tmp_path / "out").glob(".*"))

@@ -5,10 +5,11 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file, write_png
 from cadyq.training.distributed import Processes
 
+Start = Callable[..., Any]  # `Program` of conftest.py
 STEPS = 24
 OPTIONS = {
     "pams": ["--recipe", "finetune", "--scheme", "pams:w4a4"],
@@ -57,16 +59,16 @@ def _run_here(arguments: list[str]) -> Path:
         torch.set_num_threads(threads)
 
 
-def _start(arguments: list[str], torchrun: int = 0) -> subprocess.Popen[str]:
-    launcher = ["torch.distributed.run", "--nproc-per-node", str(torchrun), "-m"] if torchrun else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "cadyq.train", *arguments],
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+@pytest.fixture
+def start(start_python: Callable[..., Any]) -> Callable[..., Any]:
+    """Starts the command with these arguments in a process of its own, or in several."""
+
+    def start(arguments: list[str], torchrun: int = 0) -> Any:
+        launcher = ["torch.distributed.run", "--nproc-per-node", str(torchrun), "-m"] if torchrun else []
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return start_python("-m", *launcher, "cadyq.train", *arguments, environment=environment)
+
+    return start
 
 
 def _rows(out: Path) -> list[dict[str, float]]:
@@ -74,7 +76,7 @@ def _rows(out: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
 
 
-def _kill_after_next_checkpoint(process: subprocess.Popen[str], checkpoint: Path, delay: float) -> bool:
+def _kill_after_next_checkpoint(process: Any, checkpoint: Path, delay: float) -> bool:
     """SIGKILL, `delay` seconds after a checkpoint appears that was not there; False if the run ended first."""
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
     while process.poll() is None:
@@ -93,7 +95,7 @@ def whole(folder: Path) -> Path:
     return _run_here([*OPTIONS["pams"], *_arguments(folder, "whole_pams"), "--workers", "3"])
 
 
-def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -> None:
+def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path, start: Start) -> None:
     def arguments(out: str) -> list[str]:
         # a checkpoint each step, so that many kills fall into the writing of one
         return [*OPTIONS["cadyq"], *_arguments(folder, out), "--checkpoint-seconds", "0"]
@@ -102,10 +104,10 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -
     out, moments = folder / "killed", random.Random(0)
     killed = 0
     for _ in range(3):
-        process = _start(arguments("killed"))
+        process = start(arguments("killed"))
         killed += _kill_after_next_checkpoint(process, out / "checkpoint.pt", moments.uniform(0, 0.15))
     assert killed >= 1  # one that ends before it is killed is a run like any other
-    last = _start(arguments("killed"))
+    last = start(arguments("killed"))
     _, errors = last.communicate()
     assert last.returncode == 0, errors
     assert (out / "model.safetensors").read_bytes() == whole.read_bytes()
@@ -117,8 +119,8 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_bytes(folder: Path) -
     }
 
 
-def test_two_trainings_in_one_folder_come_one_after_the_other(folder: Path, whole: Path) -> None:
-    both = [_start([*OPTIONS["pams"], *_arguments(folder, "shared")]) for _ in range(2)]
+def test_two_trainings_in_one_folder_come_one_after_the_other(folder: Path, whole: Path, start: Start) -> None:
+    both = [start([*OPTIONS["pams"], *_arguments(folder, "shared")]) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(errors.count("waiting until it has ended") for _, errors in said) == [0, 1]
@@ -163,11 +165,11 @@ def test_a_finished_run_is_not_trained_again(folder: Path, whole: Path) -> None:
         _run_here([*arguments, "--seed", "5"])
 
 
-def test_two_processes_train_like_one(folder: Path) -> None:
+def test_two_processes_train_like_one(folder: Path, start: Start) -> None:
     fast = ("trained_layers=all", "validate_every=1", "rate_weights=5e-3", "rate_selector=0.3", "warmup=0")
     one, two = ([*OPTIONS["cadyq"], *_arguments(folder, out, *fast), "--steps", "12"] for out in ("one", "two"))
     _run_here(one)
-    process = _start(two, torchrun=2)
+    process = start(two, torchrun=2)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
     expected, found = _rows(folder / "one"), _rows(folder / "two")
