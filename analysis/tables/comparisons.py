@@ -111,7 +111,7 @@ def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
         datasets = list(rows.groupby("dataset", sort=False))
         for dataset, part in [*datasets, (OVERALL, rows)][: len(datasets) + (len(datasets) > 1)]:
             indexed = part.set_index(["dataset", "image"])
-            networks = {str(scheme): own for scheme, own in indexed.groupby("scheme", sort=False)}
+            networks = _sharing_index({str(scheme): own for scheme, own in indexed.groupby("scheme", sort=False)})
             if dataset == OVERALL:  # a line over fewer images than the others is not comparable
                 most = max(len(own) for own in networks.values())
                 networks = {scheme: own for scheme, own in networks.items() if len(own) == most}
@@ -119,6 +119,12 @@ def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
                 alike = {name: own for name, own in networks.items() if extent(name) == kind or name == REFERENCE}
                 where = (int(first["scale"]), first["mode"], first["backbone"], str(dataset))
                 yield _Group(*where, alike, roles, "" if kind == AS_PAPERS else f", {kind}")
+
+
+def _sharing_index(networks: dict[str, Rows]) -> dict[str, Rows]:
+    """The same rows; where images and order are the same, with one index, so that nothing has to be aligned."""
+    first = next(iter(networks.values())).index
+    return {name: rows.set_axis(first) if rows.index.equals(first) else rows for name, rows in networks.items()}
 
 
 @dataclass(frozen=True)
@@ -167,7 +173,9 @@ class _Group:
     def _aligned(self, name: str, rows: Rows) -> Rows | None:
         """The rows of another network in the order of `rows`; None if it lacks an image."""
         other = self.networks.get(name)
-        return None if other is None or not rows.index.isin(other.index).all() else other.loc[rows.index]
+        if other is None or other.index.is_(rows.index):
+            return other
+        return other.loc[rows.index] if rows.index.isin(other.index).all() else None
 
     def _against_full_precision(self, scheme: str) -> Iterator[Comparison]:
         rows = self.networks[scheme]

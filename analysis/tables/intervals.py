@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,12 @@ class Interval(NamedTuple):
         return cls(*(float(row[f"{name}{end}{unit}"]) for end in ("", "_low", "_high")))
 
 
+@lru_cache(maxsize=4)  # tables hold hundreds of intervals over the same images
+def _picks(count: int, resamples: int, seed: int) -> NDArray[np.int32]:
+    """The images of each resample: (resamples, count) of 0..count - 1."""
+    return np.random.default_rng(seed).integers(0, count, (resamples, count), dtype=np.int32)
+
+
 def paired_bootstrap(
     a: NDArray[np.floating],
     b: NDArray[np.floating],
@@ -75,8 +82,7 @@ def paired_bootstrap(
         raise ValueError(f"level must be in (0, 1) and resamples >= 1, got {level} and {resamples}")
     with np.errstate(invalid="ignore"):  # inf - inf, replaced at once
         difference = np.where(a == b, 0.0, a - b)
-        picks = np.random.default_rng(seed).integers(0, a.size, (resamples, a.size), dtype=np.int32)
-        means = difference[picks].mean(axis=1)
+        means = difference[_picks(a.size, resamples, seed)].mean(axis=1)
         # An order statistic, not an interpolation: interpolating between infinities would give NaN.
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
         return Interval(float(difference.mean()), float(low), float(high))
@@ -104,7 +110,7 @@ def ratio_bootstrap(
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or a.size == 0 or not np.isfinite([a, b]).all():
         raise ValueError(f"need two finite vectors of one length >= 1, got shapes {a.shape} and {b.shape}")
-    picks = np.random.default_rng(seed).integers(0, a.size, (resamples, a.size), dtype=np.int32)
+    picks = _picks(a.size, resamples, seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = a[picks].mean(axis=1) / b[picks].mean(axis=1)
         low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")

@@ -230,6 +230,14 @@ def test_a_plugins_dynamic_scheme_is_compared_on_real_records(tmp_path: Path) ->
     assert (out / "tables/comparisons.md").read_bytes() == before
 
 
+def test_the_order_of_another_networks_rows_changes_nothing() -> None:
+    frame = _frame(FIXED | CADYQ)
+    frame["psnr_db"] += frame["image"].rank() * (frame["scheme"] == "cadyq")  # so that images differ
+    by_scheme = frame.groupby("scheme", sort=False)
+    turned = pd.concat([rows[::-1] if scheme.startswith("pams") else rows for scheme, rows in by_scheme])
+    pd.testing.assert_frame_equal(comparisons(turned), comparisons(frame))
+
+
 def test_files_and_their_absence(tmp_path: Path) -> None:
     assert write_comparisons(comparisons(_frame(FIXED)), tmp_path) == []  # nothing chooses bits
     frame = _frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})
