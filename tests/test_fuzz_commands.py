@@ -74,7 +74,7 @@ WORDS: dict[str, tuple[list[str], list[str]]] = {
     "run_b": RUNS,
     "model": NETWORKS,
     "init": NETWORKS,
-    "parent": (["zoo:idn_x4_cadyq"], NETWORKS[0] + NETWORKS[1]),
+    "parent": (["../inputs/nets/cadyq.safetensors"], NETWORKS[0] + NETWORKS[1]),
     "teacher": NETWORKS,
     "selector": NETWORKS,
     "scheme": SCHEMES,

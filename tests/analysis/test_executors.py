@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,18 +57,19 @@ def test_processes_give_the_same_records(data_root: Path, serial: pd.DataFrame, 
     _same(load(tmp_path), serial)
 
 
-Cluster = tuple[str, list["subprocess.Popen[bytes]"]]
+Start = Callable[..., Any]  # returns a `Program` of conftest.py
+Cluster = tuple[str, list[Any]]
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(start_python: Start, tmp_path: Path) -> Iterator[Cluster]:
     """A scheduler and two workers, each a process of its own on the loopback interface."""
     distributed = pytest.importorskip("distributed", reason="dask.distributed is not installed")
     address_file = tmp_path / "scheduler.json"
     local = ["--scheduler-file", str(address_file), "--host", "127.0.0.1", "--no-dashboard"]
-    scheduler = _dask("scheduler", *local, "--port", "0")
+    scheduler = start_python("-m", "dask", "scheduler", *local, "--port", "0")
     worker = ["--nworkers", "1", "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path)]
-    workers = [_dask("worker", *local, *worker) for _ in range(2)]
+    workers = [start_python("-m", "dask", "worker", *local, *worker) for _ in range(2)]
     try:
         _wait(address_file.exists, "the scheduler")
         address = json.loads(address_file.read_text())["address"]
@@ -78,13 +78,9 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield address, workers
     finally:
         for process in (*workers, scheduler):
-            process.kill()
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
             process.wait()
-
-
-def _dask(*words: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "dask", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _wait(done: Callable[[], bool], what: str, seconds: float = 120) -> None:
@@ -95,17 +91,16 @@ def _wait(done: Callable[[], bool], what: str, seconds: float = 120) -> None:
 
 
 def test_a_cluster_that_loses_a_worker_ends_complete(
-    data_root: Path, serial: pd.DataFrame, tmp_path: Path, cluster: Cluster
+    data_root: Path, serial: pd.DataFrame, tmp_path: Path, start_python: Start, cluster: Cluster
 ) -> None:
     address, workers = cluster
     out = tmp_path / "run"
     words = [*_command(data_root, out), "--executor", "dask", "--scheduler", address]
-    run = subprocess.Popen([sys.executable, "-m", "analysis.run_all", *words], stdout=subprocess.PIPE)
+    run = start_python("-m", "analysis.run_all", *words)
     _wait(lambda: len(list(out.glob("records/*.parquet"))) >= 3, "the first records")
     workers[0].send_signal(signal.SIGKILL)
     assert len(list(out.glob("records/*.parquet"))) < 2 * len(SCHEMES), "the worker was killed too late to matter"
-    run.communicate(timeout=300)
-    assert run.returncode == 0
+    assert run.wait() == 0
     _same(load(out), serial)
     assert {cell["status"] for cell in read_manifest(out)["cells"]} == {"measured"}
 
