@@ -42,28 +42,43 @@ def published_folder() -> Path:
     return Path(value)
 
 
-# tests that took more than 3 s each when their file ran alone; `make test-fast` leaves them out
+# what `make test-fast` leaves out, by its file: tests that take more than some 2 s of CPU time when their file runs
+# alone, and fixtures that do, with all tests that ask for them
 SLOW = {
-    "baselines/test_derived.py": [
-        "test_a_derived_network_comes_back_from_its_file",
-        "test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing",
-        "test_cabm_takes_the_selectors_majority_by_edge_score",
-        "test_gradient_gives_one_choice_for_all_layers_by_gradient",
-        "test_static_is_the_same_for_every_patch_and_meets_the_mean",
-        "test_the_oracle_pays_less_than_any_uniform_choice",
-        "test_the_parents_bits_give_the_parents_output",
+    "analysis/test_backbones.py": ["test_the_documented_table_is_up_to_date"],
+    "analysis/test_code.py": ["measured"],
+    "analysis/test_comparisons.py": ["test_a_plugins_dynamic_scheme_is_compared_on_real_records"],
+    "analysis/test_executors.py": ["serial"],
+    "analysis/test_extent.py": ["measured"],
+    "analysis/test_models.py": ["test_a_model_has_a_row_under_every_scheme_that_calibrates"],
+    "analysis/test_run_all.py": ["finished"],
+    "analysis/test_sensitivity.py": ["finished"],
+    "analysis/test_sensitivity_models.py": ["test_models_have_a_folder_each"],
+    "analysis/test_trust.py": [
+        "measured",
+        "test_a_process_that_is_killed_ends_its_own_cells",
+        "test_a_scheme_that_fails_now_leaves_no_earlier_numbers",
+        "test_code_that_fails_ends_its_own_cells",
     ],
-    "baselines/test_schemes.py": [
-        "test_a_copy_is_independent",
-        "test_changed_weights_are_quantized_again",
-        "test_eval_equals_the_plain_path",
-        "test_more_bits_come_closer_to_full_precision",
-        "test_packed_networks_refuse_training",
-        "test_frozen_weights_are_quantized_once",
-        "test_weight_grid",
-    ],
+    "analysis/test_trust_foreign.py": ["measured"],
     "cadyq/test_checkpoints.py": ["test_zoo_names_are_made_of_what_they_hold"],
+    "cadyq/test_deploy.py": [
+        "test_a_foreign_network_is_exported",
+        "test_an_exported_network_runs_at_any_size",
+        "test_command",
+        "test_convolutions_read_integers",
+        "test_every_backbone_is_exported_in_integers",
+        "test_splits_and_attention_are_exported",
+        "test_trained_networks_keep_their_pixels",
+    ],
+    "cadyq/test_networks.py": ["test_set5_with_real_weights"],
     "cadyq/test_plugins.py": ["test_derive_knows_a_plugin", "test_verify_knows_a_plugin"],
+    "cadyq/test_published.py": ["test_set5"],
+    "cadyq/test_train_command.py": [
+        "test_a_run_killed_at_random_moments_ends_with_the_same_bytes",
+        "test_two_processes_train_like_one",
+        "test_two_trainings_in_one_folder_come_one_after_the_other",
+    ],
     "cadyq/test_training_parts.py": [
         "test_attention_looks_at_branches_and_features",
         "test_the_average_is_measured_saved_and_resumed",
@@ -72,12 +87,16 @@ SLOW = {
         "test_compressed_networks_are_bit_for_bit_the_file_they_were_made_of",
         "test_networks_load_and_beat_interpolation",
     ],
-    "test_fuzz_commands.py": ["test_whatever_is_typed"],
-    "test_light_core.py": [
-        "test_commands_name_their_extra",
-        "test_the_library_works_with_the_core_alone",
-        "test_what_needs_more_names_its_extra",
-    ],
+    "test_examples.py": ["test_an_edit_is_measured_again", "test_it_passes_the_suite", "test_it_takes_part_in_a_run"],
+    "test_faults.py": ["photographs"],
+    "test_full_disk.py": ["test_no_part_of_a_file_stays"],
+    "test_fuzz_commands.py": ["inputs"],
+    "test_locks.py": ["photographs"],
+    "test_many_files.py": ["test_names_with_spaces_umlauts_and_worse"],
+    "test_notebooks.py": ["test_it_runs_and_says_what_is_stored"],
+    "test_results.py": ["test_committed_tables_are_those_of_their_records"],
+    "test_security.py": ["evil_root"],
+    "test_walkthrough.py": ["test_the_walkthrough_runs_and_leaves_what_it_says"],
 }
 
 
@@ -85,8 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow tests."""
     here = Path(__file__).parent
     for item in items:
-        names = SLOW.get(item.path.relative_to(here).as_posix(), [])
-        if getattr(item, "originalname", item.name) in names:
+        names = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
+        if names & set(SLOW.get(item.path.relative_to(here).as_posix(), [])):
             item.add_marker(pytest.mark.slow)
 
 
@@ -122,7 +141,7 @@ class Program:
         end = time.monotonic() + timeout
         while self.poll() is None:
             assert time.monotonic() < end, f"process {self.pid} still runs after {timeout} s"
-            time.sleep(0.01)
+            time.sleep(0.05)
         return self.returncode
 
     def send_signal(self, number: int) -> None:

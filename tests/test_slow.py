@@ -1,4 +1,4 @@
-"""The list of slow tests in conftest.py names tests that are there."""
+"""The list of slow tests in conftest.py names tests and fixtures that are there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def listed() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("file", listed())
-def test_every_slow_test_is_there(file: str) -> None:
+def test_what_is_slow_is_there(file: str) -> None:
     names = {node.name for node in ast.parse((HERE / file).read_text()).body if isinstance(node, ast.FunctionDef)}
     assert set(listed()[file]) <= names
