@@ -44,8 +44,9 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """Photographs, networks and a finished run."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Photographs, networks and a finished run; calibration sees 8 patches."""
+    monkeypatch.setattr("cadyq.training.start.CALIBRATION_PATCHES", 8)
     (tmp_path / "photos").mkdir()
     for number in range(4):
         Image.fromarray(astronaut()[number * 60 :, 100:][:200, :200]).save(tmp_path / f"photos/{number}.png")
