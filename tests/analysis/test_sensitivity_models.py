@@ -109,7 +109,8 @@ def test_outer_layers_are_quantized_one_at_a_time(small_photographs: Path) -> No
     assert all(point.quantizer is None for point in network.points.values())
 
 
-def test_models_have_a_folder_each(small_photographs: Path, tmp_path: Path) -> None:
+def test_models_have_a_folder_each(small_photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("analysis.sensitivity.__main__.write_plots", lambda *args: [])  # most of the time is theirs
     named = []
     for name, blocks in (("mine", 1), ("other", 2)):
         cadyq.save_model(cadyq.create_model("edsr", n_feats=8, n_resblocks=blocks), tmp_path / f"{name}.safetensors")
