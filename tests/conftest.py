@@ -43,7 +43,7 @@ def published_folder() -> Path:
 
 
 # what `make test-fast` leaves out, by its file: tests that take more than some 2 s of CPU time when their file runs
-# alone, and fixtures that do, with all tests that ask for them
+# alone, all parameters together, and fixtures that do, with all tests that ask for them
 SLOW = {
     "analysis/test_backbones.py": ["test_the_documented_table_is_up_to_date"],
     "analysis/test_code.py": ["measured"],
@@ -61,6 +61,15 @@ SLOW = {
         "test_code_that_fails_ends_its_own_cells",
     ],
     "analysis/test_trust_foreign.py": ["measured"],
+    "baselines/test_schemes.py": [
+        "test_a_copy_is_independent",
+        "test_changed_weights_are_quantized_again",
+        "test_eval_equals_the_plain_path",
+        "test_frozen_weights_are_quantized_once",
+        "test_more_bits_come_closer_to_full_precision",
+        "test_packed_networks_refuse_training",
+        "test_weight_grid",
+    ],
     "cadyq/test_checkpoints.py": ["test_zoo_names_are_made_of_what_they_hold"],
     "cadyq/test_deploy.py": [
         "test_a_foreign_network_is_exported",
