@@ -83,6 +83,7 @@ SLOW = {
     "cadyq/test_networks.py": ["test_set5_with_real_weights"],
     "cadyq/test_plugins.py": ["test_derive_knows_a_plugin", "test_verify_knows_a_plugin"],
     "cadyq/test_published.py": ["test_set5"],
+    "cadyq/test_testing.py": ["test_a_scheme_that_keeps_the_rules_passes", "test_all_schemes_of_the_project_pass"],
     "cadyq/test_train_command.py": [
         "test_a_run_killed_at_random_moments_ends_with_the_same_bytes",
         "test_two_processes_train_like_one",
