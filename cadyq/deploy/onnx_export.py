@@ -139,13 +139,16 @@ class Exported:
     any_size: bool
 
 
-def export_onnx(network: SRNetwork, path: Path, size: tuple[int, int] | None = None) -> Exported:
+def export_onnx(
+    network: SRNetwork, path: Path, size: tuple[int, int] | None = None, runtime: str = "onnxruntime"
+) -> Exported:
     """Write `network` to `path`: from "lr" (B, 3, H, W) to "sr" (B, 3, H scale, W scale), float32 RGB in 0..255.
 
     Args:
         network: of a fixed-bit scheme of 8 bits or fewer, or FP32; or with bits frozen, see `cadyq.deploy.frozen`.
         path: of the .onnx file, written whole or not at all.
         size: LR height and width, for a network whose graph cannot be written for every size.
+        runtime: "onnxruntime" or "openvino", whose fast kernels the graph is written for; both can read either file.
 
     Raises:
         UserError: the network has a point without a fixed grid, onnx and onnxscript are not installed, or the graph
@@ -154,7 +157,7 @@ def export_onnx(network: SRNetwork, path: Path, size: tuple[int, int] | None = N
     onnx = _onnx()
     exportable = Exportable(network.eval()).eval()
     model = _graph(exportable, size)
-    simplify(model)
+    simplify(model, runtime)
     onnx.checker.check_model(model)
     with replacing(path) as temporary:
         onnx.save_model(model, str(temporary))
