@@ -245,8 +245,8 @@ def drop_idle_clips(model: Any) -> None:
 def clip_before_rounding(model: Any) -> None:
     """Put limits of codes in front of the rounding, as limits of the values.
 
-    Rounding keeps order, so both give the same. OpenVINO fuses a limit in FP32 into the convolution before it. It does not
-    recognize a quantized feature map whose codes are limited.
+    Rounding keeps order, so both give the same. OpenVINO fuses a limit in FP32 into the convolution before it. It does
+    not recognize a quantized feature map whose codes are limited.
     """
     from onnx import helper
 
