@@ -147,15 +147,15 @@ def main() -> None:
     lr = torch.rand(1, 3, *args.size, generator=torch.Generator().manual_seed(0)) * 255
     vnni = "with VNNI" if has_vnni() else "without VNNI"
     print(f"{machine()}, {vnni}; LR {args.size[0]}x{args.size[1]}, {args.repetitions} repetitions\n")
-    rows, missing = [], []
-    for backbone in args.backbones:
+    missing = []
+    for number, backbone in enumerate(args.backbones):
         with tempfile.TemporaryDirectory() as folder:
             sources = list(sources_of(backbone, args.schemes))
             there = [source for source in sources if not source.reason]
             missing += [f"{backbone} {source.scheme}: {source.reason}" for source in sources if source.reason]
             files = [file for source in there for file in files_of(source, args.runtimes, Path(folder))]
-            rows += rows_of(backbone, files, take_turns(files, lr, args.repetitions))
-    print(table(HEADS, rows))
+            lines = table(HEADS, rows_of(backbone, files, take_turns(files, lr, args.repetitions))).splitlines()
+        print("\n".join(lines[2:] if number else lines), flush=True)  # what is measured stays if the rest is stopped
     print("\n" + "\n".join(f"Not here: {line}" for line in missing) if missing else "")
 
 
