@@ -1,8 +1,8 @@
-"""What the harness adds to the forwards it measures: `python benchmarks/harness.py`.
+"""What the harness adds to the forwards it measures: `python benchmarks/harness.py [--backbone carn_m]`.
 
-The photographs inside scikit-image, CARN-M under FP32 and CADyQ, patch-wise: the share of PSNR and SSIM in the whole
+The photographs inside scikit-image, a network under FP32 and CADyQ, patch-wise: the share of PSNR and SSIM in the whole
 command, the whole command (from reading images to the report) against bare forwards of the same tiles, and two
-processes against one.
+processes against one on several schemes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,9 +24,10 @@ from analysis.run.jobs import one_thread
 from cadyq.data.datasets import photographs
 from cadyq.inference.tiled import batches
 from cadyq.inference.tiles import split, tile_grid
-from cadyq.metrics import measure
+from cadyq.metrics.registry import Metric
 
 SCHEMES = ("fp32", "cadyq")
+SEVERAL = ("fp32", "cadyq", "pams:w8a8", "pams:w8a5", "minmax:w8a8", "dorefa:w4a4")  # for the processes
 
 
 class Timed:
@@ -54,9 +55,9 @@ class Seconds(NamedTuple):
     measuring: float
 
 
-def command(schemes: tuple[str, ...], processes: int) -> Seconds:
+def command(backbone: str, schemes: Sequence[str], processes: int) -> Seconds:
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
-        words = ["--backbones", "carn_m", "--schemes", *schemes, "--datasets", "skimage", "--modes", "patch"]
+        words = ["--backbones", backbone, "--schemes", *schemes, "--datasets", "skimage", "--modes", "patch"]
         started = time.perf_counter()
         if run_all.main([*words, "--device", "cpu", "--jobs", str(processes), "--out", out]) != 0:
             raise SystemExit("run_all failed")
@@ -64,12 +65,12 @@ def command(schemes: tuple[str, ...], processes: int) -> Seconds:
 
 
 @torch.no_grad()
-def bare_forwards() -> float:
+def bare_forwards(backbone: str) -> float:
     """Seconds of the forwards alone, in the batches of the harness."""
     seconds = 0.0
     with one_thread():
         for scheme in SCHEMES:
-            network = networks.load(networks.find("carn_m", scheme, 4)).to(memory_format=torch.channels_last)
+            network = networks.load(networks.find(backbone, scheme, 4)).to(memory_format=torch.channels_last)
             for pair in photographs(4):
                 tiles = tile_grid(*pair.lr.shape[-2:])
                 parts = split(pair.lr, tiles)
@@ -84,17 +85,20 @@ def bare_forwards() -> float:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    measure.psnr, measure.ssim = metrics = Timed(measure.psnr), Timed(measure.ssim)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="carn_m")
+    parser.add_argument("--schemes", nargs="+", default=SEVERAL, help="that one and two processes measure")
+    args = parser.parse_args()
+    metrics = Timed(Metric.__call__)
+    Metric.__call__ = lambda *args: metrics(*args)  # a method, which an object of `Timed` is not
     run_all.measure = MEASURING
     jobs.write_crop, jobs.show_bits = pictures = Timed(jobs.write_crop), Timed(jobs.show_bits)
-    bare = bare_forwards()
-    whole, measuring = command(SCHEMES, 1)
-    quality = sum(function.seconds for function in metrics)
+    bare = bare_forwards(args.backbone)
+    whole, measuring = command(args.backbone, SCHEMES, 1)
+    quality = metrics.seconds
     images = measuring - sum(function.seconds for function in pictures)
-    several = ("fp32", "cadyq", "pams:w8a8", "pams:w8a5", "minmax:w8a8", "dorefa:w4a4")
-    one, two = command(several, 1), command(several, 2)
-    print(f"{machine()}; a network on one thread\n")
+    one, two = (command(args.backbone, args.schemes, processes) for processes in (1, 2))
+    print(f"{machine()}; {args.backbone}, a network on one thread\n")
     rows = [
         ["PSNR and SSIM, share of run_all", f"{quality / whole:.1%}", "5 %"],
         ["measuring images / bare forwards of the same tiles", f"{images / bare:.2f}", "1.2"],

@@ -16,7 +16,7 @@ CORE = ["torch", "numpy", "safetensors", "pillow", "tomli"]
 # every package that an extra brings, as it is imported
 OPTIONAL = [
     *("pandas", "pyarrow", "matplotlib", "seaborn", "skimage", "jinja2", "joblib", "fvcore", "scipy", "tqdm"),
-    *("filelock", "tensorboard", "onnx", "onnxscript", "onnxruntime", "dask", "distributed"),
+    *("filelock", "tensorboard", "onnx", "onnxscript", "onnxruntime", "openvino", "dask", "distributed"),
     *("spandrel", "torchvision", "einops", "pooch", "cffi"),
 ]
 

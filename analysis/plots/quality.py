@@ -79,6 +79,7 @@ def quality_figure(
     made.supylabel(f"PSNR (dB, mean over {short(str(table['dataset'].iloc[0]))})", fontsize=8)
     made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=2 * columns)
     made.draw_without_rendering()  # settles the layout, which labels need
+    made.set_layout_engine(None)  # and which they must not change
     for axis, marks, taken in drawn:
         places = list(zip(marks[column], marks["psnr_db"], strict=True))
         labels.place(axis, _labels(marks, column, members, looks), places, taken)

@@ -13,19 +13,21 @@ import io
 import zipfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from analysis.report.crops import textured
 from cadyq.data.datasets import ImagePair
 from cadyq.metrics.quality import psnr
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.trace import trace_forward
+from cadyq.quantizers.base import QuantizerOutput
+from cadyq.quantizers.trace import Trace
 from cadyq.schemes.base import FixedBitScheme
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_atomic
@@ -65,11 +67,29 @@ def point_bits(network: SRNetwork, pair: ImagePair, region: Region, device: torc
         answers = list(torch.split(_windows(pair.hr, region, rows, columns, network.scale), BATCH))
     found = []
     for batch, answer in zip(torch.split(windows, BATCH), answers, strict=True):
-        trace = trace_forward(network, batch.to(device), None if answer is None else answer.to(device))[1]
+        trace = trace_points(network, batch.to(device), None if answer is None else answer.to(device))
         chosen = [record.cpu() for record in trace.bits.values()]
         found.append(torch.stack(chosen) if chosen else torch.zeros(0, len(batch), dtype=torch.int64))
     bits = torch.cat(found, dim=1).expand(-1, rows * columns)
     return bits.reshape(len(network.points), rows, columns)
+
+
+class _AllPointsRan(Exception):  # noqa: N818  (nothing is wrong)
+    """Ends a forward."""
+
+
+def trace_points(network: SRNetwork, lr: Tensor, hr: Tensor | None) -> Trace:
+    """The trace of a forward that ends at the last point: what upsamples after it changes no bits and takes long."""
+    trace = Trace(network, lr, hr)
+
+    def listen(module: nn.Module, x: Tensor, output: QuantizerOutput) -> None:
+        trace.record(module, x, output)
+        if trace.records.keys() >= network.points.keys():
+            raise _AllPointsRan
+
+    with suppress(_AllPointsRan):
+        network.run(trace.context, listen)
+    return trace
 
 
 def _has_constant_bits(network: SRNetwork) -> bool:

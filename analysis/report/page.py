@@ -232,7 +232,8 @@ def _shrunk(path: Path, is_chart: bool) -> tuple[bytes, tuple[int, int]]:
         image = image.resize(size, Image.Resampling.LANCZOS)
     kept = image.quantize(_COLOURS, dither=Image.Dither.NONE) if is_chart else image
     buffer = io.BytesIO()
-    kept.save(buffer, format="PNG", optimize=True)
+    # of a photograph the search takes 600 ms and saves 2 %
+    kept.save(buffer, format="PNG", optimize=is_chart)
     return buffer.getvalue(), image.size
 
 

@@ -20,6 +20,7 @@ import torch
 
 from analysis.run.jobs import Job, Outcome, attempt
 from cadyq.plugins import load_plugins
+from cadyq.schemes.specs import scheme_of
 from cadyq.utils.errors import UserError
 from cadyq.utils.memory import reuse_freed_memory
 
@@ -49,8 +50,12 @@ class Work:
 
 
 def largest_first(jobs: Sequence[Job]) -> list[Job]:
-    """So that no large job is left alone at the end."""
-    return sorted(jobs, key=lambda job: -job.pixels)
+    """So that no large job is left alone at the end. Schemes that choose bits come first: selectors and bit maps."""
+    return sorted(jobs, key=lambda job: (-job.pixels, not _chooses_bits(job)))
+
+
+def _chooses_bits(job: Job) -> bool:
+    return scheme_of(job.source.scheme).dynamic
 
 
 def in_processes(jobs: Sequence[Job], work: Work, count: int) -> Iterator[Outcome]:

@@ -82,7 +82,15 @@ def paired_bootstrap(
         raise ValueError(f"level must be in (0, 1) and resamples >= 1, got {level} and {resamples}")
     with np.errstate(invalid="ignore"):  # inf - inf, replaced at once
         difference = np.where(a == b, 0.0, a - b)
-        means = difference[_picks(a.size, resamples, seed)].mean(axis=1)
+    return _interval_of_mean(difference.tobytes(), resamples, level, seed)
+
+
+@lru_cache(maxsize=4096)  # tables, plots and report of a run ask for the same intervals
+def _interval_of_mean(values: bytes, resamples: int, level: float, seed: int) -> Interval:
+    """Percentile bootstrap of the mean of float64 values."""
+    difference = np.frombuffer(values)
+    with np.errstate(invalid="ignore"):
+        means = difference[_picks(difference.size, resamples, seed)].mean(axis=1)
         # An order statistic, not an interpolation: interpolating between infinities would give NaN.
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
         return Interval(float(difference.mean()), float(low), float(high))

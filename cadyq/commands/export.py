@@ -16,7 +16,7 @@ from cadyq.commands.cli import Parser, add_network_options, exit_status, open_ne
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
-from cadyq.deploy.runtime import agreement, open_session
+from cadyq.deploy.runtime import RUNTIMES, agreement
 from cadyq.utils.errors import UserError
 
 
@@ -34,6 +34,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=image_size,
         metavar="HEIGHTxWIDTH",
         help="fixed LR size of the graph in pixels (default: any size)",
+    )
+    parser.add_argument(
+        "--runtime",
+        choices=tuple(RUNTIMES),
+        default="onnxruntime",
+        help="runtime whose fast kernels the graph is written for (default: onnxruntime)",
     )
     add_network_options(parser)
     return parser
@@ -61,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"bits frozen by {len(shown)} photographs of {shown.name}: {sum(bits) / len(bits):.2f} in the mean")
     elif args.photographs is not None:
         raise UserError(f"--photographs {args.photographs}: {args.model} has fixed bits; leave the option out")
-    made = export_onnx(network, args.out, args.size)
+    made = export_onnx(network, args.out, args.size, args.runtime)
     integers = f"{made.layers} layers with integer weights, {made.points} quantized feature maps"
     print(f"{made.path}: {integers}, {made.bytes / 1e6:.2f} MB")
     pair = photographs[0]
-    found = agreement(open_session(args.out), network, pair.lr, pair.hr)
+    found = agreement(RUNTIMES[args.runtime](args.out, 0), network, pair.lr, pair.hr)
     close = f"{found.within_one:.2%} of values within one grey level, PSNR {found.psnr_db:+.4f} dB"
-    print(f"onnxruntime against the simulation, {pair.name}: {close}")
+    print(f"{args.runtime} against the simulation, {pair.name}: {close}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

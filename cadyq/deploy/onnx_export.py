@@ -139,29 +139,60 @@ class Exported:
     any_size: bool
 
 
-def export_onnx(network: SRNetwork, path: Path, size: tuple[int, int] | None = None) -> Exported:
+@dataclass(frozen=True)
+class Graph:
+    """A network as ONNX, before it is written for a runtime.
+
+    Attributes:
+        model: as the exporter made it.
+        points: quantized feature maps.
+        layers: layers whose weights are integers.
+        any_size: whether it takes images of any size.
+    """
+
+    model: Any
+    points: int
+    layers: int
+    any_size: bool
+
+    def write(self, path: Path, runtime: str = "onnxruntime") -> Exported:
+        """Write it for a runtime, "onnxruntime" or "openvino"; see `export_onnx`."""
+        onnx = _onnx()
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        simplify(model, runtime)
+        onnx.checker.check_model(model)
+        with replacing(path) as temporary:
+            onnx.save_model(model, str(temporary))
+        return Exported(path, self.points, self.layers, path.stat().st_size, self.any_size)
+
+
+def export_onnx(
+    network: SRNetwork, path: Path, size: tuple[int, int] | None = None, runtime: str = "onnxruntime"
+) -> Exported:
     """Write `network` to `path`: from "lr" (B, 3, H, W) to "sr" (B, 3, H scale, W scale), float32 RGB in 0..255.
 
     Args:
         network: of a fixed-bit scheme of 8 bits or fewer, or FP32; or with bits frozen, see `cadyq.deploy.frozen`.
         path: of the .onnx file, written whole or not at all.
         size: LR height and width, for a network whose graph cannot be written for every size.
+        runtime: "onnxruntime" or "openvino", whose fast kernels the graph is written for; both can read either file.
 
     Raises:
         UserError: the network has a point without a fixed grid, onnx and onnxscript are not installed, or the graph
             needs a `size`.
     """
-    onnx = _onnx()
+    return onnx_graph(network, size).write(path, runtime)
+
+
+def onnx_graph(network: SRNetwork, size: tuple[int, int] | None = None) -> Graph:
+    """The graph of a network, to be written for one runtime or several; see `export_onnx`."""
+    _onnx()
     exportable = Exportable(network.eval()).eval()
-    model = _graph(exportable, size)
-    simplify(model)
-    onnx.checker.check_model(model)
-    with replacing(path) as temporary:
-        onnx.save_model(model, str(temporary))
-    return Exported(path, exportable.points, exportable.layers, path.stat().st_size, size is None)
+    return Graph(_model(exportable, size), exportable.points, exportable.layers, size is None)
 
 
-def _graph(exportable: Exportable, size: tuple[int, int] | None) -> Any:
+def _model(exportable: Exportable, size: tuple[int, int] | None) -> Any:
     """The ONNX model, for any batch and LR size, or for one size alone."""
     ours = {torch.ops.cadyq.on_grid.default: _on_grid, torch.ops.cadyq.from_codes.default: _from_codes}
     free = dict.fromkeys((0, 2, 3) if size is None else (0,), torch.export.Dim.DYNAMIC)

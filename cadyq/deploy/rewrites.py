@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,18 +10,15 @@ import numpy as np
 ELEMENTWISE = ("Relu", "LeakyRelu", "QuantizeLinear", "Clip", "DequantizeLinear")
 
 
-def simplify(model: Any) -> None:
-    """All of them, in place.
+def simplify(model: Any, runtime: str = "onnxruntime") -> None:
+    """All that help a runtime, in place.
 
     Args:
         model: ONNX, as the exporter wrote it.
+        runtime: a key of `REWRITES`.
     """
-    quantize_before_shuffle(model)
-    fuse_relu(model)
-    own_weights(model)
-    shuffle_channels_last(model)
-    sum_integers(model)
-    drop_idle_clips(model)
+    for rewrite in REWRITES[runtime]:
+        rewrite(model)
     del model.graph.value_info[:]  # types that no longer hold; runtimes infer them
 
 
@@ -245,6 +242,35 @@ def drop_idle_clips(model: Any) -> None:
     _drop_unused(graph)
 
 
+def clip_before_rounding(model: Any) -> None:
+    """Put limits of codes in front of the rounding, as limits of the values.
+
+    Rounding keeps order, so both give the same. OpenVINO fuses a limit in FP32 into the convolution before it. It does
+    not recognize a quantized feature map whose codes are limited.
+    """
+    from onnx import helper
+
+    graph, wiring = model.graph, Wiring(model.graph)
+    for clip in [node for node in graph.node if node.op_type == "Clip"]:
+        quantize = wiring.made_by.get(clip.input[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear":
+            continue
+        step, zero = (wiring.values[name] for name in quantize.input[1:3])
+        codes = [int(wiring.values[name]) - int(zero) for name in clip.input[1:3]]
+        limits = [
+            _store(graph, f"{quantize.name}_{end}", np.array(step * code, np.float32))
+            for end, code in zip(("lowest", "highest"), codes, strict=True)
+        ]
+        clipped = f"{quantize.name}_clipped"
+        limit = helper.make_node("Clip", [quantize.input[0], *limits], [clipped], clipped)
+        graph.node.insert(list(graph.node).index(quantize), limit)
+        quantize.input[0] = clipped
+        for reader in wiring.readers[clip.output[0]]:
+            reader.input[0] = clip.input[0]
+        graph.node.remove(clip)
+    _drop_unused(graph)
+
+
 def sum_integers(model: Any) -> None:
     """Let a convolution between integers whose output is not quantized give 32-bit sums, scaled after it.
 
@@ -291,3 +317,17 @@ def _is_quantized(node: Any, wiring: Wiring) -> bool:
     """Whether quantizers read the output of a convolution, and nothing else does."""
     following = wiring.readers.get(node.output[0], [])
     return bool(following) and all(reader.op_type == "QuantizeLinear" for reader in following)
+
+
+# OpenVINO fuses ReLU, additions and PixelShuffle on its own
+REWRITES: dict[str, tuple[Callable[[Any], None], ...]] = {
+    "onnxruntime": (
+        quantize_before_shuffle,
+        fuse_relu,
+        own_weights,
+        shuffle_channels_last,
+        sum_integers,
+        drop_idle_clips,
+    ),
+    "openvino": (drop_idle_clips, clip_before_rounding),
+}

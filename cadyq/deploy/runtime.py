@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cadyq.models.network import SRNetwork
@@ -50,6 +53,51 @@ def open_session(path: Path, threads: int = 0) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors share no base class
         raise UserError(f"{path}: onnxruntime cannot read it ({error}); export it again") from error
+
+
+class OpenVINOSession:
+    """An exported network that OpenVINO runs on the CPU, in single precision where it is not quantized.
+
+    It is compiled for each shape of LR anew, and the last one is kept. It has onnxruntime's `run`, so that `run` and
+    `agreement` take either.
+
+    Args:
+        path: of the .onnx file.
+        threads: CPU threads, 0 for the runtime's choice.
+
+    Raises:
+        UserError: OpenVINO is not installed, or cannot read the file.
+    """
+
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise UserError("running a network by OpenVINO needs it: pip install 'cadyq[openvino]'") from error
+        self.settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
+        if threads:
+            self.settings["INFERENCE_NUM_THREADS"] = threads
+        self.core = openvino.Core()
+        try:
+            self.model = self.core.read_model(str(path))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[-160:]
+            raise UserError(f"{path}: OpenVINO cannot read it ({reason}); export it again") from error
+        self.shape: tuple[int, ...] = ()
+
+    def run(self, outputs: Sequence[str], inputs: Mapping[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """The named outputs of the one input."""
+        ((name, values),) = inputs.items()
+        if self.shape != values.shape:
+            self.model.reshape({name: list(values.shape)})
+            self.compiled = self.core.compile_model(self.model, "CPU", self.settings)
+            self.shape = values.shape
+        found = self.compiled({name: values})
+        return [found[output] for output in outputs]
+
+
+# name of a runtime -> what opens a file by it, from the file's path and a number of threads
+RUNTIMES: dict[str, Callable[[Path, int], Any]] = {"onnxruntime": open_session, "openvino": OpenVINOSession}
 
 
 def has_vnni() -> bool:

@@ -11,7 +11,7 @@ import torch
 
 import cadyq
 from analysis.records import artifacts as artifacts
-from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_crop, write_crop
+from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_crop, trace_points, write_crop
 from analysis.report.crops import textured
 from cadyq.data.datasets import ImagePair, photographs
 from cadyq.models.network import SRNetwork
@@ -53,6 +53,22 @@ def test_a_region_of_the_image_is_part_of_the_whole(network: SRNetwork, pair: Im
     assert torch.equal(whole[:, 2:4, 2:5], part)
 
 
+@torch.no_grad()
+def test_a_forward_for_bits_ends_at_the_last_point(
+    network: SRNetwork, pair: ImagePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lr = pair.lr[None, :, :16, :16].float()
+    whole = trace_forward(network, lr)[1]
+
+    def refuse(*_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the upsampler ran")
+
+    monkeypatch.setattr(network.get_submodule("upsample"), "forward", refuse)
+    trace = trace_points(network, lr, None)
+    assert list(trace.bits) == list(whole.bits)
+    assert all(torch.equal(trace.bits[name], whole.bits[name]) for name in whole.bits)
+
+
 @pytest.mark.parametrize(("spec", "tiles"), [("fp32", 1), ("minmax:w8a6", 1), ("cadyq", 6)])
 def test_constant_bits_are_read_off_one_tile(
     spec: str, tiles: int, pair: ImagePair, monkeypatch: pytest.MonkeyPatch
@@ -62,11 +78,11 @@ def test_constant_bits_are_read_off_one_tile(
         network = calibrated_on(network, spec, torch.rand(2, 3, 16, 16) * 255)
     region, seen = Region(0, 0, 24, 36), []
 
-    def watched(network: SRNetwork, lr: torch.Tensor, hr: torch.Tensor | None) -> tuple[torch.Tensor, Trace]:
+    def watched(network: SRNetwork, lr: torch.Tensor, hr: torch.Tensor | None) -> Trace:
         seen.append(len(lr))
-        return trace_forward(network, lr, hr)
+        return trace_points(network, lr, hr)
 
-    monkeypatch.setattr(artifacts, "trace_forward", watched)
+    monkeypatch.setattr(artifacts, "trace_points", watched)
     bits = point_bits(network.eval(), pair, region, CPU)
     assert bits.shape == (len(network.points), 2, 3) and seen == [tiles]
     if spec != "cadyq":

@@ -15,8 +15,12 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from analysis.records.store import load, read_manifest
+from analysis.records.store import Key, load, read_manifest
 from analysis.run import command as run_all
+from analysis.run.executors import largest_first
+from analysis.run.jobs import Job
+from analysis.run.source import Source
+from cadyq.data.datasets import Dataset
 
 pytestmark = pytest.mark.usefixtures("no_plots")
 SCHEMES = ["fp32", "minmax:w8a8", "minmax:w4a4", "mse:w6a6", "percentile:w8a8", "dynamic_range:w8a5"]
@@ -50,6 +54,15 @@ def serial(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> pd.Data
 
 def _same(a: pd.DataFrame, b: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_work_that_takes_longest_comes_first() -> None:
+    def job(scheme: str, pixels: int) -> Job:
+        source = Source("idn", scheme, 4)
+        return Job(source, Dataset("A", 4, []), (), Key(""), pixels, None, "patch")
+
+    jobs = [job("fp32", 10), job("pams:w8a8", 10), job("cadyq", 10), job("fp32", 20)]
+    assert largest_first(jobs) == [jobs[3], jobs[2], jobs[0], jobs[1]]
 
 
 def test_processes_give_the_same_records(data_root: Path, serial: pd.DataFrame, tmp_path: Path) -> None:

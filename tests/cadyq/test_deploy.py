@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from cadyq.data.datasets import photographs
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.grid import grid_of, weight_codes
 from cadyq.deploy.onnx_export import Exportable, export_onnx, on_grid
-from cadyq.deploy.runtime import agreement, open_session, run
+from cadyq.deploy.runtime import OpenVINOSession, agreement, open_session, run
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.trace import trace_forward
@@ -203,6 +204,59 @@ def test_trained_networks_keep_their_pixels(name: str, tmp_path: Path) -> None:
     lr, hr = pair.lr[:, 20:84, 30:110], pair.hr[:, 80:336, 120:440]
     found = agreement(open_session(export_onnx(network, tmp_path / "m.onnx").path), network, lr, hr)
     assert found.within_one >= 0.99 and abs(found.psnr_db) <= 0.02
+
+
+def _openvino() -> None:
+    pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+
+
+# signed and unsigned points with limits of 5 bits, a grid without a zero, leaky ReLUs, attention
+@pytest.mark.parametrize(
+    ("backbone", "spec", "outer_bits"),
+    [("edsr", "pams:w8a5", 8), ("edsr", "dorefa:w4a4", 32), ("idn", "minmax:w8a8", 8), ("rlfn", "minmax:w8a8", 8)],
+)
+@torch.no_grad()
+def test_openvino_gives_what_onnxruntime_gives(backbone: str, spec: str, outer_bits: int, tmp_path: Path) -> None:
+    _openvino()
+    torch.manual_seed(0)
+    parent = cadyq.create_model(backbone, **SMALL[backbone])
+    network = calibrated_on(parent, spec, _random_patches(4, 16, 16), {"outer_bits": outer_bits}).eval()
+    theirs = open_session(export_onnx(network, tmp_path / "a.onnx").path, threads=1)
+    ours = OpenVINOSession(export_onnx(network, tmp_path / "b.onnx", runtime="openvino").path, threads=1)
+    for batch, height, width in ((1, 24, 31), (2, 33, 26)):
+        lr = _random_patches(batch, height, width)
+        apart = (run(ours, lr) - run(theirs, lr)).abs()
+        assert (apart <= 1).double().mean() >= 0.98  # the last digit of a sum may decide between two levels
+
+
+@torch.no_grad()
+def test_a_file_for_openvino_limits_values_in_front_of_the_rounding(tmp_path: Path) -> None:
+    """No code is limited after it, and onnxruntime finds the same function in it."""
+    torch.manual_seed(0)
+    parent = cadyq.create_model("edsr", **SMALL["edsr"])
+    network = calibrated_on(parent, "pams:w4a4", _random_patches(4, 16, 16), {}).eval()
+    made = export_onnx(network, tmp_path / "m.onnx", runtime="openvino")
+    graph = onnx.load(made.path).graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    limits = [node for node in graph.node if node.op_type == "Clip"]
+    assert limits and all(made_by[node.input[0]].op_type != "QuantizeLinear" for node in limits)
+    lr = _random_patches(2, 19, 14)
+    other = open_session(export_onnx(network, tmp_path / "n.onnx").path, threads=1)
+    apart = (run(open_session(made.path, threads=1), lr) - run(other, lr)).abs()
+    assert (apart <= 1).double().mean() >= 0.98
+
+
+def test_openvino_names_a_damaged_file(tmp_path: Path) -> None:
+    _openvino()
+    (tmp_path / "m.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match=r"m\.onnx: OpenVINO cannot read it"):
+        OpenVINOSession(tmp_path / "m.onnx")
+
+
+def test_a_runtime_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install 'cadyq\[openvino\]'"):
+        OpenVINOSession(tmp_path / "m.onnx")
 
 
 def test_frozen_bits_are_those_chosen_most_often() -> None:
