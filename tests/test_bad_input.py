@@ -303,10 +303,10 @@ def pickle_with_code(tmp: Path) -> tuple[Callable[..., int], Words]:
     return spoilt(tmp, lambda path: path.write_bytes(pickle.dumps(Code())))
 
 
-@case("x2.safetensors", "x2", "4")
+@case("x2.safetensors", "x2", "--recipe fp32 --scale 4")
 def parent_of_another_scale(tmp: Path) -> tuple[Callable[..., int], Words]:
     cadyq.save_model(cadyq.create_model("edsr", scale=2, n_feats=8, n_resblocks=1), tmp / "x2.safetensors")
-    main, words = train(tmp, "--recipe", "fp32", "--scale", "4", "--init", str(tmp / "x2.safetensors"))
+    main, words = train(tmp, "--recipe", "finetune", "--scale", "4", "--init", str(tmp / "x2.safetensors"))
     return main, [word for word in words if word != "--from-scratch"]
 
 

@@ -183,6 +183,11 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     torch.manual_seed(args.seed)
     parent = parent_of(args)
     recipe = recipe_of(args, parent.network.name)
+    if parent.untrained and recipe.scheme != "fp32":
+        raise UserError(
+            f"--model {args.init}: was trained at another scale than x{args.scale}; "
+            f"train it with --recipe fp32 --scale {args.scale} before it is quantized"
+        )
     processes.share(recipe.batch)
     teacher = load_teacher(args.teacher, recipe, parent)
     if teacher is None:

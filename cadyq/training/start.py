@@ -31,11 +31,19 @@ CALIBRATION_SIDE = 48
 
 @dataclass(frozen=True)
 class Start:
-    """A network, its origin, and the facts of it for training.json."""
+    """A network to start from.
+
+    Attributes:
+        network: FP32 or quantized.
+        name: its origin, as named in a command.
+        facts: what training.json says of it.
+        untrained: whether its tensors are those of a network for another scale.
+    """
 
     network: SRNetwork
     name: str
     facts: dict[str, Any]
+    untrained: bool = False
 
 
 def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
@@ -50,7 +58,8 @@ def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
     if wanted == f"{network.name} x{network.scale}":
         return Start(network, init, facts)
     if backbone in (None, network.name) and scale is not None and plain(network) and network.name in list_backbones():
-        return Start(_at_scale(network, scale, init), init, {"name": f"tensors of {init}", "source": facts})
+        from_other = {"name": f"tensors of {facts['name']}", "source": facts}
+        return Start(_at_scale(network, scale, init), init, from_other, untrained=True)
     raise UserError(
         f"{init}: is {network.name} x{network.scale}, not {wanted}; "
         "correct --backbone and --scale, leave them out, or give another file"

