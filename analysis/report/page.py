@@ -153,8 +153,9 @@ def _counts(df: pd.DataFrame) -> str:
     networks = df[df["macs_g"] > 0]
     cells = len(df[["backbone", "scheme", "scale", "dataset", "mode"]].drop_duplicates())
     images = len(df[["dataset", "image"]].drop_duplicates())
-    parts = [f"{cells} cells", f"{images} images", f"{df['dataset'].nunique()} datasets"]
-    return ", ".join([*parts, f"{networks['backbone'].nunique()} backbones"])
+    numbers = {"cell": cells, "image": images, "dataset": df["dataset"].nunique()}
+    numbers["backbone"] = networks["backbone"].nunique()
+    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for name, number in numbers.items())
 
 
 def _statuses(manifest: Mapping[str, Any]) -> str:
