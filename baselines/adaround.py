@@ -11,9 +11,9 @@ s, which is rounding to nearest.
 
 s and the ranges of activations have the least squared error, as under `mse`.
 
-Departures: 500 steps a layer (paper: 10,000). The activation function after a layer is not part of its output. Errors
-are in the units of the layer, so both terms are divided by the mean square of its output. With `channelwise` each
-output channel has its own s.
+Departures: 500 steps a layer (paper: 10,000). The activation function after a layer is not part of its output. The
+first term is divided by the mean square of the output, so that it has no unit, and the second term is a mean over the
+weights. With `channelwise` each output channel has its own s.
 """
 
 from __future__ import annotations
