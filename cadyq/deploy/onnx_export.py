@@ -20,6 +20,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantizedLayer, replace_module
 from cadyq.schemes.base import Scheme
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 from cadyq.utils.files import replacing
 
 OPSET = 18
@@ -220,11 +221,9 @@ def _model(exportable: Exportable, size: tuple[int, int] | None) -> Any:
 
 
 def _onnx() -> Any:
-    try:
+    with needs("deploy", "exporting"):
         import onnx
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError("exporting needs onnx and onnxscript: pip install 'cadyq[deploy]'") from error
     return onnx
 
 

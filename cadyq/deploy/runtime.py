@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,8 @@ def open_session(path: Path, threads: int = 0) -> Any:
     Raises:
         UserError: onnxruntime is not installed, or cannot read the file.
     """
-    try:
+    with needs("deploy", "running an exported network"):
         import onnxruntime
-    except ImportError as error:
-        raise UserError("running an exported network needs onnxruntime: pip install 'cadyq[deploy]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -70,10 +69,8 @@ class OpenVINOSession:
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        try:
+        with needs("openvino", "running a network by OpenVINO"):
             import openvino
-        except ImportError as error:
-            raise UserError("running a network by OpenVINO needs it: pip install 'cadyq[openvino]'") from error
         self.settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
