@@ -22,6 +22,7 @@ from analysis.run.jobs import Job, Outcome, attempt
 from cadyq.plugins import load_plugins
 from cadyq.schemes.specs import scheme_of
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 from cadyq.utils.memory import reuse_freed_memory
 
 DEATHS = 3  # of workers during one job, after which it is given up
@@ -119,11 +120,9 @@ def on_dask(jobs: Sequence[Job], work: Work, scheduler: str) -> Iterator[Outcome
 
 
 def _distributed() -> Any:
-    try:
+    with needs("cluster", "--executor dask"):
         import distributed
         import distributed.scheduler
-    except ImportError as error:
-        raise UserError("--executor dask needs dask.distributed: pip install 'cadyq[cluster]'") from error
     return distributed
 
 

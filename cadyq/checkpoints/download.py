@@ -9,6 +9,7 @@ from typing import Any
 
 from cadyq.checkpoints.published import Published
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 from cadyq.utils.files import replacing
 
 ATTEMPTS = 2
@@ -46,11 +47,9 @@ def fetch(row: Published, folder: Path) -> Path:
 
 def _requests() -> Any:
     """The library that pooch downloads with."""
-    try:
+    with needs("foreign", "downloading"):
         import pooch  # noqa: F401
         import requests
-    except ImportError as error:
-        raise UserError("downloading needs pooch: pip install 'cadyq[foreign]'") from error
     return requests
 
 
