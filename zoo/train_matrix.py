@@ -32,6 +32,11 @@ class Training(NamedTuple):
     recipe: str = "finetune"
     seed: int = 0
 
+    @property
+    def name(self) -> str:
+        """Of its run, and of its file after the backbone."""
+        return _name(self.scheme.split(",")[0].replace(":", "_"), self.tag)
+
 
 class Derivation(NamedTuple):
     """A network of this zoo whose bits are chosen another way."""
@@ -39,6 +44,11 @@ class Derivation(NamedTuple):
     scheme: str
     parent: str
     tag: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its folder, and of its file after the backbone."""
+        return _name(self.scheme, self.tag)
 
 
 def trainings() -> list[Training]:
@@ -77,10 +87,14 @@ class Matrix:
 
     def run(self) -> None:
         for training in trainings():
-            warm = self._train("warm", Training("pams:w8a8", seed=training.seed), self._parent(), self.args.warm_steps)
-            self._train_and_ship(training, str(warm / "model.safetensors"), self.args.steps)
+            if not self._in_zoo(training.name):
+                warm = self._train(
+                    "warm", Training("pams:w8a8", seed=training.seed), self._parent(), self.args.warm_steps
+                )
+                self._train_and_ship(training, str(warm / "model.safetensors"), self.args.steps)
         longer = Training("fp32", "longer")
-        self._train_and_ship(longer, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
+        if not self._in_zoo(longer.name):
+            self._train_and_ship(longer, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
         for derivation in derivations(self.args.backbone):
             self._derive(derivation)
 
@@ -96,14 +110,11 @@ class Matrix:
         return out
 
     def _train_and_ship(self, training: Training, parent: str, steps: int, *changes: str) -> None:
-        name = "_".join(part for part in (training.scheme.split(",")[0].replace(":", "_"), training.tag) if part)
-        if not self._in_zoo(name):
-            self._ship(self._train(name, training, parent, steps, *changes), training.tag)
+        self._ship(self._train(training.name, training, parent, steps, *changes), training.tag)
 
     def _derive(self, derivation: Derivation) -> None:
-        name = "_".join(part for part in (derivation.scheme, derivation.tag) if part)
-        if not self._in_zoo(name):
-            out = self.runs / name
+        if not self._in_zoo(derivation.name):
+            out = self.runs / derivation.name
             command = [derivation.scheme, "--parent", derivation.parent, "--out", str(out)]
             _require(derive.main([*command, *self.data, "--patches", str(self.args.patches)]))
             self._ship(out, derivation.tag)
@@ -113,6 +124,10 @@ class Matrix:
 
     def _in_zoo(self, name: str) -> bool:
         return (self.zoo / f"{self.args.backbone}_x4_{name}.safetensors").exists()
+
+
+def _name(scheme: str, tag: str) -> str:
+    return "_".join(part for part in (scheme, tag) if part)
 
 
 def _require(status: int) -> None:
