@@ -65,8 +65,12 @@ def trainings() -> list[Training]:
             ("pams:w8a5", f"seed{seed}", "finetune"),
         )
     ]
-    recent = [Training(f"{name}:{bits}") for name in RECENT for bits in LOW_BITS]
-    return [*fixed, *dynamic, *rivals, *control, *seeds, Training("granular"), *recent]
+    return [*fixed, *dynamic, *rivals, *control, *seeds]
+
+
+def recent() -> list[Training]:
+    """Schemes of later papers, trained after all others."""
+    return [Training("granular"), *(Training(f"{name}:{bits}") for name in RECENT for bits in LOW_BITS)]
 
 
 def derivations(backbone: str) -> list[Derivation]:
@@ -87,16 +91,19 @@ class Matrix:
 
     def run(self) -> None:
         for training in trainings():
-            if not self._in_zoo(training.name):
-                warm = self._train(
-                    "warm", Training("pams:w8a8", seed=training.seed), self._parent(), self.args.warm_steps
-                )
-                self._train_and_ship(training, str(warm / "model.safetensors"), self.args.steps)
+            self._fine_tune(training)
         longer = Training("fp32", "longer")
         if not self._in_zoo(longer.name):
             self._train_and_ship(longer, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
         for derivation in derivations(self.args.backbone):
             self._derive(derivation)
+        for training in recent():
+            self._fine_tune(training)
+
+    def _fine_tune(self, training: Training) -> None:
+        if not self._in_zoo(training.name):
+            warm = self._train("warm", Training("pams:w8a8", seed=training.seed), self._parent(), self.args.warm_steps)
+            self._train_and_ship(training, str(warm / "model.safetensors"), self.args.steps)
 
     def _parent(self) -> str:
         return f"zoo:{self.args.backbone}_x4_fp32"

@@ -84,8 +84,8 @@ def cluster(start_python: Start, tmp_path: Path) -> Iterator[Cluster]:
     worker = ["--nworkers", "1", "--nthreads", "1", "--no-nanny", "--local-directory", str(tmp_path)]
     workers = [start_python("-m", "dask", "worker", *local, *worker) for _ in range(2)]
     try:
-        _wait(address_file.exists, "the scheduler")
-        address = json.loads(address_file.read_text())["address"]
+        _wait(lambda: _address(address_file) is not None, "the scheduler")
+        address = str(_address(address_file))
         with distributed.Client(address, set_as_default=False) as client:
             client.wait_for_workers(2, timeout=60)
         yield address, workers
@@ -94,6 +94,14 @@ def cluster(start_python: Start, tmp_path: Path) -> Iterator[Cluster]:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
             process.wait()
+
+
+def _address(file: Path) -> str | None:
+    """The scheduler's address. None before its file is written whole: it appears empty."""
+    try:
+        return str(json.loads(file.read_text())["address"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def _wait(done: Callable[[], bool], what: str, seconds: float = 120) -> None:
