@@ -1,5 +1,8 @@
 """Zoos: folders of trained networks with a manifest. A user's zoos come before the one inside the package.
 
+The package holds what the default run needs. All other trained networks are in the folder `zoo/` of the repository,
+which a clone finds by itself.
+
 Nothing is written into the package. Training and deriving write into the folder of `--zoo DIR` or of the environment
 variable `CADYQ_ZOO`.
 """
@@ -10,19 +13,23 @@ import os
 from pathlib import Path
 
 ZOO = Path(__file__).parent.parent / "zoo"
+REPOSITORY = ZOO.parent.parent
 VARIABLE = "CADYQ_ZOO"
 
 
 def zoo_folders() -> list[Path]:
-    """The folders in which "zoo:NAME" is looked up, in this order: those of `CADYQ_ZOO`, then the package's."""
-    named = [Path(entry) for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry]
-    return [*named, ZOO]
+    """The folders in which "zoo:NAME" is looked up, in this order.
+
+    Those of `CADYQ_ZOO`, the package's, and in a clone the repository's.
+    """
+    in_clone = (REPOSITORY / "pyproject.toml").is_file() and (REPOSITORY / "zoo").is_dir()
+    return [*_named(), ZOO, *([REPOSITORY / "zoo"] if in_clone else [])]
 
 
 def use_zoo(folder: Path | None) -> None:
     """Look up "zoo:NAME" in `folder` first, in this process and in those that it starts."""
     if folder is not None:
-        entries = [str(folder.absolute()), *(str(other) for other in zoo_folders()[:-1])]
+        entries = [str(folder.absolute()), *(str(other) for other in _named())]
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(entries))
 
 
@@ -41,3 +48,8 @@ def zoo_names() -> list[str]:
     """Names of the networks in all zoos, sorted."""
     found = {file.stem for folder in zoo_folders() for file in folder.glob("*_x?_*.safetensors")}
     return sorted(name for name in found if "calibration" not in name)
+
+
+def _named() -> list[Path]:
+    """The folders of `CADYQ_ZOO`."""
+    return [Path(entry) for entry in os.environ.get(VARIABLE, "").split(os.pathsep) if entry]

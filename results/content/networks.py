@@ -22,7 +22,7 @@ PATCHES, LR_PATCH, SEED = 96, 64, 0  # as in cadyq.derive
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parent", default="zoo:idn_x4_cadyq_c456")
+    parser.add_argument("--parent", default="zoo:idn_x4_cadyq_b4-5-6_stride8")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path(".cache"))
     parser.add_argument("--mean-bits", type=float, nargs="+", default=[4.5])

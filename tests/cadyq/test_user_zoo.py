@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cadyq
-from cadyq.checkpoints.folders import VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
+from cadyq.checkpoints.folders import REPOSITORY, VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
 from cadyq.checkpoints.tensors import compress
 from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, writable_zoo, zoo_rows
 from cadyq.commands import zoo as command
@@ -29,7 +29,7 @@ def test_a_users_zoo_comes_first_and_processes_inherit_it(tmp_path: Path) -> Non
     path = add_to_zoo(network, "pams:w4a4", {"note": "mine"}, tmp_path)
     assert "zoo:edsr_x4_pams_w4a4" in cadyq.list_models() and zoo_path(path.name) == ZOO / path.name
     use_zoo(tmp_path)
-    assert zoo_folders() == [tmp_path, ZOO] and os.environ[VARIABLE] == str(tmp_path)
+    assert zoo_folders() == [tmp_path, ZOO, REPOSITORY / "zoo"] and os.environ[VARIABLE] == str(tmp_path)
     assert zoo_path(path.name) == path
     lr = torch.rand(1, 3, 9, 8) * 255
     with torch.no_grad():
@@ -37,6 +37,12 @@ def test_a_users_zoo_comes_first_and_processes_inherit_it(tmp_path: Path) -> Non
     rows = [row for row in zoo_rows() if row["file"] == path.name]
     assert len(rows) == 1 and rows[0]["note"] == "mine"
     assert {path.name for path in ZOO.iterdir()} == before
+
+
+def test_only_a_clone_has_the_repositorys_zoo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "zoo").mkdir()
+    monkeypatch.setattr("cadyq.checkpoints.folders.REPOSITORY", tmp_path)
+    assert zoo_folders() == [ZOO]
 
 
 def test_what_is_compressed_against_the_package_is_read_from_elsewhere(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""What ships: the manifest describes every file, every network was trained by this project, and runs better than
-interpolation on a photograph.
+"""The zoos of the package and of the repository: their manifests describe every file, and every network was trained by
+this project and runs better than interpolation on a photograph.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import cadyq
 from cadyq.checkpoints import published
-from cadyq.checkpoints.folders import ZOO
+from cadyq.checkpoints.folders import REPOSITORY, ZOO, zoo_path
 from cadyq.checkpoints.io import zoo_name
 from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
 from cadyq.data.datasets import photographs
@@ -22,30 +22,36 @@ from cadyq.data.images import sha256_file
 from cadyq.metrics.quality import psnr
 from cadyq.schemes.specs import parse_scheme, scheme_name, scheme_of
 
-MANIFEST = json.loads((ZOO / "manifest.json").read_text())
-NETWORKS = MANIFEST["networks"]
+ZOOS = (ZOO, REPOSITORY / "zoo")
+MANIFESTS = {folder: json.loads((folder / "manifest.json").read_text()) for folder in ZOOS}
+NETWORKS = [row for manifest in MANIFESTS.values() for row in manifest["networks"]]
 DERIVED = [row for row in NETWORKS if "derived_from" in row]
 COMPRESSED = [row for row in NETWORKS if row["file_sha256"] != row["sha256"]]
 TRAINED = [row for row in NETWORKS if row["scheme"] != "fp32" and row not in DERIVED]
 
 
-def test_manifest_and_files_agree() -> None:
-    rows = NETWORKS + MANIFEST["calibration"]
-    assert {row["file"] for row in rows} == {path.name for path in ZOO.glob("*.safetensors")}
+@pytest.mark.parametrize("folder", ZOOS, ids=["package", "repository"])
+def test_manifest_and_files_agree(folder: Path) -> None:
+    rows = MANIFESTS[folder]["networks"] + MANIFESTS[folder]["calibration"]
+    assert {row["file"] for row in rows} == {path.name for path in folder.glob("*.safetensors")}
     for row in rows:
-        path = ZOO / row["file"]
+        path = folder / row["file"]
         assert network_sha256(path) == row["sha256"], row["file"]
         assert sha256_file(path) == row.get("file_sha256", row["sha256"]), row["file"]
         assert path.stat().st_size == row.get("bytes", path.stat().st_size), row["file"]
 
 
-def test_the_zoo_stays_small() -> None:
-    assert sum(path.stat().st_size for path in ZOO.iterdir() if path.is_file()) < 150e6
+def test_no_network_is_in_both_zoos() -> None:
+    assert len({row["file"] for row in NETWORKS}) == len(NETWORKS)
+
+
+def test_the_zoos_stay_small() -> None:
+    assert sum(path.stat().st_size for folder in ZOOS for path in folder.iterdir() if path.is_file()) < 150e6
 
 
 @pytest.mark.parametrize("row", COMPRESSED, ids=lambda row: row["file"])
 def test_compressed_networks_are_bit_for_bit_the_file_they_were_made_of(row: dict[str, Any], tmp_path: Path) -> None:
-    tensors, header = read_tensors(ZOO / row["file"])
+    tensors, header = read_tensors(zoo_path(row["file"]))
     write_tensors(tensors, tmp_path / "plain.safetensors", header)
     assert sha256_file(tmp_path / "plain.safetensors") == row["sha256"]
 
@@ -63,7 +69,8 @@ def test_backbones_with_trained_quantized_networks_have_what_claims_are_held_aga
 
 
 def test_the_order_of_tables() -> None:
-    assert list(dict.fromkeys(row["backbone"] for row in NETWORKS)) == ["edsr", "carn_m", "carn", "srresnet", "idn"]
+    backbones = [list(dict.fromkeys(row["backbone"] for row in MANIFESTS[zoo]["networks"])) for zoo in ZOOS]
+    assert backbones == [["edsr", "idn"], ["edsr", "carn_m", "carn", "srresnet", "idn"]]
 
 
 def test_what_started_from_carn_m_keeps_its_notice() -> None:
@@ -82,10 +89,17 @@ def test_no_weights_of_other_authors_ship() -> None:
 
 @pytest.mark.parametrize("row", NETWORKS, ids=lambda row: row["file"])
 def test_what_a_file_needs_is_in_the_zoo(row: dict[str, Any]) -> None:
-    with safe_open(ZOO / row["file"], "pt") as file:
+    with safe_open(zoo_path(row["file"]), "pt") as file:
         header = file.metadata()
     for key in ("parent", "base"):
-        assert key not in header or (ZOO / header[key]).is_file()
+        assert key not in header or zoo_path(header[key]).is_file()
+
+
+def test_the_package_needs_no_file_of_the_repository() -> None:
+    for row in MANIFESTS[ZOO]["networks"]:
+        with safe_open(ZOO / row["file"], "pt") as file:
+            header = file.metadata()
+        assert all((ZOO / header[key]).is_file() for key in ("parent", "base") if key in header)
 
 
 @pytest.mark.parametrize("row", TRAINED, ids=lambda row: row["file"])
@@ -106,10 +120,11 @@ def test_derived_networks_name_the_parent_beside_them(row: dict[str, Any]) -> No
 
 
 def test_trained_schemes_had_the_same_budget() -> None:
-    """But for "long", which says so in its name."""
+    """FP32 trained for longer starts from the parent, the others from its warm start at 8 bits."""
     budgets: dict[str, set[int]] = {}
-    for row in (row for row in TRAINED if parse_scheme(row["scheme"])[2] != "long"):
-        steps = row["recipe"]["steps"] + row["parent"]["training"]["recipe"]["steps"]
+    for row in TRAINED:
+        warm = row["parent"].get("training", {"recipe": {"steps": 0}})
+        steps = row["recipe"]["steps"] + warm["recipe"]["steps"]
         budgets.setdefault(row["backbone"], set()).add(steps)
     assert {name: len(steps) for name, steps in budgets.items()} == dict.fromkeys(budgets, 1)
 
@@ -129,4 +144,4 @@ def test_networks_load_and_beat_interpolation(row: dict[str, Any]) -> None:
         sr, trace = cadyq.trace(network, lr[None].float())
         low = psnr(floor(lr[None].float()), hr[None], 4)
     assert float(psnr(sr, hr[None], 4)) > float(low) + 0.3
-    assert 4 <= float(trace.fab()) <= 8 or row["scheme"] == "fp32"
+    assert 4 <= float(trace.fab()) <= 8 or scheme_name(row["scheme"]) == "fp32"
