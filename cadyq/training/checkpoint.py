@@ -31,8 +31,8 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any]:
     except Exception as error:  # a damaged archive fails in many ways
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); remove it to start again") from error
-    if not isinstance(state, dict) or "step" not in state:
-        raise UserError(f"{path}: not a checkpoint of cadyq.train; remove it, or choose another --out")
+    if not isinstance(state, dict) or not {"step", "bit_controller"} <= state.keys():
+        raise UserError(f"{path}: not a checkpoint of this version of cadyq.train; remove it, or choose another --out")
     return state
 
 

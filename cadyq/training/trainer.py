@@ -89,7 +89,7 @@ class Trainer:
         self.bases = [group["base"] for group in self.optimizer.param_groups]
         scaled = self.settings.mixed_precision and self.device.type == "cuda"  # float16 underflows, bfloat16 does not
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=scaled)
-        self.steering = BitController(recipe.target_fab, recipe.steer)
+        self.bit_controller = BitController(recipe.target_fab, recipe.steer)
         self.average = WeightAverage(network, recipe.average) if recipe.average else None
         self.attention = _attention(network, teacher, recipe)
         self.batches = Prefetcher(self._batch, recipe.steps, self.settings.workers)
@@ -150,7 +150,7 @@ class Trainer:
             group["lr"] = rate * base
         loss, trace = self._forward(batch)
         fab = self.processes.mean([float(trace.fab().mean())])[0]
-        weight_bits = self.steering.update(fab) if recipe.target_fab else growing_weight(recipe, self.step)
+        weight_bits = self.bit_controller.update(fab) if recipe.target_fab else growing_weight(recipe, self.step)
         loss = loss + bit_loss(trace, weight_bits, recipe)
         value = self.processes.mean([float(loss.detach())])[0]
         if not -float("inf") < value < float("inf"):
@@ -192,7 +192,7 @@ class Trainer:
         """Add the validation on held-out photographs to the row, and pass its FAB to the bit controller."""
         psnr, fab = validate(self.measured, self.held_out)
         self._training_mode()
-        self.steering.validated(fab)
+        self.bit_controller.validated(fab)
         row |= {"held_out_psnr_db": psnr, "held_out_fab": fab, "seconds": round(self.seconds, 1)}
         self.history.rows.append(row)
 
@@ -216,7 +216,7 @@ class Trainer:
             "average": self.average.network.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "steering": self.steering.state(),
+            "bit_controller": self.bit_controller.state(),
             "step": self.step,
             "seconds": seconds,
             "history": self.history.rows,
@@ -236,7 +236,7 @@ class Trainer:
                 self.average.network.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-            self.steering.load(state["steering"])
+            self.bit_controller.load(state["bit_controller"])
             self.step, self.seconds = state["step"], state["seconds"]
         if self.processes.first:
             self.history.restore(state["history"] if state is not None else [])
@@ -254,7 +254,7 @@ class Trainer:
     def _finish(self) -> Path:
         path = self.out / "model.safetensors"
         if self.processes.first:
-            self.steering.warn_if_missed(self.history.rows[-1]["held_out_fab"])
+            self.bit_controller.warn_if_missed(self.history.rows[-1]["held_out_fab"])
             save_model(self.measured.eval(), path)
             facts = self.provenance | {
                 "recipe": asdict(self.recipe),

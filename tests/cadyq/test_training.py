@@ -234,7 +234,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert any(not torch.equal(value, start.state_dict()[key]) for key, value in expected.items())
     without_time = [{k: v for k, v in row.items() if k != "seconds"} for row in resumed.history.rows]
     assert without_time == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.history.rows]
-    assert resumed.steering.integral == whole.steering.integral
+    assert resumed.bit_controller.integral == whole.bit_controller.integral
 
 
 def test_another_seed_or_recipe_does_not_resume(bank: PatchDataset, tmp_path: Path) -> None:
@@ -317,7 +317,7 @@ def test_a_missed_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert "held-out FAB ended at 5.80, not 5.50" in caplog.text
 
 
-def test_steering_answers_in_the_right_direction() -> None:
+def test_the_bit_controller_answers_in_the_right_direction() -> None:
     above, below = BitController(5.5, 0.01), BitController(5.5, 0.01)
     high = [above.update(7.0) for _ in range(5)]
     low = [below.update(4.0) for _ in range(5)]

@@ -408,14 +408,15 @@ def test_half_precision_is_only_in_the_multiplications() -> None:
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    write_checkpoint({"step": 3}, path)
-    assert read_checkpoint(path, torch.device("cpu")) == {"step": 3}
+    state = {"step": 3, "bit_controller": {}}
+    write_checkpoint(state, path)
+    assert read_checkpoint(path, torch.device("cpu")) == state
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"checkpoint\.pt: not a readable checkpoint"):
         read_checkpoint(path, torch.device("cpu"))
     write_checkpoint({"other": 1}, path)
-    with pytest.raises(UserError, match="not a checkpoint of cadyq"):
+    with pytest.raises(UserError, match="not a checkpoint of this version of cadyq"):
         read_checkpoint(path, torch.device("cpu"))
 
 
