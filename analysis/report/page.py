@@ -28,6 +28,7 @@ from analysis.tables.published_values import PUBLISHED_NOTE, published_table
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
 from analysis.tables.summary import MISSING, REFERENCE, caption, drop_text, summary
+from analysis.wording import counted
 from cadyq.utils.files import write_text
 
 _WIDTH = 1000  # pixels of an embedded plot; the full one lies in plots/
@@ -155,7 +156,7 @@ def _counts(df: pd.DataFrame) -> str:
     images = len(df[["dataset", "image"]].drop_duplicates())
     numbers = {"cell": cells, "image": images, "dataset": df["dataset"].nunique()}
     numbers["backbone"] = networks["backbone"].nunique()
-    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for name, number in numbers.items())
+    return ", ".join(counted(number, name) for name, number in numbers.items())
 
 
 def _statuses(manifest: Mapping[str, Any]) -> str:

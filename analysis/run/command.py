@@ -33,6 +33,7 @@ from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables import metrics
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
+from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_THREADS,
     Numbers,
@@ -223,8 +224,8 @@ def kept_notes(
         stored = records.read_key(out, cell)
         with suppress(UserError):  # of a plug-in that is not loaded now, or a network that is not named
             older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
-    notes = [f"{kept} cells are kept that other code measured; leave out --keep-measured to measure them again"]
-    notes += [f"{older} cells of earlier commands were measured by other code; run those again to renew them"]
+    notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
+    notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
     return [note for note, count in zip(notes, (kept, older), strict=True) if count]
 
 
@@ -454,8 +455,8 @@ def print_failures(statuses: Sequence[Mapping[str, Any]], failed: Sequence[Outco
         return 0
     if debug:
         print("".join(outcome.details for outcome in failed), file=sys.stderr, end="")
-    name, more = " ".join(str(cells[0][key]) for key in ("backbone", "scheme", "dataset")), len(cells) - 1
-    count = f"{len(cells)} cell{'s' if more else ''} could not be measured"
+    name = " ".join(str(cells[0][key]) for key in ("backbone", "scheme", "dataset"))
+    count = f"{counted(len(cells), 'cell')} could not be measured"
     print(f"error: {count}, first {name}: {cells[0]['reason']}; --debug shows where", file=sys.stderr)
     return 1
 

@@ -26,6 +26,7 @@ from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables.comparisons import comparisons
 from analysis.tables.roles import from_manifest
+from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -72,23 +73,21 @@ def check_records(run_dir: Path, manifest: Mapping[str, Any]) -> Iterator[Findin
     files = {path.stem: path for path in sorted((run_dir / "records").glob("*.parquet"))}
     wrong, unknown = [], 0
     for key in sorted(listed.keys() | files.keys()):
-        known = listed.get(key, {}).get("record_sha256")
+        what, known = f"records/{key}.parquet", listed.get(key, {}).get("record_sha256")
         if key not in files:
-            wrong.append(Finding(f"records/{key}.parquet", WRONG, "is missing; run the same command again"))
+            wrong.append(Finding(what, WRONG, "is missing; run the same command again"))
         elif key not in listed:
-            wrong.append(Finding(f"records/{key}.parquet", WRONG, "is of no cell that the manifest lists as measured"))
+            wrong.append(Finding(what, WRONG, "belongs to no cell that the manifest lists as measured"))
         elif known is None:
             unknown += 1
         elif known != sha256_file(files[key]):
-            wrong.append(
-                Finding(f"records/{key}.parquet", WRONG, "was changed since it was measured; measure it again")
-            )
+            wrong.append(Finding(what, WRONG, "was changed since it was measured; measure it again"))
     path, known = run_dir / latencies.NAME, manifest.get("latency_sha256")
     if (sha256_file(path) if path.is_file() else None) != known:
         wrong.append(Finding(latencies.NAME, WRONG, "is not what was measured; measure it again with --latency"))
     yield from wrong
     if unknown:
-        yield Finding("records", UNKNOWN, f"the manifest holds no hash of {unknown} of them")
+        yield Finding("records", UNKNOWN, f"the manifest holds no hash of {counted(unknown, 'record')}")
     elif not wrong:
         yield Finding("records", OK)
 
@@ -197,8 +196,8 @@ def check_code(run_dir: Path, df: pd.DataFrame, named: Named) -> Iterator[Findin
             unknown += 1
             continue
         older += stored is None or stored.code != now
-    why = [f"{older} cells were measured by other code"] if older else []
-    why += [f"code of {unknown} cells is not at hand; name its file with --plugin"] if unknown else []
+    why = [f"other code measured {counted(older, 'cell')}"] if older else []
+    why += [f"code of {counted(unknown, 'cell')} is not available; name its file with --plugin"] if unknown else []
     yield Finding("code", UNKNOWN if why else OK, "; ".join(why))
 
 
