@@ -34,6 +34,11 @@ def provenance(module: str, words: Sequence[str], device: torch.device, packages
     }
 
 
+def without_folders(words: Sequence[str]) -> list[str]:
+    """Arguments of a command with only the last part of absolute paths. Names such as BSDS500/train are kept."""
+    return [Path(word).name if word.startswith("/") or ":/" in word else word for word in words]
+
+
 def git_state() -> dict[str, Any]:
     """The commit of the checkout of this project, and the files of its packages that differ from it.
 
