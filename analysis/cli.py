@@ -52,7 +52,7 @@ COMMANDS = {
     "calibration": Command(
         "analysis.commands.calibration", "analysis", "print the loss of calibrated networks and what it took"
     ),
-    "cost": Command("analysis.commands.cost", "analysis", "print storage, MACs and BitOPs of a network by layer"),
+    "cost": Command("analysis.commands.cost", "analysis", "print MACs and BitOPs of a network by layer"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Print the cost of a network: storage, and MACs and BitOPs of each convolution."""
+"""Print the cost of a network: MACs and BitOPs of each convolution."""
 
 from __future__ import annotations
 
