@@ -50,7 +50,7 @@ COMMANDS = {
     ),
     "content": Command("analysis.content.__main__", "analysis", "measure how much content-dependent bits can gain"),
     "calibration": Command(
-        "analysis.commands.calibration", "analysis", "print the loss of calibrated networks and what it took"
+        "analysis.commands.calibration", "analysis", "print the loss and the effort of calibrated networks"
     ),
     "cost": Command("analysis.commands.cost", "analysis", "print MACs and BitOPs of a network by layer"),
 }
