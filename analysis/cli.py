@@ -1,4 +1,7 @@
-"""The console command `cadyq`: one sub-command for each program. What a sub-command needs is imported when it runs."""
+"""The console command `cadyq`, with a sub-command for each program.
+
+A program is imported when its sub-command runs, so the light core needs none of the extras.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ class Main(Protocol):
     """The `main` of a command."""
 
     def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run with these words, `sys.argv` by default; returns the exit status."""
+        """Run with these arguments, by default those of `sys.argv`; return the exit status."""
 
 
 class Command(NamedTuple):
     """A program.
 
     Attributes:
-        module: holds `main(argv)`, which returns the exit status.
-        extra: of the package, with what the module imports beyond the core.
-        summary: one line for `cadyq --help`.
+        module: dotted name of the module with its `main`.
+        extra: extra of the package that installs the imports of the module.
+        summary: line in `cadyq --help`.
     """
 
     module: str
@@ -47,14 +50,14 @@ COMMANDS = {
     ),
     "content": Command("analysis.content.__main__", "analysis", "measure how much content-dependent bits can gain"),
     "calibration": Command(
-        "analysis.commands.calibration", "analysis", "print the loss of calibrated networks and what it took"
+        "analysis.commands.calibration", "analysis", "print the loss and the effort of calibrated networks"
     ),
-    "cost": Command("analysis.commands.cost", "analysis", "print storage, MACs and BitOPs of a network by layer"),
+    "cost": Command("analysis.commands.cost", "analysis", "print MACs and BitOPs of a network by layer"),
 }
 
 
 def usage() -> str:
-    """What `cadyq --help` prints."""
+    """The text of `cadyq --help`."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(
@@ -72,11 +75,11 @@ def usage() -> str:
 
 
 def main_of(name: str, called: str = "") -> Main:
-    """The `main` of a command, whose module is imported when it is called.
+    """The `main` of a command. It imports the module of the command when it is called.
 
     Args:
-        name: of `COMMANDS`.
-        called: what the help of the command calls it; `python -m MODULE` by default.
+        name: key of `COMMANDS`.
+        called: name of the command in its help; by default `python -m MODULE`.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +99,7 @@ def main_of(name: str, called: str = "") -> Main:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first word names; returns its exit status."""
+    """Run the command that the first argument names; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("--help", "-h"):
         print(usage())

@@ -1,1 +1,1 @@
-"""The command-line programs that show what records hold."""
+"""Command-line programs that print and compare records."""

@@ -9,6 +9,7 @@ from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = Parser(prog=program("analysis.backbones"), description=__doc__)
     add_debug_option(parser)
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 2 where the user can put something right."""
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = Parser(prog=program("analysis.calibration"), description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--zoo", type=Path, metavar="DIR", required=True, help="folder that cadyq.calibrate wrote")

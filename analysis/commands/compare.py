@@ -12,6 +12,7 @@ from cadyq.utils.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = Parser(prog=program("analysis.compare"), description=__doc__)
     parser.add_argument("run_a", type=Path, metavar="RUN_A", help="folder of the first run")
     parser.add_argument("run_b", type=Path, metavar="RUN_B", help="folder of the second run")

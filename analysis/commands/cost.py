@@ -1,4 +1,4 @@
-"""Print the cost of a network: storage, and MACs and BitOPs of each convolution."""
+"""Print the cost of a network: MACs and BitOPs of each convolution."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cadyq.commands.cli import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = Parser(prog=program("analysis.cost"), description=__doc__)
     parser.add_argument("--model", required=True, help="network: zoo:NAME or a .safetensors file")
     parser.add_argument(

@@ -10,7 +10,7 @@ from cadyq.commands.cli import Parser, add_debug_option, exit_status, program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0, or 2 where the user can put something right."""
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     parser = Parser(prog=program("analysis.make_report"), description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a run, with records/*.parquet and manifest.json")
     add_debug_option(parser)

@@ -1,1 +1,1 @@
-"""How much could bits that follow content gain, and how much of it does a network's own choice take?"""
+"""The possible gain of content-dependent bits, and the gain of the network's own choice."""

@@ -1,6 +1,6 @@
-"""Measure how much content-dependent bits can gain on one network, and how much of it the network's selector gets.
+"""Measure how much content-dependent bits can gain on one network, and how much the network's own choice gains.
 
-Photographs are cut into tiles side by side, and every tile is measured.
+Photographs are cut into tiles side by side. Every tile is measured.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import torch
 
 from analysis.content.room import measure, own_choices, table
 from analysis.content.tiles import cut_tiles
-from analysis.run.provenance import provenance
+from analysis.run.provenance import provenance, without_folders
 from analysis.sensitivity.patches import add_patch_options, open_dataset
+from analysis.sensitivity.points import candidate_quantizers
 from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.commands.cli import (
@@ -33,7 +34,6 @@ from cadyq.commands.cli import (
 )
 from cadyq.data.datasets import Dataset, ImagePair
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
-from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 
@@ -60,17 +60,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Spread:
-    """Some photographs of a dataset, evenly spread over it."""
+    """Some photographs of a dataset, evenly spread over it.
+
+    Attributes:
+        dataset: dataset with all photographs.
+        count: number of photographs, at most.
+    """
 
     dataset: Dataset
     count: int
 
     @property
     def name(self) -> str:
+        """Name of the dataset."""
         return self.dataset.name
 
     @property
     def scale(self) -> int:
+        """Upscaling factor."""
         return self.dataset.scale
 
     def __len__(self) -> int:
@@ -81,13 +88,17 @@ class Spread:
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
-    """Measure the room of one network; return the path of the table."""
+    """Measure one network; write the table and the manifest; return the path of the table.
+
+    Raises:
+        UserError: the network has no candidate bits, or the network, the dataset or a photograph is unusable.
+    """
     if args.threads:
         torch.set_num_threads(args.threads)
     open_networks(args)
     check_writable(args.out)
     network = load_model(args.model).eval()
-    if not any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values()):
+    if not candidate_quantizers(network):
         raise UserError(f"--model {args.model}: has no candidate bits; make such a network with cadyq.derive")
     photographs = Spread(open_dataset(args.dataset, network.scale, args.data_root), args.photographs)
     patches = cut_tiles(photographs, args.side)
@@ -97,8 +108,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
     found = table(errors, own, args.mean_bits, patches.table["image"].to_numpy())
     seconds = {"forwards": round(measured - started, 1), "searches": round(time.perf_counter() - measured, 1)}
     path = resolve(args.model)
-    shown = [Path(word).name if word.startswith("/") else word for word in words]
-    facts = provenance("analysis.content", shown, torch.device("cpu")) | {
+    facts = provenance("analysis.content", without_folders(words), torch.device("cpu")) | {
         "model": {"name": path.stem, "sha256": network_sha256(path)},
         "patches": {"count": len(patches.lr), "side_px": args.side, "photographs": len(photographs)},
         "seconds": seconds,
@@ -110,6 +120,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     return exit_status(lambda: print(run(args, words)), args.debug)

@@ -1,19 +1,19 @@
-"""The room for bits that follow content: the best bits by patch against the best bits by layer, at equal mean bits.
+"""The possible gain of content-dependent bits: the best bits by patch against those by layer, at equal mean bits.
 
-All contestants share weights and ranges of one network; only the bits differ. Errors come from an error model of the
-patches (`baselines.assignment.error_model`), so that the searches need no forward. Contestants:
+All contestants share the weights and ranges of one network. Only the bits differ. Errors come from an error model of
+the patches (`baselines.assignment.error_model`), so the searches need no forward. Contestants:
 
-- `uniform`: one bit-width everywhere, where the mean is a candidate;
-- `by layer`: one allocation for all patches, of the least loss on these patches;
-- `own`: what the network itself chose for each patch; its mean bits are its own;
-- `oracle, HR`: each patch knows its error against HR, and fits the noise in HR too;
-- `oracle, output`: each patch knows how far its output moves from that at the highest bits, but not in which direction
-  HR lies;
-- `oracle, other half`: chosen against HR on one half of a patch's pixels (a chessboard of 8 x 8), judged on the other.
+- `uniform`: one bit-width for all points and patches, if the mean is a candidate.
+- `by layer`: one allocation for all patches. It changes the output least on these patches.
+- `own`: the choice of the network for each patch, at its own mean bits.
+- `oracle, HR`: the best bits of each patch against HR. They also fit the noise in HR.
+- `oracle, output`: for each patch, the bits that change its output least from that at the highest bits, without HR.
+- `oracle, other half`: the best bits against HR on one half of the pixels of each patch, evaluated on the other half.
+  The halves are the two colours of a chessboard with squares of 8 x 8 pixels.
 
-PSNR is of unrounded luma. The patches of a photograph are pooled before the logarithm, as in a table of images that
-were cut into tiles. Everybody therefore minimizes sum_n error_n / E(n) at a price of a bit, with E(n) the squared error
-of the photograph of patch n at the highest bits: the loss of PSNR to first order.
+PSNR is of unrounded luma. The patches of a photograph are pooled before the logarithm, as for an image cut into tiles.
+To first order, the loss of PSNR is proportional to sum_n e_n / E(n). Here e_n is the change of the squared error of
+patch n, and E(n) the squared error of its photograph at the highest bits. All searches weigh patch n by 1 / E(n).
 """
 
 from __future__ import annotations
@@ -28,21 +28,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from analysis.sensitivity.patches import PatchSet
+from analysis.sensitivity.points import candidate_quantizers
 from analysis.tables.intervals import paired_bootstrap
 from baselines.assignment.error_model import ErrorModel, measure_changes
 from baselines.content.allocation import by_patch, fit_profiles
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
 
-SQUARE = 8  # HR pixels a side of the squares that the halves are made of
+SQUARE = 8  # HR pixels, side of a square of the chessboard
 BATCH = 4
 BY_LAYER = "by layer"
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Error models of the same patches against HR: on all pixels, and on each half of them; bits of the candidates."""
+    """Error models of the same N patches against HR.
+
+    Attributes:
+        whole: error model on all pixels.
+        halves: error models on each half of the pixels.
+        bits: bits of the candidates (K,), ascending, float64.
+    """
 
     whole: ErrorModel
     halves: tuple[ErrorModel, ErrorModel]
@@ -50,36 +56,41 @@ class Errors:
 
 
 def halves(side: int) -> Tensor:
-    """All pixels, and the two colours of a chessboard, float (3, side, side)."""
+    """Masks of all pixels and of the two colours of a chessboard, float (3, side, side); `side` in HR pixels."""
     squares = torch.arange(side) // SQUARE
     black = ((squares[:, None] + squares) % 2).float()
     return torch.stack([torch.ones_like(black), black, 1 - black])
 
 
 def measure(network: SRNetwork, patches: PatchSet) -> Errors:
-    """The error models of a network's patches."""
+    """The error models of patches under a network with candidate bits."""
     ((whole, *parts),) = measure_changes(network, patches.lr, [patches.hr], halves(patches.hr.shape[-1]), BATCH)
-    candidates = next(q.candidates for q in _quantizers(network))
-    return Errors(whole, (parts[0], parts[1]), candidates.double())
+    return Errors(whole, (parts[0], parts[1]), _candidates(network).double())
 
 
-def _quantizers(network: SRNetwork) -> list[CandidateActivation]:
-    return [p.quantizer for p in network.points.values() if isinstance(p.quantizer, CandidateActivation)]
+def _candidates(network: SRNetwork) -> Tensor:
+    """Bits of the candidates (K,), ascending; the same at all points."""
+    return next(iter(candidate_quantizers(network).values())).candidates
 
 
 @torch.no_grad()
 def own_choices(network: SRNetwork, patches: PatchSet) -> Tensor:
-    """The candidates (N, P) that a network chooses."""
-    names = [name for name, point in network.points.items() if isinstance(point.quantizer, CandidateActivation)]
+    """Indices of the candidates that a network chooses for each patch and point, int64 (N, P)."""
+    names = candidate_quantizers(network)
     found = []
     for _, lr, _ in patches.batches(BATCH):
         bits = trace_forward(network, lr)[1].bits
         found.append(torch.stack([bits[name] for name in names], 1))
-    return torch.bucketize(torch.cat(found), _quantizers(network)[0].candidates)
+    return torch.bucketize(torch.cat(found), _candidates(network))
 
 
 def photograph_weights(base: Tensor, photographs: NDArray[np.generic]) -> Tensor:
-    """One over the squared error of each patch's photograph (N,), from the squared errors of its patches (N,)."""
+    """The inverse of the squared error of the photograph of each patch (N,).
+
+    Args:
+        base: squared errors of the patches (N,).
+        photographs: photograph of each patch (N,).
+    """
     pooled = pd.Series(base.numpy()).groupby(photographs).transform("mean")
     return 1 / torch.from_numpy(pooled.to_numpy(copy=True))
 
@@ -87,12 +98,15 @@ def photograph_weights(base: Tensor, photographs: NDArray[np.generic]) -> Tensor
 def contestants(
     errors: Errors, weights: Tensor, own: Tensor, mean_bits: float
 ) -> Iterator[tuple[str, list[Tensor], list[ErrorModel]]]:
-    """Name, choices, and the models that they are judged on (their errors are averaged), at a mean."""
+    """Name, choices and error models of each contestant at some mean bits, without `own`.
+
+    Each choice (N, P) is evaluated on the error model at its position, and the losses are averaged.
+    """
     model, bits = errors.whole, errors.bits
     if mean_bits in bits.tolist():
         yield "uniform", [torch.full_like(own, bits.tolist().index(mean_bits))], [model]
-    anything = torch.zeros(len(own), dtype=torch.float64)
-    layers = fit_profiles(model, weights, anything, anything, bits, mean_bits, 1).table
+    scores = torch.zeros(len(own), dtype=torch.float64)  # a single profile needs none
+    layers = fit_profiles(model, weights, scores, scores, bits, mean_bits, 1).table
     yield BY_LAYER, [layers.expand_as(own)], [model]
     yield "oracle, HR", [by_patch(model, weights, bits, mean_bits)], [model]
     yield "oracle, output", [by_patch(model.changes_only(), weights, bits, mean_bits)], [model]
@@ -102,13 +116,16 @@ def contestants(
 
 
 def table(errors: Errors, own: Tensor, means: list[float], photographs: NDArray[np.generic]) -> pd.DataFrame:
-    """A row a mean and contestant: what it loses against the highest bits, and gains over bits by layer, in dB.
+    """A row for each mean and contestant: its loss against the highest bits and its gain over bits by layer, in dB.
 
     Args:
-        errors: of N patches.
-        own: the network's own choices (N, P), a contestant at its own mean.
-        means: mean bits of the others.
-        photographs: of each patch (N,); intervals are over them.
+        errors: error models of N patches.
+        own: the network's own choices (N, P).
+        means: mean bits to compare at, besides those of `own`.
+        photographs: photograph of each patch (N,). Intervals are bootstrapped over photographs.
+
+    Returns:
+        Columns mean_bits, contestant, fab_bits, loss_db, gain_db, gain_low_db and gain_high_db.
     """
     own_mean, weights = float(errors.bits[own].mean()), photograph_weights(errors.whole.base, photographs)
     rows = []
@@ -127,7 +144,7 @@ def table(errors: Errors, own: Tensor, means: list[float], photographs: NDArray[
 
 
 def _loss(choices: list[Tensor], models: list[ErrorModel], photographs: NDArray[np.generic]) -> NDArray[np.float64]:
-    """PSNR at the highest candidates minus PSNR at the choices, of each photograph (G,), mean over the models."""
+    """PSNR at the highest bits minus PSNR at the choices for each photograph (G,), in dB, averaged over the models."""
     losses = []
     for chosen, model in zip(choices, models, strict=True):
         errors = pd.DataFrame({"now": model.errors(chosen).numpy(), "base": model.base.numpy()})

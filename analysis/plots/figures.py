@@ -37,11 +37,11 @@ _COLUMNS = 3  # axes side by side; more would be too small to read on a page
 def write_plots(
     df: pd.DataFrame, run_dir: Path, intervals: bool = True, roles: Mapping[str, Role] | None = None
 ) -> list[Path]:
-    """Draw all that the records and artifacts hold into ``run_dir/plots`` as PNG and PDF; returns the paths.
+    """Draw all figures of records and artifacts into ``run_dir/plots`` as PNG and PDF; return the paths.
 
-    ``psnr_bitops_*`` and ``psnr_fab_*`` (of each scale and mode), ``fab_gradient_*`` where some scheme's FAB
-    varies between images, ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz``. What has no data is not
-    drawn, and an older drawing of it is removed. Error bars: interval of the drop against the reference.
+    They are ``psnr_bitops_*`` and ``psnr_fab_*`` for each scale and mode, ``fab_gradient_*`` if the FAB of a scheme
+    varies between images, and ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz``. Older figures are removed.
+    Error bars are intervals of the drop against the reference.
 
     Raises:
         UserError: an artifact is damaged or incomplete.
@@ -62,9 +62,9 @@ def write_plots(
 def figures(
     df: pd.DataFrame, intervals: bool = True, roles: Mapping[str, Role] | None = None
 ) -> dict[str, Callable[[], Figure]]:
-    """Every figure that records hold, by the name of its file; each is drawn when it is called. Not of further seeds.
+    """Name of file -> a function that draws the figure, for every figure of the records. Further seeds are left out.
 
-    PSNR against BitOPs comes over all images and, where there are several datasets, for each of them. In a notebook:
+    PSNR against BitOPs is drawn over all images and, if there are several datasets, for each of them. In a notebook:
     ``style.picture(figures(df)["psnr_fab_x4_image"])``.
     """
     found: dict[str, Callable[[], Figure]] = {}
@@ -89,10 +89,11 @@ def figures(
 
 
 def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure | None:
-    """PSNR of each scheme minus that of one of them, with its interval; axes a dataset and backbone.
+    """PSNR of each scheme minus that of `reference`, with its interval; axes for each dataset and backbone.
 
     Args:
-        table: ``summary(df, reference)``, one scale and mode; FAB stands beside the names.
+        table: ``summary(df, reference)`` of one scale and mode.
+        reference: scheme to compare with.
     """
     known = table[table["delta_low_db"].notna() & (table["scheme"] != reference)]
     if known.empty:
@@ -126,23 +127,23 @@ def _file_name(text: str) -> str:
 
 
 def _varying(df: pd.DataFrame) -> pd.DataFrame:
-    """Rows of cells whose FAB differs between images: this is how a dynamic scheme is known."""
+    """The rows of cells whose FAB differs between images, which are those of dynamic schemes."""
     spread = df.groupby(["backbone", "scheme", "dataset"], sort=False)["fab"].transform(np.ptp)
     return df[(spread > 1e-6) & (df["macs_g"] > 0)]
 
 
 def _by_columns(df: pd.DataFrame) -> list[tuple[pd.DataFrame, str]]:
-    """The rows of as many schemes as one figure has columns for, and the suffix of its name; none without rows."""
+    """The rows of each figure, with at most `_COLUMNS` schemes, and the suffix of its name; empty without rows."""
     schemes = list(df["scheme"].unique())
     groups = [schemes[start : start + _COLUMNS] for start in range(0, len(schemes), _COLUMNS)]
     return [(df[df["scheme"].isin(names)], f"_{i}" if i > 1 else "") for i, names in enumerate(groups, 1)]
 
 
 def gradient_figure(df: pd.DataFrame) -> Figure:
-    """FAB of each image against its gradient; a row of axes a backbone, a column a scheme; hue dataset.
+    """FAB of each image against its gradient: axes in a row for each backbone and a column for each scheme.
 
     Args:
-        df: with the columns backbone, scheme, dataset, gradient and fab of records; a row an image (or patch).
+        df: records, or their columns backbone, scheme, dataset, gradient and fab; a row for each image (or patch).
     """
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
     looks = style.look(list(df["dataset"].unique()))
@@ -174,7 +175,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
 
 
 def _rank_text(rows: pd.DataFrame) -> str:
-    """Spearman's rank correlation of gradient and FAB, where there are images enough to speak of one."""
+    """Spearman's rank correlation of gradient and FAB, as text; empty for fewer than three images."""
     if len(rows) < 3:
         return ""
     rho = float(np.corrcoef(rows["gradient"].rank(), rows["fab"].rank())[0, 1])
@@ -195,7 +196,11 @@ def _legend_columns(handles: Sequence[Line2D], width: float) -> int:
 
 
 def bit_map_figure(show: Mapping[str, Any]) -> Figure:
-    """HR, HR under its bit map, and one textured region as LR, reference SR, SR and HR; of an artifact."""
+    """HR, HR under its bit map, and a textured region as LR, reference SR, SR and HR.
+
+    Args:
+        show: an artifact, from `read_artifact` or `make_artifact`.
+    """
     hr, lr = show["hr"], show["lr"]
     height, width, scale = hr.shape[0], hr.shape[1], hr.shape[0] // lr.shape[0]
     photo_height = min(3.6, 3.2 * height / width)

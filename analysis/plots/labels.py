@@ -1,4 +1,4 @@
-"""Labels beside marks: each near its mark, clear of the others, with a thin leader line if it is not next to it."""
+"""Labels of marks: each near its mark and clear of the others. A label farther away gets a thin leader line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Array = NDArray[np.float64]
 
 
 class Label(NamedTuple):
-    """A text for a mark; `x` and `y` in the data's units."""
+    """A text for the mark at `x` and `y`, in units of the data."""
 
     x: float
     y: float
@@ -58,13 +58,15 @@ def place(
 ) -> None:
     """Write the labels into an axis whose limits and layout are final.
 
-    Each label takes its cheapest place given the others, in several sweeps. A place costs most outside the frame, then
-    over another label or a mark, then where leader lines cross; last counts the distance to its mark.
+    In several sweeps, each label takes its cheapest place given the others. Places outside the frame cost most. Then
+    come places over another label or a mark, and crossing leader lines. The distance to the mark costs least.
 
     Args:
-        marks: all marks, labelled or not (data's units).
-        lines: points along the lines of the plot (data's units).
-        size: of the font, points.
+        axis: axis to write into.
+        labels: labels of marks.
+        marks: all marks, with or without a label, in units of the data.
+        lines: points along the lines of the plot, in units of the data.
+        size: size of the font in points.
     """
     canvas = axis.get_figure(root=True)
     assert canvas is not None
@@ -97,12 +99,12 @@ def place(
 
 
 def _points(axis: Axes, places: Sequence[tuple[float, float]], unit: float) -> _Array:
-    """Places in the data's units as points (n, 2)."""
+    """Places in units of the data as points (n, 2)."""
     return np.asarray(axis.transData.transform(np.reshape(places, (-1, 2))) / unit)
 
 
 def _around(axis: Axes, label: Label, size: float, unit: float) -> _Candidates:
-    """The candidate places of a label; a leader line has length 0 where none is drawn."""
+    """The candidate places of a label. A leader line that is not drawn has length 0."""
     probe = axis.text(0, 0, label.text, fontsize=size)
     extent = probe.get_window_extent()
     probe.remove()
@@ -119,7 +121,7 @@ def _around(axis: Axes, label: Label, size: float, unit: float) -> _Candidates:
 
 
 def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, frame: _Array) -> _Array:
-    """What a place costs whatever the other labels do (n,)."""
+    """The part of the cost of each place that does not depend on other labels (n,)."""
     outside = (one.boxes[:, :2] < frame[:2]).any(axis=1) | (one.boxes[:, 2:] > frame[2:]).any(axis=1)
     on_mark = (_overlap(one.boxes, marks) > 0).sum(axis=1)
     on_line = (_overlap(one.boxes, lines) > 0).any(axis=1)
@@ -129,7 +131,7 @@ def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, frame: _Array) -
 
 
 def _cost_beside(one: _Candidates, boxes: _Array, leaders: _Array) -> _Array:
-    """What a place costs beside the labels and leader lines that stand now (n,)."""
+    """The part of the cost of each place from other labels and leader lines (n,)."""
     on_text = (_overlap(one.boxes, boxes) > 0).sum(axis=1)
     through_text = _lies_in(one.leaders, boxes).sum(axis=1) + _lies_in(leaders, one.boxes).sum(axis=0)
     crossing = _cross(one.leaders, leaders).sum(axis=1)
@@ -144,7 +146,7 @@ def _overlap(boxes: _Array, others: _Array) -> _Array:
 
 
 def _lies_in(lines: _Array, boxes: _Array) -> NDArray[np.bool_]:
-    """Whether a line of the first passes through a box of the second (n, m); lines of length 0 do not."""
+    """Whether each line passes through each box (n, m). Lines of length 0 do not."""
     at = lines[:, None, :2] + _LEADER_SAMPLES * (lines[:, None, 2:] - lines[:, None, :2])  # (n, samples, 2)
     inside = (at[:, :, None] > boxes[None, None, :, :2]) & (at[:, :, None] < boxes[None, None, :, 2:])
     passes = inside.all(axis=3).sum(axis=1) > 0
@@ -153,7 +155,7 @@ def _lies_in(lines: _Array, boxes: _Array) -> NDArray[np.bool_]:
 
 
 def _cross(lines: _Array, others: _Array) -> NDArray[np.bool_]:
-    """Whether two lines cross (n, m)."""
+    """Whether each line crosses each other line (n, m)."""
 
     def side(a: _Array, b: _Array, point: _Array) -> _Array:
         along, to = b - a, point - a
@@ -164,7 +166,7 @@ def _cross(lines: _Array, others: _Array) -> NDArray[np.bool_]:
 
 
 def _candidates() -> Iterator[tuple[float, float, str]]:
-    """Offsets in points, near ones first, to the right before to the left; and how the text is aligned there."""
+    """Offsets in points and the alignment of the text: near offsets first, and right before left."""
     turns = sorted(range(_DIRECTIONS), key=lambda i: min(i, _DIRECTIONS - i))
     for radius in _RADII:
         for turn in turns:

@@ -1,4 +1,4 @@
-"""One look for every figure: colour-blind-safe, legible at a column of 3.3 in, the same bytes every time."""
+"""One style for every figure: colour-blind-safe, legible in a column of 3.3 in, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _OVERRIDES: dict[str, Any] = {
 
 @contextmanager
 def context() -> Iterator[None]:
-    """The style, for the figures made inside the block; global settings (a notebook's) stay as they are."""
+    """Apply the style to figures made inside the block. Global settings, as of a notebook, are kept."""
     theme = {**sns.plotting_context("paper"), **sns.axes_style("whitegrid"), **_OVERRIDES}
     with mpl.rc_context(theme):
         yield
@@ -72,14 +72,14 @@ def save(made: Figure, stem: Path) -> list[Path]:
     for kind, metadata in nothing.items():
         buffer = io.BytesIO()
         made.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
-        # the first file's layout holds for the second: finding it is slow, and "none" would still draw once to find it
+        # the second file reuses this layout, since finding it is slow; "none" would draw once more to find it
         made.set_layout_engine(None)
         paths.append(write_atomic(stem.with_name(f"{stem.name}.{kind}"), buffer.getvalue()))
     return paths
 
 
 class Picture:
-    """A drawn figure, which a notebook shows where it is the value of a cell."""
+    """A drawn figure. A notebook shows it as the value of a cell."""
 
     def __init__(self, png: bytes) -> None:
         self.png = png
@@ -87,20 +87,24 @@ class Picture:
     def _repr_png_(self) -> bytes:
         return self.png
 
-    def __repr__(self) -> str:  # without an address: a notebook stores it, and runs are compared
+    def __repr__(self) -> str:  # without an address, since notebooks store it and are compared
         return "Picture"
 
 
 def picture(
     draw: Callable[..., Figure | None], *args: Any, dpi: int = SCREEN_DPI, colours: int | None = 256, **kwargs: Any
 ) -> Picture:
-    """What one of the plot functions of `analysis` draws of the arguments, in this style.
+    """The figure of a plot function of `analysis`, in this style.
 
     Args:
-        colours: at most so many, which halves the size of a chart; None keeps all, for photographs.
+        draw: function that returns a figure, or None without data.
+        *args: its arguments.
+        dpi: pixels per inch.
+        colours: largest number of colours; 256 halve the size of a chart. None keeps all, for photographs.
+        **kwargs: its keyword arguments.
 
     Raises:
-        UserError: it draws nothing of them.
+        UserError: it draws nothing.
     """
     with context():
         made = draw(*args, **kwargs)

@@ -1,9 +1,10 @@
-"""Artifacts: what pictures in plots and report are made of. The numbers of tables come from records only.
+"""Artifacts: the data of pictures in plots and report. Numbers in tables come from records alone.
 
-Two kinds lie in a run folder: `artifacts/*.npz`, one image with SR, FP32 SR and a fine map of bits for each network
-whose bits depend on content; and `artifacts/crops/*.npz`, a crop with the bits of every point for each network.
+A run folder holds two kinds. `artifacts/*.npz` is one image with its SR, the SR of FP32 and a bit map, for each network
+with content-dependent bits. `artifacts/crops/*.npz` is a crop of one image with the bits of every point, for each
+network.
 
-The maps use tiles far smaller than the 96 pixels of patch-wise evaluation, so that one can see where bits go.
+Bit maps use tiles far smaller than the 96 pixels of patch-wise evaluation, to resolve the content of the image.
 """
 
 from __future__ import annotations
@@ -33,18 +34,18 @@ from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_atomic
 
 TILE = 12  # LR pixels
-CONTEXT = 6  # LR pixels around a tile that the network sees as well
-VIEW_SIDE = 288  # HR pixels, at most
-BATCH = 128  # tiles a forward
+CONTEXT = 6  # LR pixels around a tile that the network reads too
+VIEW_SIDE = 288  # HR pixels, largest side of a crop
+BATCH = 128  # tiles in one forward
 
 _ARTIFACT = ["lr", "sr", "hr", "reference", "bits", "tile", "low", "high", "backbone", "scheme", "dataset"]
 _ARTIFACT += ["image", "psnr_db", "reference_psnr_db", "fab"]
-_VIEW = ["lr", "sr", "hr", "bits", "points", "counted", "tile", "backbone", "scheme", "dataset", "image", "mode"]
+_CROP = ["lr", "sr", "hr", "bits", "points", "counted", "tile", "backbone", "scheme", "dataset", "image", "mode"]
 _REMEDY = "delete it and run the same command again"
 
 
 class Region(NamedTuple):
-    """A part of an LR image, LR pixels."""
+    """A rectangle of an LR image, in LR pixels."""
 
     top: int
     left: int
@@ -54,32 +55,32 @@ class Region(NamedTuple):
 
 @torch.no_grad()
 def point_bits(network: SRNetwork, pair: ImagePair, region: Region, device: torch.device) -> Tensor:
-    """Bits that each point gave to each `TILE` x `TILE` tile of a region, int64 (P, rows, columns), P in network order.
+    """Bits of each point for each `TILE` x `TILE` tile of a region, int64 (P, rows, columns), points in network order.
 
-    Every tile is seen with `CONTEXT` pixels around it; the image is extended by reflection at its borders.
+    The network reads each tile with `CONTEXT` pixels around it. The image is padded by reflection.
     """
     rows, columns = -(-region.height // TILE), -(-region.width // TILE)
     windows = _windows(pair.lr, region, rows, columns, 1)
     if _has_constant_bits(network):
         windows = windows[:1]
-    answers: list[Tensor | None] = [None] * -(-len(windows) // BATCH)
+    hr_batches: list[Tensor | None] = [None] * -(-len(windows) // BATCH)
     if network.scheme is not None and network.scheme.reads_hr:
-        answers = list(torch.split(_windows(pair.hr, region, rows, columns, network.scale), BATCH))
+        hr_batches = list(torch.split(_windows(pair.hr, region, rows, columns, network.scale), BATCH))
     found = []
-    for batch, answer in zip(torch.split(windows, BATCH), answers, strict=True):
-        trace = trace_points(network, batch.to(device), None if answer is None else answer.to(device))
+    for lr, hr in zip(torch.split(windows, BATCH), hr_batches, strict=True):
+        trace = trace_points(network, lr.to(device), None if hr is None else hr.to(device))
         chosen = [record.cpu() for record in trace.bits.values()]
-        found.append(torch.stack(chosen) if chosen else torch.zeros(0, len(batch), dtype=torch.int64))
+        found.append(torch.stack(chosen) if chosen else torch.zeros(0, len(lr), dtype=torch.int64))
     bits = torch.cat(found, dim=1).expand(-1, rows * columns)
     return bits.reshape(len(network.points), rows, columns)
 
 
 class _AllPointsRan(Exception):  # noqa: N818  (nothing is wrong)
-    """Ends a forward."""
+    """Ends a forward after its last point."""
 
 
 def trace_points(network: SRNetwork, lr: Tensor, hr: Tensor | None) -> Trace:
-    """The trace of a forward that ends at the last point: what upsamples after it changes no bits and takes long."""
+    """The trace of a forward that ends at the last point. The upsampling after it is slow and has no bits."""
     trace = Trace(network, lr, hr)
 
     def listen(module: nn.Module, x: Tensor, output: QuantizerOutput) -> None:
@@ -93,20 +94,20 @@ def trace_points(network: SRNetwork, lr: Tensor, hr: Tensor | None) -> Trace:
 
 
 def _has_constant_bits(network: SRNetwork) -> bool:
-    """Whether every tile gets the same bits by the nature of the scheme, so that one tells them all."""
+    """Whether the scheme gives every tile the same bits, so that one tile is enough."""
     scheme = network.scheme
     fixed = isinstance(scheme, FixedBitScheme) and not scheme.dynamic and not scheme.reads_hr
     return fixed or all(point.quantizer is None for point in network.points.values())
 
 
 def _windows(image: Tensor, region: Region, rows: int, columns: int, scale: int) -> Tensor:
-    """The tiles of a region with what surrounds them, float (rows * columns, 3, side, side); row by row."""
+    """The tiles of a region with their context, float (rows * columns, 3, side, side), row by row."""
     spans = ((region.top, rows, image.shape[1]), (region.left, columns, image.shape[2]))
     indices = []
     for start, count, length in spans:
         first, side = (start - CONTEXT) * scale, (count * TILE + 2 * CONTEXT) * scale
         before, after = max(0, -first), max(0, first + side - length)
-        folded = np.pad(np.arange(length), (before, after), mode="reflect")  # also where it exceeds the image
+        folded = np.pad(np.arange(length), (before, after), mode="reflect")  # also beyond the size of the image
         indices.append(torch.from_numpy(folded[first + before : first + before + side]))
     padded = image[:, indices[0]][:, :, indices[1]].float()
     side, step = (TILE + 2 * CONTEXT) * scale, TILE * scale
@@ -121,22 +122,22 @@ def counted(network: SRNetwork) -> list[bool]:
 def write_artifact(
     folder: Path, network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
 ) -> Path:
-    """Write the artifact of one image to a folder; the other arguments are those of `artifact`."""
+    """Write the artifact of one image to `folder`; return the path. Other arguments as in `make_artifact`."""
     return _write(folder, make_artifact(network, reference, sr, pair, scheme, device))
 
 
 def make_artifact(
     network: SRNetwork, reference: Tensor, sr: Tensor, pair: ImagePair, scheme: str, device: torch.device
 ) -> dict[str, Any]:
-    """One image with its bit map: what `read_artifact` gives back of a stored one, and `bit_map_figure` draws.
+    """The artifact of one image: the values that `read_artifact` returns and `bit_map_figure` draws.
 
     Args:
         network: the dynamic network.
         reference: SR of the FP32 network, uint8 (3, H, W).
         sr: SR of `network`, uint8 (3, H, W).
         pair: the image.
-        scheme: as written in records.
-        device: to run on.
+        scheme: name of the scheme in records.
+        device: device to run on.
     """
     chosen = point_bits(network, pair, Region(0, 0, *pair.lr.shape[-2:]), device)
     bits = chosen[torch.tensor(counted(network))].float().mean(0)
@@ -158,16 +159,16 @@ def make_artifact(
 def write_crop(
     folder: Path, network: SRNetwork, sr: Tensor, pair: ImagePair, scheme: str, mode: str, device: torch.device
 ) -> Path:
-    """Write a crop of one image for the report's viewer: LR, SR, HR and the bits of every point there.
+    """Write a crop of one image for the report's viewer: LR, SR, HR and the bits of every point; return the path.
 
     Args:
-        folder: where to.
+        folder: folder to write to.
         network: any network.
-        sr: its SR as measured in `mode`, uint8 (3, H, W).
+        sr: SR of the whole image in `mode`, uint8 (3, H, W).
         pair: the image.
-        scheme: as written in records.
-        mode: as written in records.
-        device: to run on.
+        scheme: name of the scheme in records.
+        mode: "image" or "patch".
+        device: device to run on.
     """
     scale = network.scale
     top, left, side = textured(_image(pair.hr), TILE * scale, VIEW_SIDE, share=1)
@@ -209,12 +210,12 @@ def _image(image: Tensor) -> NDArray[np.uint8]:
 def read_artifact(path: Path) -> dict[str, Any]:
     """The arrays of a stored artifact (one image with its bit map); scalars as Python values.
 
-    Keys: ``lr`` (h, w, 3), ``sr``, ``hr`` and ``reference`` (H, W, 3) uint8; ``bits`` (rows, columns), the
-    mean activation bits of each LR tile of ``tile`` pixels; ``low`` and ``high``, the range of candidate
-    bits; ``backbone scheme dataset image psnr_db reference_psnr_db fab``.
+    Keys: ``lr`` (h, w, 3), ``sr``, ``hr`` and ``reference`` (H, W, 3) uint8; ``bits`` (rows, columns), the mean
+    activation bits of each tile with a side of ``tile`` LR pixels; ``low`` and ``high``, the lowest and highest bits
+    of any point; ``backbone scheme dataset image psnr_db reference_psnr_db fab``.
 
     Raises:
-        UserError: the file is damaged, lacks a key or holds arrays that do not fit each other.
+        UserError: the file is damaged, lacks a key, or its arrays differ in shape.
     """
     found = _read_arrays(path, _ARTIFACT)
     fits = found["lr"].ndim == found["hr"].ndim == 3 and found["bits"].ndim == 2 and found["tile"].ndim == 0
@@ -223,16 +224,16 @@ def read_artifact(path: Path) -> dict[str, Any]:
 
 
 def read_crop(path: Path) -> dict[str, Any]:
-    """The arrays of a stored view (a crop of one image); scalars as Python values.
+    """The arrays of a stored crop of one image; scalars as Python values.
 
-    Keys: ``lr`` (h, w, 3), ``sr`` and ``hr`` (H, W, 3) uint8; ``bits`` (P, rows, columns) uint8, what each point
-    gave to each LR tile of ``tile`` pixels; ``points`` (P,), their names, and ``counted`` (P,), whether they count
-    for FAB; ``backbone scheme dataset image mode``.
+    Keys: ``lr`` (h, w, 3), ``sr`` and ``hr`` (H, W, 3) uint8; ``bits`` (P, rows, columns) uint8, the bits of each point
+    for each tile with a side of ``tile`` LR pixels; ``points`` (P,), the names of the points; ``counted`` (P,), whether
+    they count for FAB; ``backbone scheme dataset image mode``.
 
     Raises:
-        UserError: the file is damaged, lacks a key or holds arrays that do not fit each other.
+        UserError: the file is damaged, lacks a key, or its arrays differ in shape.
     """
-    found = _read_arrays(path, _VIEW)
+    found = _read_arrays(path, _CROP)
     fits = found["lr"].ndim == found["hr"].ndim == found["bits"].ndim == 3 and found["tile"].ndim == 0
     fits = fits and found["hr"].shape == found["sr"].shape
     fits = fits and len(found["bits"]) == len(found["points"]) == len(found["counted"])

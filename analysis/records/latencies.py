@@ -1,4 +1,4 @@
-"""Latencies of a run: one Parquet file, a row a network and device, apart from the records of images."""
+"""Latencies of a run: one Parquet file with a row for each network and device, apart from the records of images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SCHEMA = pa.schema(
             "backbone": pa.string(),
             "scheme": pa.string(),
             "scale": pa.int64(),
-            "latency_ms": pa.float64(),  # median of a forward on one LR tile
-            "iqr_ms": pa.float64(),  # between the quartiles
+            "latency_ms": pa.float64(),  # median over forwards on one LR tile
+            "iqr_ms": pa.float64(),  # interquartile range
             "runs": pa.int64(),
             "lr_height": pa.int64(),
             "lr_width": pa.int64(),
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
             "machine": pa.string(),
             "torch": pa.string(),
             "threads": pa.int64(),
-            "load_average": pa.float64(),  # of the machine, the minute before
+            "load_average": pa.float64(),  # of the machine, over the last minute
             "weights_sha256": pa.string(),
             "code_sha256": pa.string(),
         }.items()
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
 
 
 def write(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Store latencies, in the place of earlier ones of the same networks on the same device; others stay."""
+    """Store latencies. They replace earlier ones of the same networks on the same device; others are kept."""
     now = pd.DataFrame([dict(row) for row in rows], columns=SCHEMA.names)
     before = read(run_dir)
     both = now if before.empty else pd.concat([before, now], ignore_index=True)
@@ -50,6 +50,6 @@ def write(run_dir: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def read(run_dir: Path) -> pd.DataFrame:
-    """All latencies of a run; none where none were measured. Raises UserError for a damaged file."""
+    """All latencies of a run; empty if none were measured. Raises UserError for a damaged file."""
     path = Path(run_dir) / NAME
     return parquet.load(path, VERSION) if path.is_file() else pd.DataFrame(columns=SCHEMA.names)

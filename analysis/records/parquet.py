@@ -1,4 +1,4 @@
-"""Tables in Parquet files: written whole or not at all, verified when read, with a version in their header."""
+"""Tables in Parquet files: written completely or not at all, verified when read, with a version in their header."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_atomic
 
-DAMAGED = (pa.ArrowException, OSError)  # what reading a damaged file raises
+DAMAGED = (pa.ArrowException, OSError)  # errors of reading a damaged file
 
 
 def write(path: Path, table: pa.Table, compression: str = "snappy") -> Path:
-    """Write a table with the header that its schema holds."""
+    """Write a table, with the metadata of its schema as header; return the path."""
     sink = pa.BufferOutputStream()
-    # Page checksums let a reader notice a damaged file whose footer is still whole.
+    # Page checksums reveal damage in a file with an intact footer.
     pq.write_table(table, sink, compression=compression, write_page_checksum=True)
     return write_atomic(path, sink.getvalue().to_pybytes())
 
@@ -29,7 +29,7 @@ def read(path: Path) -> pa.Table:
 
 
 def header(table: pa.Table) -> dict[str, str]:
-    """The header of a table that was read."""
+    """The header of a table, as text."""
     raw = table.schema.metadata or {}
     return {key.decode(): value.decode() for key, value in raw.items()}
 
@@ -38,10 +38,10 @@ def load(path: Path, version: int) -> pd.DataFrame:
     """The rows of a record.
 
     Args:
-        version: what its header has to give as `schema_version`.
+        version: the `schema_version` that its header must have.
 
     Raises:
-        UserError: the record is damaged, or of another version.
+        UserError: the record is damaged or of another version.
     """
     try:
         table = read(path)

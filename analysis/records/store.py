@@ -1,8 +1,7 @@
-"""Records of measured cells: one Parquet file a cell, and one JSON manifest a run.
+"""Records of measured cells: one Parquet file for each cell, and one JSON manifest for each run.
 
-A cell is (backbone, scheme, scale, dataset, mode). Its file holds one row an image, and is written whole or
-not at all. Everything that is shown (tables, plots, report, notebooks) reads these files only, and for bit
-maps the artifacts beside them.
+A cell is (backbone, scheme, scale, dataset, mode). Its file holds one row for each image. It is written completely or
+not at all. Tables, plots, report and notebooks read these files alone. Bit maps also need artifacts.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from cadyq.utils.files import write_text
 SCHEMA_VERSION = 1
 RESULTS = Path(__file__).parents[2] / "results"
 
-# Unit of a column is its suffix: _db decibel, _g 1e9 operations, _mb 1e6 bytes. Metrics come behind "mode".
+# The suffix of a column is its unit: _db decibel, _g 1e9 operations, _mb 1e6 bytes. Metrics follow "mode".
 _COLUMNS: dict[str, pa.DataType] = {
     "backbone": pa.string(),
     "scheme": pa.string(),
@@ -38,14 +37,14 @@ _COLUMNS: dict[str, pa.DataType] = {
     "image": pa.string(),
     "mode": pa.string(),
     "fab": pa.float64(),  # bits, 1..32
-    "bitops_g": pa.float64(),  # this image; the three that follow add up to it
+    "bitops_g": pa.float64(),  # of this image: the sum of the next three
     "bitops_quantized_g": pa.float64(),
     "bitops_fp32_g": pa.float64(),
     "bitops_selector_g": pa.float64(),
     "bitops_720p_g": pa.float64(),  # for a 1280x720 output
     "fp32_equivalent_g": pa.float64(),  # bitops_g / 1024, the unit of the CADyQ and CABM papers
     "macs_g": pa.float64(),  # 0 for a method without a network, such as interpolation
-    "overlap_share": pa.float64(),  # 0..1, part of the work spent on overlap of tiles
+    "overlap_share": pa.float64(),  # overlap of tiles, as a share of the pixels of the image
     "storage_mb": pa.float64(),
     "params": pa.int64(),
     "counted_points": pa.int64(),
@@ -56,13 +55,13 @@ _COLUMNS: dict[str, pa.DataType] = {
     "weights_sha256": pa.string(),
     "image_sha256": pa.string(),
 }
-EARLIER = ("seconds",)  # columns of records of earlier versions, which nothing shows any more
+EARLIER = ("seconds",)  # columns in records of earlier versions, no longer shown
 CELL_COLUMNS = ("backbone", "scheme", "scale", "dataset", "mode")
-NOT_RUN = ("skipped", "failed")  # statuses of cells that have no record
+NOT_RUN = ("skipped", "failed")  # statuses of cells without a record
 
 
 def schema(metrics: Sequence[str]) -> pa.Schema:
-    """The columns of a record that holds these metrics."""
+    """The columns of a record with these metrics."""
     kinds = list(_COLUMNS.items())
     place = list(_COLUMNS).index("mode") + 1
     kinds[place:place] = [(name, pa.float64()) for name in metrics]  # inf for PSNR of identical images
@@ -70,7 +69,7 @@ def schema(metrics: Sequence[str]) -> pa.Schema:
 
 
 def metrics_of(columns: Iterable[str]) -> list[str]:
-    """Those of the columns of a record that are metrics, in their order."""
+    """The metrics among the columns of a record, in order."""
     return [name for name in columns if name not in _COLUMNS and name not in EARLIER]
 
 
@@ -79,7 +78,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured together: one backbone under one scheme, on one dataset in one mode."""
+    """One backbone under one scheme, on one dataset in one mode."""
 
     backbone: str
     scheme: str
@@ -89,9 +88,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A file stem made of letters, digits, ``.``, ``_`` and ``-``, different for different cells.
+        """A unique file stem of letters, digits, ``.``, ``_`` and ``-``.
 
-        Long names and other characters (or a ``-``, which would clash with a ``:``) get a hash at the end.
+        ``:`` becomes ``-``. Names that are long, or that hold a ``-`` or another character, get a hash at the end.
         """
         parts = (self.backbone, self.scheme, f"x{self.scale}", self.dataset, self.mode)
         stem = "__".join(re.sub(r"[^A-Za-z0-9._]", "-", part) for part in parts)
@@ -109,9 +108,9 @@ class Key:
     """What the numbers of a cell depend on, as hashes.
 
     Attributes:
-        inputs: of weights, images and the version of the measurement.
-        code: of the code that made them; empty in records of earlier versions.
-        metrics: of the code of each metric, by its name; empty texts in records of earlier versions.
+        inputs: hash of weights, images and the version of the measurement.
+        code: hash of the code that made the numbers; empty in records of earlier versions.
+        metrics: hash of the code of each metric, by name; empty strings in records of earlier versions.
     """
 
     inputs: str
@@ -120,10 +119,10 @@ class Key:
 
 
 def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key: Key) -> Path:
-    """Store the rows of a finished cell, one an image, with the hashes of all that they depend on.
+    """Store the rows of a measured cell, one for each image, with their key; return the path.
 
     Raises:
-        UserError: a numeric value is NaN (the network diverged, most likely).
+        UserError: a numeric value is NaN (most likely the network diverged).
         ValueError: rows are empty, lack or add a column, belong to another cell or name an image twice.
     """
     _check_rows(cell, rows, key)
@@ -135,9 +134,10 @@ def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key
 
 
 def read_key(run_dir: Path, cell: Cell) -> Key | None:
-    """The key of a stored cell; None where it has to be measured (again).
+    """The key of a stored cell; None if the cell has to be measured.
 
-    None means: no file, or (with a warning in the log) a damaged file, another schema version or other cell.
+    This is so without a record, and (with a warning in the log) if the record is damaged, of another schema version or
+    of another cell.
     """
     path = record_path(run_dir, cell)
     if not path.is_file():
@@ -156,7 +156,7 @@ def read_key(run_dir: Path, cell: Cell) -> Key | None:
 
 
 def require_records(run_dir: Path) -> list[Path]:
-    """The files of all cells of a run, sorted. Raises UserError where there are none."""
+    """The record files of a run, sorted. Raises UserError if there are none."""
     paths = sorted((run_dir / "records").glob("*.parquet"))
     if not paths:
         raise UserError(f"{run_dir}: holds no records/*.parquet; measure first: python -m analysis.run_all")
@@ -164,19 +164,19 @@ def require_records(run_dir: Path) -> list[Path]:
 
 
 def load_file(path: Path) -> pd.DataFrame:
-    """The rows of one record. Raises UserError where it is damaged, or of another schema version."""
+    """The rows of one record. Raises UserError if it is damaged or of another schema version."""
     return parquet.load(path, SCHEMA_VERSION)
 
 
 def load(run_dir: Path | str, leave_out: Collection[str] = ()) -> pd.DataFrame:
-    """All rows of a run, one an image and cell; columns as in `schema`, with all metrics that some record holds.
+    """All rows of a run: one for each image of each cell.
 
-    Cells come in the order of ``manifest["cells"]``, those not named there after them, sorted. A metric that a record
-    does not hold is NaN in its rows.
+    Columns are those of `schema` with the metrics of all records. A metric is NaN in the rows of a record without it.
+    Cells are in the order of ``manifest["cells"]``. Cells that the manifest does not list follow, sorted by name.
 
     Args:
         run_dir: the run folder.
-        leave_out: names of record files that are not to be read.
+        leave_out: names of record files to leave out.
 
     Raises:
         UserError: no records, a damaged record, or one of another schema version.
@@ -191,10 +191,10 @@ def load(run_dir: Path | str, leave_out: Collection[str] = ()) -> pd.DataFrame:
 
 
 def shipped(*names: str) -> Path:
-    """The first of these runs that comes with the project, `results/<name>`, whatever the working directory is.
+    """The folder of the first of these runs in `results` of the project, independent of the working directory.
 
     Raises:
-        UserError: none of them is there.
+        UserError: the project holds none of them.
     """
     found = next((RESULTS / name for name in names if (RESULTS / name / "records").is_dir()), None)
     if found is None:
@@ -212,7 +212,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     """The manifest of a run; empty if it has none yet.
 
     Raises:
-        UserError: the file is not a JSON object.
+        UserError: the file is not a JSON object, or an entry of its cells lacks a field.
     """
     path = Path(run_dir) / "manifest.json"
     if not path.is_file():
@@ -232,19 +232,19 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
 
 
 def skipped_cells(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The cells of a manifest that have no record; values as text, keys as in ``Cell`` and ``reason``."""
+    """The cells of a manifest without a record: the fields of ``Cell`` and ``reason``, as text."""
     cells: Iterable[Mapping[str, Any]] = manifest.get("cells", [])
     wanted = (*CELL_COLUMNS, "reason")
     return [{k: str(cell.get(k, "")) for k in wanted} for cell in cells if cell.get("status") in NOT_RUN]
 
 
 def cell_of(entry: Mapping[str, Any]) -> Cell:
-    """The cell that an entry of a manifest is about."""
+    """The cell of an entry of a manifest."""
     return Cell(**{name: entry[name] for name in CELL_COLUMNS})
 
 
 def with_missing(manifest: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """A manifest in which cells whose record is gone are listed as such, so that tables and report say so."""
+    """The manifest, in which cells with a missing record have failed, so that tables and report say so."""
     cells = []
     for cell in manifest.get("cells", []):
         gone = cell["status"] not in NOT_RUN and not record_path(run_dir, cell_of(cell)).is_file()

@@ -23,18 +23,18 @@ from cadyq.utils.locks import alone_in
 
 
 def build(run_dir: Path | str) -> list[Path]:
-    """Write everything that is shown of a run; returns the paths, the report last.
+    """Write tables, plots and report of a run; return the paths, the report last.
 
     Raises:
         UserError: no records, or a damaged record, manifest or artifact.
     """
     run_dir = Path(run_dir)
     require_records(run_dir)
-    with alone_in(run_dir, ".report.lock"):  # so that what was read first never replaces what was read later
+    with alone_in(run_dir, ".report.lock"):  # so that earlier records never replace later ones
         remove_leftovers(run_dir / "tables", run_dir / "plots")
         df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
         roles = from_manifest(manifest)
-        compared = comparisons(df, roles)  # seconds of bootstrap, and shown twice
+        compared = comparisons(df, roles)  # computed once: the bootstrap takes seconds
         latency = latencies.read(run_dir)
         shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir, roles=roles)
         return [*shown, write_report(df, compared, manifest, run_dir, latency)]

@@ -1,4 +1,4 @@
-"""Which part of a photograph is worth a closer look."""
+"""The choice of a textured crop of a photograph."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 def textured(hr: NDArray[np.uint8], unit: int, limit: int = 128, share: int = 3) -> tuple[int, int, int]:
     """Top, left and side, HR pixels, of the square of `hr` (H, W, 3) with the strongest mean gradient.
 
-    Top and left are multiples of `unit`. So is the side, which is at most `limit` and a `share`-th of the shorter
-    side of the image, but at least `unit` where that fits into the image (else the whole shorter side).
+    All three are multiples of `unit`. The side is at most `limit` and at most the shorter side of the image divided by
+    `share`, but at least `unit`. In an image smaller than `unit` it is the shorter side.
     """
     gray = hr.astype(np.float64).mean(axis=2)
     strength = np.abs(np.gradient(gray, axis=0)) + np.abs(np.gradient(gray, axis=1))

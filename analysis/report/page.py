@@ -1,4 +1,4 @@
-"""One self-contained ``report.html`` of a run: it opens without a network, and holds its own plots."""
+"""The self-contained ``report.html`` of a run. It embeds its plots and opens without internet access."""
 
 from __future__ import annotations
 
@@ -28,26 +28,27 @@ from analysis.tables.published_values import PUBLISHED_NOTE, published_table
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
 from analysis.tables.summary import MISSING, REFERENCE, caption, drop_text, summary
+from analysis.wording import counted
 from cadyq.utils.files import write_text
 
-_WIDTH = 1000  # pixels of an embedded plot; the full one lies in plots/
-_WIDE = 1.3  # a plot of a larger aspect takes the whole width of the page
-_PAGE = 2_900_000  # bytes that the page aims at
+_WIDTH = 1000  # pixels, width of an embedded plot; plots/ has the full size
+_WIDE = 1.3  # aspect ratio above which a plot takes the whole width of the page
+_PAGE = 2_900_000  # bytes of the page, about
 _BUDGET = 800_000  # bytes of embedded plots
 _TABLES = 450_000  # bytes left for tables, texts and scripts
-_LEAST = 200_000  # bytes of crops, however many rows there are
-_COLOURS = 256  # of an embedded chart; a photograph keeps all
+_LEAST = 200_000  # bytes of crops, at least
+_COLOURS = 256  # of an embedded chart; photographs keep all colours
 _HEADLINE = ("command", "machine", "git_commit", "git_changes")
-_LONG = 60  # characters of an entry of a manifest that stands on a line of its own
+_LONG = 60  # characters; longer entries of a manifest get a line of their own
 _INTERVAL = re.compile(r"\[([^],]+), ([^]]+)\]")
-_TABULATED = ("cells", "metrics", "schemes")  # entries of a manifest that tables are made with
+_TABULATED = ("cells", "metrics", "schemes")  # entries of a manifest that are shown as tables
 _TITLES = {
     "psnr_bitops": "PSNR against BitOPs",
     "psnr_fab": "PSNR against FAB",
     "fab_gradient": "FAB of an image against its gradient",
     "bits": "Bit map",
 }
-# heading, column of the summary, format, whether the number needs a network to mean anything
+# heading, column of the summary, format, whether the number is shown for networks only
 _Column = tuple[str, str, str, bool]
 _COSTS: list[_Column] = [
     ("FAB (bits)", "fab", ".2f", True),
@@ -58,7 +59,7 @@ _COSTS: list[_Column] = [
 
 
 def _columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[_Column]:
-    """Metrics that tables show, then costs; the drop is that of the first. A record shows all of its columns."""
+    """The columns of the tables: images, the first metric and its drop, the other metrics in tables, and costs."""
     metrics = shown(metrics_of(df.columns), manifest)
     first, *rest = [(one.title, one.name, one.format, False) for one in metrics if one.in_tables]
     start: list[_Column] = [
@@ -96,9 +97,9 @@ def write_report(
 ) -> Path:
     """Write ``run_dir/report.html`` from records, comparisons, manifest, latencies and the plots in ``run_dir/plots``.
 
-    Every plot there is embedded (also those of other tools), at a reduced size, as far as the page stays
-    below 3 MB; the page says how many were left out. The manifest may hold any JSON; ``command``, ``machine``,
-    ``git_commit`` and ``git_changes`` make the headline.
+    All plots in the folder are embedded at a reduced size, also those of other tools, as long as the page stays below
+    3 MB. The page says how many plots were left out. The manifest may hold any JSON. Its ``command``, ``machine``,
+    ``git_commit`` and ``git_changes`` form the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
     charts = [picture for picture in pictures if not picture.is_bit_map]
@@ -155,7 +156,7 @@ def _counts(df: pd.DataFrame) -> str:
     images = len(df[["dataset", "image"]].drop_duplicates())
     numbers = {"cell": cells, "image": images, "dataset": df["dataset"].nunique()}
     numbers["backbone"] = networks["backbone"].nunique()
-    return ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for name, number in numbers.items())
+    return ", ".join(counted(number, name) for name, number in numbers.items())
 
 
 def _statuses(manifest: Mapping[str, Any]) -> str:
@@ -164,7 +165,7 @@ def _statuses(manifest: Mapping[str, Any]) -> str:
 
 
 def _tables(df: pd.DataFrame, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One table a mode; rows as (key of the cell, [(text, sort key, whether a number)])."""
+    """A table for each mode. Its rows are (key of the cell, [(text, sort key, whether it is a number)])."""
     table, columns = summary(df), _columns(df, manifest)
     names = ["scheme", "backbone", "dataset", *(["scale"] if df["scale"].nunique() > 1 else [])]
     table[HEADING.lower()] = table["scheme"].map(extent)
@@ -203,7 +204,7 @@ def _cell(row: Mapping[Any, Any], name: str, form: str, needs_network: bool) -> 
 
 
 def _pictures(folder: Path) -> tuple[list[EmbeddedFigure], int]:
-    """Plots of a folder as base64, charts before bit maps, as many as the budget holds; and how many not."""
+    """The plots of a folder as base64 within the budget, charts before bit maps, and the number of those left out."""
     order = {name: rank for rank, name in enumerate(_TITLES)}
     paths = sorted(folder.glob("*.png"), key=lambda path: (order.get(_kind(path), 2.5), path.name))
     pictures: list[EmbeddedFigure] = []
@@ -233,13 +234,13 @@ def _shrunk(path: Path, is_chart: bool) -> tuple[bytes, tuple[int, int]]:
         image = image.resize(size, Image.Resampling.LANCZOS)
     kept = image.quantize(_COLOURS, dither=Image.Dither.NONE) if is_chart else image
     buffer = io.BytesIO()
-    # of a photograph the search takes 600 ms and saves 2 %
+    # for a photograph, optimizing takes 600 ms and saves 2 %
     kept.save(buffer, format="PNG", optimize=is_chart)
     return buffer.getvalue(), image.size
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested JSON as (dotted name, text). Items of a list that are long, such as commands, have a line each."""
+    """Nested JSON as pairs (dotted name, text). A list with long items, such as commands, has a pair for each item."""
     if isinstance(value, Mapping):
         for key in sorted(value):
             yield from _flat(value[key], f"{name}.{key}" if name else str(key))

@@ -1,4 +1,4 @@
-"""What the report embeds beside its tables: the rows behind every cell, and crops for its viewer, as compact JSON."""
+"""The data of the report besides its tables: the rows of every cell, and the crops of its viewer, as compact JSON."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from analysis.tables.metrics import shown
 from cadyq.data.bicubic import imresize
 
 BUDGET = 2_200_000  # bytes of crops before base64
-BYTES_A_PIXEL = 2.0  # of a PNG of a textured crop, to choose a size that fits the budget
-SMALLEST = 96  # HR pixels; a smaller crop shows nothing, so rather fewer crops
+BYTES_A_PIXEL = 2.0  # of the PNG of a textured crop; an estimate that sets the size of crops
+SMALLEST = 96  # HR pixels, side of a crop; below it, crops are left out instead of shrunk
 _IDENTITY = ("backbone", "scheme", "dataset", "image", "mode")
 
-# column: (heading, digits after the point)
+# column -> (heading, digits after the point)
 _COSTS: dict[str, tuple[str, int]] = {
     "fab": ("FAB (bits)", 3),
     "bitops_g": ("BitOPs (G)", 1),
@@ -40,7 +40,7 @@ _COSTS: dict[str, tuple[str, int]] = {
 
 
 def row_columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """The columns of records that the report shows of each image: column -> heading and digits after the point."""
+    """The columns of records in the report's rows of images: column -> (heading, digits after the point)."""
     metrics = shown(metrics_of(df.columns), manifest)
     first, last = ({m.name: (m.title, m.digits) for m in metrics if m.in_tables is front} for front in (True, False))
     return first | _COSTS | last
@@ -49,8 +49,8 @@ def row_columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, tupl
 def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...]}.
 
-    A cell holds its names, its key, what is the same for all its images, and a list of values a column (a single
-    value where all are the same), six significant digits.
+    A cell holds its names, its key, the values that all its images share, and for each column a list of values with six
+    significant digits (a single value if all are equal).
     """
     columns = row_columns(df, manifest)
     images: dict[str, list[str]] = {}
@@ -81,20 +81,24 @@ def _values(values: Sequence[float]) -> Any:
 
 
 def _number(value: float) -> float | str:
-    """Six digits; "inf" as text, which JSON has no number for."""
+    """A number with six significant digits. Infinity becomes text, since JSON has no number for it."""
     if not math.isfinite(value):
         return str(float(value))
     return float(f"{value:.6g}") if value % 1 else int(value)
 
 
 def views(df: pd.DataFrame, folder: Path, budget: int = BUDGET) -> tuple[list[dict[str, Any]], int]:
-    """The images of the viewer, each with the networks that have a crop of it; and how many crops were left out.
+    """The images of the viewer, each with its crops by network, and the number of crops that were left out.
 
-    Crops whose cell has no record (any more) are not shown. All are cut to one size that lets them fit into `budget`,
-    bytes before base64.
+    Crops of cells without a record are not shown. All crops are cut to one size.
+
+    Args:
+        df: records of the run.
+        folder: folder of the stored crops.
+        budget: bytes of all crops, before base64.
 
     Raises:
-        UserError: a stored view is damaged.
+        UserError: a stored crop is damaged.
     """
     rows = {tuple(row[name] for name in _IDENTITY): row for row in df.to_dict("records")}
     order = {key: rank for rank, key in enumerate(rows)}
@@ -104,11 +108,11 @@ def views(df: pd.DataFrame, folder: Path, budget: int = BUDGET) -> tuple[list[di
     by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for view in stored:
         by_image.setdefault((view["dataset"], view["image"]), []).append(view)
-    pictures = sum(len(group) + 2 for group in by_image.values())  # HR and the bicubic one stand beside SR
+    pictures = sum(len(group) + 2 for group in by_image.values())  # HR and bicubic are shown too
     side = max(SMALLEST, int(math.sqrt(budget / (BYTES_A_PIXEL * max(pictures, 1)))))
     entries: dict[tuple[str, str], dict[str, Any]] = {}
     spent = count = 0
-    for rank in range(max(map(len, by_image.values()), default=0)):  # in turns, so that no image is left out first
+    for rank in range(max(map(len, by_image.values()), default=0)):  # in turns, so that every image keeps some networks
         for key, group in by_image.items():
             if rank >= len(group) or spent > budget:
                 continue
@@ -128,7 +132,7 @@ def _identity(view: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _cut(view: dict[str, Any], side: int) -> dict[str, Any]:
-    """The middle of a view, about `side` HR pixels, cut between tiles."""
+    """The middle of a crop, about `side` HR pixels wide, cut at borders of tiles."""
     scale = len(view["hr"]) // len(view["lr"])
     tile = view["tile"]
     have = view["bits"].shape[1]

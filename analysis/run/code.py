@@ -1,8 +1,9 @@
-"""A hash of the code that makes a network's numbers, so that no stale number is called "cached".
+"""A hash of the code that makes the numbers of a network. A stored number is "cached" only if the hash is the same.
 
-Modules are found by walking imports, without running them: from the classes of a scheme and a backbone, and from what
-measures. Only this project's packages are walked, and the folder (or package) of a plug-in. Comments, docstrings and
-formatting change nothing, as what is hashed is the syntax tree without docstrings.
+The hash covers the modules of the scheme and the backbone, the modules that measure, and all that they import. Imports
+are read from the source without running it. They are followed within the packages of this project and within the folder
+(or package) of a plug-in. The syntax tree without docstrings is hashed, so comments, docstrings and formatting do not
+count.
 """
 
 from __future__ import annotations
@@ -22,25 +23,25 @@ from cadyq.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("cadyq", "baselines", "analysis.run")
-# Names, locks, messages and command lines make no number; a run is planned before anything is measured; and wherever a
-# network is found, its weights have a hash of their own.
+# Left out, since they change no number: names, locks, messages, command lines, checks, and this module. The folder of a
+# network does not matter either, since its weights have their own hash.
 WITHOUT_NUMBERS = ("cadyq.utils", "cadyq.commands", "cadyq.testing", "cadyq.checkpoints.folders", "analysis.run.code")
-# what every number goes through, whatever the scheme
+# modules that make every number, for any scheme
 MEASURING = ("analysis.run.jobs", "cadyq.metrics.measure")
-# Their releases change kernels (torch), sums (numpy) or counts of MACs (fvcore). Major and minor: a patch release mends
-# what was broken, and counting it would measure everything again every few weeks.
+# Releases change kernels (torch), sums (numpy) or counts of MACs (fvcore). Only major and minor versions count: patch
+# releases fix bugs every few weeks, and each would cause all cells to be measured again.
 LIBRARIES = ("torch", "numpy", "fvcore")
 
 
 @dataclass(frozen=True)
 class Module:
-    """One file of code.
+    """One source file.
 
     Attributes:
-        sha256: of its syntax tree.
-        names: dotted names that it imports, or reaches through a package that it imports.
-        unused: of these, modules that are imported for what they register.
-        exports: of an `__init__.py`, name -> the dotted name that it stands for.
+        sha256: hash of its syntax tree.
+        names: dotted names that it imports, and attributes of imported modules that it uses.
+        unused: modules among `names` whose name is not used. They are imported because they register something.
+        exports: imported name -> the dotted name that it stands for. Other modules can import these from a package.
     """
 
     sha256: str
@@ -50,10 +51,10 @@ class Module:
 
 
 def code_sha256(classes: Iterable[type], modules: Iterable[str] = MEASURING) -> str:
-    """SHA-256 of the code of these classes and modules and of all that they import, and of the libraries' versions.
+    """SHA-256 of the code of classes and modules, of all that they import, and of the versions of libraries.
 
     Raises:
-        UserError: a class lies in no file, or a file of its is no Python.
+        UserError: a class has no source file, or a file is not valid Python.
     """
     found: dict[Path, str] = {}
     libraries = set(LIBRARIES)
@@ -68,10 +69,10 @@ def code_sha256(classes: Iterable[type], modules: Iterable[str] = MEASURING) -> 
 
 
 def function_sha256(function: Callable[..., Any]) -> str:
-    """`code_sha256` of a function, or of an object that is called as one, and of what its module imports.
+    """`code_sha256` of a function or callable object, with the arguments that `functools.partial` binds.
 
     Raises:
-        UserError: it lies in no file.
+        UserError: it has no source file, or a file is not valid Python.
     """
     arguments = ""
     while isinstance(function, partial):
@@ -83,12 +84,19 @@ def function_sha256(function: Callable[..., Any]) -> str:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where imports are followed: the folder that holds packages, and the names that count there (all, if none)."""
+    """A folder within which imports are followed.
+
+    Attributes:
+        root: folder that holds the packages.
+        packages: dotted names of the packages to follow; all if empty.
+    """
 
     root: Path
     packages: tuple[str, ...] = ()
 
     def holds(self, name: str) -> bool:
+        """Whether a dotted name belongs to the packages to follow."""
+
         def below(packages: tuple[str, ...]) -> bool:
             return any(f"{name}.".startswith(f"{package}.") for package in packages)
 
@@ -97,7 +105,7 @@ class _Place:
         return not self.packages or below(self.packages)
 
     def file(self, name: str) -> Path | None:
-        """The file of a module that lies here."""
+        """The file of a module; None if it is not here."""
         return _project_file(name) if self.root == ROOT and self.packages else _file(self.root, name)
 
 
@@ -112,13 +120,13 @@ def _file(root: Path, name: str) -> Path | None:
     return None
 
 
-@lru_cache  # asked hundreds of times for every network
+@lru_cache  # called hundreds of times for each network
 def _project_file(name: str) -> Path | None:
     return _file(ROOT, name)
 
 
 def _place_of(cls: Any) -> tuple[_Place, str]:
-    """Where a class lies, and the name of its module as seen from there."""
+    """The place of a class, and the dotted name of its module there."""
     try:
         file = Path(inspect.getfile(cls)).resolve()
     except (TypeError, OSError) as error:
@@ -136,7 +144,7 @@ def _place_of(cls: Any) -> tuple[_Place, str]:
 
 
 def _walk(place: _Place, name: str, found: dict[Path, str], libraries: set[str]) -> None:
-    """Add the module of that dotted name, and what it imports, to `found`."""
+    """Add the module of a dotted name, and all that it imports, to `found`: file -> SHA-256."""
     todo = list(_files(place, name))
     while todo:
         here, file = todo.pop()
@@ -149,9 +157,9 @@ def _walk(place: _Place, name: str, found: dict[Path, str], libraries: set[str])
 
 @lru_cache(maxsize=4096)
 def _imports_of(place: _Place, file: Path, mtime: int, size: int) -> tuple[list[tuple[_Place, Path]], frozenset[str]]:
-    """The files that a module imports, each with its place; and names of libraries that a plug-in imports."""
+    """The files that a module imports, each with its place, and the names of libraries that a plug-in imports."""
     if place == OWN and file.name == "__init__.py":
-        return [], frozenset()  # what a package of the project passes on is followed where it is used
+        return [], frozenset()  # re-exports of this project are followed in the modules that use them
     module = read_module(file)
     names = module.names - module.unused if place == OWN else module.names
     followed: list[tuple[_Place, Path]] = []
@@ -165,10 +173,13 @@ def _imports_of(place: _Place, file: Path, mtime: int, size: int) -> tuple[list[
 
 
 def _files(place: _Place, name: str) -> Iterator[tuple[_Place, Path]]:
-    """The file of the longest part of a dotted name that is a module; through an `__init__.py`, what it passes on."""
+    """The file of the longest prefix of a dotted name that is a module.
+
+    If that is an `__init__.py` and the rest of the name is a re-export, the file of the re-export follows.
+    """
     parts = name.split(".")
     if not place.holds(name) and place.holds(parts[0]):
-        return  # left out by name
+        return  # one of WITHOUT_NUMBERS
     for length in range(len(parts), 0, -1):
         module = ".".join(parts[:length])
         file = place.file(module) if place.holds(module) else None
@@ -184,7 +195,7 @@ def _files(place: _Place, name: str) -> Iterator[tuple[_Place, Path]]:
 
 
 def _absolute(names: Iterable[str], place: _Place, file: Path) -> Iterator[str]:
-    """Relative imports (`.helper`) as names seen from the place."""
+    """Dotted names from the root of the place. Relative imports (`.helper`) are resolved."""
     package = list(file.relative_to(place.root).parent.parts)
     for name in sorted(names):
         if not name.startswith("."):
@@ -195,16 +206,16 @@ def _absolute(names: Iterable[str], place: _Place, file: Path) -> Iterator[str]:
 
 
 def read_module(file: Path) -> Module:
-    """What is known of one file; read again when it was changed.
+    """The module in a file. A changed file is read again.
 
     Raises:
-        UserError: it is no Python.
+        UserError: the file is not valid Python.
     """
     return _read(file, *_state(file))
 
 
 def _state(file: Path) -> tuple[int, int]:
-    """What changes with an edit."""
+    """Time of modification in ns and size in bytes, which an edit changes."""
     state = file.stat()
     return state.st_mtime_ns, state.st_size
 
@@ -228,7 +239,7 @@ def _read(file: Path, mtime: int, size: int) -> Module:
 
 
 class _Bare(ast.NodeTransformer):
-    """Takes docstrings, and imports that only type checkers see, out of a tree."""
+    """Removes docstrings and `if TYPE_CHECKING` blocks from a syntax tree."""
 
     def visit(self, node: ast.AST) -> Any:
         body = getattr(node, "body", None)
@@ -247,16 +258,16 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _lists_names(node: ast.AST) -> bool:
-    """Whether a statement of an `__init__.py` only passes names on, or sets `__all__` or `__version__`."""
+    """Whether a statement of an `__init__.py` is an import, or sets a name such as `__all__` or `__version__`."""
     targets = node.targets if isinstance(node, ast.Assign) else []
     dunder = any(isinstance(target, ast.Name) and target.id.startswith("__") for target in targets)
     return dunder or isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def dump(node: Any) -> Any:
-    """A syntax tree as nested tuples without places in the text; the same for every version of Python.
+    """A syntax tree as nested tuples without line numbers, the same in every version of Python.
 
-    `ast.dump` shows fields that later versions added, and leaves empty ones out or not.
+    `ast.dump` differs between versions: later ones add fields and leave out empty ones.
     """
     if isinstance(node, ast.AST):
         fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
@@ -265,7 +276,7 @@ def dump(node: Any) -> Any:
 
 
 def _imports(tree: ast.AST) -> dict[str, str]:
-    """Bound name -> dotted name, of every import of a tree. `import a.b` binds "a" and is listed as "a.b" too."""
+    """Bound name -> dotted name of every import in a tree. `import a.b` binds "a" and is listed as "a.b" too."""
     found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -282,7 +293,7 @@ def _imports(tree: ast.AST) -> dict[str, str]:
 
 
 def _used(tree: ast.AST, imports: dict[str, str]) -> Iterator[str]:
-    """Attributes of imported modules that a tree uses, as dotted names."""
+    """Dotted names of the attributes of imported modules that a tree uses."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             parts = _dotted(node)
@@ -291,7 +302,7 @@ def _used(tree: ast.AST, imports: dict[str, str]) -> Iterator[str]:
 
 
 def _dotted(node: ast.AST) -> list[str]:
-    """["a", "b"] of `a.b`; nothing where it does not begin with a name."""
+    """["a", "b"] for `a.b`; empty if the expression does not begin with a name."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -300,13 +311,13 @@ def _dotted(node: ast.AST) -> list[str]:
 
 
 def _shown(file: Path) -> str:
-    """A file's name in the hash: the same wherever the project, or the plug-in, lies."""
+    """The name of a file in the hash, independent of the folder of the project or plug-in."""
     return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
 
 
 @lru_cache
 def _release(library: str) -> str:
-    """Name, major and minor version; empty for what is no installed distribution, such as Python's own modules."""
+    """Name, major and minor version; empty without an installed distribution, as for the standard library."""
     try:
         found = re.match(r"\d+(\.\d+)?", version(library))
     except (PackageNotFoundError, ValueError):

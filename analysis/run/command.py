@@ -33,6 +33,7 @@ from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables import metrics
 from analysis.tables.roles import to_manifest
 from analysis.tables.summary import REFERENCE, summary, to_text
+from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_THREADS,
     Numbers,
@@ -117,15 +118,23 @@ def find_jobs(
     named: bool,
     keep: bool = False,
 ) -> tuple[list[Job], list[dict[str, Any]]]:
-    """Jobs with unmeasured cells, and the status of every cell. Reads every image once, so bad ones end it here.
+    """The jobs for cells that have to be measured, and the status of every cell.
+
+    Every image is read once, so that a bad one ends the run before anything is measured.
 
     Args:
-        plan: what to measure.
+        plan: plan of the run.
         sources: its networks.
-        out: the run folder.
-        data_root: the folder that holds `benchmark/`.
-        named: the user asked for these datasets by name, so that each has to be there.
-        keep: keep cells whose code alone has changed; their status is "kept".
+        out: run folder.
+        data_root: folder that holds `benchmark/`.
+        named: whether the user named the datasets, so that each of them must exist.
+        keep: keep measured cells if only their code has changed.
+
+    Returns:
+        The jobs, and for each cell its fields, "status", "reason" and, if it is not to be measured, "record_sha256".
+
+    Raises:
+        UserError: a dataset is missing (see `load_datasets`), or an image is bad (see `hash_images`).
     """
     jobs: list[Job] = []
     statuses: list[dict[str, Any]] = []
@@ -145,22 +154,34 @@ def find_jobs(
                 continue
             inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
             key = records.Key(inputs, source.code, functions)
-            stored = {cell: records.read_key(out, cell) if unchanged(out, cell, hashes) else None for cell in cells}
-            found = {cell: status_of(stored[cell], key, keep) for cell in cells}
-            for cell, status in found.items():
-                entry = asdict(cell) | {"status": status, "reason": ""}
-                if status != "measured":
-                    entry["record_sha256"] = hashes.get(cell.key) or sha256_file(records.record_path(out, cell))
-                statuses.append(entry)
-            todo = tuple(cell for cell, status in found.items() if status == "measured")
+            entries = [entry_of(cell, key, out, hashes, keep) for cell in cells]
+            statuses += entries
+            todo = tuple(cell for cell, entry in zip(cells, entries, strict=True) if entry["status"] == "measured")
             if todo:
                 reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
 
 
+def entry_of(cell: records.Cell, key: records.Key, out: Path, hashes: Mapping[str, str], keep: bool) -> dict[str, Any]:
+    """The entry of a cell in the manifest: its fields, its status and, if it is not to be measured, its record's hash.
+
+    Args:
+        cell: the cell.
+        key: what its numbers depend on now.
+        out: run folder.
+        hashes: `record_hashes` of the manifest.
+        keep: keep a measured cell if only its code has changed.
+    """
+    stored = records.read_key(out, cell) if unchanged(out, cell, hashes) else None
+    entry = asdict(cell) | {"status": status_of(stored, key, keep), "reason": ""}
+    if entry["status"] != "measured":
+        entry["record_sha256"] = hashes.get(cell.key) or sha256_file(records.record_path(out, cell))
+    return entry
+
+
 def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
-    """Whether a cell is to be "measured", "cached", or "kept" though its code has changed."""
+    """The status of a cell: to be "measured", "cached", or "kept" although its code has changed."""
     if stored is None or stored.inputs != key.inputs or key.metrics.keys() - stored.metrics.keys():
         return "measured"
     if stored.code == key.code and all(stored.metrics[name] == sha256 for name, sha256 in key.metrics.items()):
@@ -169,13 +190,13 @@ def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
 
 
 def record_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of record files that a manifest lists, by the key of the cell."""
+    """Key of each cell -> SHA-256 of its record file, as listed in a manifest."""
     cells = manifest.get("cells", [])
     return {records.cell_of(cell).key: cell["record_sha256"] for cell in cells if cell.get("record_sha256")}
 
 
 def unchanged(out: Path, cell: records.Cell, hashes: Mapping[str, str]) -> bool:
-    """Whether a record is the file that was written when its cell was measured; True where that is not known."""
+    """Whether a record is the file that the measurement wrote; True if that is not known. Warns if it is not."""
     path = records.record_path(out, cell)
     if not path.is_file() or hashes.get(cell.key, "") in ("", sha256_file(path)):
         return True
@@ -184,12 +205,12 @@ def unchanged(out: Path, cell: records.Cell, hashes: Mapping[str, str]) -> bool:
 
 
 def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome], out: Path) -> list[dict[str, Any]]:
-    """The entries of the manifest once all is measured: why cells failed, and the hashes of new records.
+    """The entries of the manifest after measuring, with the reasons of failed cells and the hashes of new records.
 
     Args:
-        statuses: as `find_jobs` returned them.
-        failed: jobs that ended with a reason.
-        out: the run folder.
+        statuses: entries from `find_jobs`.
+        failed: outcomes with a reason.
+        out: run folder.
     """
     reasons = {cell.key: outcome.reason for outcome in failed for cell in outcome.job.cells}
     found = []
@@ -208,10 +229,15 @@ def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome],
 def kept_notes(
     out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], named: Sequence[str]
 ) -> list[str]:
-    """A line for the cells whose code has changed since they were measured, of this command and of earlier ones.
+    """Notes on cells that other code measured: a line for this command, and a line for earlier ones.
 
-    Those of this command are only there with `--keep-measured`: without it every changed cell is measured again.
-    `named` are the networks of --model.
+    This command has such cells with `--keep-measured` only. Otherwise it measures them again.
+
+    Args:
+        out: run folder.
+        cells: entries of all commands.
+        now: entries of this command.
+        named: networks of --model.
     """
     kept = sum(cell["status"] == "kept" for cell in now)
     names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
@@ -221,18 +247,18 @@ def kept_notes(
         if entry["status"] in records.NOT_RUN or astuple(cell) in names:
             continue
         stored = records.read_key(out, cell)
-        with suppress(UserError):  # of a plug-in that is not loaded now, or a network that is not named
+        with suppress(UserError):  # its plug-in is not loaded, or its network is not named
             older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
-    notes = [f"{kept} cells are kept that other code measured; leave out --keep-measured to measure them again"]
-    notes += [f"{older} cells of earlier commands were measured by other code; run those again to renew them"]
+    notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
+    notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
     return [note for note, count in zip(notes, (kept, older), strict=True) if count]
 
 
 def hash_images(dataset: Dataset) -> tuple[list[str], int]:
-    """The hash of every image of a dataset, and their HR pixels in all.
+    """The hash of every image of a dataset, and the total number of HR pixels.
 
     Raises:
-        UserError: an image cannot be read or is too small to be measured, or two have one name.
+        UserError: an image cannot be read, is too small for the metrics, or has the name of another one.
     """
     twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
     if twice:
@@ -249,10 +275,15 @@ def hash_images(dataset: Dataset) -> tuple[list[str], int]:
 
 
 def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """The datasets of the plan that are there, and for those that are not the reason.
+    """The datasets of the plan that are available, and the reason for each that is missing.
+
+    Args:
+        plan: plan of the run.
+        data_root: folder that holds `benchmark/`.
+        named: whether the user named the datasets.
 
     Raises:
-        UserError: none of them is there, or one is not that was asked for by name.
+        UserError: all datasets are missing, or one that the user named.
     """
     loaded: dict[str, Dataset] = {}
     missing: dict[str, str] = {}
@@ -267,21 +298,22 @@ def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict
 
 
 class MeasurementProgress:
-    """A live bar with the time left; plain lines where the output is not a terminal."""
+    """A progress bar with the time left; plain lines if the output is not a terminal."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.finished, self.started = total, 0, 0, time.monotonic()
         self.bar = tqdm(total=total, unit="image", disable=None)
 
-    def images(self, count: int = 1) -> None:
+    def add_images(self, count: int = 1) -> None:
+        """Count measured images."""
         self.done += count
         self.bar.update(count)
 
-    def job(self, outcome: Outcome) -> None:
-        """A job has ended; its images may have been counted one by one, or not at all."""
+    def end_job(self, outcome: Outcome) -> None:
+        """Count a job that has ended, with those of its images that are not counted yet."""
         job = outcome.job
         self.finished += len(job.dataset)
-        self.images(self.finished - self.done)
+        self.add_images(self.finished - self.done)
         if not self.bar.disable:
             return
         elapsed = time.monotonic() - self.started
@@ -291,16 +323,16 @@ class MeasurementProgress:
 
 
 def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> list[Outcome]:
-    """Measure the cells of all jobs; each is stored when it is finished. See `executors.run` for where.
+    """Measure the cells of all jobs with `executors.run`. Each job stores its cells when it ends.
 
     Returns:
-        The jobs that failed.
+        The outcomes of failed jobs.
     """
     progress = MeasurementProgress(sum(len(job.dataset) for job in jobs))
     done = executors.run(jobs, work, processes, scheduler)
     failed = []
     for outcome in _one_by_one(jobs, work, progress) if done is None else done:
-        progress.job(outcome)
+        progress.end_job(outcome)
         failed += [outcome] if outcome.reason else []
     progress.bar.close()
     return failed
@@ -308,7 +340,7 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
 
 def _one_by_one(jobs: Sequence[Job], work: Work, progress: MeasurementProgress) -> Iterator[Outcome]:
     for job in jobs:
-        yield attempt(job, work.out, torch.device(work.device), progress.images)
+        yield attempt(job, work.out, torch.device(work.device), progress.add_images)
 
 
 def manifest(
@@ -320,7 +352,17 @@ def manifest(
     device: torch.device,
     argv: Sequence[str],
 ) -> dict[str, Any]:
-    """What is needed to repeat the run. Of paths only the last part is kept. `preset`: the plan without options."""
+    """The manifest of a run: all that is needed to repeat it. Only the last part of each path is kept.
+
+    Args:
+        plan: plan of the run.
+        preset: plan of the preset without options, for the order of cells.
+        sources: networks of the plan.
+        statuses: entries of the cells.
+        out: run folder, which may hold the manifest of an earlier command.
+        device: device of the run.
+        argv: arguments of the command.
+    """
     before = records.read_manifest(out)
     shown = [Path(word).name if "/" in word else word for word in argv]
     kept = {name: before[name] for name in ("latency_sha256",) if name in before}
@@ -342,14 +384,14 @@ def manifest(
 
 
 def written(plan: Plan) -> dict[str, Any]:
-    """A plan as the manifest has it: of paths only the last part."""
+    """The plan in the manifest, with only the last part of each path."""
     models = [Path(model).name if "/" in model else model for model in plan.models]
     folder = plan.calibration.name if plan.calibration else ""
     return asdict(plan) | {"models": models, "calibration": folder}
 
 
 def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
-    """The cells of several commands on one folder in the order of its preset; those of a single one as they are."""
+    """The cells of this command and of earlier ones, in the order of the preset; as they are without earlier ones."""
     if not earlier:
         return cells
     names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
@@ -372,7 +414,7 @@ def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> 
 
 
 def earlier_commands(before: Mapping[str, Any]) -> list[str]:
-    """A line each, oldest first, for the earlier commands on the same folder that had something to measure."""
+    """A line for each earlier command on the same folder that measured a cell, oldest first."""
     lines: list[str] = before.get("earlier_commands", [])
     if all(cell["status"] != "measured" for cell in before.get("cells", [])):
         return lines
@@ -382,9 +424,12 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Measure what is missing, write everything that is shown; return the exit status.
+    """Measure the missing cells; write records, tables, plots and report; return the exit status.
 
-    Waits while another command measures into the same folder, and then finds measured what that one did.
+    While another command measures into the same folder, this one waits. It then reuses the other's records.
+
+    Raises:
+        UserError: bad options, missing data or a bad image, or nothing to measure.
     """
     plugins = open_networks(args)
     chosen = (args.backbones, args.schemes, args.datasets, args.modes, plugins, args.model, args.calibration)
@@ -398,10 +443,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         remove_leftovers(out / "records", out / "artifacts")
         sources = plan.sources()
         jobs, statuses = find_jobs(plan, sources, out, args.data_root, bool(args.datasets), args.keep_measured)
-        if not statuses:
-            raise UserError("nothing to measure: no scheme applies to these backbones; add fp32 to --schemes")
-        if all(cell["status"] == "skipped" for cell in statuses):
-            raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+        check_any(statuses)
         for file, why in wrong_files(of_zoos(sources)):
             print(f"warning: {file}: {why}", file=sys.stderr)
         listed = manifest(plan, preset, sources, statuses, out, device, argv)
@@ -422,6 +464,14 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     return print_failures(statuses, failed, args.debug)
 
 
+def check_any(statuses: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError if a run has no cell, or skips every cell."""
+    if not statuses:
+        raise UserError("nothing to measure: no scheme applies to these backbones; add fp32 to --schemes")
+    if all(cell["status"] == "skipped" for cell in statuses):
+        raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+
+
 def time_networks(
     plan: Plan,
     sources: Sequence[Source],
@@ -440,7 +490,7 @@ def time_networks(
 
 
 def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], report: Path) -> None:
-    """Say what was measured and what was not."""
+    """Print the notes, the numbers of measured and other cells, and the path of the report."""
     for note in notes:
         print(f"note: {note}")
     measured = sum(cell["status"] == "measured" for cell in statuses)
@@ -448,20 +498,20 @@ def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], repor
 
 
 def print_failures(statuses: Sequence[Mapping[str, Any]], failed: Sequence[Outcome], debug: bool) -> int:
-    """One line on stderr where cells failed, with `debug` the tracebacks before it; returns the exit status."""
+    """Print a line on stderr if cells failed, with `debug` after their tracebacks; return the exit status."""
     cells = [cell for cell in statuses if cell["status"] == "failed"]
     if not cells:
         return 0
     if debug:
         print("".join(outcome.details for outcome in failed), file=sys.stderr, end="")
-    name, more = " ".join(str(cells[0][key]) for key in ("backbone", "scheme", "dataset")), len(cells) - 1
-    count = f"{len(cells)} cell{'s' if more else ''} could not be measured"
+    name = " ".join(str(cells[0][key]) for key in ("backbone", "scheme", "dataset"))
+    count = f"{counted(len(cells), 'cell')} could not be measured"
     print(f"error: {count}, first {name}: {cells[0]['reason']}; --debug shows where", file=sys.stderr)
     return 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where cells failed, 2 where the user can put something right."""
+    """Run the command. Returns the exit status: 0, 1 if cells failed, or 2 for an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     status = 0

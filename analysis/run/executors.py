@@ -1,7 +1,6 @@
-"""Where jobs run: one after another here, in several processes of this machine, or on a Dask cluster.
+"""Executors: jobs run one after another in this process, in several processes of this machine, or on a Dask cluster.
 
-Jobs are independent, run on one CPU thread each and write their own records, so the result is the same wherever and in
-whatever order they run.
+Jobs are independent. Each runs on one CPU thread and writes its own records. Results do not depend on place or order.
 """
 
 from __future__ import annotations
@@ -25,19 +24,18 @@ from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 from cadyq.utils.memory import reuse_freed_memory
 
-DEATHS = 3  # of workers during one job, after which it is given up
-MOST = 8  # processes that are started unasked, each of which takes about 1 GB
-WORTH_IT = 2_000_000  # HR pixels below which the work is done before a process has started
+MOST_PROCESSES = 8  # without --jobs; each takes about 1 GB
+LEAST_PIXELS = 2_000_000  # HR pixels; less work is done before another process has started
 
 
 @dataclass(frozen=True)
 class Work:
-    """Measuring a job in a process that knows nothing of the command yet.
+    """A function that measures a job in any process: it loads the plug-ins first.
 
     Attributes:
-        out: run folder, which every process must see at that path.
-        device: as torch names it.
-        plugins: files with schemes or backbones of the user's own.
+        out: run folder, at the same path for every process.
+        device: name of the device in PyTorch.
+        plugins: files of --plugin.
     """
 
     out: Path
@@ -51,7 +49,10 @@ class Work:
 
 
 def largest_first(jobs: Sequence[Job]) -> list[Job]:
-    """So that no large job is left alone at the end. Schemes that choose bits come first: selectors and bit maps."""
+    """Jobs by descending pixels, so that no large job is left alone at the end.
+
+    Of equal jobs, those of schemes that choose bits come first: selectors and bit maps take time.
+    """
     return sorted(jobs, key=lambda job: (-job.pixels, not _chooses_bits(job)))
 
 
@@ -60,10 +61,10 @@ def _chooses_bits(job: Job) -> bool:
 
 
 def in_processes(jobs: Sequence[Job], work: Work, count: int) -> Iterator[Outcome]:
-    """Run jobs in `count` processes, each as it is done.
+    """Run jobs in `count` processes; yield each outcome when it is there.
 
-    Where a process is killed, as one that takes all memory is, nobody knows by which job. Those that are left are then
-    run one after another, in a process each.
+    A process may be killed, for instance for lack of memory, and nothing says by which job. The remaining jobs then run
+    one after another, each in its own process.
     """
     parallel = joblib.Parallel(n_jobs=count, return_as="generator_unordered")
     left = {job.name: job for job in largest_first(jobs)}
@@ -84,22 +85,26 @@ def _in_own_process(job: Job, work: Work) -> Outcome:
             return Outcome(job, "its process was killed, probably for lack of memory; run it alone with --jobs 1")
 
 
-def suited(jobs: Sequence[Job], device: torch.device) -> int:
-    """How many processes pay: one a core, but only this one on a GPU or for little work."""
-    if device.type != "cpu" or sum(job.pixels for job in jobs) < WORTH_IT:
+def default_processes(jobs: Sequence[Job], device: torch.device) -> int:
+    """The number of processes without --jobs: one for each core, but 1 on a GPU or for little work."""
+    if device.type != "cpu" or sum(job.pixels for job in jobs) < LEAST_PIXELS:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, len(jobs), MOST)
+    return min(cores, len(jobs), MOST_PROCESSES)
 
 
 def on_dask(jobs: Sequence[Job], work: Work, scheduler: str) -> Iterator[Outcome]:
-    """Run jobs on the workers of a Dask scheduler, each as it is done. A job whose worker dies is run by another.
+    """Run jobs on the workers of a Dask scheduler; yield each outcome when it is there.
+
+    If a worker dies, another one runs its job. Dask limits how often (`distributed.scheduler.allowed-failures`).
 
     Args:
-        scheduler: such as "tcp://host:8786".
+        jobs: jobs to run.
+        work: function of a job, sent to the workers.
+        scheduler: address of the scheduler, such as "tcp://host:8786".
 
     Raises:
-        UserError: `dask.distributed` is not installed, no scheduler answers, or a job killed `DEATHS` workers.
+        UserError: `dask.distributed` is not installed, no scheduler answers, or too many workers died during a job.
     """
     distributed = _distributed()
     try:
@@ -127,7 +132,7 @@ def _distributed() -> Any:
 
 
 def check_options(processes: int | None, executor: str, scheduler: str | None) -> None:
-    """Raises UserError for options that do not go together, or are out of range."""
+    """Raises UserError for options that exclude each other or are out of range."""
     if processes is not None and processes < 1:
         raise UserError(f"--jobs {processes} is out of range: give 1 or more processes")
     if executor == "dask" and scheduler is None:
@@ -143,13 +148,15 @@ def check_options(processes: int | None, executor: str, scheduler: str | None) -
 
 
 def run(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: str | None) -> Iterator[Outcome] | None:
-    """Run `jobs` elsewhere, each as it is done; None where one after another in this process is what suits them.
+    """Run jobs in other processes and yield their outcomes; None if they should run in this process.
 
     Args:
-        processes: of this machine; None for as many as pay.
-        scheduler: of a Dask cluster, which is used where it is given.
+        jobs: jobs to run.
+        work: function of a job.
+        processes: number of processes on this machine; None for `default_processes`.
+        scheduler: address of a Dask scheduler to run on instead; None for this machine.
     """
     if scheduler is not None:
         return on_dask(jobs, work, scheduler)
-    count = processes or suited(jobs, torch.device(work.device))
+    count = processes or default_processes(jobs, torch.device(work.device))
     return in_processes(jobs, work, count) if count > 1 else None

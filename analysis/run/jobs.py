@@ -1,4 +1,4 @@
-"""What a run measures at a time: one network on one dataset. A job can run anywhere; it writes its own records."""
+"""Jobs of a run: one network on one dataset. A job writes its own records, so it can run in any process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import reason_of
 
-ARTIFACTS = 2  # images of a dataset that are shown with a map of their bits, and in the report's viewer
+ARTIFACTS = 2  # images of each dataset with artifacts: bit maps, and crops for the report's viewer
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Job:
     """One network on one dataset.
 
     Attributes:
-        cells: those that still have to be measured.
-        key: of what the numbers depend on, stored with each cell.
-        pixels: of all HR images, to start large jobs first.
-        reference: the network that pictures show beside it, where there is one.
-        view_mode: whose SR the report's viewer shows.
+        cells: cells to measure.
+        key: hashes of all that the numbers depend on, stored with each cell.
+        pixels: HR pixels of the dataset. Large jobs start first.
+        reference: FP32 network shown beside it in pictures; None if there is none.
+        view_mode: mode whose SR the report's viewer shows.
     """
 
     source: Source
@@ -57,8 +57,8 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        reason: why its cells have no record, empty where they have one.
-        details: the traceback.
+        reason: why its cells have no record; empty if they have one.
+        details: traceback of the error; empty without one.
     """
 
     job: Job
@@ -67,10 +67,10 @@ class Outcome:
 
 
 def attempt(job: Job, out: Path, device: torch.device, on_image: Callable[[], object] = lambda: None) -> Outcome:
-    """`measure_job`, where what a scheme or network raises ends this job alone, and its old records are taken away.
+    """Run `measure_job`. An error of a scheme or network ends this job alone, and its old records are deleted.
 
     Raises:
-        OSError: the disk takes no more, which ends every job.
+        OSError: the disk cannot be written. This ends all jobs.
     """
     try:
         measure_job(job, out, device, on_image)
@@ -87,7 +87,7 @@ def attempt(job: Job, out: Path, device: torch.device, on_image: Callable[[], ob
 def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[], object] = lambda: None) -> None:
     """Measure the cells of a job and store them in the run folder `out`; `on_image` is called after each image.
 
-    Records come last: a cell that has one is not looked at again, so all that is shown of it has to be there.
+    Records are written last. A cell with a record is not measured again, so its artifacts must exist by then.
     """
     network = load(job.source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     identity = {
@@ -98,7 +98,7 @@ def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[]
         "weights_sha256": job.source.sha256(),
     }
     rows: dict[str, list[dict[str, Any]]] = {cell.mode: [] for cell in job.cells}
-    whole: dict[int, Tensor] = {}  # SR of whole images by index, for the pictures
+    whole: dict[int, Tensor] = {}  # SR of whole images, by index, for artifacts
     for index, pair in enumerate(job.dataset):
         show = _viewed(job, out, network, index, device, whole)
         for mode, row in measure_image(network, pair, list(rows), identity, device, show).items():
@@ -113,7 +113,12 @@ def measure_job(job: Job, out: Path, device: torch.device, on_image: Callable[[]
 def show_bits(job: Job, network: SRNetwork, out: Path, device: torch.device, measured: Mapping[int, Tensor]) -> None:
     """Write artifacts of a network whose FAB differs between images, beside its reference.
 
-    `measured` holds SR of whole images, by index, where they were measured; others are run.
+    Args:
+        job: the job, with the reference. Without one, nothing is written.
+        network: the network of the job, on `device`.
+        out: run folder.
+        device: device to run on.
+        measured: SR of whole images by index, uint8 (3, H, W). The network is run on images without an entry.
     """
     if job.reference is None:
         return
@@ -133,10 +138,10 @@ def _whole(network: SRNetwork, pair: ImagePair, device: torch.device) -> Tensor:
 def _viewed(
     job: Job, out: Path, network: SRNetwork, index: int, device: torch.device, whole: dict[int, Tensor]
 ) -> Callable[[Tensor], object] | None:
-    """What is done with the SR of the first mode of an image; None beyond the first `ARTIFACTS`.
+    """A callback for the SR of an image in the first mode of the job; None beyond the first `ARTIFACTS` images.
 
-    Of a whole image it is kept in `whole`. The crop that the report's viewer shows is stored, unless the mode shown was
-    measured by an earlier command, which did so.
+    It keeps the SR of a whole image in `whole`. In the mode that the report's viewer shows, it stores a crop. If an
+    earlier command measured that mode, the crop is there already.
     """
     if index >= ARTIFACTS:
         return None

@@ -1,11 +1,11 @@
-"""Latency, measured for itself: one forward at a time, on one thread, after a warm-up and after all other jobs."""
+"""Latency: one forward at a time, on one thread, after a warm-up and after all other jobs."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,9 +22,9 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.utils.errors import reason_of
 
-SIDE = 96  # LR pixels, the tile of patch-wise evaluation
+SIDE = 96  # LR pixels, as the tiles of patch-wise evaluation
 WARM_UP = 3  # forwards that are not timed
-RUN_TIME = 2.0  # seconds, at least, that the median is taken over
+RUN_TIME = 2.0  # seconds of timed forwards, at least
 
 
 def middle(lr: Tensor, side: int = SIDE) -> Tensor:
@@ -35,17 +35,17 @@ def middle(lr: Tensor, side: int = SIDE) -> Tensor:
 
 @torch.no_grad()
 def latency(network: SRNetwork, lr: Tensor, device: torch.device, run_time: float) -> dict[str, Any]:
-    """Median time of a forward on one LR tile, weights quantized beforehand.
+    """Median time of a forward on one LR tile. The weights are quantized beforehand.
 
     Args:
         network: in eval mode, on `device`.
         lr: uint8 (3, h, w); the bits of a dynamic scheme depend on it.
-        device: to run on.
-        run_time: seconds to measure for, at least.
+        device: device to run on.
+        run_time: seconds of timed forwards, at least.
 
     Returns:
-        ``latency_ms`` (median), ``iqr_ms`` (between the quartiles), ``runs`` (blocks of forwards timed), ``lr_height``
-        and ``lr_width``.
+        ``latency_ms`` (median), ``iqr_ms`` (interquartile range), ``runs`` (number of timed blocks of forwards),
+        ``lr_height`` and ``lr_width`` (pixels).
     """
     batch = lr[None].to(device).float().contiguous(memory_format=torch.channels_last)
     with frozen_weights(network):
@@ -59,9 +59,10 @@ def latency(network: SRNetwork, lr: Tensor, device: torch.device, run_time: floa
 
 @one_thread()
 def measure_latencies(sources: Sequence[Source], dataset: Dataset, device: torch.device) -> list[dict[str, Any]]:
-    """A row a network, see `analysis.records.latencies.SCHEMA`; all on the middle of the dataset's first image.
+    """A row for each network, on the middle of the first image of a dataset; columns of `records.latencies.SCHEMA`.
 
-    A scheme that reads HR is no network that one could run, and is left out.
+    Schemes that read HR are left out, since they cannot run on an image without HR. A network that raises is left out
+    with a warning.
     """
     tile = middle(dataset[0].lr)
     where = {"device": device.type, "machine": _machine(device), "torch": torch.__version__, "threads": 1}
@@ -69,23 +70,20 @@ def measure_latencies(sources: Sequence[Source], dataset: Dataset, device: torch
     for source in tqdm(sources, desc="latency", unit="network", disable=None):
         names = {"backbone": source.backbone, "scheme": source.scheme, "scale": source.scale}
         load_average = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-        measured = _try(lambda source=source: _of_source(source, tile, device), source)  # type: ignore[misc]
+        measured = _try(source, tile, device)
         if measured is not None:
             facts = {"weights_sha256": source.sha256(), "code_sha256": source.code, "load_average": load_average}
             rows.append(names | measured | where | facts)
     return rows
 
 
-def _of_source(source: Source, tile: Tensor, device: torch.device) -> dict[str, Any] | None:
-    network = load(source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if network.scheme is not None and network.scheme.reads_hr:
-        return None
-    return latency(network, tile, device, RUN_TIME)
-
-
-def _try(action: Callable[[], dict[str, Any] | None], source: Source) -> dict[str, Any] | None:
+def _try(source: Source, tile: Tensor, device: torch.device) -> dict[str, Any] | None:
+    """`latency` of a source; None if its scheme reads HR or, with a warning, if it raises."""
     try:
-        return action()
+        network = load(source).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if network.scheme is not None and network.scheme.reads_hr:
+            return None
+        return latency(network, tile, device, RUN_TIME)
     except Exception as error:
         if stopped():
             raise
@@ -100,7 +98,7 @@ def _machine(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The name of the CPU, where the system tells it."""
+    """The name of the CPU; on systems without `/proc/cpuinfo` its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
             return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))

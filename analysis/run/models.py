@@ -1,4 +1,7 @@
-"""Networks that a user names: `--model NAME_OR_PATH`, measured under every scheme of the plan that calibrates."""
+"""Networks of the user, `--model NAME_OR_PATH`, under every scheme of the plan.
+
+Schemes that need only calibration are calibrated here. Trained and tuned schemes are read from a zoo.
+"""
 
 from __future__ import annotations
 
@@ -25,27 +28,30 @@ from cadyq.utils.errors import UserError
 
 
 def label(model: str) -> str:
-    """What a model is called in the column `backbone`: the stem of its file."""
+    """The name of a model in the column `backbone`: the stem of its file."""
     return resolve(model).stem
 
 
 @lru_cache(maxsize=4)
 def opened(model: str) -> SRNetwork:
-    """The network of that name, loaded once a process. Take a copy before you change it."""
+    """The network of a model, loaded once in a process. Copy it before you change it."""
     return load_model(model)
 
 
 def sources(models: Sequence[str], schemes: Sequence[str], scale: int, calibration: Path | None) -> list[Source]:
-    """Each model under each scheme: as it is where it is quantized already, else calibrated, or why not.
+    """The source of each model under each scheme.
+
+    A quantized model is measured under its own scheme, an FP32 model under each of `schemes`. If a scheme has to be
+    trained or tuned and no zoo holds its network, the source has a `reason`.
 
     Args:
-        models: as `cadyq.load_model` takes them.
-        schemes: as in a command.
-        scale: of the run.
-        calibration: folder of LR images; the photographs inside scikit-image where there is none.
+        models: names or paths for `cadyq.load_model`.
+        schemes: schemes as in a command.
+        scale: upscaling factor of the run.
+        calibration: folder of LR images; None for the photographs inside scikit-image.
 
     Raises:
-        UserError: a model cannot be read, is of another scale, or two have one label.
+        UserError: a model cannot be read, is of another scale, or has the label of another one.
     """
     labels = [label(model) for model in models]
     twice = next((name for name in labels if labels.count(name) > 1), None)
@@ -65,7 +71,7 @@ def _of_model(model: str, schemes: Sequence[str], scale: int, calibration: Path 
 
 
 def outer_variants(own: str, schemes: Sequence[str]) -> list[str]:
-    """A network's own scheme, and the same with the `outer_bits` that some of `schemes` have."""
+    """The scheme `own` of a quantized network, and its variants with the `outer_bits` of `schemes`."""
     asked = {scheme_of(spec).outer_bits for spec in schemes} - {FULL_PRECISION}
     return list(dict.fromkeys([own, *(with_outer_bits_of(own, bits) for bits in sorted(asked))]))
 
@@ -77,7 +83,7 @@ def _of_quantized(model: str, network: SRNetwork, spec: str, scale: int, calibra
 
 
 def calibrated_source(source: Source, calibration: Path | None) -> Source:
-    """The source with the LR images that its network is calibrated on."""
+    """The source with the folder and the hash of the LR images for its calibration."""
     sha256 = hash_of(patches_of(calibration, source.scale))
     return replace(source, calibration=str(calibration or ""), calibration_sha256=sha256)
 
@@ -104,17 +110,18 @@ def _code(network: SRNetwork, spec: str) -> str:
 
 @lru_cache(maxsize=2)
 def patches_of(folder: Path | None, scale: int) -> Tensor:
-    """LR patches of the folder, or of the photographs inside scikit-image."""
+    """LR patches (N, 3, h, w) in 0..255 of a folder, or of the photographs inside scikit-image."""
     images = folder if folder is not None else [pair.lr for pair in datasets.photographs(scale)]
     return calibration_patches(images)
 
 
 def hash_of(patches: Tensor) -> str:
+    """SHA-256 of the values of patches, hexadecimal."""
     return hashlib.sha256(patches.numpy().tobytes()).hexdigest()
 
 
 def load(source: Source) -> SRNetwork:
-    """The network of a source that names a model, in eval mode."""
+    """The network of a source with a `model`, in eval mode."""
     network = opened(source.model)
     if not source.calibration_sha256:
         return network

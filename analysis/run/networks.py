@@ -1,4 +1,4 @@
-"""From (backbone, scheme as written in a command) to a network that can be measured, or the reason why not."""
+"""From a backbone and a scheme of a command to a network, or to the reason why there is none."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from cadyq.utils.errors import UserError
 
 
 def checked(spec: str) -> str:
-    """A scheme as it is written in records: "pams" -> "pams:w8a8".
+    """The name of a scheme in records: "pams" -> "pams:w8a8".
 
     Raises:
-        UserError: unknown scheme, an option out of range, or a tag on a scheme that needs no training and has no such
-            variant in the zoo.
+        UserError: the scheme is unknown, an option is out of range, or a scheme without training has a tag that the zoo
+            does not hold.
     """
     tag, scheme = parse_scheme(spec)[2], scheme_of(spec)
     label = replace(scheme, outer_bits=FULL_PRECISION).label()
@@ -47,22 +47,22 @@ def known_tags(label: str) -> list[str]:
     return sorted({found[1] for name in zoo_names() if (found := pattern.fullmatch(name))})
 
 
-@lru_cache  # asked for every scheme, and the answer takes building the network
+@lru_cache  # called for every scheme, and each call builds the network
 def has_weights(backbone: str) -> bool:
-    """False for interpolation."""
+    """Whether a backbone has parameters; False for interpolation."""
     return bool(list(BACKBONES.get(backbone)(scale=4).parameters()))
 
 
 def code_of(backbone: str, scheme: str, named: Sequence[str] = ()) -> str:
-    """The hash of the code that makes the numbers of the two together.
+    """SHA-256 of the code that makes the numbers of a backbone under a scheme, hexadecimal.
 
     Args:
-        backbone: a name of the registry, or the label of one of `named`.
-        scheme: as in a command.
-        named: networks that the user gave by --model.
+        backbone: registered name, or label of one of `named`.
+        scheme: scheme as in a command.
+        named: networks of --model.
 
     Raises:
-        UserError: one of them lies in no file, or imports a file that is no Python.
+        UserError: a name is unknown, one of the classes has no source file, or a file is not valid Python.
     """
     model = next((model for model in named if models.label(model) == backbone), None)
     try:
@@ -75,21 +75,23 @@ def code_of(backbone: str, scheme: str, named: Sequence[str] = ()) -> str:
 def find(backbone: str, scheme: str, scale: int) -> Source:
     """The source of a network: trained weights of the zoo, published ones, or FP32 weights and calibration statistics.
 
+    If the code of a plug-in raises, the source is `broken` and its `reason` is the error.
+
     Raises:
-        UserError: unknown name, or a scheme or backbone that lies in no file.
+        UserError: a name is unknown, or a scheme or backbone has no source file.
     """
     code = code_of(backbone, scheme)
     try:
         return replace(locate(backbone, scheme, scale), code=code)
     except UserError:
         raise
-    except Exception as error:  # of a plug-in, which ends its own cells
+    except Exception as error:  # an error of a plug-in ends its own cells only
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Source(backbone, scheme, scale, reason=reason, code=code, broken=True)
 
 
 def locate(backbone: str, scheme: str, scale: int) -> Source:
-    """`find` without `code`: enough to load the network, not to tell whether a stored measurement is of it."""
+    """`find` without `code`. This is enough to load the network, but not to compare it with a stored cell."""
     source = partial(Source, backbone, scheme, scale)
     if not has_weights(backbone):
         return source()
@@ -115,14 +117,14 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
 
 
 def _command(scheme: Scheme) -> str:
-    """The command that makes networks of a scheme."""
+    """The command of `cadyq` that makes networks of a scheme."""
     if scheme.tuned:
         return "calibrate"
     return "train" if scheme.parent == PARENT else "derive"
 
 
 def _published(source: partial[Source], row: Published, *others: Path) -> Source:
-    """With the FP32 weights that other authors published, and the files that belong to them."""
+    """The source with FP32 weights of other authors and `others`, the files that belong to them."""
     try:
         return source(files=(published.locate(row.name), *others), parent=f"{published.PREFIX}{row.name}")
     except UserError as error:
@@ -132,7 +134,7 @@ def _published(source: partial[Source], row: Published, *others: Path) -> Source
 def load(source: Source) -> SRNetwork:
     """The network of a source without a `reason`, in eval mode.
 
-    One whose `outer_bits` are not of its own training gets them by calibration on the photographs inside scikit-image.
+    If its outer layers were not quantized in training, they are calibrated on the photographs inside scikit-image.
     """
     if source.model:
         return models.load(source)

@@ -1,4 +1,4 @@
-"""From the options of a command to the list of cells to measure."""
+"""The plan of a run: from the options of the command to the cells to measure."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ NO_PLUGIN = Plugin((), ())
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run measures, names checked and in the order of the tables.
+    """The cells of a run. Names are checked and in the order of the tables.
 
     Attributes:
-        backbones, schemes, datasets, scale, modes: what the cells are made of.
-        of_the_zoo: schemes that only the word "zoo" named, so that nothing is missing where a backbone has none.
-        models: networks beside the backbones, as `cadyq.load_model` takes them.
-        calibration: folder of LR images that models are calibrated on; None for those inside scikit-image.
+        backbones, schemes, datasets, scale, modes: names and scale of the cells.
+        of_the_zoo: schemes that were not named, but come from the word "zoo". A backbone without one skips it silently.
+        models: further networks, as names or paths for `cadyq.load_model`.
+        calibration: folder of LR images that calibrate models; None for the photographs inside scikit-image.
     """
 
     backbones: tuple[str, ...]
@@ -50,41 +50,43 @@ class Plan:
     calibration: Path | None = None
 
     def sources(self) -> list[Source]:
-        """Every (backbone, scheme) of the plan. Interpolation has nothing to quantize and runs unquantized only."""
+        """The source of every (backbone, scheme) of the plan. Interpolation is combined with FP32 alone."""
         found = [
             find(backbone, scheme, self.scale)
             for backbone in self.backbones
             for scheme in self.schemes
-            if _can_play(backbone, scheme)
+            if _applies(scheme, backbone)
         ]
         found = [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
         return found + models.sources(self.models, self.schemes, self.scale, self.calibration)
 
     def cells(self, source: Source, dataset: str) -> list[Cell]:
+        """The cells of a source on a dataset, one for each mode."""
         return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
 
 
-def _can_play(backbone: str, scheme: str) -> bool:
-    """Whether there is something to quantize, or nothing that quantizes."""
+def _applies(scheme: str, backbone: str) -> bool:
+    """Whether the backbone has weights to quantize, or the scheme quantizes nothing."""
     try:
         plain = scheme_of(scheme)
         nothing = plain.weight_quantizer() is None and plain.outer_bits == FULL_PRECISION
         return has_weights(backbone) or nothing
     except UserError:
         raise
-    except Exception:  # of a plug-in: `find` says why
+    except Exception:  # an error of a plug-in, which `find` reports
         return True
 
 
 def presets() -> dict[str, dict[str, list[str]]]:
+    """Name of each preset -> its backbones, schemes, datasets and, in some, modes."""
     return toml.loads(PRESETS.read_text())
 
 
 def _zoo() -> tuple[list[str], list[str]]:
-    """Backbones and schemes of the zoos, in the manifests' order.
+    """Backbones and schemes of the zoos, in the order of their manifests.
 
-    A scheme that searches over HR runs hundreds of forwards an image: it is measured where it is asked for by name. A
-    network whose scheme or backbone is unknown is named and left out: that of a plug-in, or of somebody else's file.
+    Schemes that read HR are left out: their search runs hundreds of forwards for each image, so they must be named.
+    Networks with an unknown scheme or backbone are left out with a warning. They need a plug-in or --model.
     """
     backbones, schemes = [], []
     for row in zoo_rows():
@@ -101,7 +103,7 @@ def _zoo() -> tuple[list[str], list[str]]:
 
 
 def _remedy(row: Mapping[str, Any], error: UserError) -> str:
-    """What to do about a network of the zoo whose scheme or backbone is unknown."""
+    """The remedy for a network of the zoo with an unknown scheme or backbone."""
     model = row.get("calibrated_from", "")
     if model.startswith(spandrel.PREFIX):
         return f"it is no backbone of this project; give it as --model {model}"
@@ -109,18 +111,19 @@ def _remedy(row: Mapping[str, Any], error: UserError) -> str:
 
 
 def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
-    """Replace "zoo" by the names of the zoo; drop repetitions."""
+    """Names with "zoo" replaced by the names of the zoo, without repetitions."""
     wide = [name for entry in names for name in (zoo if entry == ALL_OF_THE_ZOO else [entry])]
     return list(dict.fromkeys(wide))
 
 
 def both_ways(specs: Sequence[str], outer_bits: int) -> tuple[str, ...]:
-    """Each scheme as it is, and beside it with its outer layers at these bits."""
+    """Each scheme as it is, followed by its variant with outer layers at `outer_bits`."""
     pairs = [(spec, with_outer_bits_of(spec, outer_bits)) for spec in specs]
     return tuple(dict.fromkeys(spec for pair in pairs for spec in pair))
 
 
 def _canonical(spec: str) -> str:
+    """`checked`, with an error of a plug-in as a UserError."""
     try:
         return checked(spec)
     except UserError:
@@ -142,12 +145,23 @@ def make_plan(
     calibration: Path | None = None,
     outer_bits: int | None = None,
 ) -> Plan:
-    """The plan of a preset, and of what plugins added, with the options that were given in place of its own.
+    """The plan of a preset. Each option that is given replaces that of the preset.
 
-    With `outer_bits` every scheme is measured as papers do and with its outer layers at these bits.
+    Args:
+        preset: key of `presets`.
+        scale: upscaling factor, 2 to 4.
+        backbones: registered names, or "zoo"; by default those of the preset and of plug-ins, none with `named`.
+        schemes: schemes as in a command, or "zoo"; by default those of the preset and of plug-ins.
+        datasets: names of datasets.
+        modes: "image", "patch" or both.
+        plugins: backbones and schemes that plug-ins registered.
+        named: networks of --model.
+        calibration: folder of LR images that calibrate them.
+        outer_bits: measure every scheme also with its outer layers at these bits, 2 to 8; None for papers' FP32 layers.
 
     Raises:
-        UserError: unknown backbone, scheme or mode, with the nearest known name; scale out of range.
+        UserError: a backbone, scheme or mode is unknown (with the nearest known name), the scale is out of range, or a
+            dataset is not a folder name.
     """
     chosen = presets()[preset]
     zoo_backbones, zoo_schemes = _zoo()
@@ -158,18 +172,23 @@ def make_plan(
     asked = schemes or [*chosen["schemes"], *plugins.schemes]
     specs = tuple(dict.fromkeys(_canonical(spec) for spec in _expand(asked, zoo_schemes)))
     by_name = {_canonical(spec) for spec in asked if spec != ALL_OF_THE_ZOO}
-    for mode in modes or ():
-        if mode not in MODES:
-            raise UserError(f"--modes {mode!r} is unknown: choose from {', '.join(MODES)}")
-    if scale not in (2, 3, 4):
-        raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
     sets = tuple(dict.fromkeys(datasets or chosen["datasets"]))
-    wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
-    if wrong is not None:
-        raise UserError(f"--datasets {wrong!r} is not a folder name; write it as in --data-root/benchmark")
+    _check(modes or (), scale, sets)
     if outer_bits is not None:
         specs = both_ways(specs, outer_bits)
         by_name |= {with_outer_bits_of(spec, outer_bits) for spec in by_name}
     of_the_zoo = tuple(spec for spec in specs if spec not in by_name)
     kinds = tuple(modes or chosen.get("modes") or MODES)
     return Plan(tuple(names), specs, sets, scale, kinds, of_the_zoo, tuple(named), calibration)
+
+
+def _check(modes: Sequence[str], scale: int, sets: Sequence[str]) -> None:
+    """Raises UserError for an unknown mode, a scale out of range, or a dataset that is not a folder name."""
+    unknown = next((mode for mode in modes if mode not in MODES), None)
+    if unknown is not None:
+        raise UserError(f"--modes {unknown!r} is unknown: choose from {', '.join(MODES)}")
+    if scale not in (2, 3, 4):
+        raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
+    wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
+    if wrong is not None:
+        raise UserError(f"--datasets {wrong!r} is not a folder name; write it as in --data-root/benchmark")

@@ -1,4 +1,4 @@
-"""Where and with what a run was made, as its manifest says."""
+"""The provenance of a run in its manifest: command, time, commit, machine and versions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "scikit-image")
 
 
 def provenance(module: str, words: Sequence[str], device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Command, time, commit and changes since, machine and versions.
+    """Command, time (UTC), commit, uncommitted changes, machine, and versions of packages.
 
     Args:
-        module: that was run, `python -m` of it.
-        words: of the command line, as they may be shown.
-        device: that was computed on.
-        packages: whose versions count beside `PACKAGES`.
+        module: module of the command, as in `python -m MODULE`.
+        words: arguments of the command, without private paths.
+        device: device of the computation.
+        packages: packages to list besides `PACKAGES`.
     """
     return {
         "command": " ".join([f"python -m {module}", *words]),
@@ -34,13 +34,18 @@ def provenance(module: str, words: Sequence[str], device: torch.device, packages
     }
 
 
-def git_state() -> dict[str, Any]:
-    """Commit of the checkout that these packages are tracked in, and the files of theirs that differ from it.
+def without_folders(words: Sequence[str]) -> list[str]:
+    """Arguments of a command with only the last part of absolute paths. Names such as BSDS500/train are kept."""
+    return [Path(word).name if word.startswith("/") or ":/" in word else word for word in words]
 
-    A package that was installed, or lies inside another repository that does not track it, has no commit.
+
+def git_state() -> dict[str, Any]:
+    """The commit of the checkout of this project, and the files of its packages that differ from it.
+
+    An installed package has no commit, even inside another repository.
 
     Returns:
-        ``git_commit``, and ``git_changes`` where there are any: paths from the top of the checkout, sorted.
+        ``git_commit``, and if files differ ``git_changes``: their paths from the top of the checkout, sorted.
     """
     here = Path(__file__)
     if not _git(here.parent, "ls-files", "--error-unmatch", here.name):
@@ -53,7 +58,7 @@ def git_state() -> dict[str, Any]:
 
 
 def _git(folder: Path, *words: str) -> str:
-    """What a git command prints; nothing where it fails."""
+    """The output of a git command; empty if it fails."""
     try:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Measuring a few images in memory: for a notebook or a first try. What is to be kept goes through `run_all`.
+"""Measure a few images in memory, for a notebook or a first try. `analysis.run_all` stores its results.
 
 ```python
 from analysis.run import quick
@@ -31,14 +31,17 @@ DEVICE = torch.device("cpu")
 def measure(
     backbone: str, schemes: Sequence[str], pairs: Iterable[ImagePair], mode: str = MODES[0], scale: int = 4
 ) -> pd.DataFrame:
-    """Rows as `records.load` gives them, one an image and scheme, without a run folder.
+    """Measure without a run folder: rows as from `records.load`, one for each image and scheme.
 
     Args:
-        schemes: as in a command, of the zoo, from calibration alone, or registered in this session.
-        pairs: at that scale.
+        backbone: registered name.
+        schemes: schemes as in a command: of the zoo, calibrated, or registered in this session.
+        pairs: LR and HR images of this scale.
+        mode: "image" or "patch".
+        scale: upscaling factor.
 
     Raises:
-        UserError: unknown name, or a scheme whose trained weights are not in the zoo.
+        UserError: a name is unknown, or the trained weights of a scheme are not in the zoo.
     """
     if mode not in MODES:
         raise UserError(f"mode {mode!r} is unknown: choose from {', '.join(MODES)}")
@@ -55,9 +58,9 @@ def measure(
 
 
 def crops(pairs: Iterable[ImagePair], side: int, scale: int = 4) -> list[ImagePair]:
-    """The most textured square of each photograph, `side` HR pixels or what fits; LR is made from it by bicubic.
+    """The most textured square of each photograph, with a side of at most `side` HR pixels.
 
-    Their hash stays that of the whole photograph.
+    LR is made from it by bicubic downscaling. The hash stays that of the whole photograph.
     """
     found = []
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Where a network that is measured comes from."""
+"""The source of a measured network: its files, its scheme and their hashes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from cadyq.checkpoints import published
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.data.images import sha256_file
 
-PARENT = "fp32"  # where calibration-only schemes take their weights from
+PARENT = "fp32"  # scheme whose weights are calibrated
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a network comes from.
+    """The source of a network.
 
     Attributes:
-        files: tensors it is made of; their hashes identify it.
-        reason: why it cannot be had, empty where it can.
-        broken: the reason is that code of a scheme or backbone raises, not that something is missing.
-        code: hash of the code that makes its numbers, see `analysis.run.code`; empty where nobody asked.
-        parent: "published:NAME" where the first file is an FP32 network that other authors trained.
-        model: what a user named by --model, see `analysis.run.models`; empty for a backbone of the registry.
-        calibration: folder of LR images that a model is calibrated on; empty for those inside scikit-image.
-        calibration_sha256: of the patches that calibration sees; empty where there is none.
+        files: files with the tensors of the network. Their hashes identify it.
+        reason: why there is no network; empty if there is one.
+        broken: whether the reason is an error in the code of a scheme or backbone, instead of a missing file.
+        code: hash of the code that makes its numbers, see `analysis.run.code`; empty if it was not computed.
+        parent: "published:NAME" if the first file is an FP32 network of other authors, else empty.
+        model: name or path of --model, see `analysis.run.models`; empty for a registered backbone.
+        calibration: folder of LR images for calibration; empty for the photographs inside scikit-image.
+        calibration_sha256: hash of the patches for calibration; empty without calibration.
     """
 
     backbone: str
@@ -41,9 +41,9 @@ class Source:
     calibration_sha256: str = ""
 
     def sha256(self) -> str:
-        """Over the files it is made of and the scheme, hexadecimal."""
+        """SHA-256 of backbone, scheme, scale, files and calibration patches, hexadecimal."""
         digest = hashlib.sha256(f"{self.backbone} {self.scheme} x{self.scale}".encode())
-        if self.parent:  # which of the files that hold its values is here does not matter
+        if self.parent:  # several files hold the same published values, so the values are hashed
             hashes = [published.get(self.parent).identity, *map(network_sha256, self.files[1:])]
         else:
             hashes = [_file_sha256(file) for file in self.files]

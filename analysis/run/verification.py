@@ -26,6 +26,7 @@ from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables.comparisons import comparisons
 from analysis.tables.roles import from_manifest
+from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -45,15 +46,21 @@ from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError, reason_of
 
 OK, WRONG, UNKNOWN = "ok", "WRONG", "not checked"
-# What may differ between machines and library versions: a value on a rounding tie can fall to either side.
+# Machines and versions of libraries differ: a value on a rounding tie can fall to either side.
 TOLERANCE = {"psnr_db": 0.01, "ssim": 2e-4, "fab": 0.02}
 RELATIVE_TOLERANCE = {"bitops_g": 0.01, "macs_g": 0.0, "storage_mb": 0.0}
-OTHER_TOLERANCE = 0.01  # of further metrics, as a share of their value
+OTHER_TOLERANCE = 0.01  # of other metrics, relative
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was checked, whether it holds (`OK`, `WRONG`, `UNKNOWN`), and why not."""
+    """The result of one check.
+
+    Attributes:
+        what: what was checked.
+        status: `OK`, `WRONG` or `UNKNOWN`.
+        why: the reason of a status other than `OK`.
+    """
 
     what: str
     status: str
@@ -64,7 +71,7 @@ class Finding:
 
 
 def check_records(run_dir: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
-    """Every record against the cells that the manifest lists: none missing, added, changed or damaged."""
+    """Compare the records with the cells of the manifest: none may be missing, added or changed."""
     if not manifest:
         yield Finding("manifest.json", UNKNOWN, "is missing, so nothing says which cells were measured")
         return
@@ -72,32 +79,30 @@ def check_records(run_dir: Path, manifest: Mapping[str, Any]) -> Iterator[Findin
     files = {path.stem: path for path in sorted((run_dir / "records").glob("*.parquet"))}
     wrong, unknown = [], 0
     for key in sorted(listed.keys() | files.keys()):
-        known = listed.get(key, {}).get("record_sha256")
+        what, known = f"records/{key}.parquet", listed.get(key, {}).get("record_sha256")
         if key not in files:
-            wrong.append(Finding(f"records/{key}.parquet", WRONG, "is missing; run the same command again"))
+            wrong.append(Finding(what, WRONG, "is missing; run the same command again"))
         elif key not in listed:
-            wrong.append(Finding(f"records/{key}.parquet", WRONG, "is of no cell that the manifest lists as measured"))
+            wrong.append(Finding(what, WRONG, "belongs to no cell that the manifest lists as measured"))
         elif known is None:
             unknown += 1
         elif known != sha256_file(files[key]):
-            wrong.append(
-                Finding(f"records/{key}.parquet", WRONG, "was changed since it was measured; measure it again")
-            )
+            wrong.append(Finding(what, WRONG, "was changed since it was measured; measure it again"))
     path, known = run_dir / latencies.NAME, manifest.get("latency_sha256")
     if (sha256_file(path) if path.is_file() else None) != known:
         wrong.append(Finding(latencies.NAME, WRONG, "is not what was measured; measure it again with --latency"))
     yield from wrong
     if unknown:
-        yield Finding("records", UNKNOWN, f"the manifest holds no hash of {unknown} of them")
+        yield Finding("records", UNKNOWN, f"the manifest holds no hash of {counted(unknown, 'record')}")
     elif not wrong:
         yield Finding("records", OK)
 
 
 def load_readable(run_dir: Path) -> tuple[pd.DataFrame, list[Finding]]:
-    """All records that can be read, and a finding for each that cannot.
+    """The rows of all readable records, and a finding for each other record.
 
     Raises:
-        UserError: there are none.
+        UserError: no record can be read.
     """
     paths = records.require_records(run_dir)
     found = []
@@ -112,7 +117,7 @@ def load_readable(run_dir: Path) -> tuple[pd.DataFrame, list[Finding]]:
 
 
 def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
-    """Every file under ``tables`` against the one that the records give."""
+    """Compare every file in ``tables`` with one made from the records."""
     shown = {path.name: path for path in sorted((run_dir / "tables").glob("*"))}
     with TemporaryDirectory() as folder:
         fresh = {path.name: path for path in _tables_of(df, run_dir, Path(folder))}
@@ -142,7 +147,12 @@ def _same_text(what: str, shown: bytes, fresh: bytes) -> Finding:
 
 @dataclass(frozen=True)
 class Named:
-    """The networks that a run took by `--model`, as this command names them again."""
+    """The networks of the run's `--model`, named again for this command.
+
+    Attributes:
+        names: names or paths for `cadyq.load_model`.
+        calibration: folder of LR images that calibrate them; None for the photographs inside scikit-image.
+    """
 
     names: tuple[str, ...] = ()
     calibration: Path | None = None
@@ -151,7 +161,7 @@ class Named:
         """The source of a network of the records.
 
         Raises:
-            UserError: it is none of the registry's, and no --model is of that name.
+            UserError: `backbone` is neither registered nor the label of a --model.
         """
         for name in self.names:
             if models.label(name) == backbone:
@@ -163,7 +173,7 @@ class Named:
 
 
 def check_weights(df: pd.DataFrame, named: Named) -> Iterator[Finding]:
-    """The hash in the records against the zoo's files, for every network; and these files against their manifest."""
+    """Compare the hashes in the records with the files of the networks, and these with the manifest of their zoo."""
     files: list[Path] = []
     for (backbone, scheme), rows in df.groupby(["backbone", "scheme"], sort=False):
         what = f"weights of {backbone} {scheme}"
@@ -185,7 +195,7 @@ def check_weights(df: pd.DataFrame, named: Named) -> Iterator[Finding]:
 
 
 def check_code(run_dir: Path, df: pd.DataFrame, named: Named) -> Iterator[Finding]:
-    """Whether the code of today is what measured the records."""
+    """Compare the hash of the code in each record with that of the current code."""
     names = df[list(records.CELL_COLUMNS)].drop_duplicates()
     cells = [records.cell_of({str(k): v for k, v in row.items()}) for row in names.to_dict("records")]
     older, unknown = 0, 0
@@ -197,13 +207,13 @@ def check_code(run_dir: Path, df: pd.DataFrame, named: Named) -> Iterator[Findin
             unknown += 1
             continue
         older += stored is None or stored.code != now
-    why = [f"{older} cells were measured by other code"] if older else []
-    why += [f"code of {unknown} cells is not at hand; name its file with --plugin"] if unknown else []
+    why = [f"other code measured {counted(older, 'cell')}"] if older else []
+    why += [f"code of {counted(unknown, 'cell')} is not available; name its file with --plugin"] if unknown else []
     yield Finding("code", UNKNOWN if why else OK, "; ".join(why))
 
 
 def open_datasets(df: pd.DataFrame, data_root: Path | None) -> dict[str, Dataset | str]:
-    """Each dataset of the records, or why it cannot be opened."""
+    """Name -> dataset, for each dataset of the records; the reason instead if it cannot be opened."""
     found: dict[str, Dataset | str] = {}
     for name in df["dataset"].unique():
         try:
@@ -214,7 +224,7 @@ def open_datasets(df: pd.DataFrame, data_root: Path | None) -> dict[str, Dataset
 
 
 def check_images(df: pd.DataFrame, opened: dict[str, Dataset | str]) -> Iterator[Finding]:
-    """The hashes of pixels in the records against the images, a line for each that does not hold."""
+    """Compare the hashes in the records with the pixels of the images, with a finding for each difference."""
     for name, dataset in opened.items():
         what = f"images of {name}"
         if isinstance(dataset, str):
@@ -227,7 +237,7 @@ def check_images(df: pd.DataFrame, opened: dict[str, Dataset | str]) -> Iterator
 
 
 def _wrong_image(dataset: Dataset, image: str, sha256: str) -> str:
-    """What is wrong with one image, empty where its pixels have that hash."""
+    """The fault of an image; empty if its pixels have that hash."""
     if image not in dataset.names():
         return f"{image} is missing"
     try:
@@ -240,19 +250,19 @@ def _wrong_image(dataset: Dataset, image: str, sha256: str) -> str:
 def check_sample(
     df: pd.DataFrame, opened: dict[str, Dataset | str], named: Named, size: int, seed: int, device: torch.device
 ) -> Iterator[Finding]:
-    """Measure `size` rows again, drawn at random from those whose network and image are there."""
+    """Measure `size` rows again, drawn at random from the datasets that can be opened."""
     there = {name: dataset for name, dataset in opened.items() if isinstance(dataset, Dataset)}
     rows = df[df["dataset"].isin(list(there))]
     for _, row in rows.sample(min(size, len(rows)), random_state=seed).iterrows():
         what = " ".join(["measured again:", row["backbone"], row["scheme"], row["dataset"], row["image"], row["mode"]])
         try:
             yield Finding(what, *_measured_again(row, there[row["dataset"]], named, device))
-        except Exception as error:  # of a plug-in, say; the other rows are still looked at
+        except Exception as error:  # a plug-in may raise; the other rows are still checked
             yield Finding(what, UNKNOWN, reason_of(error))
 
 
 def _measured_again(row: pd.Series[Any], dataset: Dataset, named: Named, device: torch.device) -> tuple[str, str]:
-    """Status and reason of one row."""
+    """Measure one row again; return its status and the reason."""
     source = named.find(row["backbone"], row["scheme"], int(row["scale"]))
     if source.reason or row["image"] not in dataset.names():
         return UNKNOWN, source.reason or "the image is missing"
@@ -280,10 +290,18 @@ def verify(
     device: torch.device,
     named: Named | None = None,
 ) -> Iterator[Finding]:
-    """All checks, each finding as it is made.
+    """Run all checks; yield each finding as soon as it is made.
+
+    Args:
+        run_dir: run folder.
+        data_root: folder that holds `benchmark/`.
+        size: number of rows to measure again.
+        seed: seed that draws these rows.
+        device: device to measure on.
+        named: networks of --model.
 
     Raises:
-        UserError: no records, or none that can be read.
+        UserError: the run has no records, or none can be read.
     """
     named = named or Named()
     df, damaged = load_readable(run_dir)
@@ -312,7 +330,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where something does not hold, 2 where it cannot be checked at all."""
+    """Run the command. Returns the exit status: 0, 1 if a finding is `WRONG`, or 2 if the run cannot be checked."""
     args = build_parser().parse_args(argv)
     findings: list[Finding] = []
 

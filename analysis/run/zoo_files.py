@@ -1,4 +1,4 @@
-"""Whether the files of the zoo are those that its manifest lists."""
+"""Checks of the files of a zoo against its manifest."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cadyq.utils.errors import UserError
 
 
 def of_zoos(sources: Iterable[Source]) -> list[Path]:
-    """The files of networks that lie in a zoo: all of a backbone's, and of a `--model` those that a zoo lists."""
+    """The files of sources in a zoo: all files of a backbone, and those of a `--model` that are in a zoo."""
     files = [(source, file) for source in sources for file in source.files]
     return [file for source, file in files if not source.model or zoo_path(file.name) == file]
 
 
 def wrong_files(files: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Each file that differs from what the manifest beside it lists, or is not listed, and why.
+    """Each file that the manifest does not list, or lists with another hash, and the reason.
 
     Args:
-        files: networks and calibration statistics, each beside a ``manifest.json``.
+        files: networks and calibration statistics, each in a folder with its ``manifest.json``.
     """
     for file in dict.fromkeys(files):
         manifest = file.with_name("manifest.json")
@@ -38,12 +38,12 @@ def wrong_files(files: Iterable[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _listed(manifest: Path) -> dict[str, set[str]]:
-    """File name -> the hashes that a manifest gives for it."""
+    """File name -> the hashes that a manifest lists for it."""
     sections = json.loads(manifest.read_text(encoding="utf-8"))
     rows = [*sections["networks"], *sections["calibration"]]
     return {row["file"]: {row[name] for name in ("sha256", "file_sha256") if name in row} for row in rows}
 
 
 def _hashes(file: Path) -> set[str]:
-    """Of the file, and of the network in it."""
+    """SHA-256 of the file, and of the network in it."""
     return {sha256_file(file), network_sha256(file)}

@@ -1,1 +1,1 @@
-"""How much single patches and layers suffer from few bits, what predicts it, and what a bit selector makes of it."""
+"""Sensitivity of single patches and layers to few bits, features that predict it, and the bits of a selector."""

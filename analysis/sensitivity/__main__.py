@@ -1,6 +1,6 @@
-"""Measure the sensitivity of each patch and layer to its bits, what predicts it, and what a bit selector gains.
+"""Measure the sensitivity of each patch and layer to its bits, the features that predict it, and a bit selector's gain.
 
-A second run of the same command measures only what is missing. Tables and plots are made from records alone.
+A second run of the same command measures only the missing parts. Tables and plots are made from records alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from analysis.records import store as records
 from analysis.run import models
-from analysis.run.provenance import provenance
+from analysis.run.provenance import provenance, without_folders
 from analysis.run.source import PARENT
 from analysis.sensitivity.parts import PARTS, Inputs, run_part, source_of
 from analysis.sensitivity.patches import add_patch_options
@@ -65,10 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--second",
         type=Numbers(0),
         default=16,
-        help="patches measured again with all other points at 8 bits (default: 16)",
+        help="number of patches to measure again with all other points at 8 bits (default: 16)",
     )
     parser.add_argument(
-        "--additivity-patches", type=Numbers(1), default=16, help="patches for the additivity test (default: 16)"
+        "--additivity-patches",
+        type=Numbers(1),
+        default=16,
+        help="number of patches for the additivity test (default: 16)",
     )
     parser.add_argument("--selector", help="trained network with a bit selector: zoo:NAME or a .safetensors file")
     parser.add_argument(
@@ -81,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--capture-patches",
         type=Numbers(2),
         default=16,
-        help="patches that selectors and controls are compared on (default: 16)",
+        help="number of patches to compare selector, controls and features on (default: 16)",
     )
     parser.add_argument(
         "--capture-side",
@@ -96,13 +99,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--train-patches", type=Numbers(8), default=64, help="number of training patches (default: 64)")
     parser.add_argument(
-        "--searched", type=Numbers(2), default=16, help="training patches that the oracle searches (default: 16)"
+        "--searched", type=Numbers(2), default=16, help="number of training patches for the oracle (default: 16)"
     )
     parser.add_argument(
         "--outer-images",
         type=Numbers(1),
         default=5,
-        help="whole images for the measurement of outer layers (default: 5)",
+        help="number of whole images to measure outer layers on (default: 5)",
     )
     parser.add_argument(
         "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure (default: all)"
@@ -116,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises UserError for options that no part could work with."""
+    """Bring options into their ranges. Raises UserError for options that no part can work with."""
     if (args.backbone is None) == (not args.model):
         raise UserError("give either --backbone NAME, or one or more of --model NAME_OR_PATH")
     if args.backbone:
@@ -130,18 +133,16 @@ def check(args: argparse.Namespace) -> None:
     parents = {SCHEMES.get(name).parent for name in args.controls}
     if len(parents) > 1:
         raise UserError(
-            f"--controls {' '.join(args.controls)}: need parents {sorted(parents)}; give controls of one parent"
+            f"--controls {' '.join(args.controls)}: derived from {' and '.join(sorted(parents))}; give controls of one"
         )
     check_writable(args.out)
 
 
 def manifest(inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
-    """What is needed to repeat the run. Of paths only the last part is kept."""
-    # a set of photographs such as BSDS500/train is no path
-    shown = [Path(word).name if word.startswith("/") or ":/" in word else word for word in argv]
+    """The manifest of a run: all that is needed to repeat it. Only the last part of each path is kept."""
     kept = {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(inputs.options).items() if k != "plugin"}
     kept["model"] = models.label(inputs.options.model) if inputs.options.model else ""
-    return provenance("analysis.sensitivity", shown, torch.device("cpu")) | {
+    return provenance("analysis.sensitivity", without_folders(argv), torch.device("cpu")) | {
         "options": kept,
         "parts": parts,
         "seed": inputs.options.seed,
@@ -150,7 +151,7 @@ def manifest(inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict
 
 
 def merge(out: Path, parts: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of what was measured earlier into the same folder stay known."""
+    """The parts of an earlier manifest and of this command; a cached part keeps its seconds."""
     before: dict[str, Any] = records.read_manifest(out).get("parts", {})
     for name, status in parts.items():
         if status["status"] == "cached" and name in before:
@@ -159,15 +160,18 @@ def merge(out: Path, parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
-    """Measure what is missing, write tables and plots; return the run's folder.
+    """Measure the missing parts, write tables and plots; return the run folder.
 
-    With --model it holds a folder for each network, under the stem of its file.
+    With --model the run folder holds a folder for each network, named by the stem of its file.
+
+    Raises:
+        UserError: bad options, missing data or networks.
     """
     open_networks(args)
     check(args)
     if args.threads:
         torch.set_num_threads(args.threads)
-    for one in each(args):
+    for one in by_network(args):
         with alone_in(one.out):
             measure_and_show(one, argv)
         print(f"tables and plots: {one.out}")
@@ -175,15 +179,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> Path:
     return out
 
 
-def each(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The options of each network: the backbone's as they are, a model's with a folder of its own below --out."""
+def by_network(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options for each network. A model gets a folder of its own in --out."""
     if args.backbone:
         return [argparse.Namespace(**vars(args) | {"model": ""})]
     return [argparse.Namespace(**vars(args) | {"model": m, "out": args.out / models.label(m)}) for m in args.model]
 
 
 def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:
-    """Measure each part that is missing into the run's folder, then make its tables and plots."""
+    """Measure the missing parts of one network, then write its tables and plots."""
     inputs, done = Inputs(args), dict[str, Any]()
     for name in args.parts:
         done[name] = run_part(name, inputs, args.out)
@@ -194,6 +198,7 @@ def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
     return exit_status(lambda: run(args, words), args.debug)

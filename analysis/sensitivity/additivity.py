@@ -1,4 +1,4 @@
-"""Is sensitivity additive? The error of many points lowered together against the sum of their single errors."""
+"""Additivity of sensitivity: the error of points quantized together against the sum of their single errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DRAWS = 3  # random subsets of each size
 
 
 def subsets(points: Sequence[str], seed: int) -> list[tuple[str, ...]]:
-    """Random subsets of 2, 4, 8, ... points, `DRAWS` of each size, and all of them; no single ones."""
+    """Random subsets of 2, 4, 8, ... points, `DRAWS` of each size, and the set of all points."""
     generator = np.random.default_rng(seed)
     found: list[tuple[str, ...]] = []
     size = 2
@@ -41,10 +41,17 @@ def measure_additivity(
     bits: Sequence[int],
     seed: int,
 ) -> dict[str, pd.DataFrame]:
-    """Table `additivity`, a row a (patch, subset, bits): `joint_*` as measured, `sum_*` of the subset's single cells.
+    """Table `additivity`: a row for each (patch, subset, bits), in squared grey levels.
+
+    `joint_*` is measured with the points of the subset quantized together, `sum_*` is the sum of their single cells.
 
     Args:
-        cells: of the same patches, all others FP32; its points are those that subsets are drawn from.
+        network: FP32 network, in eval mode.
+        quantizers: quantizers of its points.
+        patches: patches to measure on.
+        cells: table `cells` of the same patches with all other points FP32. Subsets are drawn from its points.
+        bits: bit-widths.
+        seed: seed that draws the subsets.
     """
     replay = restart(network)
     points = list(cells["point"].unique())
@@ -54,7 +61,7 @@ def measure_additivity(
     rows = []
     for number, subset in enumerate(tqdm(subsets(points, seed), desc="subsets", disable=None)):
         for b in bits:
-            lowered = [single[b, name] for name in subset]
+            singles = [single[b, name] for name in subset]
 
             def act(point: QuantizationPoint, x: Tensor, b: int = b, subset: tuple[str, ...] = subset) -> Tensor:
                 return quantizers(point, x, b) if point.name in subset else x
@@ -65,6 +72,6 @@ def measure_additivity(
                 row = {"patch": index, "subset": number, "points": len(subset), "bits": b}
                 for k, name in ((0, "rise_luma_sq"), (2, "error_luma_sq")):
                     row[f"joint_{name}"] = joint[k].numpy()
-                    row[f"sum_{name}"] = np.sum([part.loc[index, name].to_numpy() for part in lowered], axis=0)
+                    row[f"sum_{name}"] = np.sum([part.loc[index, name].to_numpy() for part in singles], axis=0)
                 rows.append(pd.DataFrame(row))
     return {"additivity": pd.concat(rows, ignore_index=True)}

@@ -1,4 +1,4 @@
-"""From records: how well each feature predicts sensitivity, by layer and pooled, and what a second one adds."""
+"""Rank correlations of features with sensitivity, from records: by layer, pooled, and partial given another feature."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from analysis.sensitivity.statistics import (
     resample_weights,
     spearman,
     spearman_matrix,
+    with_interval,
 )
 from analysis.tables.intervals import Interval
 
@@ -28,7 +29,14 @@ GIVEN = {GRADIENT: DEVIATION, DEVIATION: GRADIENT}
 
 @dataclass(frozen=True)
 class Block:
-    """The cells of one background and bit-width: `target` and every feature as (patches, layers)."""
+    """The cells of one background and bit-width, on P patches and L layers.
+
+    Attributes:
+        target: sensitivity (P, L).
+        features: feature name -> values (P, L). A feature of the patch has the same value in all layers.
+        points: names of the layers' points.
+        weights: weights of the patches in each resample (R, P).
+    """
 
     target: Array
     features: dict[str, Array]
@@ -44,7 +52,14 @@ def block(
     column: str,
     resamples: int = RESAMPLES,
 ) -> Block:
-    """Arrange cells of one background and bit-width; `patches` beyond those measured are left out."""
+    """Arrange cells of one background and bit-width. Patches without cells are left out.
+
+    Args:
+        cells: rows of the table `cells` with one background and bit-width.
+        layers, patches, points: tables of the same run.
+        column: target, a column of `cells`.
+        resamples: number of resamples.
+    """
     order = list(points["point"])
     wide = cells.pivot(index="patch", columns="point", values=column)[order]
     known = patches.set_index("patch").loc[wide.index]
@@ -59,17 +74,14 @@ def block(
     return Block(wide.to_numpy(np.float64), seen, order, resample_weights(list(known["image"]), resamples))
 
 
-def _ends(name: str, values: Array) -> dict[str, float]:
-    found = interval(values)
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
-
-
 @dataclass(frozen=True)
 class Scope:
-    """Statistics of one layer, or of all pooled: feature name -> a value a resample (R,).
+    """Rank correlations with the target in one layer or in all pooled: feature name -> a value for each resample (R,).
 
     Attributes:
-        given: partial Spearman of each of CADyQ's two inputs given the other.
+        spearman: Spearman's rho of each feature.
+        kendall: Kendall's tau-b of each feature.
+        given: partial Spearman's rho of each of CADyQ's two inputs given the other.
     """
 
     spearman: dict[str, Array]
@@ -78,7 +90,7 @@ class Scope:
 
 
 def scope(target: Array, features: dict[str, Array], weights: Array) -> Scope:
-    """Correlate (P,) or (P, L) values."""
+    """Correlate features with a target, all (P,) or pooled (P, L), under weights (R, P)."""
     names = list(features)
     place = {name: k + 1 for k, name in enumerate(names)}
     inputs = [(min(place[a], place[b]), max(place[a], place[b])) for a, b in GIVEN.items() if {a, b} <= place.keys()]
@@ -95,21 +107,26 @@ def scope(target: Array, features: dict[str, Array], weights: Array) -> Scope:
 def _rows(found: Scope, identity: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name, rho in found.spearman.items():
-        row = identity | {"feature": name} | _ends("spearman", rho) | _ends("kendall", found.kendall[name])
-        nothing = np.full(1, np.nan)
-        rows.append(row | {"given": GIVEN.get(name, "")} | _ends("partial_spearman", found.given.get(name, nothing)))
+        row = (
+            identity
+            | {"feature": name}
+            | with_interval("spearman", rho)
+            | with_interval("kendall", found.kendall[name])
+        )
+        given = found.given.get(name, np.full(1, np.nan))
+        rows.append(row | {"given": GIVEN.get(name, "")} | with_interval("partial_spearman", given))
     return rows
 
 
 def _nanmean(values: Array) -> Array:
-    """Over the first axis, of what is a number; NaN where nothing is."""
+    """Mean of the finite values over the first axis; NaN if there are none."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.asarray(np.where(known, values, 0).sum(0) / known.sum(0))
 
 
 def _mean(scopes: list[Scope]) -> Scope:
-    """The mean over layers, resample by resample."""
+    """The mean over layers in each resample."""
     means = {}
     for field in fields(Scope):
         each = [getattr(one, field.name) for one in scopes]
@@ -125,15 +142,17 @@ def correlations(
     *,
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
-    """A row a (target, background, bits, feature, layer); "layer" is also `POOLED` and `LAYER_MEAN`.
+    """A row for each (target, background, bits, feature, layer). The layer is also `POOLED` and `LAYER_MEAN`.
 
-    With no `resamples` there are no intervals, and it takes a second instead of half a minute.
+    Args:
+        cells, layers, patches, points: tables of a run.
+        resamples: number of resamples. With 0 there are no intervals, and it takes a second instead of half a minute.
     """
     rows: list[dict[str, Any]] = []
     for (background, bits), part in cells.groupby(["background_bits", "bits"]):
         for column in TARGETS:
             if part[column].nunique() < 2:
-                continue  # 8 bits among 8 bits
+                continue  # a point at 8 bits with all others at 8 bits changes nothing
             here = block(part, layers, patches, points, column, resamples)
             identity = {"target": column, "background_bits": background, "bits": bits, "patches": len(here.target)}
             scopes = []
@@ -149,12 +168,14 @@ def correlations(
 def within_layers(
     cells: pd.DataFrame, layers: pd.DataFrame, patches: pd.DataFrame, points: pd.DataFrame, column: str
 ) -> dict[str, Interval]:
-    """Feature name -> Spearman with `column` over the patches of a layer, mean of layers, with its interval.
+    """Feature name -> Spearman's rho with `column` over patches, as the mean over layers, with its interval.
 
-    The same as the rows `LAYER_MEAN` of `correlations`, which also takes Kendall's tau and so half a minute.
+    It equals the rows `LAYER_MEAN` of `correlations`. Those take half a minute, for Kendall's tau.
 
     Args:
-        cells: of one background and bit-width.
+        cells: rows of the table `cells` with one background and bit-width.
+        layers, patches, points: tables of the same run.
+        column: target, a column of `cells`.
     """
     here = block(cells, layers, patches, points, column)
     found = {}
@@ -165,5 +186,5 @@ def within_layers(
 
 
 def deciles(values: pd.Series[float]) -> Array:
-    """The tenth each value belongs to, 1 (smallest) to 10, ties in order of appearance."""
+    """The decile of each value, 1 (smallest) to 10. Ties are split in order of appearance."""
     return np.asarray((values.rank(method="first") - 1) * 10 // len(values) + 1, dtype=np.float64)

@@ -1,4 +1,7 @@
-"""Degradations of LR patches, in steps from none to strong: noise, blur, JPEG."""
+"""Degradations of LR patches, in steps from none to strong: noise, blur, JPEG.
+
+Patches are RGB (N, 3, h, w) in 0..255, before and after, with whole values.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def jpeg(lr: Tensor, strength: float) -> Tensor:
     return torch.stack(patches).permute(0, 3, 1, 2).float()
 
 
-# name: (function, strengths)
+# name -> (function, strengths)
 DEGRADATIONS: dict[str, tuple[Degradation, tuple[float, ...]]] = {
     "noise, sigma (grey levels)": (noise, (0, 5, 10, 20, 40)),
     "blur, sigma (LR pixels)": (blur, (0, 0.5, 1, 2, 4)),

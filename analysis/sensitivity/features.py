@@ -1,6 +1,6 @@
-"""Features that may predict sensitivity, in a registry: of the LR patch, or of a layer's input.
+"""A registry of features that may predict sensitivity. A feature reads the LR patch or the input of a layer.
 
-A new one is a function from a batch to one number a sample, under `@feature`.
+A new feature is a function from a batch to one number for each sample, decorated with `@feature`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cadyq.schemes.bit_selector import channel_std
 
 Kind = Literal["patch", "layer"]
 Function = Callable[[Tensor], Tensor]
-EDGE = 0.05  # mean of the two directions' gradients, pixels of 0..1, from which a pixel lies on an edge
+EDGE = 0.05  # gradient of a pixel on an edge, at least: mean of both directions, for pixels in 0..1
 GRADIENT, DEVIATION = "gradient", "deviation"
 
 
@@ -27,9 +27,10 @@ class Feature:
     """A feature.
 
     Attributes:
-        kind: "patch": `function` takes LR patches (B, 3, H, W) in 0..255; "layer": a point's input (B, C, H, W).
-        function: to a value of each sample (B,).
-        text: what it is, for tables.
+        name: name in tables and records.
+        kind: "patch" if `function` takes LR patches (B, 3, H, W) in 0..255, "layer" for inputs of a point (B, C, H, W).
+        function: batch to a value for each sample (B,).
+        text: description for tables.
     """
 
     name: str
@@ -42,7 +43,7 @@ FEATURES: dict[str, Feature] = {}
 
 
 def feature(name: str, kind: Kind, text: str) -> Callable[[Function], Function]:
-    """Register a function under a name."""
+    """A decorator that registers a function as a feature."""
 
     def register(function: Function) -> Function:
         FEATURES[name] = Feature(name, kind, function, text)
@@ -52,7 +53,7 @@ def feature(name: str, kind: Kind, text: str) -> Callable[[Function], Function]:
 
 
 def of_kind(kind: Kind) -> list[Feature]:
-    """The features of that kind, in order of registration."""
+    """The features of a kind, in order of registration."""
     return [entry for entry in FEATURES.values() if entry.kind == kind]
 
 

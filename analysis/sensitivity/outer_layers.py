@@ -1,4 +1,4 @@
-"""What the outer layers cost at 8 bits, one layer at a time: head, upsampler and tail, which papers leave in FP32."""
+"""Loss of PSNR with single outer layers at 8 bits: head, upsampler and tail, which papers leave in FP32."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ CPU = torch.device("cpu")
 
 
 def measure_outer_layers(network: SRNetwork, calibration: Tensor, images: Sequence[ImagePair]) -> pd.DataFrame:
-    """Table `outer_layers`: a row a (layer, quantized, image) with `psnr_db`; all else is in FP32.
+    """Table `outer_layers`: a row for each (layer, quantized, image) with `psnr_db`. All other layers are FP32.
 
     Args:
-        network: FP32, in eval mode.
-        calibration: LR patches (N, 3, h, w) in 0..255 for the ranges of the layers' inputs.
-        images: whole images, measured one by one.
+        network: FP32 network, in eval mode.
+        calibration: LR patches (N, 3, h, w) in 0..255, which set the ranges of the layers' inputs.
+        images: whole images.
 
     Returns:
-        `layer` is a dotted name, in network order, `ALL` or `NOTHING` (FP32), `quantized` `WEIGHTS`, `INPUT` or `BOTH`.
+        `layer` is a dotted name, `ALL` or `NOTHING` (FP32), in network order. `quantized` is `WEIGHTS`, `INPUT` or
+        `BOTH`.
     """
     whole = with_outer_bits(network, calibration, BITS)
     outer = {name: point for name, point in whole.points.items() if point.outer}
@@ -54,7 +55,7 @@ def measure_outer_layers(network: SRNetwork, calibration: Tensor, images: Sequen
 
 
 def _only(point: QuantizationPoint) -> QuantizedLayer:
-    """An outer point stands before one layer."""
+    """The only layer that an outer point feeds."""
     (layer,) = point.feeds
     return layer
 
@@ -72,7 +73,9 @@ def _psnr(network: SRNetwork, pair: ImagePair) -> float:
 
 
 def drops(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row a (layer, quantized): mean of PSNR minus FP32's over the images, with its interval; in network order."""
+    """A row for each (layer, quantized), in network order: the mean over images of PSNR minus that of FP32, in dB, with
+    its interval.
+    """
     full = measured[measured["layer"] == NOTHING].set_index("image")["psnr_db"]
     rows = []
     for (layer, quantized), part in measured[measured["layer"] != NOTHING].groupby(["layer", "quantized"], sort=False):

@@ -1,4 +1,4 @@
-"""The parts of a run: what each needs, what it measures, and whether it is there already."""
+"""The parts of a sensitivity run: the inputs, tables and keys of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from analysis.sensitivity.additivity import measure_additivity
 from analysis.sensitivity.capture import measure_capture
 from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
 from analysis.sensitivity.points import PointQuantizers, chosen_points, expected_seconds, measure_points
-from analysis.sensitivity.selector import measure_selector, selectors
+from analysis.sensitivity.selector import count_selectors, measure_selector
 from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import load_model, resolve, zoo_name
 from cadyq.checkpoints.statistics import load_statistics
@@ -36,10 +36,15 @@ Tables = dict[str, pd.DataFrame]
 
 
 def source_of(model: str, scale: int, calibration: Path | None) -> Source:
-    """The FP32 network that a user named.
+    """The source of an FP32 network of --model.
+
+    Args:
+        model: name or path for `cadyq.load_model`.
+        scale: upscaling factor of the run.
+        calibration: folder of LR images; None for the photographs inside scikit-image.
 
     Raises:
-        UserError: it cannot be read, is of another scale, or is quantized already.
+        UserError: the model cannot be read, is of another scale, or is already quantized.
     """
     (source,) = models.sources([model], [PARENT], scale, calibration)
     if source.scheme != PARENT:
@@ -49,7 +54,11 @@ def source_of(model: str, scale: int, calibration: Path | None) -> Source:
 
 @dataclass(frozen=True)
 class Inputs:
-    """All that the parts read, opened when first asked for. `options`: the command line."""
+    """The inputs of all parts. Each is opened on its first use.
+
+    Attributes:
+        options: options of the command for one network.
+    """
 
     options: argparse.Namespace
 
@@ -83,12 +92,13 @@ class Inputs:
 
     @cached_property
     def quantizers(self) -> PointQuantizers:
+        """The quantizers of the points of `network`."""
         if self.options.model:
             return PointQuantizers.calibrated(observe(self.network, self.calibration_patches))
         return PointQuantizers.calibrated(load_statistics(self._calibration))
 
     def identity(self) -> list[str]:
-        """Hashes of the network and of what its grid comes from."""
+        """Hashes of the network and of the data that calibrate its quantizers."""
         files = [network_sha256(file) for file in self._parent.files]
         if self.options.model:
             return [*files, models.hash_of(self.calibration_patches)]
@@ -96,24 +106,31 @@ class Inputs:
 
     @cached_property
     def patches(self) -> PatchSet:
+        """Test patches for single points, additivity and selector."""
         o = self.options
         return draw_patches(open_dataset(o.dataset, o.scale, o.data_root), o.patches, o.side, o.seed)
 
     @cached_property
     def capture_patches(self) -> PatchSet:
+        """Test patches for capture."""
         o = self.options
         dataset = open_dataset(o.dataset, o.scale, o.data_root)
         return draw_patches(dataset, o.capture_patches, o.capture_side, o.seed + 1)
 
     @cached_property
     def training_patches(self) -> PatchSet:
+        """Training patches for capture."""
         o = self.options
         dataset = open_dataset(o.train, o.scale, o.data_root)
         return draw_patches(dataset, o.train_patches, o.capture_side, o.seed)
 
     @cached_property
     def selector_path(self) -> Path:
-        """Of the network that the controls are derived from."""
+        """The file of the network with selectors, which controls are derived from.
+
+        Raises:
+            UserError: --model comes without --selector, or no zoo holds such a network of the backbone.
+        """
         o = self.options
         if o.model and not o.selector:
             raise UserError(f"--model {o.model}: give the network with its bit selector as --selector")
@@ -122,17 +139,22 @@ class Inputs:
 
     @cached_property
     def selector(self) -> SRNetwork:
+        """The network with selectors, in eval mode.
+
+        Raises:
+            UserError: it is of another backbone or has no selector.
+        """
         network = load_model(self.selector_path).eval()
         backbone = self.network.name if self.options.model else self.options.backbone
         if network.name != backbone:
             raise UserError(f"--selector {self.selector_path.name}: is a network of {network.name}, "
                             f"not of {backbone}; give a network of the same backbone")  # fmt: skip
-        if not selectors(network):
+        if not count_selectors(network):
             raise UserError(f"--selector {self.selector_path.name}: has no bit selector; give a network with one")
         return network
 
     def hashes(self) -> dict[str, str]:
-        """Of the files of tensors that were read."""
+        """Name -> SHA-256 of the tensors, for each file that was read."""
         opened = [self.__dict__[name] for name in ("_calibration", "selector_path") if name in self.__dict__]
         files = [*self._parent.files, *opened]
         return {file.name: network_sha256(file) for file in files}
@@ -207,10 +229,10 @@ class Part:
     """A part of a run.
 
     Attributes:
-        tables: names of what it stores.
-        key: what its numbers depend on, JSON-ready.
-        measure: to its tables.
-        optional: where no network with a selector is in the zoo it is left out, with the reason.
+        tables: names of its tables.
+        key: inputs to the values that its numbers depend on, ready for JSON.
+        measure: inputs and run folder to its tables.
+        optional: whether it is skipped, with the reason, if there is no network with selectors.
     """
 
     tables: list[str]
@@ -229,7 +251,11 @@ PARTS: dict[str, Part] = {
 
 
 def run_part(name: str, inputs: Inputs, run_dir: Path) -> dict[str, Any]:
-    """Measure a part that is not stored yet; its status, seconds and, if it was left out, the reason."""
+    """Measure a part, unless it is stored.
+
+    Returns:
+        "status" ("measured", "cached" or "skipped"), "reason" of a skipped part, and "seconds" of measuring.
+    """
     part = PARTS[name]
     if part.optional and not inputs.options.selector:
         try:

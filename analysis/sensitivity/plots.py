@@ -1,4 +1,4 @@
-"""Plots of a sensitivity run, from its records alone, at the width of one column of a paper."""
+"""Plots of a sensitivity run, from its records alone, one column of a paper wide."""
 
 from __future__ import annotations
 
@@ -23,23 +23,26 @@ from cadyq.quantizers.base import FULL_PRECISION
 TARGET = TARGETS[0]
 ERROR = "Error of one point (grey levels²)"
 AXES = {GRADIENT: "Mean gradient of the patch (0..1)", DEVIATION: "Std of the layer's input"}
-_FLOOR = 1e-6  # squared grey levels; smaller errors lie on the lower edge of logarithmic axes
+_FLOOR = 1e-6  # squared grey levels; smaller errors are drawn at this value on logarithmic axes
 
 
 def joined(cells: pd.DataFrame, layers: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
-    """Cells with all other points FP32, and the features of each."""
+    """Cells with all other points FP32, joined with the features of their layer and patch."""
     part = cells[cells["background_bits"] == FULL_PRECISION]
     return part.merge(layers, on=["patch", "point"]).merge(patches, on="patch")
 
 
 def shown_bits(cells: pd.DataFrame) -> int:
-    """The bit-width that single plots show: 4 where it was measured."""
+    """The bit-width of plots of a single one: 4 if it was measured, else the lowest."""
     found = sorted(cells["bits"].unique())
     return int(4 if 4 in found else found[0])
 
 
 def _log(axis: Axes, which: Literal["x", "y"], narrow: bool = False) -> None:
-    """A logarithmic axis with plain numbers, since the style draws no mathematical text; `narrow`: a decade or so."""
+    """Make an axis logarithmic, with plain numbers since the style draws no mathematical text.
+
+    `narrow` adds ticks for a range of about a decade.
+    """
     axis.set(**{f"{which}scale": "log"})
     side = axis.xaxis if which == "x" else axis.yaxis
     side.set_major_locator(LogLocator(subs=(1.0, 3.0) if narrow else (1.0,), numticks=5))
@@ -48,7 +51,7 @@ def _log(axis: Axes, which: Literal["x", "y"], narrow: bool = False) -> None:
 
 
 def scatter(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
-    """Sensitivity against CADyQ's two inputs, at one bit-width; an early, a middle and a late layer."""
+    """Sensitivity against each of CADyQ's two inputs at one bit-width, for the first, a middle and the last layer."""
     bits = shown_bits(frame)
     order = list(points["point"])
     picked = [order[0], order[len(order) // 2], order[-1]]
@@ -71,7 +74,7 @@ def scatter(frame: pd.DataFrame, points: pd.DataFrame) -> Figure:
 
 
 def heat_map(table: pd.DataFrame, bits: int) -> Figure:
-    """Spearman of each feature and layer; the last column is all layers pooled."""
+    """Spearman's rho of each feature in each layer. The last column pools all layers."""
     part = table[(table["target"] == TARGET) & (table["bits"] == bits) & (table["background_bits"] == FULL_PRECISION)]
     wide = part.pivot(index="feature", columns="layer", values="spearman").loc[list(FEATURES)]
     layers = list(part[~part["layer"].isin([POOLED, LAYER_MEAN])].sort_values("order")["layer"].unique())
@@ -90,7 +93,7 @@ def heat_map(table: pd.DataFrame, bits: int) -> Figure:
 
 
 def decile_curves(frame: pd.DataFrame) -> Figure:
-    """Mean error by tenths of gradient and of deviation (within each layer), a line a bit-width."""
+    """Mean error by decile of gradient and of deviation (within each layer), with a line for each bit-width."""
     looks = style.look([str(bits) for bits in sorted(frame["bits"].unique())])
     made = style.figure(style.COLUMN_IN, 2.5)
     for axis, name in zip(made.subplots(1, 2, sharey=True), (GRADIENT, DEVIATION), strict=True):
@@ -109,7 +112,7 @@ def decile_curves(frame: pd.DataFrame) -> Figure:
 
 
 def layer_errors(table: pd.DataFrame) -> Figure:
-    """Mean error with one layer alone at few bits, a line a bit-width; bands: interval."""
+    """Mean error of each layer alone at few bits, with a line for each bit-width. Bands are intervals."""
     looks = style.look([str(bits) for bits in sorted(table["bits"].unique())])
     made = style.figure(style.COLUMN_IN, 2.4)
     axis = made.subplots()
@@ -125,7 +128,7 @@ def layer_errors(table: pd.DataFrame) -> Figure:
 
 
 def additivity(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Joint error against the sum of single ones, patch by patch; and the ratio of the means by size of subset."""
+    """Joint error against the sum of single errors for each patch, and the ratio of their means by size of subset."""
     bits = shown_bits(frame)
     made = style.figure(style.COLUMN_IN, 2.6)
     left, right = made.subplots(1, 2)
@@ -160,10 +163,11 @@ def additivity(frame: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def write_plots(run_dir: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Draw what there is into ``run_dir/plots`` as PNG and PDF; returns the paths.
+    """Draw the plots of a run's tables into ``run_dir/plots`` as PNG and PDF; return the paths.
 
     Args:
-        tables: of this run's records, by name; see `tables.tables`.
+        run_dir: run folder.
+        tables: tables of the run by name, from `tables.tables`.
     """
     made: dict[str, Callable[[], Figure | None]] = {}
     if "correlations" in tables:

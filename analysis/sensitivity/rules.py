@@ -1,4 +1,4 @@
-"""Choosing bits by thresholds on a single feature, layer by layer."""
+"""Rules that choose the bits of each layer by thresholds on one feature."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation
 
-# setting (its meaning is the contestant's) to bits (N,) and error (N,) of each test patch
+# a setting, such as the price of a bit or the mean bits, to FAB (N,) and squared error (N,) of the test patches
 Contestant = Callable[[float], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds on single features.
+    """The rules of all features on one network with P points that have K candidates.
 
     Attributes:
-        seen: feature name -> its values on training patches (N, P); equal columns for a feature of the patch.
-        choices: the oracle's choice of candidates on its training patches (M, P), M <= N, the first ones.
+        network: network whose weights and ranges the rules use.
+        candidates: candidate bit-widths (K), ascending.
+        points: names of the points.
+        seen: feature name -> values on training patches (N, P). A feature of the patch has equal columns.
+        choices: indices of the oracle's candidates on the first M training patches (M, P).
     """
 
     network: SRNetwork
@@ -38,7 +41,10 @@ class Rules:
     choices: Tensor
 
     def shares(self, mean_bits: float) -> Tensor:
-        """Share of each candidate at each point (P, K): the oracle's, tilted alike everywhere to the wanted mean."""
+        """Share of patches of each candidate at each point (P, K), with the wanted mean bits.
+
+        They are the oracle's shares times exp(tilt * bits), normalized, with one tilt for all points.
+        """
         bits = torch.tensor(self.candidates, dtype=torch.float64)
         counts = torch.stack([(self.choices == k).sum(0) for k in range(len(bits))], 1).double() + 0.5
 
@@ -48,14 +54,14 @@ class Rules:
         return tilted(bisect(lambda tilt: float((tilted(tilt) * bits).sum(1).mean()), mean_bits, -20, 20, steps=60))
 
     def direction(self, name: str) -> Tensor:
-        """1 where more of the feature means more bits, else -1, (P,)."""
+        """Sign of the rank correlation of a feature with the oracle's bits at each point (P,), 1 or -1."""
         values = self.seen[name][: len(self.choices)]
-        ranks = (values.argsort(0).argsort(0).double(), self.choices.double())  # few candidates: their index will do
+        ranks = (values.argsort(0).argsort(0).double(), self.choices.double())  # indices of candidates rank like bits
         centred = [r - r.mean(0) for r in ranks]
         return torch.where((centred[0] * centred[1]).sum(0) < 0, -1.0, 1.0)
 
     def act(self, entry: Feature, lr: Tensor, mean_bits: float, spent: list[Tensor]) -> Act:
-        """Quantize by the rule; the bits of each point that counts (B,) are appended to `spent`."""
+        """The points of a forward under the rule. Bits (B,) of each point with candidates are appended to `spent`."""
         context = PatchContext(lr)
         shares, signs = self.shares(mean_bits), self.direction(entry.name)
 
@@ -73,6 +79,7 @@ class Rules:
         return quantize
 
     def contestant(self, name: str, patches: PatchSet) -> Contestant:
+        """The rule of a feature on test patches; its setting is the wanted mean bits."""
         replay = Replay(self.network)
 
         def contest(mean_bits: float) -> tuple[Tensor, Tensor]:
@@ -88,7 +95,10 @@ class Rules:
 
 
 def thresholds(seen: Tensor, below: Tensor) -> Tensor:
-    """Where the shares `below` (K - 1,) of the values `seen` (N,) lie under; infinite for less than half a value."""
+    """The quantiles (K - 1,) of the values `seen` (N,) with the shares `below` (K - 1,) under them.
+
+    A quantile is infinite if less than half a value lies on one side of it.
+    """
     half = 0.5 / len(seen)
     cuts = seen.quantile(below.clamp(0, 1).to(seen.dtype))
     return cuts.masked_fill(below > 1 - half, float("inf")).masked_fill(below < half, -float("inf"))
@@ -96,7 +106,7 @@ def thresholds(seen: Tensor, below: Tensor) -> Tensor:
 
 @torch.no_grad()
 def observe(network: SRNetwork, patches: PatchSet, points: Sequence[str]) -> dict[str, Tensor]:
-    """Every feature of every patch at every point (N, P), the network running at the bits it chooses."""
+    """Feature name -> values of all patches at all points (N, P), with the network at the bits that it chooses."""
     seen: dict[str, list[Tensor]] = {name: [] for name in FEATURES}
     replay = Replay(network)
     for _, lr, _ in patches.batches(BATCH):

@@ -1,4 +1,4 @@
-"""What a trained bit selector does: bits by layer and patch, with an input shuffled, and on degraded images."""
+"""Bits of a trained bit selector: by layer and patch, with shuffled inputs, and on degraded patches."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.bit_selector import BitSelector
 from cadyq.utils.errors import UserError
 
-# which of a selector's two inputs comes from another patch
+# inputs of a selector that come from another patch
 INPUTS = ("none", "gradient", "deviation", "both")
-SHUFFLES = 3
+SHUFFLES = 3  # of each input
 
 
 @contextmanager
 def shuffled(network: SRNetwork, which: str, order: Tensor) -> Iterator[None]:
-    """Inside, every selector sees an input of patch `order[i]` in the place of that of patch i.
+    """Inside, every selector of a network reads an input of patch `order[i]` instead of that of patch i.
 
     Args:
-        which: of `INPUTS`.
+        network: network with selectors.
+        which: one of `INPUTS`.
         order: permutation of the batch, int64 (B,).
     """
 
@@ -51,19 +52,28 @@ def shuffled(network: SRNetwork, which: str, order: Tensor) -> Iterator[None]:
         yield
 
 
-def selectors(network: SRNetwork) -> int:
-    """How many of its points have a trained selector."""
+def count_selectors(network: SRNetwork) -> int:
+    """The number of bit selectors in a network."""
     return sum(isinstance(module, BitSelector) for module in network.modules())
 
 
 @torch.no_grad()
 def measure_selector(network: SRNetwork, patches: PatchSet, seed: int) -> dict[str, pd.DataFrame]:
-    """Tables `chosen` (patch, point: bits), `shuffled` (patch, input, shuffle: FAB, error) and `degraded`.
+    """Measure the bits of the selectors of a network.
+
+    Args:
+        network: trained network with selectors.
+        patches: patches to measure on.
+        seed: seed of the shuffles.
+
+    Returns:
+        Tables `chosen`, the bits of each (patch, point that counts for FAB); `shuffled`, FAB and error of each (patch,
+        input, shuffle); and `degraded`, FAB of each (patch, degradation, strength).
 
     Raises:
-        UserError: the network has no selectors.
+        UserError: the network has no selector.
     """
-    if not selectors(network):
+    if not count_selectors(network):
         raise UserError(f"{network.name}: has no bit selector; give a network with a bit selector as --selector")
     network.eval()
     chosen, swapped = [], []

@@ -1,4 +1,4 @@
-"""Plots of what a bit selector does and of who captures the oracle's gain, from tables of a run's records."""
+"""Plots of the bits of a selector and of the gain of each contestant, from tables of a run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def degradations(table: pd.DataFrame) -> Figure:
 
 
 def shuffles(table: pd.DataFrame) -> Figure:
-    """Changes of FAB and PSNR when an input comes from another patch."""
+    """Changes of FAB and PSNR by an input from another patch."""
     part = table[table["shuffled"] != "none"].iloc[::-1]
     made = style.figure(style.COLUMN_IN, 1.5)
     for axis, (name, label) in zip(
@@ -77,7 +77,7 @@ def _bars(axis: Axes, names: list[str], table: pd.DataFrame, column: str, colour
 
 
 def capture(table: pd.DataFrame) -> Figure | None:
-    """PSNR over the first floor at equal mean bits, best at the top."""
+    """Gain in PSNR over the first floor at equal mean bits, the best on top; None without a floor."""
     floor = next((f for f in FLOORS if f"psnr_over_{f}_db" in table), None)
     if floor is None:
         return None

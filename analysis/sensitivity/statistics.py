@@ -1,8 +1,8 @@
 """Rank correlations with bootstrap intervals over photographs.
 
-A resample draws photographs, and with one all its patches. It is kept as the number of times each patch occurs, so
-that ranks and pairs of a resample are weighted sums and thousands of resamples are a few matrix operations. Every
-function returns one value a row of weights; the first row is the sample itself.
+A resample draws photographs with replacement, each with all its patches. It is stored as weights: the number of times
+that each patch occurs. Ranks and pairs of a resample are then weighted sums, and thousands of resamples take a few
+matrix operations. Functions return one value for each row of weights. The first row is the sample itself.
 """
 
 from __future__ import annotations
@@ -17,11 +17,17 @@ from analysis.tables.intervals import LEVEL, SEED, Interval
 
 RESAMPLES = 1000
 Array = NDArray[np.float64]
-_ROWS, _PAIRS = 250, 4_000_000  # rows of weights, and pairs of values, at once
+_ROWS, _PAIRS = 250, 4_000_000  # rows of weights and pairs of values in one operation, to bound memory
 
 
 def resample_weights(images: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED) -> Array:
-    """How often each patch occurs in the sample itself (first row) and in each resample: (resamples + 1, P)."""
+    """How often each patch occurs in the sample itself (first row) and in each resample: (resamples + 1, P).
+
+    Args:
+        images: name of the photograph of each patch (P,).
+        resamples: number of resamples.
+        seed: seed that draws them.
+    """
     names, owner = np.unique(np.asarray(images, dtype=str), return_inverse=True)
     picks = np.random.default_rng(seed).integers(0, len(names), (resamples, len(names)))
     counts = np.stack([np.bincount(row, minlength=len(names)) for row in picks]) if resamples else picks[:, :0]
@@ -30,7 +36,7 @@ def resample_weights(images: Sequence[str], resamples: int = RESAMPLES, seed: in
 
 
 def interval(values: Array, level: float = LEVEL) -> Interval:
-    """The estimate (first value) and the percentile interval of the others; NaN ends where they say nothing."""
+    """The estimate (first value) and the percentile interval of the resamples; NaN ends if these do not vary."""
     rest = values[1:][np.isfinite(values[1:])]
     if len(rest) < 2 or np.ptp(rest) == 0:
         return Interval(float(values[0]), np.nan, np.nan)
@@ -38,8 +44,14 @@ def interval(values: Array, level: float = LEVEL) -> Interval:
     return Interval(float(values[0]), float(low), float(high))
 
 
+def with_interval(name: str, values: Array) -> dict[str, float]:
+    """The columns `name`, `name`_low and `name`_high of a table: the `interval` of values."""
+    found = interval(values)
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
 def midranks(x: Array, weights: Array) -> Array:
-    """Ranks (R, N) of the values `x` (N,) in each resample, ties sharing their mean rank, up to a constant."""
+    """Ranks (R, N) of the values `x` (N,) in each resample, up to a constant. Ties share their mean rank."""
     order = np.argsort(x, kind="stable")
     ordered = x[order]
     new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
@@ -51,6 +63,7 @@ def midranks(x: Array, weights: Array) -> Array:
 
 
 def _pearson(a: Array, b: Array, weights: Array) -> Array:
+    """Weighted Pearson correlation (R,) of the rows of `a` and `b` (R, N); NaN if one has a single value."""
     total = weights.sum(1, keepdims=True)
     a = a - (weights * a).sum(1, keepdims=True) / total
     b = b - (weights * b).sum(1, keepdims=True) / total
@@ -64,12 +77,12 @@ def spearman_matrix(
     """Spearman's rho of pairs of K variables.
 
     Args:
-        columns: K arrays (P,) or (P, L): L values of each patch, pooled.
-        weights: of the patches (R, P).
-        pairs: (i, j), i < j, that are wanted; by default all.
+        columns: K arrays (P,) or (P, L). The L values of each patch are pooled.
+        weights: weights of the patches (R, P).
+        pairs: wanted pairs (i, j) with i < j; by default all.
 
     Returns:
-        (K, K, R), symmetric; NaN for pairs not wanted, and where a variable has one value only.
+        (K, K, R), symmetric; NaN for other pairs, and for variables with a single value.
     """
     per_patch = columns[0].size // weights.shape[1]
     size = len(columns)
@@ -106,6 +119,6 @@ def kendall(x: Array, y: Array, weights: Array) -> Array:
 
 
 def partial(xy: Array, xz: Array, yz: Array) -> Array:
-    """Correlation of x and y given z, from the three pairwise ones: of ranks, if those are Spearman's."""
+    """Partial correlation of x and y given z, from the pairwise ones; of ranks, if these are Spearman's."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2)))

@@ -1,7 +1,7 @@
-"""Records of a sensitivity run: one Parquet file a table, written whole or not at all, with the hash of its inputs.
+"""Records of a sensitivity run: one Parquet file for each table, with the hash of its inputs.
 
-Units are in the names of columns: _sq squared grey levels (0..255) a pixel, _px LR pixels, _bits; what has none is
-without a unit.
+A file is written completely or not at all. The suffix of a column is its unit: _sq squared grey levels (0..255) per
+pixel, _px LR pixels, _bits bits. Columns without a suffix have no unit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import pyarrow as pa
 from analysis.records import parquet
 from cadyq.utils.errors import UserError
 
-SCHEMA_VERSION = 1  # raise it when a change alters what is measured
+SCHEMA_VERSION = 1  # to be raised when numbers change
 
 
 def key(*inputs: Any) -> str:
-    """SHA-256 over JSON-ready inputs and the version."""
+    """SHA-256 of inputs, which must be ready for JSON, and of the version."""
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, *inputs], sort_keys=True).encode()).hexdigest()
 
 
@@ -30,7 +30,7 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str) -
     """Store the tables of one part of a run.
 
     Raises:
-        UserError: a number is not finite (the network diverged, most likely).
+        UserError: a number is not finite (most likely the network diverged).
     """
     for name, frame in tables.items():
         for column in frame.select_dtypes("number"):
@@ -42,7 +42,7 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str) -
 
 
 def is_current(run_dir: Path, names: list[str], inputs_hash: str) -> bool:
-    """Whether these tables are there, whole, and made of the same inputs."""
+    """Whether these tables are stored, undamaged and of the same inputs."""
     for name in names:
         try:
             found = parquet.header(parquet.read(_path(run_dir, name)))
@@ -54,7 +54,7 @@ def is_current(run_dir: Path, names: list[str], inputs_hash: str) -> bool:
 
 
 def read(run_dir: Path, name: str) -> pd.DataFrame | None:
-    """A table of a run; None where it was not measured.
+    """A table of a run; None if it was not measured.
 
     Raises:
         UserError: the file is damaged or of another version.

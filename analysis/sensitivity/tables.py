@@ -1,4 +1,4 @@
-"""Tables of a sensitivity run, from its records: CSV with six digits, Markdown to read."""
+"""Tables of a sensitivity run, from its records: CSV with six significant digits, and Markdown."""
 
 from __future__ import annotations
 
@@ -46,7 +46,12 @@ _CAPTURE = (
 
 
 def tables(run_dir: Path, skip: Collection[str] = ()) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Name, content and caption of each table that the records allow, but those to skip ("correlations" is slow)."""
+    """Name, content and caption of each table that the records allow.
+
+    Args:
+        run_dir: run folder.
+        skip: names of tables to leave out. "correlations" is slow.
+    """
 
     def read(*names: str) -> list[pd.DataFrame] | None:
         found = [store.read(run_dir, name) for name in names]
@@ -89,18 +94,18 @@ def write_tables(run_dir: Path) -> dict[str, pd.DataFrame]:
 
 
 def csv(frame: pd.DataFrame) -> str:
-    """A table as it is stored: six digits."""
+    """The CSV of a table, with six significant digits."""
     return frame.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def _shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """Without single layers (they are in the CSV and the heat map)."""
+    """Correlations without single layers, which are in the CSV and the heat map."""
     short = frame[frame["layer"].isin([POOLED, LAYER_MEAN])].drop(columns="order")
     return short.sort_values(["background_bits", "target", "bits", "layer"], kind="stable", ascending=[False, True] * 2)
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A Markdown table; a column with its ends (`x`, `x_low`, `x_high`) becomes one."""
+    """A Markdown table. A column and its interval (`x`, `x_low`, `x_high`) become one column."""
     names = [n for n in frame.columns if not n.endswith(("_low", "_high"))]
     lines = [names, ["---"] * len(names)]
     for row in frame.to_dict("records"):
@@ -122,5 +127,5 @@ def _number(value: float) -> str:
 
 
 def feature_notes() -> str:
-    """What each feature is, a line each."""
+    """A line for each feature, with its description."""
     return "\n".join(f"- `{entry.name}` ({entry.kind}): {entry.text}" for entry in FEATURES.values())

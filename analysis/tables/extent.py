@@ -1,7 +1,7 @@
-"""How much of a network a scheme quantizes: the layers that papers quantize, or the outer ones as well.
+"""The extent of quantization: the layers that papers quantize, or the outer layers as well.
 
-Read off the scheme as written in records (`outer_bits`, see `cadyq.schemes.base.Scheme`), so that tables are the same
-where a plug-in is not loaded any more.
+It is read from the name of the scheme in records (`outer_bits`, see `cadyq.schemes.base.Scheme`), so tables stay the
+same without a plug-in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _OUTER_BITS = re.compile(r",outer_bits=\d+")
 
 
 def extent(scheme: str) -> str:
-    """`AS_PAPERS` or `WHOLE_NETWORK`, of a scheme as written in records."""
+    """`AS_PAPERS` or `WHOLE_NETWORK`, from the name of a scheme in records."""
     return WHOLE_NETWORK if _OUTER_BITS.search(scheme) else AS_PAPERS
 
 
@@ -29,5 +29,5 @@ def inner(scheme: str) -> str:
 
 
 def holds_both(schemes: Iterable[str]) -> bool:
-    """Whether some network is quantized as a whole, so that tables have to tell the two apart."""
+    """Whether a network is quantized as a whole, so that tables have to show the extent."""
     return any(extent(scheme) == WHOLE_NETWORK for scheme in schemes)

@@ -17,30 +17,30 @@ SEED = 0
 
 
 class Interval(NamedTuple):
-    """A mean and the two ends of its interval, all in the unit of the values given."""
+    """A mean and the two ends of its interval, in the unit of the values."""
 
     mean: float
     low: float
     high: float
 
     def __format__(self, form: str) -> str:
-        """``f"{interval:+.3f}"`` is ``+0.012 [-0.005, +0.035]``; without ends where they are NaN."""
+        """``f"{interval:+.3f}"`` is ``+0.012 [-0.005, +0.035]``; without the ends if they are NaN."""
         if math.isnan(self.low) or math.isnan(self.high):
             return format(self.mean, form)
         return f"{self.mean:{form}} [{self.low:{form}}, {self.high:{form}}]"
 
     def __neg__(self) -> Interval:
-        """Of the difference the other way round."""
+        """The interval of the opposite difference."""
         return Interval(*(0.0 - end for end in (self.mean, self.high, self.low)))  # not "-0.0"
 
     @property
     def side(self) -> int:
-        """1 where the whole interval lies above zero, -1 below, 0 where it holds zero or has no ends."""
+        """1 if the whole interval is above zero, -1 if it is below, 0 if it holds zero or its ends are NaN."""
         return int(self.low > 0) - int(self.high < 0)
 
     @classmethod
     def of(cls, row: Mapping[Any, Any], name: str, unit: str = "") -> Interval:
-        """From a row of a table with the columns ``name + unit``, ``name_low + unit`` and ``name_high + unit``."""
+        """The interval in a row with the columns ``name + unit``, ``name_low + unit`` and ``name_high + unit``."""
         return cls(*(float(row[f"{name}{end}{unit}"]) for end in ("", "_low", "_high")))
 
 
@@ -59,16 +59,16 @@ def paired_bootstrap(
 ) -> Interval:
     """Percentile bootstrap of mean(a - b), where ``a[i]`` and ``b[i]`` were measured on the same image.
 
-    Images are resampled, so both schemes always see the same ones. Equal values differ by 0, infinite ones
-    too (PSNR of identical images). Where one of a pair is infinite, so are the mean and possibly the ends;
-    with infinities of both signs the result is NaN.
+    Images are resampled, so both schemes always have the same ones. Equal values differ by 0, even if they are infinite
+    (PSNR of identical images). If one value of a pair is infinite, so are the mean and possibly the ends. With infinite
+    differences of both signs the result is NaN.
 
     Args:
-        a: one value an image, shape (n,), n >= 1; with n = 1 the interval has no width and says nothing.
-        b: the same of what it is compared with.
+        a: a value for each image, shape (n,), n >= 1. With n = 1 the interval has no width.
+        b: values of the other scheme, shape (n,).
         resamples: number of resamples, >= 1.
         level: share of resampled means inside the interval, in (0, 1).
-        seed: of the random generator; the same seed gives the same interval.
+        seed: seed of the random generator. The same seed gives the same interval.
 
     Raises:
         ValueError: shapes differ, are empty or not one-dimensional, a value is NaN, or level is out of range.
@@ -106,11 +106,9 @@ def ratio_bootstrap(
     """Percentile bootstrap of mean(a) / mean(b), where ``a[i]`` and ``b[i]`` belong to the same image.
 
     Args:
-        a: one finite value an image, shape (n,), n >= 1.
-        b: the same of what it is divided by.
-        resamples: as in `paired_bootstrap`.
-        level: as there.
-        seed: as there.
+        a: a finite value for each image, shape (n,), n >= 1.
+        b: finite values to divide by, shape (n,).
+        resamples, level, seed: as in `paired_bootstrap`.
 
     Raises:
         ValueError: shapes differ, are empty or not one-dimensional, or a value is not finite.
@@ -135,8 +133,8 @@ def paired_drop(
 ) -> Interval:
     """Interval of ``column`` of ``rows`` minus that of ``base``, paired by the column ``image``.
 
-    All NaN where there is no base or no common image. For one common image the ends are NaN: an interval
-    without width would look like certainty.
+    All three values are NaN without a base or a shared image. For a single shared image the ends are NaN, since an
+    interval without width would look certain.
     """
     nothing = Interval(math.nan, math.nan, math.nan)
     if base is None:
@@ -149,7 +147,7 @@ def paired_drop(
 
 
 def pair(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Values of ``column`` on the images that both have, in the order of ``rows``."""
+    """Values of ``column`` on the shared images, in the order of ``rows``."""
     others = dict(zip(base["image"], base[column], strict=True))
     found = [(a, others[n]) for n, a in zip(rows["image"], rows[column], strict=True) if n in others]
     both = np.array(found, dtype=np.float64).reshape(-1, 2)

@@ -19,7 +19,7 @@ LATENCY_NOTE = (
 
 
 def latency_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of texts, a row a network and device."""
+    """A table of texts, with a row for each network and device."""
     full = frame[frame["scheme"] == REFERENCE].set_index(["backbone", "scale", "device"])["latency_ms"]
     keys = pd.MultiIndex.from_frame(frame[["backbone", "scale", "device"]])
     ratios = frame["latency_ms"].to_numpy(float) / full.reindex(keys).to_numpy(float)
@@ -38,7 +38,7 @@ def latency_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_latency(frame: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write ``tables/latency.csv`` (full precision) and ``tables/latency.md``; nothing where none was measured."""
+    """Write ``tables/latency.csv`` (full precision) and ``tables/latency.md``, if any latency was measured."""
     if frame.empty:
         return []
     folder = Path(out_dir) / "tables"

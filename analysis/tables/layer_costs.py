@@ -1,4 +1,4 @@
-"""What a network costs: storage, and MACs and BitOPs by convolution."""
+"""The cost of a network: MACs and BitOPs of each convolution."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from cadyq.quantizers.trace import Trace, trace_forward
 
 
 def layer_table(trace: Trace) -> pd.DataFrame:
-    """One row a use of a convolution: name, point, macs_g, weight_bits, act_bits (mean over samples), bitops_g."""
+    """A row for each use of a layer: layer, point, macs_g, weight_bits, act_bits (mean over samples), bitops_g."""
     macs, uses = trace.macs, trace.uses()
     rows = [(use.name, use.point, use.macs / 1e9, use.weight_bits, float(use.act_bits.float().mean())) for use in uses]
     quantized = {use.name for use in uses}
     rest = [(name, count) for name, count in macs.by_layer.items() if name not in quantized]
-    rest += [(f"({name})", count) for name, count in macs.products.items()]  # of no layer, such as attention
+    rest += [(f"({name})", count) for name, count in macs.products.items()]  # outside layers, such as attention
     rows += [(name, "", count / 1e9, FULL_PRECISION, float(FULL_PRECISION)) for name, count in rest]
     table = pd.DataFrame(rows, columns=["layer", "point", "macs_g", "weight_bits", "act_bits"])
     table["bitops_g"] = table["macs_g"] * table["weight_bits"] * table["act_bits"]
@@ -24,7 +24,7 @@ def layer_table(trace: Trace) -> pd.DataFrame:
 
 
 def print_layers(model: str, output_height: int, output_width: int) -> None:
-    """Print the layer table, the BitOPs by who spends them, and what was not counted."""
+    """Print the table of layers, the BitOPs by their kind, and the operations that are not counted."""
     network = load_model(model)
     height, width = output_height // network.scale, output_width // network.scale
     # the bits of a dynamic scheme depend on content: the table shows them for a flat grey image

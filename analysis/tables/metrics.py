@@ -1,4 +1,4 @@
-"""How the metrics of records are shown: heading, format and direction, from the registry or from a run's manifest."""
+"""Heading, format and direction of the metrics in records, from the registry or from the manifest of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cadyq.metrics.registry import METRICS, all_metrics
 
 @dataclass(frozen=True)
 class Shown:
-    """How one metric is shown; the attributes are those of `cadyq.metrics.registry.Metric`."""
+    """The presentation of a metric. The attributes are those of `cadyq.metrics.registry.Metric`."""
 
     name: str
     heading: str
@@ -29,13 +29,13 @@ class Shown:
 
     @property
     def digits(self) -> int:
-        """After the point, for single images: at least three."""
+        """Digits after the point for single images, at least three."""
         found = re.search(r"\.(\d+)", self.format)
         return max(3, int(found[1])) if found else 3
 
 
 def shown(names: Iterable[str], manifest: Mapping[str, Any]) -> list[Shown]:
-    """How these metrics are shown. Of one that is neither registered nor in the manifest only the name is known."""
+    """The presentation of metrics. A metric that is neither registered nor in the manifest is shown by its name."""
     registered, kept = METRICS.names(), manifest.get("metrics", {})
     found = []
     for name in names:
@@ -47,7 +47,7 @@ def shown(names: Iterable[str], manifest: Mapping[str, Any]) -> list[Shown]:
 
 
 def to_manifest() -> dict[str, dict[str, Any]]:
-    """All registered metrics as a manifest holds them, under "metrics"."""
+    """All registered metrics, for the entry "metrics" of a manifest."""
     return {metric.name: asdict(_of_registry(metric.name)) for metric in all_metrics()}
 
 

@@ -1,4 +1,4 @@
-"""What papers print for the backbones measured here, to be shown beside a run. See ``published/README.md``."""
+"""Values that papers print for the backbones measured here, shown beside a run. See ``published/README.md``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def published(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def published_table(df: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """A table of texts, a row a network of a text, a column "PSNR / SSIM" a dataset; and its footnotes, lettered."""
+    """A table of texts with a row for each network of a paper and "PSNR / SSIM" for each dataset, and its footnotes."""
     rows = published(df)
     known = toml.loads((FOLDER / "footnotes.toml").read_text())
     letters = dict(zip(dict.fromkeys(" ".join(rows["notes"]).split()), ascii_lowercase, strict=False))
@@ -50,7 +50,7 @@ def published_table(df: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def write_published(df: pd.DataFrame, out_dir: Path) -> list[Path]:
-    """Write ``tables/published.csv`` (a row a number) and ``tables/published.md``; nothing where none is known."""
+    """Write ``tables/published.csv`` (a row for each number) and ``tables/published.md``, if any value is known."""
     table, footnotes = published_table(df)
     if table.empty:
         return []

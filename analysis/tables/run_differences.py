@@ -1,4 +1,4 @@
-"""What changed between two runs, with intervals."""
+"""Differences of two runs, with intervals."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SAME, CHANGED, ONLY_A, ONLY_B = "same", "changed", "only in A", "only in B"
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell of either run, in the order of `a`, then of `b`.
+    """A row for each cell of either run, in the order of `a`, then of `b`.
 
     Args:
         a: records of one run.
-        b: records of the other.
+        b: records of the other run.
 
     Returns:
-        ``CELL_COLUMNS``; ``status`` ("same" where every value is that both recorded, "changed", "only in A", "only in
-        B"); ``images`` (that both have), ``psnr_db``, ``psnr_low_db``, ``psnr_high_db`` (b minus a, paired bootstrap
-        over these images), ``fab`` and ``bitops_percent`` (b minus a); ``weights`` and ``photographs``, whether these
-        differ.
+        ``CELL_COLUMNS``; ``status``, which is "same" if all common values are equal, else "changed", "only in A" or
+        "only in B"; ``images``, the number of shared images; ``psnr_db``, ``psnr_low_db`` and ``psnr_high_db`` (b minus
+        a, paired bootstrap over shared images); ``fab`` and ``bitops_percent`` (b minus a); ``weights`` and
+        ``photographs``, whether these differ.
     """
     cells_a, cells_b = (dict(iter(df.groupby(list(CELL_COLUMNS), sort=False))) for df in (a, b))
     keys = [*cells_a, *(key for key in cells_b if key not in cells_a)]
@@ -58,7 +58,7 @@ def _change(a: pd.DataFrame | None, b: pd.DataFrame | None) -> dict[str, Any]:
 
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The cells that are not the same, and how many are."""
+    """A Markdown table of the cells that differ, and the number of cells by status."""
     counts = ", ".join(f"{n} {status}" for status, n in table["status"].value_counts(sort=False).items())
     moved = table[table["status"] != SAME]
     if moved.empty:

@@ -1,7 +1,7 @@
 """Summary tables from records: CSV, Markdown, LaTeX and plain text.
 
-Rows are backbone and scheme, column groups are datasets. One table a mode, and beside it the drop against the
-reference with its interval. ``summary.csv`` holds every cell in long form.
+There is a table for each mode. Rows are backbone and scheme, column groups are datasets. A second table holds the drop
+against the reference with its interval. ``summary.csv`` holds every cell in long form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COSTS += ["fp32_equivalent_g", "macs_g", "overlap_share", "storage_mb", "counted
 AGAINST = ["delta_db", "delta_low_db", "delta_high_db", "saved_percent"]
 OVERALL = "all images"
 MISSING = "\u2013"
-# column: (heading, format, whether more is better); metrics come before these
+# column -> (heading, format, whether higher is better); metrics come first
 _SHOWN: dict[str, tuple[str, str, bool]] = {
     "fab": ("FAB", ".2f", False),
     "bitops_720p_g": ("BitOPs (G, 720p)", ",.1f", False),
@@ -47,12 +47,12 @@ def summary(
     level: float = LEVEL,
     seed: int = SEED,
 ) -> pd.DataFrame:
-    """One row a (scale, dataset, mode, backbone, scheme), modes outermost, names in order of appearance.
+    """A row for each (scale, dataset, mode, backbone, scheme), modes outermost, names in order of appearance.
 
-    Columns: ``GROUP``, ``images`` (count), the means over images of all metrics and of ``COSTS``, then against the row
-    of the same backbone whose scheme is ``reference``: ``delta_db`` (PSNR minus the reference's), ``delta_low_db``
-    and ``delta_high_db`` (paired bootstrap over the images both have) and ``saved_percent`` (BitOPs saved).
-    These four are NaN without a reference row; the ends alone are NaN where only one image is shared.
+    Columns are ``GROUP``, ``images`` (count), and the means over images of all metrics and of ``COSTS``. Four columns
+    compare with the scheme ``reference`` on the same backbone: ``delta_db`` (PSNR minus that of the reference),
+    ``delta_low_db`` and ``delta_high_db`` (paired bootstrap over shared images) and ``saved_percent`` (BitOPs saved).
+    They are NaN without a reference. The ends of the interval are also NaN for a single shared image.
     """
     groups = dict(iter(df.groupby(GROUP, sort=False)))
     means = [*metrics_of(df.columns), *COSTS]
@@ -73,9 +73,9 @@ def summary(
 
 
 def over_all_images(df: pd.DataFrame) -> pd.DataFrame:
-    """Records as if all datasets were one, named `OVERALL`; of networks that were measured on every image.
+    """Records with all datasets as one, named `OVERALL`. Networks that were not measured on every image are left out.
 
-    Records of a single dataset come back as they are.
+    Records of a single dataset are unchanged.
     """
     if df["dataset"].nunique() == 1:
         return df
@@ -86,7 +86,7 @@ def over_all_images(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def metrics_in(table: pd.DataFrame, manifest: Mapping[str, Any]) -> list[Shown]:
-    """The metrics of a summary that tables show, in its order."""
+    """The metrics of a summary that are shown in tables, in its order."""
     others = [*GROUP, "images", *COSTS, *AGAINST]
     return [one for one in shown((n for n in table.columns if n not in others), manifest) if one.in_tables]
 
@@ -128,7 +128,7 @@ def drop_text(row: Mapping[Any, Any]) -> str:
 
 
 def skipped_notes(manifest: Mapping[str, Any], modes: Sequence[str] | None = None) -> list[str]:
-    """One line a (backbone, scheme, scale, mode, reason) that did not run, with its datasets."""
+    """A line for each (backbone, scheme, scale, mode, reason) that did not run, with its datasets."""
     grouped: dict[tuple[str, ...], list[str]] = {}
     for cell in skipped_cells(manifest):
         if modes is None or cell["mode"] in modes:
@@ -138,7 +138,7 @@ def skipped_notes(manifest: Mapping[str, Any], modes: Sequence[str] | None = Non
 
 
 def caption(df: pd.DataFrame, mode: str, manifest: Mapping[str, Any] | None = None) -> str:
-    """What a reader needs beside the table of one mode: protocol, points that count, unit, interval."""
+    """The caption of the table of one mode: protocol, points that count for FAB, units and interval."""
     lower = [one.heading for one in shown(metrics_of(df.columns), manifest or {}) if not one.higher_is_better]
     part = df[(df["mode"] == mode) & (df["macs_g"] > 0)]
     points = part.groupby("backbone", sort=False)["counted_points"].unique()
@@ -158,16 +158,16 @@ def caption(df: pd.DataFrame, mode: str, manifest: Mapping[str, Any] | None = No
 
 
 def write_tables(df: pd.DataFrame, manifest: Mapping[str, Any], out_dir: Path) -> list[Path]:
-    """Write each of `table_files` into ``tables/``; returns the paths."""
+    """Write the `table_files` into ``tables/``; return the paths."""
     folder = Path(out_dir) / "tables"
     return [write_text(folder / name, text) for name, text in table_files(df, manifest).items()]
 
 
 def table_files(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, str]:
-    """``summary.csv`` (long form) and ``summary_<mode>.{csv,md,tex}``: text by name of file.
+    """Name of file -> text, for ``summary.csv`` (long form) and ``summary_<mode>.{csv,md,tex}``.
 
-    The same records and manifest give the same text. The CSV files hold full precision; cells that did not
-    run stand under the Markdown and LaTeX tables.
+    The same records and manifest give the same text. CSV files have full precision. Cells that did not run are listed
+    under the Markdown and LaTeX tables.
     """
     table = summary(df)
     files = {"summary.csv": table.to_csv(index=False, lineterminator="\n")}
@@ -176,7 +176,7 @@ def table_files(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, str]
     for mode in modes:
         quality = metrics_in(table, manifest)
         paper = _paper(df[df["mode"] == mode], table[table["mode"] == mode], quality)
-        notes = skipped_notes(manifest, [mode, *sorted(absent)])  # no table would show an absent mode's cells
+        notes = skipped_notes(manifest, [mode, *sorted(absent)])  # an absent mode has no table of its own
         columns = _columns(quality)
         texts, bold = _texts(paper, columns), _best(paper, columns)
         drops = _drops(table[table["mode"] == mode], paper)
@@ -194,7 +194,7 @@ def _columns(quality: Sequence[Shown]) -> _Columns:
 
 
 def _paper(df: pd.DataFrame, table: pd.DataFrame, quality: Sequence[Shown]) -> pd.DataFrame:
-    """Numbers of one mode: index (scale, backbone, scheme), columns (dataset, name); NaN: not measured."""
+    """The numbers of one mode: index (scale, backbone, scheme), columns (dataset, name), NaN if not measured."""
     keys = ["scale", "backbone", "scheme"]
     order = pd.MultiIndex.from_frame(df[keys].drop_duplicates())
     names = [*(one.name for one in quality), "fab", "bitops_720p_g", *AGAINST]
@@ -202,7 +202,7 @@ def _paper(df: pd.DataFrame, table: pd.DataFrame, quality: Sequence[Shown]) -> p
     for dataset in df["dataset"].unique():
         parts[dataset] = table[table["dataset"] == dataset].set_index(keys)[names].reindex(order)
     means = df.groupby(keys, sort=False)[["fab", "bitops_720p_g", "storage_mb"]].mean().reindex(order)
-    # A mean over fewer images than the other rows have is not comparable, so it is not shown.
+    # A mean over fewer images than in other rows is not comparable, so it is not shown.
     images = df.groupby(["scale"])[["dataset", "image"]].apply(lambda part: len(part.drop_duplicates()))
     complete = df.groupby(keys, sort=False).size().reindex(order) == images.reindex(order, level=0).to_numpy()
     means.loc[~complete, ["fab", "bitops_720p_g"]] = math.nan
@@ -214,7 +214,7 @@ def _paper(df: pd.DataFrame, table: pd.DataFrame, quality: Sequence[Shown]) -> p
 
 
 def _shown(paper: pd.DataFrame, columns: _Columns) -> list[tuple[str, str]]:
-    """Columns of the main table: cost once for all images, quality and FAB by dataset."""
+    """The columns of the main table: quality and FAB by dataset, other costs once for all images."""
     once = ("bitops_720p_g", "storage_mb")
     pairs = zip(paper.columns.get_level_values(0), paper.columns.get_level_values(1), strict=True)
     return [(str(d), str(n)) for d, n in pairs if n in columns and (d == OVERALL or n not in once)]
@@ -229,7 +229,7 @@ def _texts(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
 
 
 def _best(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
-    """True where a number, as printed, is the best among quantized rows of its scale and backbone."""
+    """Whether a number, as printed, is the best among the quantized rows of its scale, backbone and extent."""
     places = _shown(paper, columns)
     network = paper[(OVERALL, "storage_mb")].notna()
     schemes = paper.index.get_level_values("scheme")
@@ -245,13 +245,13 @@ def _best(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
 
 
 def _drops(table: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
-    """Drop against the reference as text, a column a dataset."""
+    """The drop against the reference as text, with a column for each dataset."""
     texts = table.assign(text=[drop_text(row) for row in table.to_dict("records")])
     return _relabel(by_dataset(texts, ["scale", "backbone", "scheme"]).reindex(paper.index))
 
 
 def _relabel(frame: pd.DataFrame) -> pd.DataFrame:
-    """The index as text, without the scale where there is but one, and with what is quantized where that differs."""
+    """The index as text, without the scale if there is only one, and with the extent if there are both."""
     several = frame.index.get_level_values("scale").nunique() > 1
     both = holds_both(frame.index.get_level_values("scheme"))
     labels = [
@@ -281,7 +281,7 @@ def _markdown(shown: pd.DataFrame, bold: pd.DataFrame, drops: pd.DataFrame, text
 
 
 def by_dataset(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The column "text" of long rows, wide: a column a dataset, in order of appearance but `OVERALL` last."""
+    """The column "text" in wide form: a column for each dataset, in order of appearance, with `OVERALL` last."""
     order = pd.MultiIndex.from_frame(lines[list(keys)].drop_duplicates())
     datasets = sorted(lines["dataset"].unique(), key=lambda name: name == OVERALL)
     wide = lines.pivot(index=list(keys), columns="dataset", values="text").reindex(index=order, columns=datasets)
@@ -290,7 +290,7 @@ def by_dataset(lines: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def without_lone_scale(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame without the scale in its index, where there is but one."""
+    """The frame without the scale in its index, if there is only one."""
     return frame if frame.index.get_level_values("scale").nunique() > 1 else frame.droplevel("scale")
 
 
@@ -308,12 +308,12 @@ def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) 
 
 
 def markdown_lines(rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells, the heading and its rule the first two, as a Markdown table."""
+    """Rows of cells as a Markdown table. The first two rows are the heading and its rule."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def _md(text: str) -> str:
-    """Text that Markdown prints as it is."""
+    """Text with the special characters of Markdown escaped."""
     escaped = " ".join(text.split()).replace("\\", "\\\\").replace("<", "&lt;")
     return escaped.replace("|", "\\|").replace("*", "\\*").replace("`", "\\`")
 
@@ -339,7 +339,7 @@ def _tabular(frame: pd.DataFrame, css: Any) -> str:
 
 
 def _group_rules(frame: pd.DataFrame) -> str:
-    """A rule under each dataset's heading; pandas draws none."""
+    """A rule under the heading of each dataset, which pandas does not draw."""
     start, rules = frame.index.nlevels + 1, ""
     for count in frame.columns.get_level_values(0).value_counts(sort=False):
         rules += rf"\cmidrule(lr){{{start}-{start + count - 1}}} "

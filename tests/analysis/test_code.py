@@ -124,7 +124,7 @@ def test_edited_metrics_and_quantizers_are_measured_again_or_kept_by_name(measur
     measured.edit("cadyq/metrics/quality.py", "_PEAK = 255.0", "_PEAK = 254.0")
     statuses, printed = measured.run("--keep-measured")
     assert set(statuses.values()) == {"kept"} and measured.psnr("minmax") == before
-    assert "note: 3 cells are kept that other code measured" in printed
+    assert "note: other code measured 3 kept cells" in printed
     assert set(measured.run()[0].values()) == {"measured"} and measured.psnr("minmax") != before
     measured.edit("cadyq/quantizers/functional.py", ".clamp_(-1, 1).mul_(levels)", ".clamp_(-0.9, 0.9).mul_(levels)")
     assert measured.run()[0]["minmax"] == "measured"

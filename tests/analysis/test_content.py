@@ -38,7 +38,7 @@ def test_tiles_lie_side_by_side() -> None:
     at = of_first.index[-1]
     assert torch.equal(tiles.lr[at], images[0].lr[:, top : top + 32, left : left + 32].float())
     assert torch.equal(tiles.hr[at], images[0].hr[:, 4 * top : 4 * top + 128, 4 * left : 4 * left + 128].float())
-    with pytest.raises(UserError, match=f"{images[0].name}: LR of .* smaller than a tile of 4000"):
+    with pytest.raises(UserError, match=f"{images[0].name}: LR of .* smaller than a patch of 4000"):
         cut_tiles(images, 4000)
 
 

@@ -137,7 +137,7 @@ def test_what_is_not_named_is_said_and_is_no_failure(place: Place, capsys: pytes
     assert place.verify("--sample", "0", "--model", place.model) == 0
     lines = findings(capsys.readouterr().out)
     one(lines, "weights of theirs shrunk:w8a8", "unknown scheme 'shrunk'")
-    one(lines, "code", "code of 1 cells is not at hand; name its file with --plugin")
+    one(lines, "code", "code of 1 cell is not available; name its file with --plugin")
     assert len(lines) == 2
 
 
@@ -168,12 +168,12 @@ def test_everything_that_does_not_hold_is_a_line(place: Place, capsys: pytest.Ca
     assert captured.err == "" and "Traceback" not in captured.out
     one(lines, f"records/{gone.name}", "is missing; run the same command again")
     one(lines, f"records/{changed.name}", "was changed since it was measured")
-    one(lines, f"records/{added.name}", "is of no cell that the manifest lists")
+    one(lines, f"records/{added.name}", "belongs to no cell that the manifest lists")
     one(lines, "tables/summary.csv", "differs from what the records give")
     one(lines, "images of Tiny", f"{image.stem} is missing")
     one(lines, "images of Tiny", str(spoilt))
     one(lines, f"zoo/{row['file']}", "SHA-256 differs")
-    one(lines, "code", "2 cells were measured by other code")  # of the plug-in: its record, and the one added
+    one(lines, "code", "other code measured 2 cells")  # of the plug-in: its record, and the one added
     assert captured.out.splitlines()[-1].endswith(" not checked")
 
 
@@ -208,13 +208,13 @@ def test_kept_cells_of_edited_code_are_said(place: Place, capsys: pytest.Capture
     place.plugin.write_text(PLUGIN.replace("0.9", "0.7"))
     capsys.readouterr()
     assert place.measure("--keep-measured") == 0
-    note = "note: 1 cells are kept that other code measured; leave out --keep-measured to measure them again"
+    note = "note: other code measured 1 kept cell; leave out --keep-measured to measure again"
     assert note in capsys.readouterr().out
     cells = {cell["scheme"]: cell["status"] for cell in records.read_manifest(place.out)["cells"]}
     assert cells == dict.fromkeys(SCHEMES, "cached") | {"shrunk:w8a8": "kept"}
     assert record(place, "shrunk:w8a8").read_bytes() == before
     assert place.verify("--sample", "0", *place.named) == 0
-    one(findings(capsys.readouterr().out), "code", "1 cells were measured by other code")
+    one(findings(capsys.readouterr().out), "code", "other code measured 1 cell")
     assert place.measure() == 0
     assert record(place, "shrunk:w8a8").read_bytes() != before
     capsys.readouterr()
@@ -229,4 +229,4 @@ def test_an_earlier_cell_of_a_model_that_other_code_measured_is_said(
     capsys.readouterr()
     words = ["--datasets", "Tiny", "--data-root", str(place.folder), "--out", str(place.out), "--modes", "image"]
     assert run_all.main([*words, *place.named, "--schemes", "fp32", "--jobs", "1"]) == 0
-    assert "note: 1 cells of earlier commands were measured by other code" in capsys.readouterr().out
+    assert "note: other code measured 1 cell of earlier commands" in capsys.readouterr().out
