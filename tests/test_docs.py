@@ -82,8 +82,6 @@ def test_parts_of_bitops_are_those_of_the_records(numbers: str, measured: pd.Dat
         row = means.loc[(backbone, scheme)]
         stored = [row[RECORDED["quantized"]], row[RECORDED["fp32"]], row[RECORDED["selector"]], row["bitops_g"]]
         assert [number(cell) for cell in shown] == [round(value, 1) for value in stored], (backbone, scheme)
-    cadyq = means.loc[("carn_m", "cadyq")]
-    assert f"{cadyq['bitops_selector_g'] / cadyq['bitops_quantized_g']:.0%}" == "40%"
 
 
 def test_protocols_are_as_far_apart_as_said(numbers: str, measured: pd.DataFrame) -> None:
@@ -108,7 +106,7 @@ def test_tiles_are_as_said(numbers: str, measured: pd.DataFrame) -> None:
 
 def test_single_figures_are_those_of_the_tables(numbers: str) -> None:
     summary = pd.read_csv(PAPER / "tables/summary.csv").set_index(["backbone", "scheme", "dataset"])
-    drop = summary.loc[("carn_m", "cadyq", "B100"), ["delta_db", "delta_low_db", "delta_high_db"]]
+    drop = summary.loc[("edsr", "cadyq", "B100"), ["delta_db", "delta_low_db", "delta_high_db"]]
     assert "`{:.3f} [{:.3f}, {:.3f}]`".format(*drop) in numbers
     storage = summary["storage_mb"].xs("Set5", level="dataset").loc["edsr"]
     for scheme in ("pams:w4a4", "pams:w8a8", "cadyq"):
@@ -119,8 +117,8 @@ def test_single_figures_are_those_of_the_tables(numbers: str) -> None:
     elsewhere = {
         "docs/protocol.md": ["26.00", "26.09"],
         "benchmarks/README.md": ["0.97", "1.59", "2.87"],
-        "results/paper/README.md": ["0.048", "0.036"],
-        "results/paper/tables/comparisons.md": ["7.74"],
+        "results/paper/README.md": ["0.127", "0.097"],
+        "results/paper/tables/comparisons.md": ["EDSRFIX", "6.10"],
         "results/paper/tables/published.md": ["31.85"],
         "results/sensitivity/README.md": ["4.3 at 16", "5.6 at 64"],
         "docs/backbones.md": ["59.5", "36.0", "80.6"],
