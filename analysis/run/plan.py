@@ -19,7 +19,7 @@ from cadyq.models import spandrel
 from cadyq.models.network import BACKBONES
 from cadyq.plugins import Plugin
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.schemes.specs import scheme_of, with_outer_bits_of
+from cadyq.schemes.specs import parse_scheme, scheme_of, with_outer_bits_of
 from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 
@@ -66,11 +66,11 @@ class Plan:
 
 
 def _applies(scheme: str, backbone: str) -> bool:
-    """Whether the backbone has weights to quantize, or the scheme quantizes nothing."""
+    """Whether the backbone has weights to quantize, or the scheme quantizes nothing and needs no trained weights."""
     try:
         plain = scheme_of(scheme)
         nothing = plain.weight_quantizer() is None and plain.outer_bits == FULL_PRECISION
-        return has_weights(backbone) or nothing
+        return has_weights(backbone) or (nothing and not parse_scheme(scheme)[2])
     except UserError:
         raise
     except Exception:  # an error of a plug-in, which `find` reports

@@ -32,3 +32,9 @@ def test_the_zoo_holds_every_backbone_once() -> None:
     plan = make_plan("paper", 4, backbones=["zoo", "edsr"], schemes=["fp32"])
     assert sorted(plan.backbones) == ["carn", "carn_m", "edsr", "idn", "srresnet"]
     assert plan.of_the_zoo == ()
+
+
+def test_interpolation_is_combined_with_fp32_alone() -> None:
+    """A tag names trained weights, which interpolation has not."""
+    made = make_plan("embedded", 4, backbones=["bicubic", "edsr"], schemes=["fp32", "fp32:longer", "pams:w8a8"])
+    assert [source.scheme for source in made.sources() if source.backbone == "bicubic"] == ["fp32"]
