@@ -56,7 +56,9 @@ def block(
 
     Args:
         cells: rows of the table `cells` with one background and bit-width.
-        layers, patches, points: tables of the same run.
+        layers: table `layers` of the same run.
+        patches: table `patches` of the same run.
+        points: table `points` of the same run.
         column: target, a column of `cells`.
         resamples: number of resamples.
     """
@@ -145,7 +147,10 @@ def correlations(
     """A row for each (target, background, bits, feature, layer). The layer is also `POOLED` and `LAYER_MEAN`.
 
     Args:
-        cells, layers, patches, points: tables of a run.
+        cells: table `cells` of a run.
+        layers: table `layers` of the same run.
+        patches: table `patches` of the same run.
+        points: table `points` of the same run.
         resamples: number of resamples. With 0 there are no intervals, and it takes a second instead of half a minute.
     """
     rows: list[dict[str, Any]] = []
@@ -174,7 +179,9 @@ def within_layers(
 
     Args:
         cells: rows of the table `cells` with one background and bit-width.
-        layers, patches, points: tables of the same run.
+        layers: table `layers` of the same run.
+        patches: table `patches` of the same run.
+        points: table `points` of the same run.
         column: target, a column of `cells`.
     """
     here = block(cells, layers, patches, points, column)

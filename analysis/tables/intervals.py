@@ -108,7 +108,9 @@ def ratio_bootstrap(
     Args:
         a: a finite value for each image, shape (n,), n >= 1.
         b: finite values to divide by, shape (n,).
-        resamples, level, seed: as in `paired_bootstrap`.
+        resamples: number of resamples.
+        level: confidence level.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: shapes differ, are empty or not one-dimensional, or a value is not finite.
