@@ -183,20 +183,17 @@ def _reference_lines(axis: Axes, points: pd.DataFrame, beside: pd.DataFrame) -> 
     axis.margins(y=0.12)
     low, high = float(points["psnr_db"].min()), float(points["psnr_db"].max())
     reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together
-    notes, drawn, taken = [], [], []
-    left, right = axis.get_xlim()
-    for row in beside.to_dict("records"):
-        network = row["macs_g"] > 0
-        name = short(str(row["scheme"] if network else row["backbone"]))
-        if row["psnr_db"] < reach:
-            notes.append(f"{name} {row['psnr_db']:.2f} dB, below")
-            continue
-        place = 0.01 + 0.17 * len(drawn)  # names side by side, since lines may lie close together
-        drawn.append(name)
-        taken += _along([left, right], [row["psnr_db"]] * 2)
-        axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle="--" if network else ":", zorder=1)
+    named = beside.assign(name=beside["scheme"].where(beside["macs_g"] > 0, beside["backbone"]).map(short))
+    near = named["psnr_db"] >= reach
+    taken = []
+    for number, row in enumerate(named[near].to_dict("records")):
+        taken += _along(list(axis.get_xlim()), [row["psnr_db"]] * 2)
+        dashes = "--" if row["macs_g"] > 0 else ":"
+        axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=dashes, zorder=1)
         beside_it: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
-        axis.text(place, row["psnr_db"], name, va="bottom", **beside_it)
+        place = 0.01 + 0.17 * number  # names side by side, since lines may lie close together
+        axis.text(place, row["psnr_db"], row["name"], va="bottom", **beside_it)
+    notes = [f"{row['name']} {row['psnr_db']:.2f} dB, below" for row in named[~near].to_dict("records")]
     if notes:
         axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35", ha="right")
     return taken

@@ -83,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="measure each scheme again with head, upsampler and tail at N bits",
     )
     parser.add_argument("--datasets", nargs="+", help="datasets, such as Set5 (default: set by --preset)")
-    parser.add_argument("--modes", nargs="+", help=f"measurement modes: {', '.join(MODES)} (default: set by --preset)")
+    parser.add_argument(
+        "--modes", nargs="+", help=f"measurement modes: {', '.join(MODES)} (default: the preset's, or both)"
+    )
     parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
     parser.add_argument(
         "--out", type=Path, help="folder for records, tables, plots and report (default: results/<preset>)"

@@ -175,14 +175,8 @@ def within_layers(
 ) -> dict[str, Interval]:
     """Feature name -> Spearman's rho with `column` over patches, as the mean over layers, with its interval.
 
-    It equals the rows `LAYER_MEAN` of `correlations`. Those take half a minute, for Kendall's tau.
-
-    Args:
-        cells: rows of the table `cells` with one background and bit-width.
-        layers: table `layers` of the same run.
-        patches: table `patches` of the same run.
-        points: table `points` of the same run.
-        column: target, a column of `cells`.
+    It equals the rows `LAYER_MEAN` of `correlations`. Those take half a minute, for Kendall's tau. The arguments are
+    those of `block`.
     """
     here = block(cells, layers, patches, points, column)
     found = {}
