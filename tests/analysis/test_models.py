@@ -32,15 +32,15 @@ def _words(tiny_root: Path, out: Path, *words: str) -> list[str]:
 def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, tmp_path: Path) -> None:
     own = cadyq.load_model("zoo:idn_x4_fp32")
     cadyq.save_model(own, tmp_path / "my_network.safetensors")
-    quantized = cadyq.quantize(own, "minmax:w6a6", [pair.lr for pair in photographs(4)], patches=4)
-    cadyq.save(quantized, tmp_path / "mine_6bit.safetensors")
+    quantized = cadyq.quantize(own, "minmax:w4a4", [pair.lr for pair in photographs(4)], patches=4)
+    cadyq.save(quantized, tmp_path / "mine_4bit.safetensors")
     out = tmp_path / "run"
-    named = ["--model", str(tmp_path / "my_network.safetensors"), "--model", str(tmp_path / "mine_6bit.safetensors")]
+    named = ["--model", str(tmp_path / "my_network.safetensors"), "--model", str(tmp_path / "mine_4bit.safetensors")]
     words = _words(tiny_root, out, *named, "--schemes", "fp32", "minmax:w8a8", "pams:w8a8")
     assert run_all.main(words) == 0
     df = records.load(out).groupby(["backbone", "scheme"])["psnr_db"].mean()
-    assert set(df.index) == {("my_network", "fp32"), ("my_network", "minmax:w8a8"), ("mine_6bit", "minmax:w6a6")}
-    assert df["my_network", "fp32"] > df["mine_6bit", "minmax:w6a6"] > df["my_network", "fp32"] - 1
+    assert set(df.index) == {("my_network", "fp32"), ("my_network", "minmax:w8a8"), ("mine_4bit", "minmax:w4a4")}
+    assert df["my_network", "fp32"] > df["mine_4bit", "minmax:w4a4"] > df["my_network", "fp32"] - 1
     skipped = records.skipped_cells(records.read_manifest(out))
     assert [cell["scheme"] for cell in skipped] == ["pams:w8a8"] and "python -m cadyq.train" in skipped[0]["reason"]
     assert str(tmp_path) not in (out / "manifest.json").read_text().replace(skipped[0]["reason"], "")
