@@ -591,7 +591,7 @@ def training_over_its_own_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
 
 @case("model.safetensors", "is an input")
 def deriving_over_its_own_parent(tmp: Path) -> tuple[Callable[..., int], Words]:
-    shutil.copy(ZOO / "carn_m_x4_cadyq.safetensors", tmp / "model.safetensors")
+    shutil.copy(ZOO / "idn_x4_cadyq.safetensors", tmp / "model.safetensors")
     words = ["static", "--parent", str(tmp / "model.safetensors"), "--data-root", str(tmp), "--out", str(tmp)]
     return cadyq.derive.main, words
 
