@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from cadyq.checkpoints.folders import use_zoo
+from cadyq.checkpoints.folders import use_zoo, zoo_path
 from cadyq.commands import derive, train
 from cadyq.commands import zoo as ship
 
@@ -130,7 +130,8 @@ class Matrix:
         _require(ship.main(["run", str(run), "--tag", tag, "--zoo", str(self.zoo)]))
 
     def _in_zoo(self, name: str) -> bool:
-        return (self.zoo / f"{self.args.backbone}_x4_{name}.safetensors").exists()
+        """Whether any zoo holds it, such as that of the package, which holds the networks of the default run."""
+        return zoo_path(f"{self.args.backbone}_x4_{name}.safetensors").exists()
 
 
 def _name(scheme: str, tag: str) -> str:
