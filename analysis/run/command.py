@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +16,15 @@ from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
-from analysis.run.code import function_sha256
+from analysis.run.cells import find_jobs, kept_notes, with_outcomes
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
 from analysis.run.latency import measure_latencies
-from analysis.run.networks import code_of
+from analysis.run.manifest import earlier_cells, manifest, with_earlier
 from analysis.run.plan import Plan, make_plan, presets
-from analysis.run.provenance import provenance
 from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
-from analysis.tables import metrics
-from analysis.tables.roles import to_manifest
-from analysis.tables.summary import REFERENCE, summary, to_text
+from analysis.tables.summary import summary, to_text
 from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_THREADS,
@@ -46,11 +38,8 @@ from cadyq.commands.cli import (
     program,
 )
 from cadyq.data import datasets
-from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
-from cadyq.metrics.measure import MEASUREMENT_VERSION, MODES
-from cadyq.metrics.quality import smallest_side
-from cadyq.metrics.registry import all_metrics
+from cadyq.metrics.measure import MODES
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
@@ -112,193 +101,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def find_jobs(
-    plan: Plan,
-    sources: Sequence[Source],
-    out: Path,
-    data_root: Path | None,
-    named: bool,
-    keep: bool = False,
-) -> tuple[list[Job], list[dict[str, Any]]]:
-    """The jobs for cells that have to be measured, and the status of every cell.
-
-    Every image is read once, so that a bad one ends the run before anything is measured.
-
-    Args:
-        plan: plan of the run.
-        sources: its networks.
-        out: run folder.
-        data_root: folder that holds `benchmark/`.
-        named: whether the user named the datasets, so that each of them must exist.
-        keep: keep measured cells if only their code has changed.
-
-    Returns:
-        The jobs, and for each cell its fields, "status", "reason" and, if it is not to be measured, "record_sha256".
-
-    Raises:
-        UserError: a dataset is missing (see `load_datasets`), or an image is bad (see `hash_images`).
-    """
-    jobs: list[Job] = []
-    statuses: list[dict[str, Any]] = []
-    weights = {source: source.sha256() for source in sources if not source.reason}
-    shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
-    loaded, missing = load_datasets(plan, data_root, named)
-    hashes = record_hashes(records.read_manifest(out))
-    functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
-    for name in plan.datasets:
-        images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
-        for source in sources:
-            cells = plan.cells(source, name)
-            reason = source.reason or missing.get(name, "")
-            if reason:
-                status = "failed" if source.broken else "skipped"
-                statuses += [asdict(cell) | {"status": status, "reason": reason} for cell in cells]
-                continue
-            inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
-            key = records.Key(inputs, source.code, functions)
-            entries = [entry_of(cell, key, out, hashes, keep) for cell in cells]
-            statuses += entries
-            todo = tuple(cell for cell, entry in zip(cells, entries, strict=True) if entry["status"] == "measured")
-            if todo:
-                reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
-                jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
-    return jobs, statuses
-
-
-def entry_of(cell: records.Cell, key: records.Key, out: Path, hashes: Mapping[str, str], keep: bool) -> dict[str, Any]:
-    """The entry of a cell in the manifest: its fields, its status and, if it is not to be measured, its record's hash.
-
-    Args:
-        cell: the cell.
-        key: what its numbers depend on now.
-        out: run folder.
-        hashes: `record_hashes` of the manifest.
-        keep: keep a measured cell if only its code has changed.
-    """
-    stored = records.read_key(out, cell) if unchanged(out, cell, hashes) else None
-    entry = asdict(cell) | {"status": status_of(stored, key, keep), "reason": ""}
-    if entry["status"] != "measured":
-        entry["record_sha256"] = hashes.get(cell.key) or sha256_file(records.record_path(out, cell))
-    return entry
-
-
-def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
-    """The status of a cell: to be "measured", "cached", or "kept" although its code has changed."""
-    if stored is None or stored.inputs != key.inputs or key.metrics.keys() - stored.metrics.keys():
-        return "measured"
-    if stored.code == key.code and all(stored.metrics[name] == sha256 for name, sha256 in key.metrics.items()):
-        return "cached"
-    return "kept" if keep else "measured"
-
-
-def record_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Key of each cell -> SHA-256 of its record file, as listed in a manifest."""
-    cells = manifest.get("cells", [])
-    return {records.cell_of(cell).key: cell["record_sha256"] for cell in cells if cell.get("record_sha256")}
-
-
-def unchanged(out: Path, cell: records.Cell, hashes: Mapping[str, str]) -> bool:
-    """Whether a record is the file that the measurement wrote; True if that is not known. Warns if it is not."""
-    path = records.record_path(out, cell)
-    if not path.is_file() or hashes.get(cell.key, "") in ("", sha256_file(path)):
-        return True
-    print(f"warning: {path} was changed since it was measured; it is measured again", file=sys.stderr)
-    return False
-
-
-def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome], out: Path) -> list[dict[str, Any]]:
-    """The entries of the manifest after measuring, with the reasons of failed cells and the hashes of new records.
-
-    Args:
-        statuses: entries from `find_jobs`.
-        failed: outcomes with a reason.
-        out: run folder.
-    """
-    reasons = {cell.key: outcome.reason for outcome in failed for cell in outcome.job.cells}
-    found = []
-    for entry in statuses:
-        key = records.cell_of(entry).key
-        if key in reasons:
-            found.append(entry | {"status": "failed", "reason": reasons[key]})
-        elif entry["status"] == "measured":
-            path = records.record_path(out, records.cell_of(entry))
-            found.append(entry | {"record_sha256": sha256_file(path)})
-        else:
-            found.append(entry)
-    return found
-
-
-def kept_notes(
-    out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], named: Sequence[str]
-) -> list[str]:
-    """Notes on cells that other code measured: a line for this command, and a line for earlier ones.
-
-    This command has such cells with `--keep-measured` only. Otherwise it measures them again.
-
-    Args:
-        out: run folder.
-        cells: entries of all commands.
-        now: entries of this command.
-        named: networks of --model.
-    """
-    kept = sum(cell["status"] == "kept" for cell in now)
-    names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
-    older = 0
-    for entry in cells:
-        cell = records.cell_of(entry)
-        if entry["status"] in records.NOT_RUN or astuple(cell) in names:
-            continue
-        stored = records.read_key(out, cell)
-        with suppress(UserError):  # its plug-in is not loaded, or its network is not named
-            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
-    notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
-    notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
-    return [note for note, count in zip(notes, (kept, older), strict=True) if count]
-
-
-def hash_images(dataset: Dataset) -> tuple[list[str], int]:
-    """The hash of every image of a dataset, and the total number of HR pixels.
-
-    Raises:
-        UserError: an image cannot be read, is too small for the metrics, or has the name of another one.
-    """
-    twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
-    if twice:
-        raise UserError(f"dataset '{dataset.name}': two images have the name {twice[0]!r}; rename one")
-    need, hashes, pixels = smallest_side(dataset.scale), [], 0
-    for pair in dataset:
-        height, width = pair.hr.shape[-2:]
-        if min(height, width) < need:
-            size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
-            raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
-        hashes.append(pair.sha256)
-        pixels += height * width
-    return hashes, pixels
-
-
-def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """The datasets of the plan that are available, and the reason for each that is missing.
-
-    Args:
-        plan: plan of the run.
-        data_root: folder that holds `benchmark/`.
-        named: whether the user named the datasets.
-
-    Raises:
-        UserError: all datasets are missing, or one that the user named.
-    """
-    loaded: dict[str, Dataset] = {}
-    missing: dict[str, str] = {}
-    for name in plan.datasets:
-        try:
-            loaded[name] = datasets.load(name, plan.scale, data_root)
-        except UserError as error:
-            if named or len(plan.datasets) == len(missing) + 1:
-                raise
-            missing[name] = str(error)
-    return loaded, missing
-
-
 class MeasurementProgress:
     """A progress bar with the time left; plain lines if the output is not a terminal."""
 
@@ -343,86 +145,6 @@ def measure(jobs: Sequence[Job], work: Work, processes: int | None, scheduler: s
 def _one_by_one(jobs: Sequence[Job], work: Work, progress: MeasurementProgress) -> Iterator[Outcome]:
     for job in jobs:
         yield attempt(job, work.out, torch.device(work.device), progress.add_images)
-
-
-def manifest(
-    plan: Plan,
-    preset: Plan,
-    sources: Sequence[Source],
-    statuses: list[dict[str, Any]],
-    out: Path,
-    device: torch.device,
-    argv: Sequence[str],
-) -> dict[str, Any]:
-    """The manifest of a run: all that is needed to repeat it. Only the last part of each path is kept.
-
-    Args:
-        plan: plan of the run.
-        preset: plan of the preset without options, for the order of cells.
-        sources: networks of the plan.
-        statuses: entries of the cells.
-        out: run folder, which may hold the manifest of an earlier command.
-        device: device of the run.
-        argv: arguments of the command.
-    """
-    before = records.read_manifest(out)
-    shown = [Path(word).name if "/" in word else word for word in argv]
-    kept = {name: before[name] for name in ("latency_sha256",) if name in before}
-    return (
-        provenance("analysis.run_all", shown, device, ["fvcore"])
-        | kept
-        | {
-            "measurement_version": MEASUREMENT_VERSION,
-            "plan": written(plan),
-            "metrics": before.get("metrics", {}) | metrics.to_manifest(),
-            "schemes": before.get("schemes", {}) | to_manifest(plan.schemes),
-            "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in sources if not s.reason},
-            "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
-            "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in sources if not s.reason},
-            "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
-            "earlier_commands": earlier_commands(before),
-        }
-    )
-
-
-def written(plan: Plan) -> dict[str, Any]:
-    """The plan in the manifest, with only the last part of each path."""
-    models = [Path(model).name if "/" in model else model for model in plan.models]
-    folder = plan.calibration.name if plan.calibration else ""
-    return asdict(plan) | {"models": models, "calibration": folder}
-
-
-def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
-    """The cells of this command and of earlier ones, in the order of the preset; as they are without earlier ones."""
-    if not earlier:
-        return cells
-    names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
-    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in names.items()}
-
-    def place(cell: dict[str, Any]) -> list[int]:
-        return [rank.get(cell[column], len(rank)) for column, rank in ranks.items()]
-
-    return sorted(cells + earlier, key=place)
-
-
-def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measured cells of earlier commands on the same folder, which stay in its tables."""
-    now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
-    return [
-        cell | {"status": "cached"}
-        for cell in before.get("cells", [])
-        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
-    ]
-
-
-def earlier_commands(before: Mapping[str, Any]) -> list[str]:
-    """A line for each earlier command on the same folder that measured a cell, oldest first."""
-    lines: list[str] = before.get("earlier_commands", [])
-    if all(cell["status"] != "measured" for cell in before.get("cells", [])):
-        return lines
-    created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
-    changed = " with changes" if before.get("git_changes") else ""
-    return [*lines, f"{created}, commit {commit[:12]}{changed}: {command}"]
 
 
 def run(args: argparse.Namespace, argv: Sequence[str]) -> int:

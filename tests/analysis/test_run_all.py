@@ -249,7 +249,7 @@ def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
 
 
 def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
-    from analysis.run.command import with_earlier
+    from analysis.run.manifest import with_earlier
     from analysis.run.plan import Plan
 
     preset = Plan(("bicubic", "edsr"), ("fp32", "cadyq"), ("Set5", "B100"), 4, ("patch",))
@@ -260,7 +260,7 @@ def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
 
 
 def test_commands_that_measured_something_stay_in_the_manifest() -> None:
-    from analysis.run.command import earlier_commands
+    from analysis.run.manifest import earlier_commands
 
     first = {"created": "T1", "git_commit": "0123456789abcdef", "command": "one", "cells": [{"status": "measured"}]}
     assert earlier_commands({}) == []

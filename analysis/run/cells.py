@@ -1,0 +1,216 @@
+"""Cells of a run: which have to be measured, which are stored already, and what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, astuple
+from pathlib import Path
+from typing import Any
+
+from analysis.records import store as records
+from analysis.run.code import function_sha256
+from analysis.run.jobs import Job, Outcome
+from analysis.run.networks import code_of
+from analysis.run.plan import Plan
+from analysis.run.source import Source
+from analysis.tables.summary import REFERENCE
+from analysis.wording import counted
+from cadyq.data import datasets
+from cadyq.data.datasets import Dataset
+from cadyq.data.images import sha256_file
+from cadyq.metrics.measure import MEASUREMENT_VERSION
+from cadyq.metrics.quality import smallest_side
+from cadyq.metrics.registry import all_metrics
+from cadyq.utils.errors import UserError
+
+
+def find_jobs(
+    plan: Plan,
+    sources: Sequence[Source],
+    out: Path,
+    data_root: Path | None,
+    named: bool,
+    keep: bool = False,
+) -> tuple[list[Job], list[dict[str, Any]]]:
+    """The jobs for cells that have to be measured, and the status of every cell.
+
+    Every image is read once, so that a bad one ends the run before anything is measured.
+
+    Args:
+        plan: plan of the run.
+        sources: its networks.
+        out: run folder.
+        data_root: folder that holds `benchmark/`.
+        named: whether the user named the datasets, so that each of them must exist.
+        keep: keep measured cells if only their code has changed.
+
+    Returns:
+        The jobs, and for each cell its fields, "status", "reason" and, if it is not to be measured, "record_sha256".
+
+    Raises:
+        UserError: a dataset is missing (see `load_datasets`), or an image is bad (see `hash_images`).
+    """
+    jobs: list[Job] = []
+    statuses: list[dict[str, Any]] = []
+    weights = {source: source.sha256() for source in sources if not source.reason}
+    shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
+    loaded, missing = load_datasets(plan, data_root, named)
+    hashes = record_hashes(records.read_manifest(out))
+    functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
+    for name in plan.datasets:
+        images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
+        for source in sources:
+            cells = plan.cells(source, name)
+            reason = source.reason or missing.get(name, "")
+            if reason:
+                status = "failed" if source.broken else "skipped"
+                statuses += [asdict(cell) | {"status": status, "reason": reason} for cell in cells]
+                continue
+            inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
+            key = records.Key(inputs, source.code, functions)
+            entries = [entry_of(cell, key, out, hashes, keep) for cell in cells]
+            statuses += entries
+            todo = tuple(cell for cell, entry in zip(cells, entries, strict=True) if entry["status"] == "measured")
+            if todo:
+                reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
+                jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
+    return jobs, statuses
+
+
+def entry_of(cell: records.Cell, key: records.Key, out: Path, hashes: Mapping[str, str], keep: bool) -> dict[str, Any]:
+    """The entry of a cell in the manifest: its fields, its status and, if it is not to be measured, its record's hash.
+
+    Args:
+        cell: the cell.
+        key: what its numbers depend on now.
+        out: run folder.
+        hashes: `record_hashes` of the manifest.
+        keep: keep a measured cell if only its code has changed.
+    """
+    stored = records.read_key(out, cell) if unchanged(out, cell, hashes) else None
+    entry = asdict(cell) | {"status": status_of(stored, key, keep), "reason": ""}
+    if entry["status"] != "measured":
+        entry["record_sha256"] = hashes.get(cell.key) or sha256_file(records.record_path(out, cell))
+    return entry
+
+
+def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
+    """The status of a cell: to be "measured", "cached", or "kept" although its code has changed."""
+    if stored is None or stored.inputs != key.inputs or key.metrics.keys() - stored.metrics.keys():
+        return "measured"
+    if stored.code == key.code and all(stored.metrics[name] == sha256 for name, sha256 in key.metrics.items()):
+        return "cached"
+    return "kept" if keep else "measured"
+
+
+def record_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Key of each cell -> SHA-256 of its record file, as listed in a manifest."""
+    cells = manifest.get("cells", [])
+    return {records.cell_of(cell).key: cell["record_sha256"] for cell in cells if cell.get("record_sha256")}
+
+
+def unchanged(out: Path, cell: records.Cell, hashes: Mapping[str, str]) -> bool:
+    """Whether a record is the file that the measurement wrote; True if that is not known. Warns if it is not."""
+    path = records.record_path(out, cell)
+    if not path.is_file() or hashes.get(cell.key, "") in ("", sha256_file(path)):
+        return True
+    print(f"warning: {path} was changed since it was measured; it is measured again", file=sys.stderr)
+    return False
+
+
+def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome], out: Path) -> list[dict[str, Any]]:
+    """The entries of the manifest after measuring, with the reasons of failed cells and the hashes of new records.
+
+    Args:
+        statuses: entries from `find_jobs`.
+        failed: outcomes with a reason.
+        out: run folder.
+    """
+    reasons = {cell.key: outcome.reason for outcome in failed for cell in outcome.job.cells}
+    found = []
+    for entry in statuses:
+        key = records.cell_of(entry).key
+        if key in reasons:
+            found.append(entry | {"status": "failed", "reason": reasons[key]})
+        elif entry["status"] == "measured":
+            path = records.record_path(out, records.cell_of(entry))
+            found.append(entry | {"record_sha256": sha256_file(path)})
+        else:
+            found.append(entry)
+    return found
+
+
+def hash_images(dataset: Dataset) -> tuple[list[str], int]:
+    """The hash of every image of a dataset, and the total number of HR pixels.
+
+    Raises:
+        UserError: an image cannot be read, is too small for the metrics, or has the name of another one.
+    """
+    twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
+    if twice:
+        raise UserError(f"dataset '{dataset.name}': two images have the name {twice[0]!r}; rename one")
+    need, hashes, pixels = smallest_side(dataset.scale), [], 0
+    for pair in dataset:
+        height, width = pair.hr.shape[-2:]
+        if min(height, width) < need:
+            size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
+            raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
+        hashes.append(pair.sha256)
+        pixels += height * width
+    return hashes, pixels
+
+
+def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict[str, Dataset], dict[str, str]]:
+    """The datasets of the plan that are available, and the reason for each that is missing.
+
+    Args:
+        plan: plan of the run.
+        data_root: folder that holds `benchmark/`.
+        named: whether the user named the datasets.
+
+    Raises:
+        UserError: all datasets are missing, or one that the user named.
+    """
+    loaded: dict[str, Dataset] = {}
+    missing: dict[str, str] = {}
+    for name in plan.datasets:
+        try:
+            loaded[name] = datasets.load(name, plan.scale, data_root)
+        except UserError as error:
+            if named or len(plan.datasets) == len(missing) + 1:
+                raise
+            missing[name] = str(error)
+    return loaded, missing
+
+
+def kept_notes(
+    out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], named: Sequence[str]
+) -> list[str]:
+    """Notes on cells that other code measured: a line for this command, and a line for earlier ones.
+
+    This command has such cells with `--keep-measured` only. Otherwise it measures them again.
+
+    Args:
+        out: run folder.
+        cells: entries of all commands.
+        now: entries of this command.
+        named: networks of --model.
+    """
+    kept = sum(cell["status"] == "kept" for cell in now)
+    names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
+    older = 0
+    for entry in cells:
+        cell = records.cell_of(entry)
+        if entry["status"] in records.NOT_RUN or astuple(cell) in names:
+            continue
+        stored = records.read_key(out, cell)
+        with suppress(UserError):  # its plug-in is not loaded, or its network is not named
+            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
+    notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
+    notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
+    return [note for note, count in zip(notes, (kept, older), strict=True) if count]
