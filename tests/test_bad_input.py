@@ -528,6 +528,20 @@ def unknown_option_of_a_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
     return cadyq.derive.main, words
 
 
+@case("file", "cannot be written")
+def out_of_a_training_is_a_file(tmp: Path) -> tuple[Callable[..., int], Words]:
+    main, words = train(tmp, "--recipe", "fp32", "--steps", "1", "--set", "lr_patch=8", "--scale", "2")
+    (tmp / "file").write_text("")
+    return main, [*words, "--out", str(tmp / "file")]
+
+
+@case("file", "cannot be written")
+def out_of_a_derived_network_is_a_file(tmp: Path) -> tuple[Callable[..., int], Words]:
+    main, words = derived_from_another_scheme(tmp)
+    (tmp / "file").write_text("")
+    return main, [*words, "--parent", "zoo:carn_m_x4_cadyq", "--out", str(tmp / "file")]
+
+
 @case("--zoo", "a.png", "choose another folder")
 def a_zoo_that_is_a_file(tmp: Path) -> tuple[Callable[..., int], Words]:
     zoo = photograph(tmp / "a.png")

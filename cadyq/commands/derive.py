@@ -19,6 +19,7 @@ from cadyq.commands.cli import (
     add_network_options,
     add_threads_option,
     check_spares,
+    check_writable,
     check_zoo,
     exit_status,
     open_networks,
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> Path:
     if args.threads:
         torch.set_num_threads(args.threads)
     open_networks(args)
+    check_writable(args.out)
     check_zoo(args.zoo)
     check_spares(args.out, ["model.safetensors", "training.json"], [args.parent])
     name, options, _ = parse_scheme(args.scheme)

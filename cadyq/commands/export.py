@@ -6,10 +6,13 @@ A dynamic scheme (CADyQ) is exported with the bits that it chooses most often on
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from cadyq.checkpoints.io import load_model
 from cadyq.commands.cli import Parser, add_network_options, exit_status, open_networks, program
@@ -71,9 +74,17 @@ def run(args: argparse.Namespace) -> None:
     integers = f"{made.layers} layers with integer weights, {made.points} quantized feature maps"
     print(f"{made.path}: {integers}, {made.bytes / 1e6:.2f} MB")
     pair = photographs[0]
-    found = agreement(RUNTIMES[args.runtime](args.out, 0), network, pair.lr, pair.hr)
+    height, width = args.size or pair.lr.shape[-2:]
+    lr, hr = filling(pair.lr, height, width), filling(pair.hr, height * network.scale, width * network.scale)
+    found = agreement(RUNTIMES[args.runtime](args.out, 0), network, lr, hr)
     close = f"{found.within_one:.2%} of values within one grey level, PSNR {found.psnr_db:+.4f} dB"
     print(f"{args.runtime} against the simulation, {pair.name}: {close}")
+
+
+def filling(image: Tensor, height: int, width: int) -> Tensor:
+    """An image (3, H, W) repeated or cropped to (3, `height`, `width`)."""
+    repeats = (1, math.ceil(height / image.shape[1]), math.ceil(width / image.shape[2]))
+    return image.repeat(repeats)[:, :height, :width]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

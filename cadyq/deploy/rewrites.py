@@ -329,5 +329,5 @@ REWRITES: dict[str, tuple[Callable[[Any], None], ...]] = {
         sum_integers,
         drop_idle_clips,
     ),
-    "openvino": (drop_idle_clips, clip_before_rounding),
+    "openvino": (own_weights, drop_idle_clips, clip_before_rounding),  # so that onnxruntime reads the file too
 }

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import cadyq
 from cadyq.commands import export
 from cadyq.data.datasets import photographs
+from cadyq.deploy import runtime
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.grid import grid_of, weight_codes
 from cadyq.deploy.onnx_export import Exportable, export_onnx, on_grid
@@ -230,8 +231,13 @@ def test_openvino_gives_what_onnxruntime_gives(backbone: str, spec: str, outer_b
 
 
 @torch.no_grad()
-def test_a_file_for_openvino_limits_values_in_front_of_the_rounding(tmp_path: Path) -> None:
-    """No code is limited after it, and onnxruntime finds the same function in it."""
+def test_a_file_for_openvino_limits_values_in_front_of_the_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No code is limited after it, and onnxruntime finds the same function in it, with exact kernels too.
+
+    These are taken on a CPU without VNNI. They need a weight of its own for each use.
+    """
     torch.manual_seed(0)
     parent = cadyq.create_model("edsr", **SMALL["edsr"])
     network = calibrated_on(parent, "pams:w4a4", _random_patches(4, 16, 16), {}).eval()
@@ -242,6 +248,7 @@ def test_a_file_for_openvino_limits_values_in_front_of_the_rounding(tmp_path: Pa
     assert limits and all(made_by[node.input[0]].op_type != "QuantizeLinear" for node in limits)
     lr = _random_patches(2, 19, 14)
     other = open_session(export_onnx(network, tmp_path / "n.onnx").path, threads=1)
+    monkeypatch.setattr(runtime, "has_vnni", lambda: False)
     apart = (run(open_session(made.path, threads=1), lr) - run(other, lr)).abs()
     assert (apart <= 1).double().mean() >= 0.98
 
@@ -279,6 +286,13 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export.main(["--model", "zoo:carn_m_x4_cadyq", "--out", str(out), "--photographs", str(folder)]) == 0
     text = capsys.readouterr().out
     assert out.exists() and "bits frozen by 1 photographs" in text and "27 quantized feature maps" in text
+
+
+@pytest.mark.parametrize("size", ["16x24", "20x150"])  # smaller and wider than the photograph that it is checked on
+def test_command_with_a_fixed_size(size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "m.onnx"
+    assert export.main(["--model", "zoo:carn_m_x4_pams_w8a8", "--out", str(out), "--size", size]) == 0
+    assert "of values within one grey level" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
