@@ -41,7 +41,8 @@ notebooks: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# compat: the clone's path, so that Python finds the package from the folder beside the clone too
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --config-settings editable_mode=compat --editable '.[dev]'
 	# without their dependencies, which would replace the installed torch
 	$(VENV)/bin/pip install --quiet --no-deps torchvision==0.28.0 spandrel==0.4.2 einops==0.8.2
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt pooch

@@ -13,6 +13,7 @@ from cadyq.data.datasets import Dataset, load
 from cadyq.inference.threads import one_thread
 from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
+from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 
 if TYPE_CHECKING:
@@ -40,10 +41,16 @@ def evaluate(
         One row per image and mode; columns as in `analysis.records.load`.
 
     Raises:
-        UserError: pandas is not installed, the dataset is missing, or an image is unreadable.
+        UserError: pandas is not installed, the network is not one of this project, the dataset is missing, or an image
+            is unreadable.
     """
     with needs("analysis", "cadyq.evaluate"):
         import pandas as pd
+    if not isinstance(network, SRNetwork):
+        kind = type(network).__name__
+        raise UserError(
+            f"cadyq.evaluate: {kind} has no points; call cadyq.quantize(network, 'fp32', calibration) first"
+        )
     root = None if data_root is None else Path(data_root)
     images = load(dataset, network.scale, root) if isinstance(dataset, str) else dataset
     device = next(network.parameters(), torch.zeros(())).device

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import cadyq
+from analysis.tables.summary import summary, to_text
 from cadyq.data.datasets import Dataset, photographs
 
 
@@ -35,7 +36,7 @@ class Network(nn.Module):
 
 
 def table(schemes: list[str], images: Dataset) -> pd.DataFrame:
-    """Means over the images: a row a scheme."""
+    """A summary: a row a scheme, with its drop against FP32."""
     torch.manual_seed(0)
     network, calibration = Network().eval(), [pair.lr for pair in images]
     rows = []
@@ -43,8 +44,8 @@ def table(schemes: list[str], images: Dataset) -> pd.DataFrame:
         quantized = cadyq.quantize(network, scheme, calibration, pixel_range=1, exclude=[])
         rows.append(cadyq.evaluate(quantized, images, modes=["image"]))
         cadyq.save(quantized, f"network_{scheme.replace(':', '_')}.safetensors")
-    return pd.concat(rows).groupby("scheme", sort=False)[["psnr_db", "ssim", "fab", "bitops_g"]].mean()
+    return summary(pd.concat(rows))
 
 
 if __name__ == "__main__":
-    print(table(["fp32", "minmax:w8a8", "minmax:w8a4"], photographs(4)).round(3))
+    print(to_text(table(["fp32", "minmax:w8a8", "minmax:w8a4"], photographs(4))))

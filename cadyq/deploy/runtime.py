@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ class OpenVINOSession:
     """An exported network that OpenVINO runs on the CPU, in single precision where it is not quantized.
 
     It is compiled for each shape of LR anew, and the last one is kept. It has onnxruntime's `run`, so that `run` and
-    `agreement` take either.
+    `agreement` take either. On a CPU without VNNI its INT8 kernels are not exact: a warning says so.
 
     Args:
         path: of the .onnx file.
@@ -71,6 +72,12 @@ class OpenVINOSession:
     def __init__(self, path: Path, threads: int = 0) -> None:
         with needs("openvino", "running a network by OpenVINO"):
             import openvino
+        if not has_vnni():
+            warnings.warn(
+                "OpenVINO's INT8 kernels are not exact on this CPU, which has no VNNI: SR may be wrong by several grey "
+                "levels; use onnxruntime",
+                stacklevel=2,
+            )
         self.settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             self.settings["INFERENCE_NUM_THREADS"] = threads
