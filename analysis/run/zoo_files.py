@@ -14,9 +14,8 @@ from cadyq.utils.errors import UserError
 
 
 def of_zoos(sources: Iterable[Source]) -> list[Path]:
-    """The files of sources in a zoo: all files of a backbone, and those of a `--model` that are in a zoo."""
-    files = [(source, file) for source in sources for file in source.files]
-    return [file for source, file in files if not source.model or zoo_path(file.name) == file]
+    """The files of sources that are in a zoo. Published networks are not: their hashes are checked as they are read."""
+    return [file for source in sources for file in source.files if zoo_path(file.name) == file]
 
 
 def wrong_files(files: Iterable[Path]) -> Iterator[tuple[Path, str]]:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from analysis.run import command as run_all
+from analysis.run import networks
 from analysis.run.verification import OK, UNKNOWN, WRONG, Finding, main, verify
+from analysis.run.zoo_files import of_zoos
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,12 @@ def run_dir(measured: Path, tmp_path: Path) -> Path:
 
 def _problems(run_dir: Path, sample: int = 6) -> list[Finding]:
     return [f for f in verify(run_dir, None, sample, seed=0, device=torch.device("cpu")) if f.status != OK]
+
+
+def test_published_networks_are_in_no_zoo(published_folder: Path) -> None:
+    """They have no manifest beside them; a run warned that they cannot be checked."""
+    found = of_zoos([networks.find("imdn", scheme, 4) for scheme in ("fp32", "minmax:w8a8")])
+    assert [file.name for file in found] == ["imdn_x4_calibration.safetensors"]
 
 
 def _rewrite(run_dir: Path, column: str, change: float | str) -> None:
