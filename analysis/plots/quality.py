@@ -21,6 +21,9 @@ from analysis.tables.families import CONTROL, DYNAMIC, FIXED, FULL, Member, exte
 
 COSTS = {"bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output)"), "fab": ("fab", "FAB (bits)")}
 _WIDE_RANGE = 4  # highest over lowest cost from which an axis is logarithmic
+_FAR = 3  # a mark is left out this many times as far below the median as the highest mark is above it
+_MANY = 10  # marks; a panel of fewer leaves none out
+_MOST_NOTES = 4  # names in the corner of a panel
 _CLOSE = 0.02  # difference of costs, as a share of their range, below which two marks stand at one place
 _GREY = "0.45"
 _PANEL_IN = (style.COLUMN_IN, 2.75)
@@ -39,7 +42,7 @@ def quality_figure(
     """Mean PSNR against a cost, with a panel for each backbone and extent, in two columns.
 
     Full precision is a dashed line, since at its cost all quantized schemes would fall into one spot. Methods without a
-    network are lines too, if they are near enough.
+    network are lines too, if they are near enough. What lies far below most of a panel is named in its corner.
 
     Args:
         table: `summary` of one dataset, scale and mode.
@@ -66,13 +69,10 @@ def quality_figure(
         ]
         beside = pd.concat([full, table[table["macs_g"] <= 0]])
         marks = points if len(points) else full
-        drawn.append(
-            (
-                axis,
-                marks,
-                _panel(axis, marks, beside if len(points) else beside.iloc[:0], column, members, looks, intervals),
-            )
-        )
+        far = marks["psnr_db"] < _lowest(marks["psnr_db"])
+        lines = beside if len(points) else beside.iloc[:0]
+        taken = _panel(axis, marks[~far], lines, marks[far], column, members, looks, intervals)
+        drawn.append((axis, marks[~far], taken))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
     made.supxlabel(label, fontsize=8)
@@ -86,6 +86,14 @@ def quality_figure(
     return made
 
 
+def _lowest(psnr: pd.Series[float]) -> float:
+    """The lowest PSNR that a panel shows: lower ones would squeeze the others. A panel of few marks shows all."""
+    if len(psnr) < _MANY:
+        return -math.inf
+    middle, high = float(psnr.median()), float(psnr.max())
+    return middle - _FAR * max(high - middle, 0.1)
+
+
 def _looks(members: Mapping[str, Member]) -> _Looks:
     """Colour and marker of each scheme; controls are grey."""
     grey = {one.scheme for one in members.values() if one.kind == CONTROL}
@@ -96,8 +104,8 @@ def _looks(members: Mapping[str, Member]) -> _Looks:
 
 
 def _panel(
-    axis: Axes, points: pd.DataFrame, beside: pd.DataFrame, column: str, members: Mapping[str, Member], looks: _Looks,
-    intervals: bool,
+    axis: Axes, points: pd.DataFrame, beside: pd.DataFrame, far: pd.DataFrame, column: str,
+    members: Mapping[str, Member], looks: _Looks, intervals: bool,
 ) -> list[tuple[float, float]]:  # fmt: skip
     """Draw one panel; returns the places that labels keep away from."""
     taken: list[tuple[float, float]] = []
@@ -116,7 +124,7 @@ def _panel(
     axis.set(xlabel="", ylabel="")
     axis.yaxis.set_major_locator(MaxNLocator(5))
     _cost_axis(axis, points[column])
-    return taken + _reference_lines(axis, points, beside)
+    return taken + _reference_lines(axis, points, beside, far)
 
 
 def _along(x: list[float], y: list[float]) -> list[tuple[float, float]]:
@@ -178,8 +186,14 @@ def _legend(members: Mapping[str, Member], networks: pd.DataFrame) -> list[Line2
     return handles + full
 
 
-def _reference_lines(axis: Axes, points: pd.DataFrame, beside: pd.DataFrame) -> list[tuple[float, float]]:
-    """Methods without a cost: a horizontal line, or a note if it lies far below. Returns places along the lines."""
+def _reference_lines(
+    axis: Axes, points: pd.DataFrame, beside: pd.DataFrame, far: pd.DataFrame
+) -> list[tuple[float, float]]:
+    """Methods without a cost as horizontal lines, and notes on those that are far below and on marks left out.
+
+    Returns:
+        Places along the lines.
+    """
     axis.margins(y=0.12)
     low, high = float(points["psnr_db"].min()), float(points["psnr_db"].max())
     reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together
@@ -193,7 +207,10 @@ def _reference_lines(axis: Axes, points: pd.DataFrame, beside: pd.DataFrame) -> 
         beside_it: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
         place = 0.01 + 0.17 * number  # names side by side, since lines may lie close together
         axis.text(place, row["psnr_db"], row["name"], va="bottom", **beside_it)
-    notes = [f"{row['name']} {row['psnr_db']:.2f} dB, below" for row in named[~near].to_dict("records")]
+    below = pd.concat([far.assign(name=far["scheme"].map(short)), named[~near]])
+    notes = [f"{row['name']} {row['psnr_db']:.2f} dB, below" for row in below.to_dict("records")]
+    if len(notes) > _MOST_NOTES:
+        notes = [*notes[: _MOST_NOTES - 1], f"{len(notes) - _MOST_NOTES + 1} more below"]
     if notes:
         axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35", ha="right")
     return taken

@@ -98,6 +98,17 @@ def test_every_line_has_its_label_and_no_legend_names_schemes(make_run: Runner) 
     assert shown == ["fixed bits", "dynamic bits", "full precision"]
 
 
+def test_a_mark_far_below_many_others_is_named_in_a_corner(make_run: Runner) -> None:
+    """It would squeeze the others together."""
+    df = load(_small_run(make_run))
+    four = df[df["scheme"] == "pams:w4a4"]
+    more = [four.assign(scheme=f"lsq:w{bits}a{act}") for bits, act in itertools.product((4, 6, 8), (4, 6, 8))]
+    far = four.assign(scheme="lsq:w2a2", psnr_db=four["psnr_db"] - 9)
+    axis = _panels(pd.concat([df, *more, far]))[0]
+    assert any("lsq:w2a2" in text.get_text() and "below" in text.get_text() for text in axis.texts)
+    assert axis.get_ylim()[0] > far["psnr_db"].mean()
+
+
 def test_bit_widths_of_one_scheme_are_one_line(make_run: Runner) -> None:
     df = load(_small_run(make_run)).replace({"scheme": {"pams:w4a4": "pams:w8a4"}})
     (axis, _) = _panels(df)
