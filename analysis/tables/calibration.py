@@ -53,7 +53,11 @@ def measured(df: pd.DataFrame) -> pd.DataFrame:
 
 def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """`measured` with the effort of calibration; NaN if the zoo has no such network."""
-    return measured(df).merge(efforts(folder), "left", on=NETWORK)
+    found = measured(df).merge(efforts(folder), "left", on=NETWORK)
+    order = {
+        backbone: place for place, backbone in enumerate(found["backbone"].unique())
+    }
+    return found.sort_values("backbone", key=lambda names: names.map(order), kind="stable")
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
