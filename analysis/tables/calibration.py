@@ -54,9 +54,7 @@ def measured(df: pd.DataFrame) -> pd.DataFrame:
 def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """`measured` with the effort of calibration; NaN if the zoo has no such network."""
     found = measured(df).merge(efforts(folder), "left", on=NETWORK)
-    order = {
-        backbone: place for place, backbone in enumerate(found["backbone"].unique())
-    }
+    order = {backbone: place for place, backbone in enumerate(found["backbone"].unique())}
     return found.sort_values("backbone", key=lambda names: names.map(order), kind="stable")
 
 
