@@ -18,7 +18,7 @@ from cadyq.data.images import images_among
 from cadyq.models.foreign import ForeignNetwork
 
 pytestmark = pytest.mark.slow
-FP32_DB = 32.195  # x4, PSNR-Y, mean of two images of Set5; 32.42 over all five, as its authors measured
+FP32_DB = 32.195  # x4, PSNR-Y, mean of two images of Set5; 32.42 over all five, with the authors' weights
 ALLOWED_DROP_DB = 0.1
 
 

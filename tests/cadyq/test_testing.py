@@ -402,7 +402,7 @@ def _searches(scheme: str) -> bool:
     ],
 )
 def test_all_schemes_of_the_project_pass(scheme: str, backbone: str) -> None:
-    """At 4 bits on each backbone; bit-widths do not depend on the backbone, and EDSR, the smallest, has the others."""
+    """At 4 bits on each backbone; quantizers do not depend on the backbone, so EDSR alone has 2 and 8."""
     check_scheme(scheme, [backbone], bits=[2, 4, 8] if backbone == "edsr" and not _searches(scheme) else [4])
 
 
