@@ -51,6 +51,19 @@ class Derivation(NamedTuple):
         return _name(self.scheme, self.tag)
 
 
+class Fitting(NamedTuple):
+    """A network of `profiles`: its bits are fitted to the network after the warm start, and then trained with it."""
+
+    tag: str
+    mean_bits: float
+    options: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its run, and of its file after the backbone."""
+        return _name("profiles", self.tag)
+
+
 def trainings() -> list[Training]:
     """In the order of training: what most comparisons need comes first."""
     fixed = [Training(f"pams:{bits}") for bits in FIXED]
@@ -80,6 +93,17 @@ def derivations(backbone: str) -> list[Derivation]:
     return [*simple, Derivation("static", f"{name}_{SUBSAMPLED_TAG}", SUBSAMPLED_TAG)]
 
 
+def fittings() -> list[Fitting]:
+    """Profiles, bits by layer at two budgets, and these with one range for all patches."""
+    layers = "profiles=1"
+    return [
+        Fitting("layers", 4.5, (layers,)),
+        Fitting("", 4.5, ()),
+        Fitting("layers_fab5", 5.0, (layers,)),
+        Fitting("layers_fitted", 4.5, (layers, "ranges=fitted")),
+    ]
+
+
 class Matrix:
     """Runs the trainings and derivations of one backbone."""
 
@@ -97,13 +121,28 @@ class Matrix:
             self._train_and_ship(longer, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
         for derivation in derivations(self.args.backbone):
             self._derive(derivation)
+        for fitting in fittings():
+            self._fit(fitting)
         for training in recent():
             self._fine_tune(training)
 
     def _fine_tune(self, training: Training) -> None:
         if not self._in_zoo(training.name):
-            warm = self._train("warm", Training("pams:w8a8", seed=training.seed), self._parent(), self.args.warm_steps)
-            self._train_and_ship(training, str(warm / "model.safetensors"), self.args.steps)
+            self._train_and_ship(training, self._warm(training.seed), self.args.steps)
+
+    def _fit(self, fitting: Fitting) -> None:
+        if not self._in_zoo(fitting.name):
+            start = self.runs / f"{fitting.name}_start"
+            if not (start / "training.json").exists():
+                options = [word for option in fitting.options for word in ("--option", option)]
+                command = ["profiles", "--parent", self._warm(0), "--mean-bits", str(fitting.mean_bits), *options]
+                _require(derive.main([*command, *self.data, "--patches", str(self.args.patches), "--out", str(start)]))
+            self._train_and_ship(Training("profiles", fitting.tag), str(start / "model.safetensors"), self.args.steps)
+
+    def _warm(self, seed: int) -> str:
+        """The network at 8 bits that schemes start from."""
+        run = self._train("warm", Training("pams:w8a8", seed=seed), self._parent(), self.args.warm_steps)
+        return str(run / "model.safetensors")
 
     def _parent(self) -> str:
         return f"zoo:{self.args.backbone}_x4_fp32"

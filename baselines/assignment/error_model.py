@@ -14,7 +14,7 @@ means over pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,14 @@ class ErrorModel:
         The linear term is dropped. It is mostly noise of HR, and a choice for few patches would fit that noise.
         """
         return ErrorModel(self.base, torch.zeros_like(self.linear), self.gram)
+
+    def sizes_only(self) -> ErrorModel:
+        """The sum of the squared changes of single points, as if changes of different points were uncorrelated.
+
+        What a prediction of the size of each change can know. How changes cancel is left out.
+        """
+        points = torch.eye(self.linear.shape[1], dtype=self.gram.dtype, device=self.gram.device)
+        return replace(self.changes_only(), gram=self.gram * points[:, None, :, None])
 
     def errors(self, choices: Tensor) -> Tensor:
         """The squared error (N,) of each patch under choices (N, P), or (1, P) for all patches."""

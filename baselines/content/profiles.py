@@ -62,6 +62,7 @@ class Profiles(AssignedScheme):
     """Profiles of bits.
 
     Attributes:
+        search_space: candidate activation bits.
         ranges: "fitted" ranges are the same for all patches; "sample" ranges are in units of each patch.
         profiles: number of profiles. 1 gives bits by layer, the same for every patch.
         exponent: alpha of the weights, 0 to 1: 0.5 for about six tiles an image, 1 for one tile.
@@ -72,7 +73,9 @@ class Profiles(AssignedScheme):
     """
 
     name = "profiles"
+    parent = "pams"
 
+    search_space: tuple[int, ...] = (3, 4, 5, 6, 8)
     ranges: str = "sample"
     profiles: int = 4
     exponent: float = EXPONENT

@@ -16,12 +16,14 @@ from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
+from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated, calibrated_on
 from cadyq.schemes.factory import backbone_option_names, create_model, list_backbones
+from cadyq.schemes.specs import parse_scheme
 from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
-from cadyq.utils.options import parse_options
+from cadyq.utils.options import parse_options, written
 from cadyq.utils.registry import closest
 
 log = logging.getLogger(__name__)
@@ -164,7 +166,35 @@ def quantized_from(
         spec: scheme as in a command.
         patches: LR patches (N, 3, h, w) in 0..255 for calibration.
         options: further options of the scheme.
+
+    Raises:
+        UserError: see `_chosen_options`, and `cadyq.schemes.calibration.calibrated_on`.
     """
-    network = calibrated_on(parent, spec, patches, options, reference)
+    network = calibrated_on(parent, spec, patches, _chosen_options(parent, spec) | (options or {}), reference)
     network.inherit_ranges(parent)
     return network
+
+
+def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
+    """What a derived scheme chose on photographs for `parent`, such as the bits of its layers. Training keeps it.
+
+    Raises:
+        UserError: the scheme is derived, and `parent` is no network of it, or has other options than `spec` gives.
+    """
+    name, given, _ = parse_scheme(spec)
+    kind = SCHEMES.get(name)
+    if kind.fit is Scheme.fit:
+        return {}
+    if not isinstance(parent.scheme, kind):
+        raise UserError(
+            f"scheme {name!r} chooses its bits on photographs before it is trained: run python -m cadyq.derive "
+            f"{name} --parent NETWORK --out RUN, and give RUN/model.safetensors as --model"
+        )
+    chosen = parent.scheme.options()
+    for option, value in given.items():
+        if chosen[option] != value:
+            raise UserError(
+                f"scheme {spec!r}: the network was derived with {option}={written(chosen[option])}; leave the option "
+                "out, or derive the network anew"
+            )
+    return chosen
