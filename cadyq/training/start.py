@@ -133,7 +133,7 @@ def _file_facts(source: str) -> dict[str, Any]:
     trained = path.with_name("training.json")
     if trained.exists():
         facts["training"] = json.loads(trained.read_text())
-        facts["training"].pop("history")
+        facts["training"].pop("history", None)  # a derived network has none
     return facts
 
 
@@ -183,7 +183,7 @@ def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
     """
     name, given, _ = parse_scheme(spec)
     kind = SCHEMES.get(name)
-    if kind.fit is Scheme.fit:
+    if kind.fit is Scheme.fit or kind.parent == "fp32":  # the second is derived from itself, after training
         return {}
     if not isinstance(parent.scheme, kind):
         raise UserError(

@@ -49,6 +49,14 @@ def small_cadyq(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
 
 
 @pytest.fixture(scope="session")
+def small_pams(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
+    """A small PAMS network with four points, calibrated at 8 bits. Take a copy before you change it."""
+    torch.manual_seed(2)
+    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
+    return calibrated(plain, "pams:w8a8", observe(plain, pairs[0])).eval()
+
+
+@pytest.fixture(scope="session")
 def seen() -> Callable[[Tensor], PointStatistics]:
     """Makes the statistics of a point that saw these values; bins of the histogram are 1 / 1000 of their range."""
 

@@ -23,6 +23,7 @@ from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
 from cadyq.training.derive import derive, transplant
+from cadyq.training.start import quantized_from
 from cadyq.utils.errors import UserError
 
 BITS = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
@@ -44,6 +45,8 @@ def test_the_model_has_the_error_of_a_sum_of_changes() -> None:
     changes = d[torch.arange(9)[:, None], torch.arange(4), choices].sum(1)
     torch.testing.assert_close(model.errors(choices), (r + changes).square().mean(1))
     torch.testing.assert_close(model.changes_only().errors(choices) - model.base, changes.square().mean(1))
+    single = d[torch.arange(9)[:, None], torch.arange(4), choices].square().mean(2).sum(1)
+    torch.testing.assert_close(model.sizes_only().errors(choices) - model.base, single)
 
 
 def test_weights_pool_patches_into_one() -> None:
@@ -186,9 +189,9 @@ def test_the_score_finds_the_feature_that_predicts_the_loss() -> None:
 
 @pytest.mark.parametrize("ranges", ["fitted", "sample"])
 def test_profiles_come_back_from_their_file(
-    ranges: str, small_cadyq: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
+    ranges: str, small_pams: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    network = derive(small_cadyq, "profiles", *pairs, mean_bits=5.0, ranges=ranges, search_space=(3, 4, 5, 6, 8))
+    network = derive(small_pams, "profiles", *pairs, mean_bits=5.0, ranges=ranges)
     assert isinstance(network.scheme, Profiles) and network.scheme.table
     save_model(network, tmp_path / "profiles.safetensors")
     again = cadyq.load_model(tmp_path / "profiles.safetensors")
@@ -199,6 +202,21 @@ def test_profiles_come_back_from_their_file(
     assert float(trace.fab().mean()) == pytest.approx(5.0, abs=0.5)
     choosing = trace.bitops_split().selector
     assert bool((choosing > 0).all()) if ranges == "sample" else True
+
+
+def test_training_keeps_what_was_fitted(small_pams: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    fitted = derive(small_pams, "profiles", *pairs, mean_bits=5.0, profiles=2)
+    start = quantized_from(fitted, small_pams, "profiles", pairs[0])
+    assert start.scheme == fitted.scheme
+    for name, tensor in fitted.state_dict().items():
+        assert torch.equal(tensor, start.state_dict()[name]), name
+    with pytest.raises(UserError, match="was derived with profiles=2; leave the option out, or derive"):
+        quantized_from(fitted, small_pams, "profiles,profiles=3", pairs[0])
+
+
+def test_training_needs_fitted_bits(small_pams: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError, match="chooses its bits on photographs before it is trained: run python -m"):
+        quantized_from(small_pams, small_pams, "profiles", pairs[0])
 
 
 def test_candidates_that_the_parent_lacks_start_at_its_nearest(small_cadyq: SRNetwork) -> None:
