@@ -8,6 +8,10 @@ the patches (`baselines.assignment.error_model`), so the searches need no forwar
 - `own`: the choice of the network for each patch, at its own mean bits.
 - `oracle, HR`: the best bits of each patch against HR. They also fit the noise in HR.
 - `oracle, output`: for each patch, the bits that change its output least from that at the highest bits, without HR.
+- `oracle, sizes`: the same with only the size of each single change known, not how changes of different points
+  cancel. No rule that predicts the size of changes from content can know more.
+- `predicted sizes`: the same with sizes predicted from three features of the patch (`analysis.content.predicted`). A
+  choice that can be made at run time.
 - `oracle, other half`: the best bits against HR on one half of the pixels of each patch, evaluated on the other half.
   The halves are the two colours of a chessboard with squares of 8 x 8 pixels.
 
@@ -27,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from analysis.content.predicted import predicted_sizes
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import candidate_quantizers
 from analysis.tables.intervals import paired_bootstrap
@@ -47,11 +52,13 @@ class Errors:
     Attributes:
         whole: error model on all pixels.
         halves: error models on each half of the pixels.
+        predicted: the sizes of single changes, predicted from the content of each patch.
         bits: bits of the candidates (K,), ascending, float64.
     """
 
     whole: ErrorModel
     halves: tuple[ErrorModel, ErrorModel]
+    predicted: ErrorModel
     bits: Tensor
 
 
@@ -65,7 +72,8 @@ def halves(side: int) -> Tensor:
 def measure(network: SRNetwork, patches: PatchSet) -> Errors:
     """The error models of patches under a network with candidate bits."""
     ((whole, *parts),) = measure_changes(network, patches.lr, [patches.hr], halves(patches.hr.shape[-1]), BATCH)
-    return Errors(whole, (parts[0], parts[1]), _candidates(network).double())
+    predicted = predicted_sizes(whole, patches.lr, patches.table["image"].to_numpy())
+    return Errors(whole, (parts[0], parts[1]), predicted, _candidates(network).double())
 
 
 def _candidates(network: SRNetwork) -> Tensor:
@@ -110,6 +118,8 @@ def contestants(
     yield BY_LAYER, [layers.expand_as(own)], [model]
     yield "oracle, HR", [by_patch(model, weights, bits, mean_bits)], [model]
     yield "oracle, output", [by_patch(model.changes_only(), weights, bits, mean_bits)], [model]
+    yield "oracle, sizes", [by_patch(model.sizes_only(), weights, bits, mean_bits)], [model]
+    yield "predicted sizes", [by_patch(errors.predicted, weights, bits, mean_bits)], [model]
     first, second = errors.halves
     crossed = [by_patch(half, weights, bits, mean_bits) for half in (second, first)]
     yield "oracle, other half", crossed, [first, second]

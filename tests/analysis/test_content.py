@@ -11,6 +11,7 @@ import torch
 
 import cadyq
 from analysis.content.__main__ import main
+from analysis.content.predicted import folds, predicted_sizes
 from analysis.content.room import BY_LAYER, Errors, halves, photograph_weights, table
 from analysis.content.tiles import cut_tiles
 from baselines.assignment.error_model import ErrorModel
@@ -65,14 +66,36 @@ def test_who_knows_more_gains_more() -> None:
         return ErrorModel(rest.square().mean(1), linear, torch.einsum("npkx,nqlx->npkql", seen, seen) / size)
 
     bits = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
-    errors = Errors(model(slice(None)), (model(slice(20)), model(slice(20, None))), bits)
+    whole = model(slice(None))
+    errors = Errors(whole, (model(slice(20)), model(slice(20, None))), whole.sizes_only(), bits)
     own = torch.ones(patches, points, dtype=torch.long)
     found = table(errors, own, [5.0], np.arange(patches) // 4)
     gain = found.drop_duplicates(["mean_bits", "contestant"]).set_index("contestant")["gain_db"]
     assert gain[BY_LAYER] == 0
     assert gain["uniform"] < 0 < gain["oracle, output"] < gain["oracle, HR"]
     assert gain["oracle, other half"] < gain["oracle, HR"]
+    assert gain["predicted sizes"] == gain["oracle, sizes"] <= gain["oracle, output"]
     assert gain["own"] == pytest.approx(gain["uniform"])
+
+
+def test_sizes_are_predicted_from_other_photographs() -> None:
+    """Where sizes follow the contrast of a patch, they are found; the patch's own photograph is not read."""
+    generator = torch.Generator().manual_seed(0)
+    contrast = torch.linspace(4, 40, 30, dtype=torch.float64)
+    lr = 128 + contrast.view(-1, 1, 1, 1).float() * torch.randn(1, 3, 24, 24, generator=generator)
+    of_point = torch.tensor([[4.0, 1.0, 0.0], [9.0, 2.0, 0.0]], dtype=torch.float64)
+    sizes = of_point * contrast.square().view(-1, 1, 1)
+    gram = torch.diag_embed(sizes.flatten(1)).view(30, 2, 3, 2, 3)
+    model = ErrorModel(torch.ones(30, dtype=torch.float64), torch.ones(30, 2, 3, dtype=torch.float64), gram)
+    names = np.arange(30) // 2
+    found = predicted_sizes(model, lr, names)
+    torch.testing.assert_close(found.gram, gram, rtol=0.05, atol=1e-12)
+    assert float(found.linear.abs().max()) == 0
+    other = gram.clone()
+    other[:2] = 1e6
+    again = predicted_sizes(ErrorModel(model.base, model.linear, other), lr, names)
+    torch.testing.assert_close(again.gram[:2], found.gram[:2])
+    assert all(len(set(names[fold.numpy()]) & set(names[~fold.numpy()])) == 0 for fold in folds(names))
 
 
 def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,7 +106,8 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = ["--model", str(tmp_path / "small.safetensors"), "--dataset", "skimage", "--photographs", "3"]
     assert main([*words, "--side", "48", "--mean-bits", "5", "--out", str(tmp_path / "room")]) == 0
     found = pd.read_csv(tmp_path / "room/room.csv")
-    assert {"own", BY_LAYER, "oracle, HR", "oracle, output", "oracle, other half"} <= set(found["contestant"])
+    oracles = {"oracle, HR", "oracle, output", "oracle, sizes", "oracle, other half"}
+    assert {"own", BY_LAYER, "predicted sizes"} | oracles <= set(found["contestant"])
     assert found["gain_db"].notna().all() and (tmp_path / "room/manifest.json").exists()
     assert main(["--model", "zoo:edsr_x4_pams_w8a8", "--out", str(tmp_path / "none")]) == 2
     assert "has no candidate bits; make such a network" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import cadyq
+from cadyq.checkpoints.zoo import save_run
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import image_gradient
 from cadyq.quantizers.layers import QuantConv2d
@@ -25,7 +26,7 @@ from cadyq.training.optimization import WeightAverage, parameter_groups, rate_fa
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.photographs import load_bank
 from cadyq.training.recipes import load_recipe
-from cadyq.training.start import calibration_network, quantized_from
+from cadyq.training.start import calibration_network, load_parent, quantized_from
 from cadyq.training.trainer import Trainer
 from cadyq.utils.errors import UserError
 
@@ -387,6 +388,14 @@ def test_calibration_prefers_a_teacher_of_the_same_form() -> None:
         plain = calibration_network(parent, other)
         assert all(point.quantizer is None for point in plain.points.values())
         assert torch.equal(plain.get_parameter("tail.weight"), parent.get_parameter("tail.weight"))
+
+
+def test_a_derived_network_is_a_parent(tmp_path: Path) -> None:
+    """Its facts have no history of a training."""
+    parent = quantized_from(_network(), _network(), "pams:w8a8", _photographs().batch(0, 0, 4, SIDE).lr)
+    path = save_run(parent, {"backbone": "edsr", "scheme": "pams:w8a8", "mean_bits_asked": 5}, tmp_path / "run")
+    start = load_parent(str(path), None, None)
+    assert start.facts["training"]["mean_bits_asked"] == 5
 
 
 def test_half_precision_is_only_in_the_multiplications() -> None:
