@@ -94,13 +94,14 @@ def derivations(backbone: str) -> list[Derivation]:
 
 
 def fittings() -> list[Fitting]:
-    """Profiles, bits by layer at two budgets, and these with one range for all patches."""
+    """Bits by layer at two budgets and with one range for all patches; bits by content for images of one tile or many."""
     layers = "profiles=1"
     return [
         Fitting("layers", 4.5, (layers,)),
         Fitting("", 4.5, ()),
         Fitting("layers_fab5", 5.0, (layers,)),
         Fitting("layers_fitted", 4.5, (layers, "ranges=fitted")),
+        Fitting("tiles", 4.5, ("exponent=0",)),
     ]
 
 
