@@ -2,8 +2,8 @@
 
 The hash covers the modules of the scheme and the backbone, the modules that measure, and all that they import. Imports
 are read from the source without running it. They are followed within the packages of this project and within the folder
-(or package) of a plug-in. The syntax tree without docstrings is hashed, so comments, docstrings and formatting do not
-count.
+(or package) of a plug-in. The syntax tree without docstrings and without the texts of errors is hashed, so these,
+comments and formatting do not count.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _read(file: Path, mtime: int, size: int) -> Module:
 
 
 class _Bare(ast.NodeTransformer):
-    """Removes docstrings and `if TYPE_CHECKING` blocks from a syntax tree."""
+    """Removes docstrings, the texts of errors and `if TYPE_CHECKING` blocks from a syntax tree."""
 
     def visit(self, node: ast.AST) -> Any:
         body = getattr(node, "body", None)
@@ -251,6 +251,19 @@ class _Bare(ast.NodeTransformer):
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return ast.Pass()
         return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> Any:
+        return _Textless().visit(self.generic_visit(node))
+
+
+class _Textless(ast.NodeTransformer):
+    """Empties all texts. Other values stay: an error may carry a result to the code that catches it."""
+
+    def visit_Constant(self, node: ast.Constant) -> Any:
+        return ast.Constant("") if isinstance(node.value, str) else node
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
+        return ast.Constant("")
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -37,7 +37,10 @@ def checked(spec: str) -> str:
     if tag and not scheme.trained and tag not in known_tags(label):
         there = ", ".join(known_tags(label))
         remedy = f"; its tags are {there}" if there else f"; write {label!r}"
-        raise UserError(f"scheme {spec!r}: {scheme.name} needs no training, so there is no variant {tag!r}{remedy}")
+        raise UserError(
+            f"scheme {spec!r}: {scheme.name} needs no training, so there is no variant {tag!r}{remedy}; "
+            f"an option is written after a comma, as in {label},NAME=VALUE"
+        )
     return canonical(spec)
 
 

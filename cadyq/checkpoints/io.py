@@ -170,7 +170,10 @@ def resolve(source: str | Path) -> Path:
         name = str(source).removeprefix(ZOO_PREFIX)
         known = zoo_names()
         if name not in known:
-            raise UserError(f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}")
+            raise UserError(
+                f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}; for networks in the "
+                "folder zoo/ of the repository give --zoo DIR, set CADYQ_ZOO=DIR, or give the path of the file"
+            )
         return zoo_path(f"{name}.safetensors")
     return Path(str(source).removeprefix(spandrel.PREFIX))
 

@@ -231,7 +231,7 @@ def load(name: str, scale: int, data_root: Path | None) -> Dataset:
     if data_root is None:
         hint = "" if name in BENCHMARKS else closest(name, [*DATASETS.names(), *BENCHMARKS], cutoff=0.6)
         raise UserError(
-            f"dataset '{name}'{hint} is read from disk: pass --data-root DIR, the folder that holds "
-            f"benchmark/; available without it: {', '.join(DATASETS.names())}"
+            f"dataset '{name}'{hint} is read from disk: pass --data-root DIR (in Python data_root=DIR), the folder "
+            f"that holds benchmark/; available without it: {', '.join(DATASETS.names())}"
         )
     return benchmark(name, data_root, scale)

@@ -186,7 +186,13 @@ def trace_forward(network: Traceable, lr: Tensor, hr: Tensor | None = None) -> t
     `hr` (B, 3, H scale, W scale) is for schemes that read HR (the oracle).
 
     Raises:
-        UserError: a quantizer returns a wrong type, shape or bits, or was not calibrated.
+        UserError: the network has no quantization points; a quantizer returns a wrong type, shape or bits, or was not
+            calibrated.
     """
+    if not hasattr(network, "points"):
+        raise UserError(
+            f"a {type(network).__name__} has no quantization points to trace; trace what cadyq.quantize or "
+            "cadyq.load_model returns"
+        )
     trace = Trace(network, lr, hr)
     return network.run(trace.context, trace.record), trace

@@ -138,13 +138,33 @@ def test_an_edited_helper_of_a_plugin_is_measured_again(measured: Project) -> No
     assert measured.psnr("mine") != before
 
 
-def test_comments_docstrings_and_formatting_change_nothing(measured: Project) -> None:
+def test_comments_texts_of_errors_and_formatting_change_nothing(measured: Project) -> None:
     measured.run()
+    measured.edit("cadyq/checkpoints/io.py", 'f"zoo has no', 'f"the zoo has no')
     measured.edit("baselines/minmax.py", '"""Ranges from calibration, no training."""', '"""Something else."""')
     measured.edit("baselines/minmax.py", "    trained = False\n", "    trained = (\n        False  # why\n    )\n")
     measured.edit("plugin/helper.py", "def widen(quantizer):", '# what for\ndef widen(quantizer):\n    """Double."""')
     measured.edit("plugin/mine.py", "class Widened", "# a comment\nclass Widened")
     assert set(measured.run()[0].values()) == {"cached"}
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "same"),
+    [
+        ('raise ValueError("few")', 'raise ValueError(f"{len([1])} are few")', True),
+        ('raise ValueError("few", 3)', 'raise ValueError("few", 4)', False),
+        ('raise ValueError("few")', 'raise KeyError("few")', False),
+        ('print("few")', 'print("many")', False),
+    ],
+)
+def test_only_the_text_of_an_error_is_left_out(text: str, other: str, same: bool, tmp_path: Path) -> None:
+    """What an error carries to the code that catches it counts."""
+    hashes = []
+    for number, line in enumerate((text, other)):
+        file = tmp_path / f"module{number}.py"
+        file.write_text(line + "\n")
+        hashes.append(code.read_module(file).sha256)
+    assert (hashes[0] == hashes[1]) is same
 
 
 def hashed(*names: str) -> set[str]:

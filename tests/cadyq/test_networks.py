@@ -28,6 +28,11 @@ def _small(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
     return calibrated_model(backbone, scheme, **(small_sizes(backbone) | options)).eval()
 
 
+def test_a_plain_module_cannot_be_traced() -> None:
+    with pytest.raises(UserError, match=r"a Conv2d has no quantization points to trace; trace what cadyq\.quantize"):
+        cadyq.trace(nn.Conv2d(3, 3, 3), torch.zeros(1, 3, 8, 8))  # type: ignore[arg-type]
+
+
 def test_the_list_is_not_empty() -> None:
     assert {"edsr", "carn", "carn_m", "idn", "imdn", "rlfn", "srresnet"} <= set(BACKBONES_WITH_POINTS)
 
