@@ -169,7 +169,7 @@ def test_pages_of_schemes_say_how_a_network_is_made_and_what_options_mean() -> N
         "minmax": "runs from calibration alone",
         "pams": "is trained",
         "twodquant": "is calibrated and tuned on LR images",
-        "profiles": "is derived from a trained `cadyq`",
+        "profiles": "is derived from a trained `pams`",
         "fp32": "quantizes nothing",
     }.items():
         assert words in pages[f"schemes/{name}.md"], name

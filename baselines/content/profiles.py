@@ -26,6 +26,9 @@ The score of a patch predicts its loss. It is linear in the logarithms of three 
 bits by layer, gives its weights. At run time the score costs 38 operations a pixel. `baselines.content.ranges` says
 what the ranges cost.
 
+The parent is a network of PAMS at 8 bits, where CADyQ starts too. The weights can then be trained with these bits and
+ranges, which stay as they are fitted.
+
 A proposal of this project. CABM (Tian et al., CVPR 2023) also chooses by the Laplacian, but its table is distilled from
 a trained selector instead of measured errors.
 """

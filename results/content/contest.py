@@ -1,69 +1,58 @@
-"""Hold networks of bit profiles against the schemes of results/paper on some of the images, at equal BitOPs.
+"""Compare bits and ranges by content with every other way to choose bits, from records: results/paper, and CARN-M here.
 
-    python results/content/contest.py --data-root DIR --sets Set14/1 B100/5 --models profiles=MODEL layers=MODEL
+    python results/content/contest.py
 
-measures each MODEL on every image of Set14 and every fifth of B100, patch-wise, into records.csv, and writes
-comparisons.csv: its rows are those of `analysis.tables.comparisons`, on these images alone. Images that records.csv
-holds already are not measured again.
+writes comparisons.csv: the rows of `analysis.tables.comparisons`, in which bits by layer (`profiles:layers`) count as a
+control. A scheme minus that control, at equal FAB, is then what its choice by content gains. The main rows are printed.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from analysis.records import store
-from analysis.tables.comparisons import comparisons
-from analysis.tables.roles import Role, role_of
-from cadyq.checkpoints.io import load_model
-from cadyq.data.datasets import load
-from cadyq.inference.threads import one_thread
-from cadyq.metrics.measure import measure_image
+from analysis.tables.comparisons import EQUAL_BITOPS, EQUAL_FAB, FULL_PRECISION, comparisons
+from analysis.tables.intervals import Interval
+from analysis.tables.roles import Role, from_manifest
+from analysis.tables.summary import OVERALL, markdown_lines
 
 FOLDER = Path(__file__).parent
-RECORDS = FOLDER / "records.csv"
-PAPER = FOLDER.parent / "paper"
-KEY = ["backbone", "scheme", "dataset", "image"]
-
-
-def measure(name: str, path: str, sets: list[str], data_root: Path) -> None:
-    """Measure one network on the images that are missing; each is stored at once."""
-    network = load_model(path).eval()
-    for words in sets:
-        dataset, step = words.split("/")
-        images = load(dataset, network.scale, data_root)
-        for index in range(0, len(images), int(step)):
-            known = pd.read_csv(RECORDS) if RECORDS.exists() else pd.DataFrame(columns=KEY)
-            here = [network.name, name, dataset, images.names()[index]]
-            if (known[KEY] == here).all(axis=1).any():
-                continue
-            identity = {"backbone": network.name, "scheme": name, "scale": network.scale, "dataset": dataset}
-            with one_thread():
-                rows = measure_image(network, images[index], ["patch"], identity, torch.device("cpu"))
-            pd.DataFrame([*known.to_dict("records"), *rows.values()]).to_csv(RECORDS, index=False, lineterminator="\n")
+RUNS = (FOLDER.parent / "paper", FOLDER / "carn_m")
+LAYERS = "profiles:layers"
+SHOWN = {FULL_PRECISION: "fp32", EQUAL_BITOPS: "pams:w8a*", EQUAL_FAB: LAYERS}
 
 
 def compared() -> pd.DataFrame:
-    """Every comparison on the images that were measured, each network on all of them."""
-    own = pd.read_csv(RECORDS)
-    paper = store.load(PAPER).merge(own[["backbone", "dataset", "image"]].drop_duplicates())
-    df = pd.concat([paper[paper["mode"] == "patch"], own], ignore_index=True)
-    roles = {str(name): Role(str(name), weight_bits=8, parent="cadyq", dynamic=True) for name in own["scheme"].unique()}
-    return comparisons(df, {spec: role_of(spec) for spec in df["scheme"].unique() if spec not in roles} | roles)
+    """All comparisons on all backbones."""
+    df = pd.concat([store.load(run) for run in RUNS], ignore_index=True)
+    known = {spec: role for run in RUNS for spec, role in from_manifest(store.read_manifest(run)).items()}
+    known[LAYERS] = Role(LAYERS, weight_bits=8, dynamic=True, control=True)
+    return comparisons(df[df["mode"] == "patch"], known)
+
+
+def shown(found: pd.DataFrame) -> str:
+    """A row for each network: its drop, its gain over fixed bits and over bits by layer, over all images and on
+    Urban100.
+    """
+    rows = []
+    for (backbone, scheme), own in found.groupby(["backbone", "scheme"], sort=False):
+        cells = {}
+        for kind, against in SHOWN.items():
+            for row in own[(own["kind"] == kind) & (own["against"] == against)].to_dict("records"):
+                cells[kind, row["dataset"]] = f"{Interval(row['mean'], row['low'], row['high']):+.3f}"
+        fab = f"{own[own['dataset'] == OVERALL]['fab'].iloc[0]:.2f}"
+        texts = [cells.get((kind, OVERALL), "–") for kind in SHOWN]
+        rows.append([backbone, scheme, fab, *texts, cells.get((EQUAL_BITOPS, "Urban100"), "–")])
+    head = ["backbone", "scheme", "FAB", "drop", "over fixed bits", "over bits by layer", "over fixed bits, Urban100"]
+    return markdown_lines([head, ["---"] * len(head), *rows])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="*", default=[], metavar="NAME=MODEL")
-    parser.add_argument("--sets", nargs="+", default=["Set14/1", "B100/5"], metavar="SET/STEP")
-    parser.add_argument("--data-root", type=Path, required=True)
-    args = parser.parse_args()
-    for words in args.models:
-        measure(*words.split("=", 1), args.sets, args.data_root)
-    compared().to_csv(FOLDER / "comparisons.csv", index=False, lineterminator="\n", float_format="%.5f")
+    found = compared()
+    found.to_csv(FOLDER / "comparisons.csv", index=False, lineterminator="\n", float_format="%.5f")
+    print(shown(found))
 
 
 if __name__ == "__main__":
