@@ -1,6 +1,6 @@
 """How much a tile's squared error says of its photograph's: log E = a + alpha log e, over whole photographs.
 
-    python results/content/exponent.py --data-root DIR --model zoo:idn_x4_cadyq_b4-5-6_stride8
+    python results/content/exponent.py --data-root DIR --model zoo:idn_x4_fp32
 
 super-resolves 30 photographs of BSDS500/test with the network's weights in FP32, cuts them into tiles, and
 writes exponent.csv: for each side of the tiles alpha with its interval over photographs, and how much of log E the
