@@ -66,8 +66,8 @@ def test_the_findings_of_the_readme_are_those_of_the_comparisons() -> None:
     compared = compared[(compared["kind"] == EQUAL_BITOPS) & (compared["dataset"] == OVERALL)]
     text = (ROOT / "README.md").read_text().partition("<!-- findings -->")[2].partition("<!-- end -->")[0]
     findings = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(findings) == 4
-    for scheme, finding in zip(("cadyq", "cadyq:b4-5-6_stride8", "cabm"), findings, strict=False):
+    assert len(findings) == 5
+    for scheme, finding in zip(("cadyq", "cadyq:b4-5-6_stride8", "cabm", "profiles:layers"), findings, strict=False):
         shown = re.findall(r"([+-]\d\.\d+ \[\S+, \S+\]) on (\w+)", finding)
         assert len(shown) == 2
         for interval, backbone in shown:

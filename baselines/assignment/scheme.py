@@ -60,7 +60,7 @@ def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class AssignedScheme(CandidateScheme):
-    """A scheme that chooses for all points before the forward, by default with weights and ranges of a trained CADyQ."""
+    """A scheme that chooses for all points before the forward, usually with weights and ranges of a trained CADyQ."""
 
     parent = "cadyq"
     dynamic = True

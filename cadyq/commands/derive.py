@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from cadyq.checkpoints.io import load_model, resolve
-from cadyq.checkpoints.tensors import network_sha256
+from cadyq.checkpoints.io import load_model
 from cadyq.checkpoints.zoo import add_run_to_zoo, save_run
 from cadyq.commands.cli import (
     MOST_SEED,
@@ -30,6 +29,7 @@ from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme
 from cadyq.training.derive import derive, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
+from cadyq.training.start import file_facts
 from cadyq.utils.options import parse_options
 
 
@@ -78,12 +78,11 @@ def run(args: argparse.Namespace) -> Path:
     training, _ = bank.split()
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
     network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **(options | parse_options(args.option)))
-    parent_path = resolve(args.parent)
     facts = {
         "backbone": parent.name,
         "scheme": canonical(args.scheme),
         "scale": parent.scale,
-        "derived_from": {"name": parent_path.stem, "sha256": network_sha256(parent_path)},
+        "derived_from": file_facts(args.parent),
         "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "
         f"{len(training.images)} photographs",
         "seed": args.seed,

@@ -55,7 +55,7 @@ def load_parent(init: str, backbone: str | None, scale: int | None) -> Start:
         UserError: there is no such file; it has another backbone than wanted, or another scale and is not FP32.
     """
     network = load_model(init)
-    facts = _file_facts(init)
+    facts = file_facts(init)
     wanted = f"{backbone or network.name} x{scale or network.scale}"
     if wanted == f"{network.name} x{network.scale}":
         return Start(network, init, facts)
@@ -119,10 +119,10 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
             f"{source}: is {teacher.name} x{teacher.scale}, and cannot be the teacher of {network.name} "
             f"x{network.scale} in recipe {recipe.name!r}; give another --teacher"
         )
-    return Start(teacher, source, _file_facts(source))
+    return Start(teacher, source, file_facts(source))
 
 
-def _file_facts(source: str) -> dict[str, Any]:
+def file_facts(source: str) -> dict[str, Any]:
     """Name and hash of a network. If this command trained it, its training facts as well."""
     path = resolve(source)
     name = path.parent.name if path.stem == "model" else path.stem

@@ -16,7 +16,7 @@ from analysis.records import store
 from analysis.tables.comparisons import EQUAL_BITOPS, EQUAL_FAB, FULL_PRECISION, comparisons
 from analysis.tables.intervals import Interval
 from analysis.tables.roles import Role, from_manifest
-from analysis.tables.summary import OVERALL, markdown_lines
+from analysis.tables.summary import MISSING, OVERALL, markdown_lines
 
 FOLDER = Path(__file__).parent
 RUNS = (FOLDER.parent / "paper", FOLDER / "carn_m")
@@ -43,8 +43,8 @@ def shown(found: pd.DataFrame) -> str:
             for row in own[(own["kind"] == kind) & (own["against"] == against)].to_dict("records"):
                 cells[kind, row["dataset"]] = f"{Interval(row['mean'], row['low'], row['high']):+.3f}"
         fab = f"{own[own['dataset'] == OVERALL]['fab'].iloc[0]:.2f}"
-        texts = [cells.get((kind, OVERALL), "–") for kind in SHOWN]
-        rows.append([backbone, scheme, fab, *texts, cells.get((EQUAL_BITOPS, "Urban100"), "–")])
+        texts = [cells.get((kind, OVERALL), MISSING) for kind in SHOWN]
+        rows.append([backbone, scheme, fab, *texts, cells.get((EQUAL_BITOPS, "Urban100"), MISSING)])
     head = ["backbone", "scheme", "FAB", "drop", "over fixed bits", "over bits by layer", "over fixed bits, Urban100"]
     return markdown_lines([head, ["---"] * len(head), *rows])
 
