@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from baselines.assignment.error_model import ErrorModel
-from baselines.content.profiles import TINY, content_features
+from baselines.content.features import content_features
 
 FOLDS = 3
+TINY = 1e-9  # squared grey levels
 
 
 def predicted_sizes(model: ErrorModel, lr: Tensor, photographs: NDArray[np.generic]) -> ErrorModel:

@@ -43,18 +43,16 @@ from torch import Tensor
 from baselines.assignment.error_model import ErrorModel, measure_changes
 from baselines.assignment.scheme import AssignedScheme, assigned, choices_of, rows_of
 from baselines.content.allocation import fit_profiles
+from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
-from cadyq.quantizers.context import LAPLACIAN, SOBEL, filtered, luma
 from cadyq.training.derive import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
 SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
-FEATURES_MACS_PER_PIXEL = 3 + 9 + 18 + 2 + 6  # gray, three filters with their means, deviation
 EXPONENT = 0.5  # alpha at six tiles a photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
-FLOOR = 0.05  # grey levels: less is a constant patch
 TINY = 1e-9
 RIDGE = 1.0
 CALIBRATED = 24  # patches that the ranges are fitted to
@@ -150,16 +148,6 @@ class Profiles(AssignedScheme):
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
         score = features @ features.new_tensor(self.score)
         return table[torch.bucketize(score, score.new_tensor(self.edges), right=True)]
-
-
-def content_features(lr: Tensor) -> Tensor:
-    """Logarithms (B, 3) of mean |Laplacian|, mean Sobel gradient and standard deviation of gray, pixels of 0..255."""
-    gray = luma(lr)
-    kernels = torch.stack([lr.new_tensor(kernel) for kernel in (LAPLACIAN, SOBEL)])
-    kernels = torch.cat([kernels, kernels[1:].transpose(1, 2)]) / lr.new_tensor([1, 8, 8]).view(3, 1, 1)
-    laplacian, *sobel = filtered(gray, kernels).abs().mean((2, 3)).unbind(1)
-    deviation = gray.std((1, 2, 3), correction=0)
-    return torch.stack([laplacian, (sobel[0] + sobel[1]) / 2, deviation], 1).clamp_min(FLOOR).log()
 
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:

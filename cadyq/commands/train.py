@@ -46,6 +46,7 @@ from cadyq.training.start import (
     load_teacher,
     quantized_from,
     random_parent,
+    require_chosen,
 )
 from cadyq.training.trainer import CHECKPOINT_SECONDS, Settings, Trainer
 from cadyq.utils.errors import UserError
@@ -190,6 +191,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
             f"--model {args.init}: was trained at another scale than x{args.scale}; "
             f"train it with --recipe fp32 --scale {args.scale} before it is quantized"
         )
+    require_chosen(parent.network, recipe.scheme)
     processes.share(recipe.batch)
     teacher = load_teacher(args.teacher, recipe, parent)
     if teacher is None:

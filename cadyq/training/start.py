@@ -19,7 +19,7 @@ from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated, calibrated_on
 from cadyq.schemes.factory import backbone_option_names, create_model, list_backbones
-from cadyq.schemes.specs import parse_scheme
+from cadyq.schemes.specs import parse_scheme, scheme_name
 from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
@@ -168,28 +168,32 @@ def quantized_from(
         options: further options of the scheme.
 
     Raises:
-        UserError: see `_chosen_options`, and `cadyq.schemes.calibration.calibrated_on`.
+        UserError: `spec` has other options than a derived parent, or see `cadyq.schemes.calibration.calibrated_on`.
     """
     network = calibrated_on(parent, spec, patches, _chosen_options(parent, spec) | (options or {}), reference)
     network.inherit_ranges(parent)
     return network
 
 
-def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
-    """What a derived scheme chose on photographs for `parent`, such as the bits of its layers. Training keeps it.
-
-    Raises:
-        UserError: the scheme is derived, and `parent` is no network of it, or has other options than `spec` gives.
-    """
-    name, given, _ = parse_scheme(spec)
-    kind = SCHEMES.get(name)
-    if kind.fit is Scheme.fit or kind.parent == "fp32":  # the second is derived from itself, after training
-        return {}
-    if not isinstance(parent.scheme, kind):
+def require_chosen(parent: SRNetwork, spec: str) -> None:
+    """Raise UserError if scheme `spec` chooses its bits on photographs, and `parent` has no such choice."""
+    name = scheme_name(spec)
+    if _is_derived(name) and not isinstance(parent.scheme, SCHEMES.get(name)):
         raise UserError(
             f"scheme {name!r} chooses its bits on photographs before it is trained: run python -m cadyq.derive "
             f"{name} --parent NETWORK --out RUN, and give RUN/model.safetensors as --model"
         )
+
+
+def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
+    """What a derived scheme chose on photographs for `parent`, such as the bits of its layers. Training keeps it.
+
+    Raises:
+        UserError: `spec` gives other options than the parent has.
+    """
+    name, given, _ = parse_scheme(spec)
+    if not _is_derived(name) or not isinstance(parent.scheme, SCHEMES.get(name)):
+        return {}
     chosen = parent.scheme.options()
     for option, value in given.items():
         if chosen[option] != value:
@@ -198,3 +202,9 @@ def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
                 "out, or derive the network anew"
             )
     return chosen
+
+
+def _is_derived(name: str) -> bool:
+    """Whether a scheme is derived before it is trained. CADyQ is derived from itself, after training."""
+    kind = SCHEMES.get(name)
+    return kind.fit is not Scheme.fit and kind.parent != "fp32"

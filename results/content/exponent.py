@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from analysis.content.__main__ import Spread
 from analysis.content.tiles import cut_tiles
 from analysis.sensitivity.patches import open_dataset
-from baselines.content.profiles import content_features
+from baselines.content.features import content_features
 from cadyq.checkpoints.io import load_model
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import luma

@@ -200,7 +200,7 @@ def test_a_tag_on_a_scheme_that_needs_no_training_is_refused(
     error = capsys.readouterr().err
     assert "'typo'" in error and "write 'minmax:w8a8'" in error and error.count("\n") == 1
     monkeypatch.setattr(networks, "zoo_names", lambda: ["idn_x4_minmax_w8a8_fine", "idn_x4_minmax_w4a4_other"])
-    with pytest.raises(UserError, match=r"its tags are fine$"):
+    with pytest.raises(UserError, match=r"its tags are fine; an option is written after a comma"):
         networks.checked("minmax:w8a8:typo")
     assert networks.checked("minmax:w8a8:fine") == "minmax:w8a8:fine"
     assert networks.checked("cadyq:fab5") == "cadyq:fab5"  # trained: listed with its reason where it is missing

@@ -15,7 +15,8 @@ from baselines.assignment.scheme import assign
 from baselines.assignment.search import search_patches
 from baselines.cabm import edge_score
 from baselines.content.allocation import _best_lengths, by_patch, fit_profiles
-from baselines.content.profiles import Profiles, content_features, fit_score, patch_weights
+from baselines.content.features import content_features
+from baselines.content.profiles import Profiles, fit_score, patch_weights
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.checkpoints.io import save_model
 from cadyq.models.network import SRNetwork
@@ -23,7 +24,7 @@ from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
 from cadyq.training.derive import derive, transplant
-from cadyq.training.start import quantized_from
+from cadyq.training.start import quantized_from, require_chosen
 from cadyq.utils.errors import UserError
 
 BITS = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
@@ -216,7 +217,9 @@ def test_training_keeps_what_was_fitted(small_pams: SRNetwork, pairs: tuple[Tens
 
 def test_training_needs_fitted_bits(small_pams: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UserError, match="chooses its bits on photographs before it is trained: run python -m"):
-        quantized_from(small_pams, small_pams, "profiles", pairs[0])
+        require_chosen(small_pams, "profiles")
+    require_chosen(small_pams, "cadyq")
+    require_chosen(derive(small_pams, "profiles", *pairs, mean_bits=5.0, profiles=1), "profiles")
 
 
 def test_candidates_that_the_parent_lacks_start_at_its_nearest(small_cadyq: SRNetwork) -> None:

@@ -117,7 +117,7 @@ def test_derived_networks_name_the_parent_beside_them(row: dict[str, Any]) -> No
     parent = next(other for other in NETWORKS if other["file"] == f"{row['derived_from']['name']}.safetensors")
     assert row["derived_from"]["sha256"] == parent["sha256"]
     assert parent["backbone"] == row["backbone"]
-    assert row["bytes"] < 10_000, "it holds more than its choice of bits"
+    assert row["bytes"] < 12_000, "it holds more than its choice of bits and its ranges"
     assert "photographs" in row["data"]
 
 
