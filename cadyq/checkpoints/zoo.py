@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
     is stored.
     """
     path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
-    base = zoo_path(f"{facts['derived_from']['name']}.safetensors") if "derived_from" in facts else None
+    base = _file_in_zoo(facts["derived_from"]) if "derived_from" in facts else None
     parent = zoo_path(f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors")
     origin = facts.get("calibrated_from", "")
     row = {"backbone": network.name, "scheme": scheme, "scale": network.scale}
@@ -111,6 +111,12 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
         row |= {"sha256": network_sha256(part), "file_sha256": sha256_file(part), "bytes": part.stat().st_size}
         row |= facts
     return path
+
+
+def _file_in_zoo(network: Mapping[str, Any]) -> Path | None:
+    """The file of a network, known by "name" and "sha256", if a zoo holds this very network."""
+    path = zoo_path(f"{network['name']}.safetensors")
+    return path if path.is_file() and network_sha256(path) == network["sha256"] else None
 
 
 def _of_same_sizes(network: SRNetwork, parent: Path) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 import cadyq
 from cadyq.checkpoints.folders import REPOSITORY, VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
-from cadyq.checkpoints.tensors import compress
+from cadyq.checkpoints.tensors import compress, read_tensors
 from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, writable_zoo, zoo_rows
 from cadyq.commands import zoo as command
 from cadyq.testing.models import calibrated_model
@@ -53,6 +53,19 @@ def test_what_is_compressed_against_the_package_is_read_from_elsewhere(tmp_path:
     lr = torch.rand(1, 3, 9, 8) * 255
     with torch.no_grad():
         assert torch.equal(cadyq.load_model("zoo:idn_x4_pams_w8a8_mine")(lr), network(lr))
+
+
+def test_a_network_derived_from_a_run_is_stored_whole(tmp_path: Path) -> None:
+    """No zoo holds its parent, or one holds another network of that name, so there is nothing to build on."""
+    network = cadyq.load_model("zoo:idn_x4_pams_w8a8")
+    use_zoo(tmp_path)
+    lr = torch.rand(1, 3, 9, 8) * 255
+    for name in ("my_run", "idn_x4_pams_w8a5"):
+        parent = {"name": name, "sha256": "0" * 64}
+        add_to_zoo(network, "pams:w8a8:mine", {"derived_from": parent}, tmp_path)
+        with torch.no_grad():
+            assert torch.equal(cadyq.load_model("zoo:idn_x4_pams_w8a8_mine")(lr), network(lr))
+        assert "base" not in read_tensors(tmp_path / "idn_x4_pams_w8a8_mine.safetensors")[1]
 
 
 def test_nothing_is_written_into_the_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
