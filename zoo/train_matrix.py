@@ -136,8 +136,7 @@ class Matrix:
             start = self.runs / f"{fitting.name}_start"
             if not (start / "training.json").exists():
                 options = [word for option in fitting.options for word in ("--option", option)]
-                command = ["profiles", "--parent", self._warm(0), "--mean-bits", str(fitting.mean_bits), *options]
-                _require(derive.main([*command, *self.data, "--patches", str(self.args.patches), "--out", str(start)]))
+                self._run_derive("profiles", self._warm(0), start, "--mean-bits", str(fitting.mean_bits), *options)
             self._train_and_ship(Training("profiles", fitting.tag), str(start / "model.safetensors"), self.args.steps)
 
     def _warm(self, seed: int) -> str:
@@ -162,9 +161,12 @@ class Matrix:
     def _derive(self, derivation: Derivation) -> None:
         if not self._in_zoo(derivation.name):
             out = self.runs / derivation.name
-            command = [derivation.scheme, "--parent", derivation.parent, "--out", str(out)]
-            _require(derive.main([*command, *self.data, "--patches", str(self.args.patches)]))
+            self._run_derive(derivation.scheme, derivation.parent, out)
             self._ship(out, derivation.tag)
+
+    def _run_derive(self, scheme: str, parent: str, out: Path, *options: str) -> None:
+        command = [scheme, "--parent", parent, "--out", str(out), *options]
+        _require(derive.main([*command, *self.data, "--patches", str(self.args.patches)]))
 
     def _ship(self, run: Path, tag: str) -> None:
         _require(ship.main(["run", str(run), "--tag", tag, "--zoo", str(self.zoo)]))

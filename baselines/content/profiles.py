@@ -66,7 +66,7 @@ class Profiles(AssignedScheme):
         search_space: candidate activation bits.
         ranges: "fitted" ranges are the same for all patches; "sample" ranges are in units of each patch.
         profiles: number of profiles. 1 gives bits by layer, the same for every patch.
-        exponent: alpha of the weights, 0 to 1: 0.5 for about six tiles an image, 1 for one tile.
+        exponent: alpha of the weights, 0 to 1: 0 for many tiles an image, 0.5 for about six, 1 for one.
         score: weights of the three logarithms, see `content_features`.
         edges: scores at which the next profile begins, ascending.
         table: the profiles, with a digit for each point that counts: the index of its candidate in the search space.

@@ -40,20 +40,23 @@ def pairs() -> tuple[Tensor, Tensor]:
     return torch.stack(lrs).float(), torch.stack(hrs).float()
 
 
-@pytest.fixture(scope="session")
-def small_cadyq(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
-    """A small CADyQ network with four points, calibrated. Take a copy before you change it."""
+def small_network(scheme: str, lr: Tensor) -> SRNetwork:
+    """A small EDSR with four points, calibrated on patches."""
     torch.manual_seed(2)
     plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
-    return calibrated(plain, "cadyq", observe(plain, pairs[0])).eval()
+    return calibrated(plain, scheme, observe(plain, lr)).eval()
+
+
+@pytest.fixture(scope="session")
+def small_cadyq(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
+    """A small CADyQ network. Take a copy before you change it."""
+    return small_network("cadyq", pairs[0])
 
 
 @pytest.fixture(scope="session")
 def small_pams(pairs: tuple[Tensor, Tensor]) -> SRNetwork:
-    """A small PAMS network with four points, calibrated at 8 bits. Take a copy before you change it."""
-    torch.manual_seed(2)
-    plain = cadyq.create_model("edsr", n_feats=8, n_resblocks=2).eval()
-    return calibrated(plain, "pams:w8a8", observe(plain, pairs[0])).eval()
+    """The same under PAMS at 8 bits. Take a copy before you change it."""
+    return small_network("pams:w8a8", pairs[0])
 
 
 @pytest.fixture(scope="session")

@@ -222,6 +222,10 @@ def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
         (["--recipe", "finetune", "--set", "batch=big"], "batch = 'big' is not of type int"),
         (["--recipe", "finetune", "--set", "schedule=linear"], "schedule = 'linear' is unknown.*cosine, halve"),
         (["--recipe", "finetune", "--set", "steps=0"], "steps = 0 is out of range"),
+        (
+            ["--recipe", "finetune", "--scheme", "static"],
+            "'static' chooses its bits on photographs.*derive static",
+        ),
         (["--recipe", "finetune", "--target-fab", "5.5"], "target_fab=5.5 cannot be reached"),
         (["--recipe", "finetune", "--bank", "x.safetensors"], "one of --data-root DIR and --bank FILE"),
         (["--recipe", "finetune", "--backbone", "carn_m"], "is edsr x4, not carn_m x4"),
