@@ -41,6 +41,7 @@ def executed(path: Path, folder: Path = FOLDER) -> NotebookNode:
             timeout=CELL_SECONDS,
             kernel_name=KERNEL["name"],
             record_timing=False,
+            coalesce_streams=True,  # a busy machine may deliver what one cell prints in several pieces
             resources={"metadata": {"path": str(folder)}},
             config=private(Path(sockets)),
         )

@@ -130,3 +130,10 @@ def test_the_script_writes_the_same_file_again(tmp_path: Path, monkeypatch: pyte
         written.append(path.read_bytes())
     assert written[0] == written[1]
     assert list(script.texts(nbformat.read(path, as_version=4))) == [(0, "stdout", "2\n")]
+
+
+def test_what_a_cell_prints_is_one_output_however_it_arrives(tmp_path: Path) -> None:
+    slow = "import time\nprint(1, flush=True)\ntime.sleep(1)\nprint(2)"
+    path = tmp_path / "1.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(slow, id="one")]), path)
+    assert list(script.texts(script.executed(path, tmp_path))) == [(0, "stdout", "1\n2\n")]
