@@ -59,7 +59,7 @@ def place(
     """Write the labels into an axis whose limits and layout are final.
 
     In several sweeps, each label takes its cheapest place given the others. Places outside the frame cost most. Then
-    come places over another label or a mark, and crossing leader lines. The distance to the mark costs least.
+    come places over another text of the axis or a mark, and crossing leader lines. Distance to the mark costs least.
 
     Args:
         axis: axis to write into.
@@ -76,8 +76,10 @@ def place(
         np.hstack([at - half, at + half])
         for at, half in ((_points(axis, marks, unit), _MARK), (_points(axis, lines, unit), _LINE))
     )
+    written = np.array([text.get_window_extent().extents for text in axis.texts]).reshape(-1, 4) / unit
     around = [_around(axis, label, size, unit) for label in labels]
-    fixed = [_fixed_cost(one, squares, points, frame) for one in around]
+    none = np.empty((0, 4))
+    fixed = [_fixed_cost(one, squares, points, frame) + _cost_beside(one, written, none) for one in around]
     chosen = [int(cost.argmin()) for cost in fixed]
     for _ in range(_SWEEPS):
         before = list(chosen)

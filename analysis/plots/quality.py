@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,11 @@ _FAR = 3  # a mark is left out this many times as far below the median as the hi
 _MANY = 10  # marks; a panel of fewer leaves none out
 _MOST_NOTES = 4  # names in the corner of a panel
 _CLOSE = 0.02  # difference of costs, as a share of their range, below which two marks stand at one place
+_NAME_HEIGHT = 0.06  # of the name of a line, as a share of the height of a panel
 _GREY = "0.45"
 _PANEL_IN = (style.COLUMN_IN, 2.75)
+_ROOMY = 16  # labels that the height of `_PANEL_IN` has room for
+_LABEL_IN = 0.1  # of height for each further label
 _SAMPLES = 20  # points along each piece of a line that labels keep away from
 _KINDS: dict[str, dict[str, Any]] = {
     FIXED: {"markersize": 5, "markerfacecolor": "white", "markeredgewidth": 1.1},
@@ -56,7 +60,7 @@ def quality_figure(
     panels = list(itertools.product(backbones, shown))
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    made = style.figure(_PANEL_IN[0] * columns, _PANEL_IN[1] * rows + 0.35)
+    made = style.figure(_PANEL_IN[0] * columns, _panel_height(networks, members) * rows + 0.35)
     axes = made.subplots(rows, columns, squeeze=False).ravel()
     looks = _looks(members)
     drawn = []
@@ -84,6 +88,13 @@ def quality_figure(
         places = list(zip(marks[column], marks["psnr_db"], strict=True))
         labels.place(axis, _labels(marks, column, members, looks), places, taken)
     return made
+
+
+def _panel_height(networks: pd.DataFrame, members: Mapping[str, Member]) -> float:
+    """Height in inches of every panel: the panel with the most labels decides."""
+    rows = zip(networks["backbone"], map(members.__getitem__, networks["scheme"]), strict=True)
+    panels = Counter((backbone, extent) for backbone, extent, _ in {(at, one.extent, one.line) for at, one in rows})
+    return _PANEL_IN[1] + _LABEL_IN * max(0, max(panels.values(), default=0) - _ROOMY)
 
 
 def _lowest(psnr: pd.Series[float]) -> float:
@@ -200,13 +211,14 @@ def _reference_lines(
     named = beside.assign(name=beside["scheme"].where(beside["macs_g"] > 0, beside["backbone"]).map(short))
     near = named["psnr_db"] >= reach
     taken = []
-    for number, row in enumerate(named[near].to_dict("records")):
+    for row in named[near].to_dict("records"):
         taken += _along(list(axis.get_xlim()), [row["psnr_db"]] * 2)
         dashes = "--" if row["macs_g"] > 0 else ":"
         axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=dashes, zorder=1)
-        beside_it: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
-        place = 0.01 + 0.17 * number  # names side by side, since lines may lie close together
-        axis.text(place, row["psnr_db"], row["name"], va="bottom", **beside_it)
+    room = _NAME_HEIGHT * (axis.get_ylim()[1] - axis.get_ylim()[0])
+    for height, name in _above(named[near].sort_values("psnr_db", ascending=False), room):
+        look: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
+        axis.text(0.01, height, name, va="bottom", **look)
     below = pd.concat([far.assign(name=far["scheme"].map(short)), named[~near]])
     notes = [f"{row['name']} {row['psnr_db']:.2f} dB, below" for row in below.to_dict("records")]
     if len(notes) > _MOST_NOTES:
@@ -214,6 +226,19 @@ def _reference_lines(
     if notes:
         axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35", ha="right")
     return taken
+
+
+def _above(lines: pd.DataFrame, room: float) -> list[tuple[float, str]]:
+    """Height and text of the names of lines, from the top. Lines closer than `room` share one, above the highest."""
+    groups: list[tuple[float, str]] = []
+    last = math.inf
+    for row in lines.to_dict("records"):
+        if last - row["psnr_db"] < room:
+            groups[-1] = (groups[-1][0], f"{groups[-1][1]}, {row['name']}")
+        else:
+            groups.append((row["psnr_db"], row["name"]))
+        last = row["psnr_db"]
+    return groups
 
 
 def _cost_axis(axis: Axes, values: pd.Series[float]) -> None:

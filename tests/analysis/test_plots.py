@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from analysis.plots import figures as plots
@@ -154,6 +154,35 @@ def test_labels_cover_neither_marks_nor_each_other(make_run: Runner) -> None:
         assert len(boxes) >= 3
         assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
         assert not any(box.contains(*mark) for box in boxes for mark in marks)
+
+
+def _crowded(df: pd.DataFrame, longer_db: float) -> pd.DataFrame:
+    """Thirty marks around one place, and a second network in full precision."""
+    five, full = df[df["scheme"] == "pams:w8a8"], df[df["scheme"] == "fp32"]
+    pairs = itertools.product((2, 3, 4, 5, 6, 8), repeat=2)
+    more = [
+        five.assign(scheme=f"lsq:w{w}a{a}", psnr_db=five["psnr_db"] + 0.02 * (w - a), fab=five["fab"] + 0.1 * a)
+        for w, a in list(pairs)[:30]
+    ]
+    return pd.concat([df, *more, full.assign(scheme="fp32:longer", psnr_db=full["psnr_db"] + longer_db)])
+
+
+def test_a_crowded_panel_is_higher_and_its_labels_cover_no_text(make_run: Runner) -> None:
+    df = load(_small_run(make_run)).query("backbone != 'carn_m'")
+    usual, crowded = _panels(df)[0], _panels(_crowded(df, 0.001))[0]
+    assert crowded.bbox.height > 1.3 * usual.bbox.height
+    written = [text for text in crowded.texts if not isinstance(text, Annotation)]
+    named = [text for text in crowded.texts if isinstance(text, Annotation)]
+    assert len(named) > 20 and len(written) >= 2
+    for label, text in itertools.product(named, written):
+        box = Text.get_window_extent(label)  # without its leader line
+        assert not box.overlaps(text.get_window_extent()), (label.get_text(), text.get_text())
+
+
+@pytest.mark.parametrize(("longer_db", "names"), [(0.001, {"fp32:longer, fp32"}), (1.0, {"fp32", "fp32:longer"})])
+def test_lines_close_together_share_a_name(make_run: Runner, longer_db: float, names: set[str]) -> None:
+    df = load(_small_run(make_run)).query("backbone != 'carn_m'")
+    assert names <= {text.get_text() for text in _panels(_crowded(df, longer_db))[0].texts}
 
 
 def test_bars_stand_only_where_they_can_be_told_apart(make_run: Runner) -> None:
