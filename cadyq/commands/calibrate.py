@@ -24,9 +24,7 @@ from cadyq.commands.cli import (
     Parser,
     add_network_options,
     add_threads_option,
-    check_spares,
-    check_writable,
-    check_zoo,
+    check_outputs,
     exit_status,
     open_networks,
     program,
@@ -112,9 +110,7 @@ def run(args: argparse.Namespace) -> Path:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     open_networks(args)
-    check_zoo(args.zoo)
-    check_spares(args.out, ["model.safetensors", "training.json"], [args.model])
-    check_writable(args.out)
+    check_outputs(args.out, args.zoo, inputs=[args.model])
     name, _, tag = parse_scheme(args.scheme)
     if tag:
         raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")

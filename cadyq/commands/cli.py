@@ -36,6 +36,7 @@ _called_as: ContextVar[str] = ContextVar("called_as", default="")
 
 MOST_SEED = 2**31 - 1  # what every generator of random numbers takes
 MOST_THREADS = 1024
+RUN_FILES = ("model.safetensors", "training.json")  # of the folder of a run
 
 
 def program(module: str) -> str:
@@ -215,12 +216,18 @@ def _stopping() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def check_spares(out: Path, names: Iterable[str], inputs: Iterable[str | Path | None]) -> None:
-    """Raises UserError where a file that is written to `out` is one that the command reads."""
+def check_outputs(out: Path, zoo: Path | None, inputs: Iterable[str | Path | None]) -> None:
+    """Check where a run writes its network, before any work.
+
+    Raises:
+        UserError: the folder `out` or the folder `zoo` cannot be written, or a file in `out` is one of the inputs.
+    """
     read = {os.path.realpath(path) for path in inputs if path is not None}
-    for name in names:
+    for name in RUN_FILES:
         if os.path.realpath(out / name) in read:
             raise UserError(f"--out {out}: its {name} is an input of this command; choose another folder")
+    check_writable(out)
+    check_zoo(zoo)
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

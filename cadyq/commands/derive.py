@@ -17,9 +17,7 @@ from cadyq.commands.cli import (
     Parser,
     add_network_options,
     add_threads_option,
-    check_spares,
-    check_writable,
-    check_zoo,
+    check_outputs,
     exit_status,
     open_networks,
     program,
@@ -69,9 +67,7 @@ def run(args: argparse.Namespace) -> Path:
     if args.threads:
         torch.set_num_threads(args.threads)
     open_networks(args)
-    check_writable(args.out)
-    check_zoo(args.zoo)
-    check_spares(args.out, ["model.safetensors", "training.json"], [args.parent])
+    check_outputs(args.out, args.zoo, inputs=[args.parent])
     name, options, _ = parse_scheme(args.scheme)
     parent = load_model(args.parent)
     bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)

@@ -22,9 +22,7 @@ from cadyq.commands.cli import (
     Parser,
     add_network_options,
     add_threads_option,
-    check_spares,
-    check_writable,
-    check_zoo,
+    check_outputs,
     exit_status,
     open_networks,
     program,
@@ -179,9 +177,7 @@ def provenance_of(
 def train(args: argparse.Namespace, processes: Processes) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
     open_networks(args)
-    check_writable(args.out)
-    check_zoo(args.zoo)
-    check_spares(args.out, ["model.safetensors", "training.json"], [args.init, args.teacher, args.bank])
+    check_outputs(args.out, args.zoo, inputs=[args.init, args.teacher, args.bank])
     device = processes.device
     torch.manual_seed(args.seed)
     parent = parent_of(args)

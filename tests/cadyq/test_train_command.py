@@ -148,7 +148,7 @@ def test_a_crash_at_the_end_loses_nothing(
         patch.setattr(Path, "unlink", cut) if "." in moment else patch.setattr(trainer, moment, cut)
         if moment == "Path.unlink":  # when a run begins, it also clears an old history.csv and the probe of --out
             patch.setattr("cadyq.training.logs.History.restore", lambda *args: None)
-            patch.setattr("cadyq.commands.train.check_writable", lambda *args: None)
+            patch.setattr("cadyq.commands.train.check_outputs", lambda *args, **kwargs: None)
         with pytest.raises(_PowerCutError):
             _run_here(arguments)
     assert (folder / out / "checkpoint.pt").exists()
