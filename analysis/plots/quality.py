@@ -30,7 +30,7 @@ _NAME_HEIGHT = 0.06  # of the name of a line, as a share of the height of a pane
 _GREY = "0.45"
 _PANEL_IN = (style.COLUMN_IN, 2.75)
 _ROOMY = 16  # labels that the height of `_PANEL_IN` has room for
-_LABEL_IN = 0.1  # of height for each further label
+_LABEL_IN = 0.14  # of height for each further label
 _SAMPLES = 20  # points along each piece of a line that labels keep away from
 _KINDS: dict[str, dict[str, Any]] = {
     FIXED: {"markersize": 5, "markerfacecolor": "white", "markeredgewidth": 1.1},

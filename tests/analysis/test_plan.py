@@ -28,6 +28,14 @@ def test_what_is_asked_for_by_name_is_said_to_be_missing() -> None:
     assert plan.schemes.count(TAGGED) == 1 and TAGGED not in plan.of_the_zoo
 
 
+def test_a_trained_variant_that_only_another_backbone_has_is_missing() -> None:
+    """It is not replaced by the scheme without training: the number would stand under a wrong name."""
+    plan = make_plan("paper", 4, backbones=["edsr", "carn_m"], schemes=["dynamic_range:w8a5:trained"])
+    edsr, carn_m = plan.sources()
+    assert not edsr.reason
+    assert "carn_m_x4_dynamic_range_w8a5_trained.safetensors is not in the zoo" in carn_m.reason
+
+
 def test_the_zoo_holds_every_backbone_once() -> None:
     plan = make_plan("paper", 4, backbones=["zoo", "edsr"], schemes=["fp32"])
     assert sorted(plan.backbones) == ["carn", "carn_m", "edsr", "idn", "srresnet"]
