@@ -26,7 +26,7 @@ RUN = ROOT / "results" / "paper"
 FIGURE = ROOT / "docs" / "quality"
 DATASETS = ["Set5", "Set14", "B100", "Urban100"]
 BACKBONES = ["edsr", "carn", "idn"]
-DRAWN = ["edsr", "idn"]  # on CARN all schemes lie within hundredths of a dB
+SHOWN = ["edsr", "idn"]  # in table and figure; on CARN all schemes lie within hundredths of a dB
 ABLATIONS = ["profiles:layers_fitted", "profiles:tiles"]  # they crowd the figure
 SCHEMES = [REFERENCE, "pams:w8a8", "pams:w8a5", "cadyq", "cadyq:b4-5-6_stride8"]
 HEAD = ["Network", "Scheme", *(f"{name} dB" for name in DATASETS), "drop, dB", "FAB", "BitOPs at 720p, G"]
@@ -92,7 +92,7 @@ def rows(table: pd.DataFrame, everywhere: pd.DataFrame) -> list[list[str]]:
     cells = table.set_index(["backbone", "scheme", "dataset"])
     totals = everywhere.set_index(["backbone", "scheme"])
     found = []
-    for backbone in BACKBONES:
+    for backbone in SHOWN:
         for scheme in SCHEMES:
             total = totals.loc[(backbone, scheme)]
             psnr = [f"{cells.loc[(backbone, scheme, name), 'psnr_db']:.2f}" for name in DATASETS]
@@ -127,7 +127,7 @@ def main() -> None:
     readme.write_text(FINDINGS.sub(lambda _: "\n".join(findings) + "\n", text, count=1), encoding="utf-8")
     # results/paper shows controls too
     named = [name for name, member in members.items() if member.kind != CONTROL and name not in ABLATIONS]
-    shown = everywhere[everywhere["backbone"].isin(DRAWN) & everywhere["scheme"].isin(named)]
+    shown = everywhere[everywhere["backbone"].isin(SHOWN) & everywhere["scheme"].isin(named)]
     with style.context():
         style.save(quality_figure(shown, members), FIGURE)[1].unlink()  # the README shows the PNG
 

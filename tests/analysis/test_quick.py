@@ -42,8 +42,8 @@ def test_rows_are_those_of_a_run(tiny_root: Path, tmp_path: Path) -> None:
 
 
 def test_what_has_no_weights_or_name_is_refused() -> None:
-    with pytest.raises(UserError, match=r"carn pams:w8a8: no trained weights"):
-        quick.measure("carn", ["pams:w8a8"], [])
+    with pytest.raises(UserError, match=r"srresnet pams:w8a8: no trained weights"):
+        quick.measure("srresnet", ["pams:w8a8"], [])
     with pytest.raises(UserError, match="mode 'tile' is unknown"):
         quick.measure("idn", ["fp32"], [], "tile")
 
