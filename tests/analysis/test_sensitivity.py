@@ -127,8 +127,8 @@ def test_second_run_measures_nothing_and_changes_nothing(finished: Path) -> None
 
 
 def test_a_backbone_without_a_selector_is_listed_with_its_reason(tmp_path: Path) -> None:
-    options = ["--backbone", "srresnet", "--dataset", "skimage", "--patches", "10", "--side", "8", "--parts", "selector"]
-    assert main([*options, "--out", str(tmp_path)]) == 0
+    options = ["--backbone", "srresnet", "--dataset", "skimage", "--patches", "10", "--side", "8"]
+    assert main([*options, "--parts", "selector", "--out", str(tmp_path)]) == 0
     part = json.loads((tmp_path / "manifest.json").read_text())["parts"]["selector"]
     assert part["status"] == "skipped" and "srresnet_x4_cadyq" in part["reason"]
 
