@@ -78,8 +78,7 @@ def place(
     )
     written = np.array([text.get_window_extent().extents for text in axis.texts]).reshape(-1, 4) / unit
     around = [_around(axis, label, size, unit) for label in labels]
-    none = np.empty((0, 4))
-    fixed = [_fixed_cost(one, squares, points, frame) + _cost_beside(one, written, none) for one in around]
+    fixed = [_fixed_cost(one, squares, points, written, frame) for one in around]
     chosen = [int(cost.argmin()) for cost in fixed]
     for _ in range(_SWEEPS):
         before = list(chosen)
@@ -122,14 +121,15 @@ def _around(axis: Axes, label: Label, size: float, unit: float) -> _Candidates:
     return _Candidates(boxes, np.hstack([starts, np.where(far[:, None], ends, starts)]))
 
 
-def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, frame: _Array) -> _Array:
+def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, texts: _Array, frame: _Array) -> _Array:
     """The part of the cost of each place that does not depend on other labels (n,)."""
     outside = (one.boxes[:, :2] < frame[:2]).any(axis=1) | (one.boxes[:, 2:] > frame[2:]).any(axis=1)
     on_mark = (_overlap(one.boxes, marks) > 0).sum(axis=1)
     on_line = (_overlap(one.boxes, lines) > 0).any(axis=1)
     through = _lies_in(one.leaders, marks).sum(axis=1)
     distance = np.array([math.hypot(dx, dy) for dx, dy, _ in _CANDIDATES])
-    return np.asarray(_OUTSIDE * outside + _ON_MARK * on_mark + _ON_LINE * on_line + _THROUGH_MARK * through + distance)
+    own = _OUTSIDE * outside + _ON_MARK * on_mark + _ON_LINE * on_line + _THROUGH_MARK * through + distance
+    return np.asarray(own + _cost_beside(one, texts, np.empty((0, 4))))
 
 
 def _cost_beside(one: _Candidates, boxes: _Array, leaders: _Array) -> _Array:

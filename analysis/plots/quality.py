@@ -216,15 +216,15 @@ def _reference_lines(
         dashes = "--" if row["macs_g"] > 0 else ":"
         axis.axhline(row["psnr_db"], color="0.35", linewidth=0.9, linestyle=dashes, zorder=1)
     room = _NAME_HEIGHT * (axis.get_ylim()[1] - axis.get_ylim()[0])
-    for height, name in _above(named[near].sort_values("psnr_db", ascending=False), room):
-        look: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "fontsize": 6.5, "color": "0.35"}
-        axis.text(0.01, height, name, va="bottom", **look)
+    look: dict[str, Any] = {"fontsize": 6.5, "color": "0.35"}
+    for height, name in _above(named[near], room):
+        axis.text(0.01, height, name, transform=axis.get_yaxis_transform(), va="bottom", **look)
     below = pd.concat([far.assign(name=far["scheme"].map(short)), named[~near]])
     notes = [f"{row['name']} {row['psnr_db']:.2f} dB, below" for row in below.to_dict("records")]
     if len(notes) > _MOST_NOTES:
         notes = [*notes[: _MOST_NOTES - 1], f"{len(notes) - _MOST_NOTES + 1} more below"]
     if notes:
-        axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, fontsize=6.5, color="0.35", ha="right")
+        axis.text(0.99, 0.02, "\n".join(notes), transform=axis.transAxes, ha="right", **look)
     return taken
 
 
@@ -232,7 +232,7 @@ def _above(lines: pd.DataFrame, room: float) -> list[tuple[float, str]]:
     """Height and text of the names of lines, from the top. Lines closer than `room` share one, above the highest."""
     groups: list[tuple[float, str]] = []
     last = math.inf
-    for row in lines.to_dict("records"):
+    for row in lines.sort_values("psnr_db", ascending=False).to_dict("records"):
         if last - row["psnr_db"] < room:
             groups[-1] = (groups[-1][0], f"{groups[-1][1]}, {row['name']}")
         else:

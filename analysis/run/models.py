@@ -23,7 +23,7 @@ from cadyq.quantization import calibration_patches
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated_on, with_outer_bits
-from cadyq.schemes.specs import canonical, scheme_name, scheme_of, with_outer_bits_of
+from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
 
 
@@ -88,11 +88,18 @@ def calibrated_source(source: Source, calibration: Path | None) -> Source:
     return replace(source, calibration=str(calibration or ""), calibration_sha256=sha256)
 
 
+def needs_file(spec: str) -> bool:
+    """Whether calibration cannot make the network: its scheme is trained, or a tag names a variant that was trained."""
+    return scheme_of(spec).trained or bool(parse_scheme(spec)[2])
+
+
 def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibration: Path | None) -> Source:
     source = Source(label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
     if spec == PARENT:
         return source
-    if scheme_of(spec).trained and scheme_name(spec) != PARENT:
+    # with outer_bits, FP32 needs no training either: its outer layers are calibrated
+    plain = with_outer_bits_of(PARENT, scheme_of(spec).outer_bits)
+    if needs_file(spec) and spec != plain:
         made = zoo_path(f"{zoo_name(network.name, scale, spec)}.safetensors")
         if made.exists() and builds_on(made, model):
             return Source(label(model), spec, scale, (made,), code=_code(network, spec), model=str(made))

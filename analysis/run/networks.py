@@ -108,8 +108,7 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
     if scheme_of(scheme).outer_bits != FULL_PRECISION:
         inner = locate(backbone, with_outer_bits_of(scheme, FULL_PRECISION), scale)
         return replace(inner if inner.reason else models.calibrated_source(inner, None), scheme=scheme)
-    # a tag names a trained variant, which may exist on another backbone only
-    if scheme_of(scheme).trained or parse_scheme(scheme)[2]:
+    if models.needs_file(scheme):
         reason = f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq."
         return source(reason=reason + _command(scheme_of(scheme)))
     statistics = zoo_path(f"{backbone}_x{scale}_calibration.safetensors")

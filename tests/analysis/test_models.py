@@ -8,6 +8,7 @@ import pytest
 
 import cadyq
 from analysis import records, run_all, verify
+from analysis.run import models
 from cadyq.data.datasets import photographs
 
 pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
@@ -45,6 +46,14 @@ def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, t
     assert [cell["scheme"] for cell in skipped] == ["pams:w8a8"] and "python -m cadyq.train" in skipped[0]["reason"]
     assert str(tmp_path) not in (out / "manifest.json").read_text().replace(skipped[0]["reason"], "")
     assert verify.main([str(out), "--data-root", str(tiny_root), "--sample", "2", *named]) == 0
+
+
+@pytest.mark.parametrize("variant", ["dynamic_range:w8a5:trained", "fp32:longer"])
+def test_a_trained_variant_is_not_replaced_by_calibration(variant: str) -> None:
+    """The number would stand under a wrong name."""
+    plain, missing = models.sources(["zoo:srresnet_x4_fp32"], ["dynamic_range:w8a5", variant], 4, None)
+    assert not plain.reason
+    assert missing.reason.startswith(f"{variant} has to be trained")
 
 
 def test_what_is_wrong_with_a_model_is_one_line(
