@@ -11,8 +11,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cadyq.checkpoints import published
 from cadyq.checkpoints.io import ZOO_PREFIX, load_model, resolve
@@ -32,10 +34,11 @@ from cadyq.commands.cli import (
 from cadyq.data import datasets
 from cadyq.data.images import images_among
 from cadyq.models import spandrel
+from cadyq.models.network import SRNetwork
 from cadyq.quantization import PATCHES, SIDE, Images, calibration_patches
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.specs import canonical, parse_scheme
-from cadyq.training.reconstruction import calibrate
+from cadyq.schemes.specs import canonical, parse_scheme, scheme_name
+from cadyq.training.reconstruction import StageReport, calibrate
 from cadyq.training.start import plain
 from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
@@ -104,22 +107,20 @@ def _origin(model: str) -> str:
     return model if model.startswith(BY_NAME) else ""
 
 
-def run(args: argparse.Namespace) -> Path:
-    """Calibrate what the command line asks for; return the path of the model."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    device = pick_device(args.device)
-    open_networks(args)
-    check_outputs(args.out, args.zoo, inputs=[args.model])
-    name, _, tag = parse_scheme(args.scheme)
+def _fp32_parent(args: argparse.Namespace, device: torch.device) -> SRNetwork:
+    tag = parse_scheme(args.scheme)[2]
     if tag:
         raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")
-    parent, origin = load_model(args.model, device=device), _origin(args.model)
+    parent = load_model(args.model, device=device)
     if not plain(parent):
         raise UserError(f"--model {args.model}: is already quantized; give its FP32 network")
-    images, count, called = lr_images(args.images, parent.scale)
-    patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
-    start = time.monotonic()
+    return parent
+
+
+def _calibrate(args: argparse.Namespace, parent: SRNetwork, patches: Tensor) -> tuple[SRNetwork, list[StageReport]]:
+    """The calibrated network and the reports of its stages, with a progress bar."""
+    limit = math.inf if args.minutes is None else 60 * args.minutes
+    how = {"seconds": limit, "steps": args.steps, "batch": args.batch, "seed": args.seed}
     with bar(desc=canonical(args.scheme), unit="step", leave=False) as progress:
 
         def on_step(stage: str, planned: int) -> None:
@@ -127,31 +128,47 @@ def run(args: argparse.Namespace) -> Path:
             progress.set_postfix_str(stage, refresh=False)
             progress.update()
 
-        limit = math.inf if args.minutes is None else 60 * args.minutes
-        how = {"seconds": limit, "steps": args.steps, "batch": args.batch, "seed": args.seed}
-        network, reports = calibrate(parent, args.scheme, patches, **how, on_step=on_step)
-    seconds = time.monotonic() - start
+        return calibrate(parent, args.scheme, patches, **how, on_step=on_step)
+
+
+def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: torch.device) -> dict[str, Any]:
+    """What is known before calibration, for `training.json`."""
     path = resolve(args.model)
-    facts = {
+    return {
         "backbone": parent.name,
         "scheme": canonical(args.scheme),
         "scale": parent.scale,
         "calibrated_from": origin,
         "parent": {"name": args.model if origin else path.stem, "sha256": network_sha256(path)},
-        "data": f"{called}: {len(patches)} patches of {patches.shape[-1]} LR pixels",
-        "images": count,
-        "seconds": round(seconds, 1),
         "minutes_allowed": args.minutes,
         "batch": args.batch,
-        "stages": [vars(report) for report in reports],
         "seed": args.seed,
         "device": device.type,
         "torch": torch.__version__,
     }
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Calibrate what the command line asks for; return the path of the model."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    open_networks(args)
+    check_outputs(args.out, args.zoo, inputs=[args.model])
+    parent, origin = _fp32_parent(args, device), _origin(args.model)
+    images, count, called = lr_images(args.images, parent.scale)
+    patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
+    start = time.monotonic()
+    network, reports = _calibrate(args, parent, patches)
+    facts = _facts(args, parent, origin, device) | {
+        "data": f"{called}: {len(patches)} patches of {patches.shape[-1]} LR pixels",
+        "images": count,
+        "seconds": round(time.monotonic() - start, 1),
+        "stages": [vars(report) for report in reports],
+    }
     out = save_run(network, facts, args.out, origin)
     if args.zoo is not None:
-        kind = SCHEMES.get(name)
-        tuned = bool(reports) and not kind.trained  # the plain label is that of the scheme without tuning
+        tuned = bool(reports) and not SCHEMES.get(scheme_name(args.scheme)).trained  # the plain label is without tuning
         print(add_run_to_zoo(args.out, args.tag or (TUNED if tuned else ""), args.zoo))
     return out
 
