@@ -15,6 +15,7 @@ import pytest
 
 from analysis.records.store import Cell, Key, write_cell, write_manifest
 from analysis.run import models
+from cadyq.checkpoints import folders
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.quantization import calibration_patches
@@ -185,3 +186,12 @@ def write_crop(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", 
 def helpers() -> dict[str, Callable[..., Any]]:
     """The functions above; a test file cannot import its conftest under ``--import-mode=importlib``."""
     return {"row": make_row, "artifact": write_artifact, "view": write_crop}
+
+
+@pytest.fixture
+def untrained_srresnet(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The zoos have no quantized SRResNet: the package's has none, and the repository's is replaced by FP32 alone."""
+    zoo = tmp_path_factory.mktemp("zoo")
+    shutil.copy(folders.zoo_path("srresnet_x4_fp32.safetensors"), zoo)
+    monkeypatch.setenv(folders.VARIABLE, str(zoo))
+    monkeypatch.setattr(folders, "REPOSITORY", zoo)

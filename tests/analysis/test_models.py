@@ -48,6 +48,7 @@ def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, t
     assert verify.main([str(out), "--data-root", str(tiny_root), "--sample", "2", *named]) == 0
 
 
+@pytest.mark.usefixtures("untrained_srresnet")
 @pytest.mark.parametrize("variant", ["dynamic_range:w8a5:trained", "fp32:longer"])
 def test_a_trained_variant_is_not_replaced_by_calibration(variant: str) -> None:
     """The number would stand under a wrong name."""

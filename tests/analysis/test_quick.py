@@ -41,6 +41,7 @@ def test_rows_are_those_of_a_run(tiny_root: Path, tmp_path: Path) -> None:
     assert set(rows.columns) == set(stored.columns)
 
 
+@pytest.mark.usefixtures("untrained_srresnet")
 def test_what_has_no_weights_or_name_is_refused() -> None:
     with pytest.raises(UserError, match=r"srresnet pams:w8a8: no trained weights"):
         quick.measure("srresnet", ["pams:w8a8"], [])

@@ -126,6 +126,7 @@ def test_second_run_measures_nothing_and_changes_nothing(finished: Path) -> None
     assert {path: path.read_bytes() for path in before} == before
 
 
+@pytest.mark.usefixtures("untrained_srresnet")
 def test_a_backbone_without_a_selector_is_listed_with_its_reason(tmp_path: Path) -> None:
     options = ["--backbone", "srresnet", "--dataset", "skimage", "--patches", "10", "--side", "8"]
     assert main([*options, "--parts", "selector", "--out", str(tmp_path)]) == 0
