@@ -106,7 +106,7 @@ def eight_bits(everywhere: pd.DataFrame) -> str:
     totals = everywhere.set_index(["backbone", "scheme"])
     parts = []
     for backbone in BACKBONES:
-        eight, four = (totals.loc[(backbone, f"pams:w8a{bits}")] for bits in (8, 4))
+        eight, four = (totals.loc[(backbone, f"pams:{bits}")] for bits in ("w8a8", "w4a4"))
         loss = drop_text({"scheme": "pams:w8a8", **eight})
         saved = f"w8a8 saves {eight['saved_percent']:.1f} % at {loss} dB"
         parts.append(f"on {backbone} {saved}, w4a4 saves {four['saved_percent']:.1f} %")

@@ -77,6 +77,16 @@ def test_the_findings_of_the_readme_are_those_of_the_comparisons() -> None:
             assert interval == format(Interval(row["mean"], row["low"], row["high"]), "+.3f"), (backbone, scheme)
 
 
+def test_the_finding_on_uniform_bits_has_the_savings_of_the_schemes_that_it_names() -> None:
+    everywhere = summary(over_all_images(first_trainings(records.load(PAPER)))).set_index(["backbone", "scheme"])
+    text = (ROOT / "README.md").read_text().partition("<!-- findings -->")[2].partition("<!-- end -->")[0]
+    found = re.findall(r"on (\w+) w8a8 saves ([\d.]+) % at .+? dB, w4a4 saves ([\d.]+) %", text)
+    assert len(found) >= 3
+    for backbone, *shown in found:
+        saved = [everywhere.loc[(backbone, f"pams:{bits}"), "saved_percent"] for bits in ("w8a8", "w4a4")]
+        assert shown == [f"{percent:.1f}" for percent in saved], backbone
+
+
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_reports_stay_small(run: Path) -> None:
     assert (run / "report.html").stat().st_size < 3_000_000
