@@ -45,7 +45,7 @@ def shown(found: pd.DataFrame) -> str:
         fab = f"{own[own['dataset'] == OVERALL]['fab'].iloc[0]:.2f}"
         texts = [cells.get((kind, OVERALL), MISSING) for kind in SHOWN]
         rows.append([backbone, scheme, fab, *texts, cells.get((EQUAL_BITOPS, "Urban100"), MISSING)])
-    head = ["backbone", "scheme", "FAB", "drop", "over fixed bits", "over bits by layer", "over fixed bits, Urban100"]
+    head = ["backbone", "scheme", "FAB", "drop", "over fixed bits", "over bits by layer, equal FAB", "over fixed bits, Urban100"]
     return markdown_lines([head, ["---"] * len(head), *rows])
 
 
