@@ -37,7 +37,7 @@ from cadyq.models.network import SRNetwork
 
 SCALE = 4
 SIDE = 96  # LR pixels of the patch that BitOPs and agreement are of
-# of schemes joined by "|" the first that a backbone has weights for: PAMS is trained on EDSR, CARN-M and IDN alone
+# of schemes joined by "|" the first that a backbone has weights for: PAMS is not trained on IMDN and RLFN
 SCHEMES = ("fp32", "pams:w8a8|minmax:w8a8", "pams:w8a8,outer_bits=8|minmax:w8a8,outer_bits=8")
 SCHEMES += ("pams:w8a5", "pams:w4a4", "cadyq")
 REFERENCE = "fp32"

@@ -47,13 +47,15 @@ def row_columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, tupl
 
 
 def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...]}.
+    """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...], "lists": [...]}.
 
-    A cell holds its names, its key, the values that all its images share, and for each column a list of values with six
-    significant digits (a single value if all are equal).
+    A cell holds its names, its key, the values that all its images share, and for each column its values with six
+    significant digits: one if all are equal, else {"list": place in "lists"}. Cells share lists. The gradient of a set's
+    images is the same in every cell, and so are the BitOPs of a backbone's FP32 layers.
     """
     columns = row_columns(df, manifest)
     images: dict[str, list[str]] = {}
+    places: dict[tuple[float | str, ...], int] = {}
     cells = []
     for key, part in df.groupby(list(CELL_COLUMNS), sort=False):
         names: Any = key
@@ -68,16 +70,17 @@ def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
                 "params": int(part["params"].iloc[0]),
                 "points": int(part["counted_points"].iloc[0]),
                 "storage": _number(part["storage_mb"].iloc[0]),
-                "values": [_values(part[name].tolist()) for name in columns],
+                "values": [_values(part[name].tolist(), places) for name in columns],
             }
             | ({} if shown == known else {"images": shown})
         )
-    return {"columns": list(columns.values()), "images": images, "cells": cells}
+    return {"columns": list(columns.values()), "images": images, "cells": cells, "lists": list(places)}
 
 
-def _values(values: Sequence[float]) -> Any:
-    numbers = [_number(value) for value in values]
-    return numbers[0] if len(set(numbers)) == 1 else numbers
+def _values(values: Sequence[float], places: dict[tuple[float | str, ...], int]) -> float | str | dict[str, int]:
+    """One value, or the place of a list; a list that is new gets the next place."""
+    numbers = tuple(_number(value) for value in values)
+    return numbers[0] if len(set(numbers)) == 1 else {"list": places.setdefault(numbers, len(places))}
 
 
 def _number(value: float) -> float | str:

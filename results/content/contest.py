@@ -16,6 +16,7 @@ from analysis.records import store
 from analysis.tables.comparisons import EQUAL_BITOPS, EQUAL_FAB, FULL_PRECISION, comparisons
 from analysis.tables.intervals import Interval
 from analysis.tables.roles import Role, from_manifest
+from analysis.tables.seeds import first_trainings
 from analysis.tables.summary import MISSING, OVERALL, markdown_lines
 
 FOLDER = Path(__file__).parent
@@ -25,11 +26,11 @@ SHOWN = {FULL_PRECISION: "fp32", EQUAL_BITOPS: "pams:w8a*", EQUAL_FAB: LAYERS}
 
 
 def compared() -> pd.DataFrame:
-    """All comparisons on all backbones."""
+    """All comparisons on all backbones, of the first training of each network."""
     df = pd.concat([store.load(run) for run in RUNS], ignore_index=True)
     known = {spec: role for run in RUNS for spec, role in from_manifest(store.read_manifest(run)).items()}
     known[LAYERS] = Role(LAYERS, weight_bits=8, dynamic=True, control=True)
-    return comparisons(df[df["mode"] == "patch"], known)
+    return comparisons(first_trainings(df[df["mode"] == "patch"]), known)
 
 
 def shown(found: pd.DataFrame) -> str:
@@ -45,7 +46,15 @@ def shown(found: pd.DataFrame) -> str:
         fab = f"{own[own['dataset'] == OVERALL]['fab'].iloc[0]:.2f}"
         texts = [cells.get((kind, OVERALL), MISSING) for kind in SHOWN]
         rows.append([backbone, scheme, fab, *texts, cells.get((EQUAL_BITOPS, "Urban100"), MISSING)])
-    head = ["backbone", "scheme", "FAB", "drop", "over fixed bits", "over bits by layer, equal FAB", "over fixed bits, Urban100"]
+    head = [
+        "backbone",
+        "scheme",
+        "FAB",
+        "drop",
+        "over fixed bits",
+        "over bits by layer, equal FAB",
+        "over fixed bits, Urban100",
+    ]
     return markdown_lines([head, ["---"] * len(head), *rows])
 
 

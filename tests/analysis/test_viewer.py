@@ -31,8 +31,19 @@ def test_every_value_of_every_record_is_there(make_run: Runner) -> None:
         part = part[part["dataset"] == cell["dataset"]]
         assert cell.get("images", found["images"][cell["dataset"]]) == part["image"].tolist()
         for name, values in zip(row_columns(df, {}), cell["values"], strict=True):
-            full = values if isinstance(values, list) else [values] * len(part)
+            full = found["lists"][values["list"]] if isinstance(values, dict) else [values] * len(part)
             assert full == pytest.approx(part[name].tolist(), rel=1e-5)
+
+
+def test_cells_share_what_is_the_same_in_all(make_run: Runner) -> None:
+    df = load(make_run())
+    found = cell_rows(df, {})
+    column = list(row_columns(df, {})).index("gradient")
+    by_set: dict[str, set[str]] = {}
+    for cell in found["cells"]:
+        by_set.setdefault(cell["dataset"], set()).add(json.dumps(cell["values"][column]))
+    assert len(found["cells"]) > len(by_set) and all(len(places) == 1 for places in by_set.values())
+    assert len({tuple(values) for values in found["lists"]}) == len(found["lists"])
 
 
 def test_infinite_quality_survives_json(make_run: Runner) -> None:

@@ -89,7 +89,7 @@ function showRecord(cell) {
     ...facts.flatMap(([name, text]) => [make("dt", name), make("dd", text)]));
   const images = cell.images || data.images[cell.dataset];
   const columns = data.columns.map(([head, digits], i) => {
-    const values = Array.isArray(cell.values[i]) ? cell.values[i] : images.map(() => cell.values[i]);
+    const value = cell.values[i], values = value?.list === undefined ? images.map(() => value) : data.lists[value.list];
     return {head, digits, values};
   });
   const table = make("table", undefined, {id: "record-rows", class: "sortable"});
