@@ -50,8 +50,8 @@ def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...], "lists": [...]}.
 
     A cell holds its names, its key, the values that all its images share, and for each column its values with six
-    significant digits: one if all are equal, else {"list": place in "lists"}. Cells share lists. The gradient of a set's
-    images is the same in every cell, and so are the BitOPs of a backbone's FP32 layers.
+    significant digits: one if all are equal, else {"list": place in "lists"}. Cells share lists. The gradient of a
+    set's images is the same in every cell, and so are the BitOPs of a backbone's FP32 layers.
     """
     columns = row_columns(df, manifest)
     images: dict[str, list[str]] = {}
