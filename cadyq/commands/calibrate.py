@@ -132,7 +132,7 @@ def _calibrate(args: argparse.Namespace, parent: SRNetwork, patches: Tensor) -> 
 
 
 def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: torch.device) -> dict[str, Any]:
-    """What is known before calibration, for `training.json`."""
+    """What `training.json` holds apart from the patches and what calibration found."""
     path = resolve(args.model)
     return {
         "backbone": parent.name,
@@ -160,10 +160,11 @@ def run(args: argparse.Namespace) -> Path:
     patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
     start = time.monotonic()
     network, reports = _calibrate(args, parent, patches)
+    seconds = time.monotonic() - start
     facts = _facts(args, parent, origin, device) | {
         "data": f"{called}: {len(patches)} patches of {patches.shape[-1]} LR pixels",
         "images": count,
-        "seconds": round(time.monotonic() - start, 1),
+        "seconds": round(seconds, 1),
         "stages": [vars(report) for report in reports],
     }
     out = save_run(network, facts, args.out, origin)
