@@ -17,8 +17,8 @@ loss is
     L = |O - O_q|_1 + 10 / N sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2
 
 and for bits also 50 max(0, mean bits - base). In the backward pass, the step m of a layer is replaced by tanh(m), and
-the step of an image by tanh(2 (g - (l + u) / 2) / (u - l)). The learning rate is 1e-2; of l and u it is 1e-1 on a scale
-1000 / 255 of ours. Each kind's next epoch has 0.9 of the rate.
+the step of an image by tanh(2 (g - (l + u) / 2) / (u - l)). The learning rate is 1e-2. Of l and u it is 1e-4; the
+published code has gradients 1000 times ours, and 1e-1. Each kind's next epoch has 0.9 of the rate.
 
 Departures: percentiles are those of training patches. Ranges are taken over all patches at once instead of a moving
 average over batches. Features are compared by norms over a sample; the published code takes them over a batch. Zero is
@@ -55,6 +55,7 @@ IMAGE_PERCENTILES = (0.10, 0.90)
 LAYER_PERCENTILES = (0.30, 0.70)
 SHARES = torch.linspace(1, 0.01, 100)
 EPOCHS, STEPS, BATCH, RATE, DECAY = 10, 50, 2, 1e-2, 0.9
+THRESHOLD_RATE = 1e-4  # of l and u
 FEATURE_WEIGHT, BITS_WEIGHT = 10.0, 50.0
 
 
@@ -70,6 +71,11 @@ class AdaBMActivation(ActivationQuantizer):
 
     def learning_role(self, parameter: str) -> str:
         return "range" if parameter in ("low", "high") else "selector"
+
+    def learning_unit(self, parameter: str) -> float:
+        if parameter == "layer_step":
+            return 1.0
+        return THRESHOLD_RATE / RATE if parameter == "thresholds" else super().learning_unit(parameter)
 
     def initialize(self, statistics: PointStatistics) -> None:
         quantiles = statistics.gradient_quantiles

@@ -43,9 +43,9 @@ def reconstruction(step: Step) -> Tensor:
     error = (step.output - step.target).square().mean() / step.target.square().mean().clamp_min(1e-12)
     if step.done < WARM_UP:
         return error
-    weights = [part for part in step.module.modules() if isinstance(part, RoundedWeight)]
-    count = sum(part.rounding.numel() for part in weights if part.rounding is not None)
-    return error + ROUNDING_WEIGHT * sum(part.penalty(beta_of(step.done)) for part in weights) / max(count, 1)
+    learned = [part for part in step.module.modules() if isinstance(part, RoundedWeight) and part.rounding is not None]
+    count = sum(part.rounding.numel() for part in learned if part.rounding is not None)
+    return error + ROUNDING_WEIGHT * sum(part.penalty(beta_of(step.done)) for part in learned) / max(count, 1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assignment.scheme import AssignedScheme, assigned, choices_of, rows_of
+from baselines.assignment.scheme import AssignedScheme, rows_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import LAPLACIAN, PatchContext, constants, filtered, luma
 from cadyq.quantizers.trace import trace_forward
@@ -72,9 +72,6 @@ class CABM(AssignedScheme):
     def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         if not self.table:
             return self.everywhere(network, context)
-        points = len(assigned(network))
-        if len(self.table[0]) != points:
-            raise UserError(f"cabm: the table has {len(self.table[0])} points, the network {points}; derive it anew")
         score = context.feature(edge_score, EDGE_MACS_PER_PIXEL)
         row = torch.bucketize(score, constants(self.edges, score), right=True)
-        return choices_of(self.table, context.lr.device)[row]
+        return self.fitted(self.table, network, context)[row]

@@ -77,6 +77,11 @@ class DDTB(FixedBitScheme):
         return DDTBWeight(self.weight_bits)
 
     def allocate(self, network: SRNetwork, statistics: Mapping[str, PointStatistics]) -> None:
-        intensity = {k: statistics[k].maximum_spread ** 2 + statistics[k].minimum_spread ** 2 for k in network.points}
-        for rank, name in enumerate(sorted(intensity, key=lambda k: -float(intensity[k]))):
-            network.points[name].quantizer.gated.fill_(rank < int(GATE_SHARE * len(intensity)))  # type: ignore
+        quantizers = {name: point.quantizer for name, point in network.points.items()}
+        gates = {name: own for name, own in quantizers.items() if isinstance(own, DDTBActivation)}
+
+        def intensity(name: str) -> float:
+            return float(statistics[name].maximum_spread ** 2 + statistics[name].minimum_spread ** 2)
+
+        for rank, name in enumerate(sorted(gates, key=intensity, reverse=True)):
+            gates[name].gated.fill_(rank < int(GATE_SHARE * len(gates)))

@@ -4,7 +4,8 @@ The program is
 
     min sum_ik Omega_ik z_ik,  sum_k z_ik = 1,  sum_ik BitOPs_ik z_ik <= budget,  z_ik in {0, 1}.
 
-Point i and the layers that read it have b_k bits, for weights and activations alike. Omega_ik is the mean squared error
+Point i and the layers that read it have b_k bits, for weights and activations alike. Points that share a layer count as
+one. Omega_ik is the mean squared error
 of the output against the FP32 network when only point i is quantized. The budget is the cost of uniform bits (X Y
 BitOPs a MAC for wXaY) in the quantized layers.
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from baselines.assignment.program import CANDIDATES, OutputErrors, points_of, refine, solve
+from baselines.assignment.program import CANDIDATES, OutputErrors, groups_of, refine, solve
 from baselines.mse import MSEActivation, MSEWeight
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import ActivationQuantizer
@@ -33,14 +34,15 @@ from cadyq.utils.errors import UserError
 
 
 def set_bits(network: SRNetwork, bits: Sequence[int]) -> None:
-    """Set the bits of each point and of the layers that read it."""
-    for name, own in zip(points_of(network), bits, strict=True):
-        point = network.points[name]
-        assert isinstance(point.quantizer, MSEActivation)
-        point.quantizer.bits = own
-        for layer in point.layers:
-            if layer.weight_quantizer is not None:
-                layer.weight_quantizer.bits = own
+    """Set the bits of each group of points and of the layers that read it."""
+    for group, own in zip(groups_of(network), bits, strict=True):
+        for name in group:
+            point = network.points[name]
+            assert isinstance(point.quantizer, MSEActivation)
+            point.quantizer.bits = own
+            for layer in point.layers:
+                if layer.weight_quantizer is not None:
+                    layer.weight_quantizer.bits = own
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class ILP(FixedBitScheme):
     """Mixed precision by layer.
 
     Attributes:
-        by_layer: bits after the refinement, a digit for each point and the layers that read it. Without them every
-            point has the bits of the scheme.
+        by_layer: bits after the refinement, a digit for each group of points and the layers that read it. Without them
+            every point has the bits of the scheme.
         program: the same before the refinement, as the integer linear program gave it.
     """
 
@@ -68,8 +70,7 @@ class ILP(FixedBitScheme):
     def assign_bits(self, network: SRNetwork) -> None:
         if not self.by_layer:
             return
-        if len(self.by_layer) != len(points_of(network)):
-            count = len(points_of(network))
+        if len(self.by_layer) != (count := len(groups_of(network))):
             raise UserError(f"ilp: by_layer has {len(self.by_layer)} digits for {count} points; calibrate it anew")
         set_bits(network, [int(digit) for digit in self.by_layer])
 

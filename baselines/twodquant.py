@@ -3,7 +3,7 @@
 q(v) = s round((clip(v, l, u) - l) / s) + l, s = (u - l) / (2^b - 1), per tensor, for activations and for weights.
 
 DOBI searches the bounds. For i = 0 ... K - 1 with K = 100 and D = (max - min) / 2K, it tries u_i = max - i D, with
-l_i = min + i D if values have both signs and l = min otherwise. It keeps the pair with the least ||v - q(v)||_2.
+l_i = min + i D, or l = min if no value is negative. It keeps the pair with the least ||v - q(v)||_2.
 
 DQC then tunes all bounds against the FP32 network with
 

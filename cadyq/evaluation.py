@@ -15,6 +15,7 @@ from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
+from cadyq.utils.modes import in_eval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,11 +62,8 @@ def evaluate(
         "dataset": images.name,
         "weights_sha256": state_sha256(network),
     }
-    training = network.training
-    network.eval()
-    with one_thread():
+    with in_eval(network), one_thread():
         rows = [row for pair in images for row in measure_image(network, pair, modes, identity, device).values()]
-    network.train(training)
     return pd.DataFrame(rows)
 
 

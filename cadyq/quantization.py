@@ -52,7 +52,7 @@ def quantize(
         scale: upscaling factor. Default: measured by running the network.
         pixel_range: value of white in the network's input and output, 1 or 255. Default: detected.
         multiple_of: the input is padded so that both sides are multiples of this number.
-        patches: number of LR patches of 48x48 pixels to crop for calibration.
+        patches: number of LR patches of 48x48 pixels to crop for calibration, at least 2.
         **options: options of the scheme, such as `search_space=(4, 5, 6)`.
 
     Returns:
@@ -94,23 +94,25 @@ def calibration_patches(images: Images, count: int = PATCHES, side: int = SIDE) 
     Patches are smaller if an image is smaller than `side`.
 
     Raises:
-        UserError: no image, or one that is unreadable, too small or outside 0..255.
+        UserError: `count` is below 2; no image, or one that is unreadable, too small or outside 0..255.
     """
+    if count < 2:
+        raise UserError(f"calibration: patches={count}; give 2 or more")
     loaded = list(_each(images))
     if not loaded:
         raise UserError("calibration: no image was given; pass a folder, paths, arrays or tensors of LR images")
     side = min(side, *(min(image.shape[-2:]) for image in loaded))
     if side < LEAST_SIDE:
         raise UserError(f"calibration: an image has a side of {side} pixels; give images of {LEAST_SIDE} or more")
-    share, rest = divmod(max(count, 2), len(loaded))
+    share, rest = divmod(count, len(loaded))
     patches = [patch for k, image in enumerate(loaded) for patch in _spread(image, side, max(1, share + (k < rest)))]
     return torch.stack(patches).float()
 
 
 def _spread(image: Tensor, side: int, number: int) -> list[Tensor]:
-    """That many square patches, evenly along the diagonals of an image (3, h, w)."""
+    """That many square patches of an image (3, h, w): one in its centre, or more, evenly along both diagonals."""
     height, width = image.shape[-2:]
-    steps = torch.linspace(0, 1, number).tolist()
+    steps = torch.linspace(0, 1, number).tolist() if number > 1 else [0.5]
     places = [(t, t if k % 2 else 1 - t) for k, t in enumerate(steps)]
     corners = [(round(y * (height - side)), round(x * (width - side))) for y, x in places]
     return [image[:, top : top + side, left : left + side] for top, left in corners]

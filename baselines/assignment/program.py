@@ -12,6 +12,7 @@ from torch import Tensor
 from baselines.mse import MSE, MSEWeight
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.cost import count_macs
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.schemes.calibration import calibrated, observe
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
@@ -19,19 +20,19 @@ from cadyq.utils.extras import needs
 CANDIDATES = (2, 3, 4, 5, 6, 8)
 MEASURED, SIDE = 8, 32  # how many patches errors are measured on, and their side in LR pixels
 ROUNDING = 1e-9  # relative rounding error of sums of costs
-ROUNDS = 2  # of the joint refinement, over all points
+ROUNDS = 2  # of the joint refinement, over all groups of points
 
 
 def solve(sensitivity: NDArray[np.float64], costs: NDArray[np.float64], budget: float) -> NDArray[np.int64]:
     """Solve the integer linear program.
 
     Args:
-        sensitivity: Omega (P, K).
+        sensitivity: Omega (P, K), a row for each group of points.
         costs: BitOPs (P, K).
         budget: BitOPs that may be spent.
 
     Returns:
-        The index of each point's candidate (P,).
+        The index of each group's candidate (P,).
 
     Raises:
         UserError: even the cheapest candidates exceed the budget.
@@ -54,10 +55,21 @@ def solve(sensitivity: NDArray[np.float64], costs: NDArray[np.float64], budget: 
     return chosen
 
 
-def points_of(network: SRNetwork) -> list[str]:
-    """Names of the points whose bits are chosen: those that at least one layer reads."""
-    chosen = {name: point for name, point in network.points.items() if point.quantizer is not None}
-    return [name for name, point in chosen.items() if point.feeds and not point.outer]
+def groups_of(network: SRNetwork) -> list[list[str]]:
+    """Names of the points whose bits are chosen: those that at least one layer reads.
+
+    Points that share a layer form a group with the same bits, since the layer's weight has only one bit-width.
+    """
+    groups: list[tuple[set[QuantizedLayer], list[str]]] = []
+    for name, point in network.points.items():
+        if point.quantizer is None or not point.feeds or point.outer:
+            continue
+        layers, names = set(point.layers), [name]
+        for group in [other for other in groups if other[0] & layers]:
+            groups.remove(group)
+            layers, names = layers | group[0], group[1] + names
+        groups.append((layers, names))
+    return [names for _, names in groups]
 
 
 class OutputErrors:
@@ -68,25 +80,26 @@ class OutputErrors:
         statistics = observe(parent, lr)
         self.ranges = {b: calibrated(parent, f"{MSE.name}:w{b}a{b}", statistics).eval() for b in CANDIDATES}
         self.network = calibrated(parent, MSE.name, statistics).eval()
-        self.names = points_of(self.network)
-        for name in self.network.points.keys() - set(self.names):
+        self.groups = groups_of(self.network)
+        for name in self.network.points.keys() - {name for group in self.groups for name in group}:
             self.network.points[name].quantizer = None
         with torch.no_grad():
             self.target = parent(self.lr)
 
     @torch.no_grad()
     def of(self, bits: Sequence[int | None]) -> float:
-        """Mean squared error with these bits at the points; None is FP32."""
-        for name, own in zip(self.names, bits, strict=True):
-            point = self.network.points[name]
-            point.quantizer = None if own is None else self.ranges[own].points[name].quantizer
-            for layer in point.layers:
-                layer.weight_quantizer = None if own is None else MSEWeight(own)
+        """Mean squared error with these bits at the groups of points; None is FP32."""
+        for group, own in zip(self.groups, bits, strict=True):
+            for name in group:
+                point = self.network.points[name]
+                point.quantizer = None if own is None else self.ranges[own].points[name].quantizer
+                for layer in point.layers:
+                    layer.weight_quantizer = None if own is None else MSEWeight(own)
         return float((self.network(self.lr) - self.target).square().mean())
 
     def alone(self) -> NDArray[np.float64]:
-        """Omega (P, K): the errors with one point quantized at a time."""
-        count = len(self.names)
+        """Omega (P, K): the errors with one group of points quantized at a time."""
+        count = len(self.groups)
         return np.array(
             [[self.of([b if j == i else None for j in range(count)]) for b in CANDIDATES] for i in range(count)]
         )
@@ -95,7 +108,8 @@ class OutputErrors:
         """BitOPs (P, K) at the size of the measured patches."""
         macs = count_macs(self.network, *self.lr.shape[-2:]).by_layer
         names = self.network.layer_names
-        own = [sum(macs[names[layer]] for layer in self.network.points[name].feeds) for name in self.names]
+        read = [{layer for name in group for layer in self.network.points[name].feeds} for group in self.groups]
+        own = [sum(macs[names[layer]] for layer in layers) for layers in read]
         return np.array([[count * b * b for b in CANDIDATES] for count in own])
 
 
@@ -106,8 +120,8 @@ def refine(
     costs: NDArray[np.float64],
     budget: float,
 ) -> NDArray[np.int64]:
-    """Exchange bits between points while the error of the whole network falls and the budget holds."""
-    points = np.arange(len(choice))
+    """Exchange bits between groups of points while the error of the whole network falls and the budget holds."""
+    groups = np.arange(len(choice))
 
     def error(trial: NDArray[np.int64]) -> float:
         return errors.of([CANDIDATES[k] for k in trial])
@@ -115,19 +129,19 @@ def refine(
     least = error(choice)
     for _ in range(ROUNDS):
         before = least
-        for up in points:
+        for up in groups:
             if choice[up] + 1 == len(CANDIDATES):
                 continue
             trial = choice.copy()
             trial[up] += 1
-            while costs[points, trial].sum() > budget * (1 + ROUNDING):
-                can = [i for i in points if i != up and trial[i] > 0]
+            while costs[groups, trial].sum() > budget * (1 + ROUNDING):
+                can = [i for i in groups if i != up and trial[i] > 0]
                 if not can:
                     break
                 rises = {i: omega[i, trial[i] - 1] - omega[i, trial[i]] for i in can}
                 saved = {i: costs[i, trial[i]] - costs[i, trial[i] - 1] for i in can}
                 trial[min(can, key=lambda i: rises[i] / max(saved[i], 1e-30))] -= 1
-            if costs[points, trial].sum() <= budget * (1 + ROUNDING) and (now := error(trial)) < least:
+            if costs[groups, trial].sum() <= budget * (1 + ROUNDING) and (now := error(trial)) < least:
                 choice, least = trial, now
         if least == before:
             break

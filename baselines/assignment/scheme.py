@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +14,7 @@ from baselines.assignment.search import bisect
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import CandidateActivation, PatchContext
 from cadyq.schemes.candidates import CandidateScheme
+from cadyq.utils.errors import UserError
 
 
 class AssignedActivation(CandidateActivation):
@@ -75,6 +76,17 @@ class AssignedScheme(CandidateScheme):
         """One candidate at every point, int64 (1, P). By default it is the middle one."""
         candidate = middle(self.search_space) if candidate is None else candidate
         return torch.full((1, len(assigned(network))), candidate, device=context.lr.device)
+
+    def fitted(self, rows: Sequence[str], network: SRNetwork, context: PatchContext) -> Tensor:
+        """The choices, int64 (N, P), of an option that `rows_of` wrote.
+
+        Raises:
+            UserError: they are of another network.
+        """
+        points = len(assigned(network))
+        if len(rows[0]) != points:
+            raise UserError(f"{self.name}: bits for {len(rows[0])} points, the network has {points}; derive it anew")
+        return choices_of(rows, context.lr.device)
 
     @abstractmethod
     def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:

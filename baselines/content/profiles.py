@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from baselines.assignment.error_model import ErrorModel, measure_changes
-from baselines.assignment.scheme import AssignedScheme, assigned, choices_of, rows_of
+from baselines.assignment.scheme import AssignedScheme, rows_of
 from baselines.content.allocation import fit_profiles
 from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
@@ -139,10 +139,7 @@ class Profiles(AssignedScheme):
     def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         if not self.table:
             return self.everywhere(network, context)
-        points = len(assigned(network))
-        if len(self.table[0]) != points:
-            raise UserError(f"profiles: the table has {len(self.table[0])} points, not {points}; derive it anew")
-        table = choices_of(self.table, context.lr.device)
+        table = self.fitted(self.table, network, context)
         if len(table) == 1:
             return table
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)

@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assignment.scheme import AssignedScheme, assign, assigned, choices_of, rows_of
+from baselines.assignment.scheme import AssignedScheme, assign, rows_of
 from baselines.assignment.search import descend, luma_error, price_for, search_patches, settle
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
 from cadyq.training.derive import transplant
-from cadyq.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,4 @@ class Static(AssignedScheme):
     def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         if not self.by_point:
             return self.everywhere(network, context)
-        points = len(assigned(network))
-        if len(self.by_point) != points:
-            raise UserError(f"static: by_point has {len(self.by_point)} digits for {points} points; derive it anew")
-        return choices_of([self.by_point], context.lr.device)
+        return self.fitted([self.by_point], network, context)

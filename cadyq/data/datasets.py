@@ -162,8 +162,7 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
         )
     others = [path.name for path in images_among((folder / "HR").iterdir()) if path not in files]
     if others:
-        count = f"{len(others)} image{'s' if len(others) > 1 else ''}"
-        log.warning("%s: %s passed over, which are no PNG (first %s); convert them", folder / "HR", count, others[0])
+        log.warning("%s: passed over as no PNG: %d (first %s); convert them", folder / "HR", len(others), others[0])
     lr_folder = folder / "LR_bicubic" / f"X{scale}"
     pairs = [(hr, lr_folder / f"{hr.stem}x{scale}.png") for hr in files]
     return Dataset(name, scale, [_Source(hr, lr if lr.is_file() else None) for hr, lr in pairs])

@@ -12,6 +12,7 @@ from cadyq.inference.tiles import split, tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
 from cadyq.quantizers.trace import trace_forward
+from cadyq.utils.errors import UserError
 
 
 def is_dynamic(network: SRNetwork) -> bool:
@@ -30,13 +31,22 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
     Returns:
         The network with fixed bits, of no scheme any more: to run and to export, not to save. Of two candidates chosen
         equally often the wider one is taken.
+
+    Raises:
+        UserError: a point has other ranges than one learned bound for each bit-width.
     """
+    for name, point in network.points.items():
+        if isinstance(point.quantizer, CandidateActivation) and not point.quantizer.one_bound_a_candidate():
+            kind = type(point.quantizer).__name__
+            raise UserError(
+                f"point {name!r}: {kind} has ranges of its own, so its bits cannot be fixed; give a CADyQ network"
+            )
     counts = {name: torch.zeros(33, dtype=torch.int64) for name in network.points}
     for lr in photographs:
         for tile in split(lr, tile_grid(*lr.shape[-2:])):
             _, trace = trace_forward(network, tile[None].float())
             for name, bits in trace.bits.items():
-                counts[name][int(bits)] += 1
+                counts[name.partition("@")[0]][int(bits)] += 1  # "name@2": the second use of a point
     frozen = copy.deepcopy(network)
     frozen.scheme = None
     for name, point in frozen.points.items():

@@ -196,6 +196,10 @@ def _packing(point: QuantizationPoint, pad: int | None) -> PackingQuantizer:
     quantizer = point.quantizer
     assert quantizer is not None
     if isinstance(quantizer, CandidateActivation):
+        if not quantizer.one_bound_a_candidate():
+            raise UserError(
+                f"point {point.name!r}: {type(quantizer).__name__} has ranges of its own; no kernel has them"
+            )
         bits = [int(bits) for bits in quantizer.candidates]
         roundings = [_symmetric(float(bound), b) for bound, b in zip(quantizer.bounds, bits, strict=True)]
         return PackingQuantizer(quantizer, roundings, bits, pad)

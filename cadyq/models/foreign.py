@@ -24,6 +24,7 @@ from cadyq.quantizers.layers import (
 )
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
+from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
 _tokens = count()
@@ -316,9 +317,8 @@ def prepare(
     parameter = next(network.parameters(), None)
     if parameter is None:
         raise UserError(f"{type(network).__name__} has no parameters, so there is nothing to quantize")
-    mode = network.training
-    seen = inspect(network.eval(), _two_unlike(patches).to(parameter.device), scale, pixel_range, multiple_of)
-    network.train(mode)
+    with in_eval(network):
+        seen = inspect(network, _two_unlike(patches).to(parameter.device), scale, pixel_range, multiple_of)
     usable, skipped = quantizable_layers(network)
     ran = [name for name in seen.order if name in usable]
     never = "it never ran as a layer; what reads its weight is not seen"

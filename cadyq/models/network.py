@@ -16,7 +16,7 @@ from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.running import Listener, forward_of
 from cadyq.utils.errors import UserError
-from cadyq.utils.registry import Registry
+from cadyq.utils.registry import Registry, closest
 
 
 class AppliedScheme(Protocol):
@@ -64,7 +64,6 @@ class SRNetwork(nn.Module, ABC):
         self.scale = scale
         self.options = options
         self.scheme: AppliedScheme | None = None
-        self.excluded: tuple[str, ...] = ()
         self._name_points()
 
     def _name_points(self) -> None:
@@ -89,10 +88,21 @@ class SRNetwork(nn.Module, ABC):
         self._name_points()
 
     def exclude(self, names: Iterable[str]) -> None:
-        """Keep these points in FP32 under every scheme, and exclude them from FAB."""
-        self.excluded = tuple(name for name in self.points if name in set(names))
-        for name in self.excluded:
-            self.points[name].counts_for_fab = False
+        """Keep these points, and no others, in FP32 under every scheme, and exclude them from FAB.
+
+        Raises:
+            UserError: the network has no point of such a name.
+        """
+        chosen = set(names)
+        if unknown := sorted(chosen - self.points.keys()):
+            raise UserError(f"{self.name} has no point {unknown[0]!r} to exclude{closest(unknown[0], self.points)}")
+        for name, point in self.points.items():
+            point.excluded = name in chosen
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Names of the excluded points."""
+        return tuple(name for name, point in self.points.items() if point.excluded)
 
     def __call__(self, lr: Tensor) -> Tensor:
         """Super-resolve `lr`. `cadyq.trace` also returns the trace."""

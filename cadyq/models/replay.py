@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer, QuantizerOutput, constant_bits
 from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
 
@@ -73,7 +73,7 @@ class _Figure(fx.Tracer):
     traced_func_name = "forward"
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, QuantizationPoint | QuantConv2d) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, QuantizationPoint | QuantizedLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Replay:

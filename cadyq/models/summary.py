@@ -5,10 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from cadyq.quantizers.base import FULL_PRECISION, ActivationQuantizer
-from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.layers import QUANTIZABLE, QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
-
-LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 def bits_text(quantizer: ActivationQuantizer | None) -> str:
@@ -32,7 +30,7 @@ def layer_lines(network: nn.Module, points: dict[str, QuantizationPoint], reason
             read.setdefault(layer, []).append("FP32")
     rows = []
     for name, module in network.named_modules():
-        if isinstance(module, LAYERS):
+        if isinstance(module, QUANTIZABLE):
             weights, activations = FULL_PRECISION, ["FP32"]
             if isinstance(module, QuantizedLayer):
                 weights, activations = module.weight_bits, read.get(module, activations)

@@ -148,7 +148,9 @@ class ActivationQuantizer(nn.Module, ABC):
         return "range"
 
     def learning_unit(self, parameter: str) -> float:
-        """The unit of the relative learning rate of a range: by default its mean magnitude at the start.
+        """The unit of a parameter's learning rate: by default its mean magnitude at the start.
+
+        Training uses it for ranges, tuning for selectors too.
 
         A parameter that starts at 0 needs another unit, or it would never change.
         """

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.quantizers.layers import QUANTIZABLE, QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.extras import needs
 
 if TYPE_CHECKING:
     from fvcore.nn import FlopCountAnalysis
 
-COUNTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # operators that multiply and add, as fvcore calls them; those of no layer (attention) are products
 PRODUCTS = ("conv", "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention")
 # LR sizes that have no common divisor with any stride or window: a network whose counts are proportional to the pixels
@@ -139,7 +138,7 @@ def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
     Raises:
         UserError: fvcore is not installed.
     """
-    layers = {name: module for name, module in plain.named_modules() if isinstance(module, COUNTED)}
+    layers = {name: module for name, module in plain.named_modules() if isinstance(module, QUANTIZABLE)}
     if not layers:
         return Macs({}, {}, {})
     with needs("analysis", "counting MACs and BitOPs"):

@@ -25,6 +25,7 @@ def _channels_last(weight: Tensor) -> Tensor:
 
 
 Layer = TypeVar("Layer", bound="QuantizedLayer")
+QUANTIZABLE = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)  # the layers of which there are quantized ones
 
 
 class QuantizedLayer(nn.Module, ABC):

@@ -20,7 +20,8 @@ class QuantizationPoint(nn.Module):
     Args:
         channels: C of the feature map.
         feeds: the layers that read this point.
-        counts_for_fab: whether a scheme may choose the bits here by content. FAB is the mean over these points.
+        counts_for_fab: whether a scheme may choose the bits here by content, unless the point is excluded. FAB is the
+            mean over these points.
         bypassed_by: layers that read the unquantized feature map, but have quantized weights.
         channel_dim: dimension of the channels: 1 as in (B, C, H, W), or -1 as in (B, ..., C), the input of a linear
             layer.
@@ -28,6 +29,7 @@ class QuantizationPoint(nn.Module):
 
     Attributes:
         name: dotted name in its network.
+        excluded: whether the point stays in FP32 under every scheme, see `SRNetwork.exclude`.
         quantizer: the scheme's quantizer, or None.
     """
 
@@ -42,7 +44,8 @@ class QuantizationPoint(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.counts_for_fab = counts_for_fab
+        self.excluded = False
+        self._counts_for_fab = counts_for_fab
         self.channel_dim = channel_dim
         self.outer = outer
         # tuples, so that the layers are not registered a second time as submodules
@@ -50,6 +53,11 @@ class QuantizationPoint(nn.Module):
         self.bypassed_by = tuple(bypassed_by)
         self.name = ""
         self.quantizer: ActivationQuantizer | None = None
+
+    @property
+    def counts_for_fab(self) -> bool:
+        """Whether its bits are part of FAB."""
+        return self._counts_for_fab and not self.excluded
 
     @property
     def layers(self) -> tuple[QuantizedLayer, ...]:

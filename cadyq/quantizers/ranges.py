@@ -196,6 +196,10 @@ class CandidateActivation(ActivationQuantizer):
             value = self.quantize(x, choice)
         return QuantizerOutput(value, self.candidates[choice])
 
+    def one_bound_a_candidate(self) -> bool:
+        """Whether the grid of a candidate is given by its bound alone. False if a subclass quantizes in its own way."""
+        return type(self).quantize is CandidateActivation.quantize
+
     def quantize(self, x: Tensor, choice: Tensor) -> Tensor:
         """`x` with each sample on the grid of its candidate, without gradients."""
         per_sample = (-1, 1, 1, 1)

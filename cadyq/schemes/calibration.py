@@ -23,7 +23,7 @@ from cadyq.quantizers.context import PatchContext, image_gradient, patch_entropy
 from cadyq.quantizers.ranges import MinMaxRange
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
-from cadyq.schemes.specs import parse_scheme
+from cadyq.schemes.specs import merged_options
 from cadyq.utils.errors import UserError
 
 BATCH = 16
@@ -144,8 +144,8 @@ def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> No
 
 def _under(parent: SRNetwork, scheme: str, options: dict[str, Any] | None) -> SRNetwork:
     """A copy of `parent` under a scheme as written in a command, with further options; not initialized."""
-    name, bits, _ = parse_scheme(scheme)
-    return with_scheme(parent, SCHEMES.get(name)(**(bits | (options or {}))))
+    name, merged = merged_options(scheme, options or {})
+    return with_scheme(parent, SCHEMES.get(name)(**merged))
 
 
 def calibrated(

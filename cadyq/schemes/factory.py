@@ -14,7 +14,7 @@ import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
 from cadyq.models.foreign import ForeignNetwork, Interface, wrap
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES, Scheme, apply_scheme
-from cadyq.schemes.specs import parse_scheme
+from cadyq.schemes.specs import merged_options, parse_scheme
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
 
@@ -116,18 +116,16 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
     Raises:
         UserError: the configuration belongs to another network.
     """
+    kind = type(network).__name__
+    another = UserError(f"this file is of a {config.backbone}, not of a {kind}; pass such a network")
     if not config.foreign:
         if not isinstance(network, SRNetwork) or network.name != config.backbone:
-            raise UserError(
-                f"this file is of {config.backbone!r}, not of a {type(network).__name__}; pass such a network"
-            )
+            raise another
         prepared = network.without_scheme()
         prepared.exclude(config.excluded)
+    elif kind != config.backbone:
+        raise another
     else:
-        if type(network).__name__ != config.backbone:
-            raise UserError(
-                f"this file is of a {config.backbone}, not of a {type(network).__name__}; pass such a network"
-            )
         options = dict(config.backbone_options)
         layers, outer = options.pop("layers"), options.pop("outer")
         prepared = wrap(network, Interface(config.scale, **options), layers, outer)
@@ -155,7 +153,7 @@ def create_model(backbone: str, scheme: str = "fp32", scale: int = 4, **options:
     Raises:
         UserError: unknown name or option; the message suggests the nearest known one.
     """
-    name, bits, tag = parse_scheme(scheme)
+    name, _, tag = parse_scheme(scheme)
     if tag:
         raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; use load_model('zoo:...')")
     sizes, scheme_names = backbone_option_names(backbone), SCHEMES.get(name).option_names()
@@ -164,7 +162,7 @@ def create_model(backbone: str, scheme: str = "fp32", scale: int = 4, **options:
             known = sizes + scheme_names
             raise UserError(f"option {key!r} is unknown{closest(key, known)}: known are {', '.join(known)}")
     backbone_options = {key: value for key, value in options.items() if key in sizes}
-    scheme_options = bits | {key: value for key, value in options.items() if key in scheme_names}
+    _, scheme_options = merged_options(scheme, {key: options[key] for key in options if key in scheme_names})
     return build(ModelConfig(backbone, name, scale, backbone_options, scheme_options))
 
 

@@ -64,6 +64,23 @@ def scheme_of(spec: str) -> Scheme:
     return SCHEMES.get(name)(**options)
 
 
+def merged_options(spec: str, more: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The name of a scheme as written in a command, and its options together with `more`.
+
+    Raises:
+        UserError: see `parse_scheme`; `more` has an unknown option, or one that `spec` gives too.
+    """
+    name, options, _ = parse_scheme(spec)
+    scheme = SCHEMES.get(name)
+    for option in more:
+        if option in options:
+            raise UserError(f"scheme {spec!r}: {option} is given twice; write it once")
+        _check_known(spec, scheme, option)
+    if more:
+        _check(spec, scheme, options | more)
+    return name, options | more
+
+
 def with_outer_bits_of(spec: str, bits: int) -> str:
     """The same scheme and tag with other `outer_bits`: "pams:w8a8", 8 -> "pams:w8a8,outer_bits=8". 32 removes the
     option.
@@ -115,12 +132,7 @@ def _option(spec: str, scheme: type[Scheme], word: str) -> tuple[str, Any]:
     name, equals, text = word.partition("=")
     if not equals:
         raise UserError(f"scheme {spec!r}: {word!r} is no option; write OPTION=VALUE")
-    kinds = option_kinds(scheme)
-    if name not in kinds:
-        known = ", ".join(kinds) or "none"
-        raise UserError(
-            f"scheme {spec!r}: {scheme.name} has no option {name!r}{closest(name, kinds)}: known are {known}"
-        )
+    kinds = _check_known(spec, scheme, name)
     try:
         return name, read_as(kinds[name], text)
     except TypeError as error:
@@ -129,6 +141,17 @@ def _option(spec: str, scheme: type[Scheme], word: str) -> tuple[str, Any]:
         default = next(field.default for field in fields(scheme) if field.name == name)
         example = "" if default is MISSING else f", such as {written(default)}"
         raise UserError(f"scheme {spec!r}: {name}={text!r} is out of range: give {error}{example}") from error
+
+
+def _check_known(spec: str, scheme: type[Scheme], option: str) -> dict[str, Any]:
+    """The options of a scheme and their types. Raise UserError if `option` is none of them."""
+    kinds = option_kinds(scheme)
+    if option not in kinds:
+        known = ", ".join(kinds) or "none"
+        raise UserError(
+            f"scheme {spec!r}: {scheme.name} has no option {option!r}{closest(option, kinds)}: known are {known}"
+        )
+    return kinds
 
 
 def option_kinds(scheme: type[Scheme]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from cadyq.training.patches import PatchDataset
 from cadyq.utils.bars import bar
 from cadyq.utils.errors import UserError
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 log = logging.getLogger(__name__)
 
 
@@ -37,12 +37,12 @@ class Photograph:
 
     Attributes:
         name: its path, or its name inside the file.
-        size: bytes of the image file.
+        sha256: of the image file, hex digits.
         read: returns its pixels, uint8 (3, H, W); raises UserError if it is damaged.
     """
 
     name: str
-    size: int
+    sha256: str
     read: Callable[[], Tensor]
 
 
@@ -55,7 +55,7 @@ def find_photographs(root: Path) -> list[Photograph]:
     paths = images_among(root.rglob("*"))
     if not paths:
         raise UserError(f"{root}: holds no .png or .jpg file; give a folder of training photographs as --data-root")
-    return [Photograph(str(path), path.stat().st_size, partial(read_rgb, path)) for path in paths]
+    return [Photograph(str(path), _sha256(path.read_bytes()), partial(read_rgb, path)) for path in paths]
 
 
 def pack_photographs(root: Path, out: Path) -> int:
@@ -77,8 +77,8 @@ def open_bank_file(path: Path) -> list[Photograph]:
     if "photographs" not in metadata:
         raise UserError(f"{path}: not a file of photographs; make one with python -m cadyq.training.photographs")
     return [
-        Photograph(f"{path.name}/{name}", len(data), partial(decode_rgb, data.numpy().tobytes(), name))
-        for name, data in sorted(tensors.items())
+        Photograph(f"{path.name}/{name}", _sha256(data), partial(decode_rgb, data, name))
+        for name, data in ((name, tensor.numpy().tobytes()) for name, tensor in sorted(tensors.items()))
     ]
 
 
@@ -92,8 +92,8 @@ def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cach
     """
     if cache.is_file():
         raise UserError(f"{cache}: is a file, and the cache needs a folder; name another")
-    key = repr([CACHE_VERSION, scale, lr_patch, [(Path(p.name).name, p.size) for p in photographs]])
-    file = cache / f"patches_{_short_hash(key.encode())}.safetensors"
+    key = repr([CACHE_VERSION, scale, lr_patch, [(Path(p.name).name, p.sha256) for p in photographs]])
+    file = cache / f"patches_{_sha256(key.encode())[:16]}.safetensors"
     if not file.exists():
         _decode_all(photographs, scale, lr_patch, file)
     with safe_open(file, framework="pt") as stored:
@@ -137,7 +137,7 @@ def with_outputs(
     for value in teacher.state_dict().values():
         key.update(value.cpu().numpy().tobytes())
     for name, image in zip(bank.names, bank.images, strict=True):
-        key.update(f"{Path(name).name} {tuple(image[0].shape)} {int(image[0].sum())}".encode())
+        key.update(f"{Path(name).name} {tuple(image[0].shape)}".encode() + image[0].numpy().tobytes())
     file = cache / f"teacher_{key.hexdigest()[:16]}.safetensors"
     if not file.exists():
         _super_resolve_all(bank, teacher.to(device or torch.device("cpu")), file)
@@ -156,8 +156,8 @@ def _super_resolve_all(bank: PatchDataset, teacher: SRNetwork, file: Path) -> No
     write_tensors(outputs, file, {})
 
 
-def _short_hash(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 if __name__ == "__main__":

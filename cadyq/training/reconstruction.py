@@ -167,7 +167,7 @@ def _descend(
 ) -> StageReport:
     """Adam on the parameters of the quantizers of a unit, or of the whole network."""
     with _tuned_weights(unit):
-        groups = parameter_groups(unit, stage)
+        groups = tuned_parameter_groups(unit, stage)
         if not groups:
             if unit is not network:
                 return StageReport(name, 0, math.nan, math.nan)
@@ -202,17 +202,26 @@ def shares(steps: int, seconds: float) -> Iterator[float]:
         yield done
 
 
-def parameter_groups(unit: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """A group of Adam for each parameter of the unit's quantizers whose role has a rate in the stage."""
-    groups = []
+def tuned_parameter_groups(unit: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """A group of Adam for each parameter of the unit's quantizers whose role has a rate in the stage.
+
+    The rate is in the quantizer's `learning_unit`; that of a weight quantizer's parameter is relative to its size.
+    """
+    groups, seen = [], set[nn.Parameter]()
     for quantizer in unit.modules():
         if isinstance(quantizer, ActivationQuantizer | WeightQuantizer):
-            for name, parameter in quantizer.named_parameters(recurse=False):
+            for name, parameter in quantizer.named_parameters():
                 role = _role(quantizer, name)
-                if role in stage.rates:
-                    size = 1.0 if role == "selector" else float(parameter.detach().abs().mean())
-                    groups.append({"params": [parameter], "start": stage.rates[role] * size})
+                if role in stage.rates and parameter not in seen:
+                    groups.append({"params": [parameter], "start": stage.rates[role] * _unit(quantizer, name)})
+                seen.add(parameter)
     return groups
+
+
+def _unit(quantizer: ActivationQuantizer | WeightQuantizer, parameter: str) -> float:
+    if isinstance(quantizer, ActivationQuantizer):
+        return quantizer.learning_unit(parameter)
+    return float(quantizer.get_parameter(parameter).detach().abs().mean())
 
 
 def _role(quantizer: nn.Module, parameter: str) -> Role:

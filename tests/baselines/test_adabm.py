@@ -15,10 +15,12 @@ from baselines.adabm import (
     tuning_loss_with_bits,
 )
 from baselines.mse import MSEWeight
+from cadyq.quantizers.context import image_gradient
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes import Step
 from cadyq.schemes.calibration import calibrated, observe
 from cadyq.schemes.factory import create_model
+from cadyq.training.reconstruction import calibrate
 
 
 def quantizer_with(layer_step: float, bits: int = 4) -> AdaBMActivation:
@@ -85,3 +87,19 @@ def test_stages_take_turns() -> None:
     assert [next(iter(stage.rates)) for stage in stages[:4]] == ["weight", "activation", "selector", "weight"]
     assert [stage.steps for stage in stages] == [50] * 10
     assert stages[3].rates["weight"] == pytest.approx(0.9 * stages[0].rates["weight"])
+
+
+def test_thresholds_stay_among_the_gradients_while_they_are_tuned(patches: torch.Tensor) -> None:
+    """Their steps are as small as the gradients, else one epoch moves them past all images."""
+    torch.manual_seed(0)
+    parent = create_model("edsr", n_feats=8, n_resblocks=2).eval()
+    network, _ = calibrate(parent, "adabm:w4a4", patches, steps=20)
+    gradients = image_gradient(patches).mean(1)
+    tuned = [p.quantizer for p in network.points.values() if isinstance(p.quantizer, AdaBMActivation)]
+    start = calibrated(parent, "adabm:w4a4", observe(parent, patches))
+    for quantizer in tuned:
+        low, high = quantizer.thresholds.tolist()
+        assert gradients.min() - 0.01 < low < high < gradients.max() + 0.01
+    moved = [q.thresholds.tolist() for q in tuned]
+    first = next(p.quantizer for p in start.points.values() if isinstance(p.quantizer, AdaBMActivation))
+    assert any(own != first.thresholds.tolist() for own in moved), "and they do move"

@@ -235,7 +235,7 @@ def test_static_is_the_same_for_every_patch_and_meets_the_mean(
     bits = torch.stack([trace.bits[name] for name, point in network.points.items() if point.counts_for_fab], 1)
     assert bool((bits == bits[:1]).all())
     assert float(trace.fab()[0]) == pytest.approx(5.5, abs=0.26)  # four points: the mean moves in steps of 0.5
-    with pytest.raises(UserError, match="3 digits for 4 points"):
+    with pytest.raises(UserError, match="bits for 3 points, the network has 4"):
         replace(network.scheme, by_point="012").choices(network, PatchContext(pairs[0]))
 
 
@@ -285,5 +285,5 @@ def test_cabm_takes_the_selectors_majority_by_edge_score(parent: SRNetwork, pair
     assert mean_fab(network, lr) == pytest.approx(mean_fab(parent, lr))
     with pytest.raises(UserError, match="1 edges need 2 rows, not 1"):
         CABM(edges=(0.5,), table=("01",))
-    with pytest.raises(UserError, match="2 points, the network 27"):
+    with pytest.raises(UserError, match="bits for 2 points, the network has 27"):
         replace(scheme, edges=(), table=("01",)).choices(network, PatchContext(lr))

@@ -10,21 +10,25 @@ import pytest
 import torch
 
 import cadyq
-from baselines.assignment.program import CANDIDATES, OutputErrors, refine, solve
+from baselines.assignment.program import CANDIDATES, OutputErrors, groups_of, refine, solve
 from baselines.ilp import ILP
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import with_scheme
+from cadyq.schemes.calibration import calibrated_on
 from cadyq.training.reconstruction import calibrate
 from cadyq.utils.errors import UserError
 
 POINTS = 4
 
 
-@pytest.fixture(scope="module")
-def plain() -> SRNetwork:
+SIZES = {"edsr": {"n_feats": 8, "n_resblocks": 1}, "carn_m": {"n_feats": 8, "groups": 2}}  # carn_m: shared layers
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def plain(request: pytest.FixtureRequest) -> SRNetwork:
     torch.manual_seed(2)
-    return cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval()
+    return cadyq.create_model(request.param, **SIZES[request.param]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +67,8 @@ def test_a_budget_below_the_lowest_bits() -> None:
 def test_error_grows_as_bits_fall(plain: SRNetwork, lr: torch.Tensor) -> None:
     errors = OutputErrors(plain, lr)
     omega = errors.alone()
-    assert omega.shape == (len(errors.names), len(CANDIDATES)) and bool((omega[:, 0] > omega[:, -1]).all())
-    assert errors.of([None] * len(errors.names)) == 0
+    assert omega.shape == (len(errors.groups), len(CANDIDATES)) and bool((omega[:, 0] > omega[:, -1]).all())
+    assert errors.of([None] * len(errors.groups)) == 0
 
 
 def test_costs_are_those_of_the_trace(plain: SRNetwork, lr: torch.Tensor) -> None:
@@ -94,13 +98,18 @@ def test_bits_are_used_and_come_back(plain: SRNetwork, lr: torch.Tensor, tmp_pat
     assert reports == [] and isinstance(network.scheme, ILP)
     digits = [int(digit) for digit in network.scheme.by_layer]
     expected, trace = trace_forward(network, lr)
-    used = [int(bits[0]) for name, bits in trace.bits.items() if network.points[name].feeds]
-    assert {int(trace.bits[name][0]) for name in trace.bits if not network.points[name].feeds} == {4}
-    assert used == digits and len(network.scheme.program) == len(digits)
+    used = {name: int(bits[0]) for name, bits in trace.bits.items()}
+    for group, digit in zip(groups_of(network), digits, strict=True):
+        assert [used.pop(name) for name in group] == [digit] * len(group)
+    assert set(used.values()) <= {4}, "points that no layer reads keep the bits of the scheme"
+    budget = calibrated_on(plain, "mse:w4a4", lr).eval()
+    spent, allowed = (float(t.bitops_split().quantized.sum()) for t in (trace, trace_forward(budget, lr)[1]))
+    assert spent <= allowed * (1 + 1e-6) and len(network.scheme.program) == len(digits)
     cadyq.save_model(network, tmp_path / "n.safetensors", packed=True)
     assert torch.equal(cadyq.load_model(tmp_path / "n.safetensors")(lr), expected)
 
 
 def test_digits_of_another_network_are_refused(plain: SRNetwork) -> None:
-    with pytest.raises(UserError, match=r"by_layer has 3 digits for 2 points; calibrate it anew"):
-        with_scheme(plain, ILP(by_layer="444"))
+    count = len(groups_of(with_scheme(plain, ILP())))
+    with pytest.raises(UserError, match=rf"by_layer has 20 digits for {count} points; calibrate it anew"):
+        with_scheme(plain, ILP(by_layer="4" * 20))

@@ -313,7 +313,7 @@ def test_a_name_of_an_installed_package_is_taken_before_it_is_imported() -> None
         ("edsr", "cadyq", {"search_space": (8,)}, "two or more"),
         ("edsr", "cadyq", {"search_space": (4, 4)}, "ascending"),
         ("edsr", "cadyq", {"search_space": (1, 8)}, "search_space=1"),
-        ("edsr", "cadyq", {"search_space": 8}, "edsr/cadyq"),
+        ("edsr", "cadyq", {"search_space": 8}, "not iterable; give other values"),
         ("edsr", "cadyq", {"selector_inputs": "none"}, "selector_inputs='none'"),
         ("edsr", "fp32", {"n_feats": 0}, "n_feats"),
         ("edsr", "fp32", {"n_feats": -8}, "n_feats|edsr"),
@@ -339,9 +339,11 @@ def test_tag_that_is_no_part_of_a_file_name_is_refused(spec: str) -> None:
         parse_scheme(spec)
 
 
-def test_options_override_the_specification() -> None:
-    network = calibrated_model("edsr", "pams:w4a4", act_bits=6, n_feats=8, n_resblocks=1)
-    assert network.scheme is not None and network.scheme.label() == "pams:w4a6"
+def test_bits_in_the_specification_and_in_an_option() -> None:
+    with pytest.raises(UserError, match="'pams:w4a4': act_bits is given twice; write it once"):
+        calibrated_model("edsr", "pams:w4a4", act_bits=6, n_feats=8, n_resblocks=1)
+    network = calibrated_model("edsr", "pams", act_bits=6, n_feats=8, n_resblocks=1)
+    assert network.scheme is not None and network.scheme.label() == "pams:w8a6"
 
 
 def _child_of(parent: SRNetwork) -> SRNetwork:

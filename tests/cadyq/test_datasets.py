@@ -146,4 +146,4 @@ def test_images_that_are_no_png_are_named(tmp_path: Path, caplog: pytest.LogCapt
     for name in ("b.jpg", "c.webp"):
         Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(folder / name)
     assert benchmark("Mine", tmp_path, 4).names() == ["a"]
-    assert "2 images passed over, which are no PNG (first b.jpg)" in caplog.text
+    assert "passed over as no PNG: 2 (first b.jpg)" in caplog.text

@@ -278,6 +278,30 @@ def test_frozen_bits_are_those_chosen_most_often() -> None:
     assert {k: int(v) for k, v in dynamic[1].bits.items()} == {k: int(v) for k, v in fixed[1].bits.items()}
 
 
+def test_frozen_bits_of_a_point_that_runs_twice() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body, self.tail = (nn.Conv2d(*c, 3, padding=1) for c in ((3, 8), (8, 8), (8, 12)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.pixel_shuffle(self.tail(self.body(self.body(self.head(x)))), 2)
+
+    torch.manual_seed(0)
+    lr = photographs(2)[0].lr[:, :40, :40]
+    network = cadyq.quantize(Twice(), "cadyq", lr, pixel_range=1)
+    assert list(trace_forward(network, lr[None].float())[1].bits) == ["body", "body@2"]
+    frozen = freeze(network, [lr])
+    assert not is_dynamic(frozen)
+
+
+@pytest.mark.parametrize("ranges", ["fitted", "sample"])
+def test_ranges_of_another_kind_are_not_frozen(ranges: str) -> None:
+    network = _network(f"profiles,ranges={ranges}")
+    with pytest.raises(UserError, match="has ranges of its own"):
+        freeze(network, [photographs(4)[0].lr[:, :40, :40]])
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()

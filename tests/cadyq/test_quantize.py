@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import cadyq
 from cadyq import UserError
 from cadyq.models.foreign import ForeignNetwork
+from cadyq.quantization import calibration_patches
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
 from cadyq.quantizers.layers import QuantConv2d, QuantConvTranspose2d, QuantLinear, frozen_weights
 from cadyq.schemes.base import SCHEMES
@@ -509,3 +510,72 @@ def test_what_is_no_network_of_ours_is_refused_as_a_backbone() -> None:
         @cadyq.register_backbone("plain")  # type: ignore[type-var]
         class Plain(nn.Module):
             pass
+
+
+# the oracle needs HR
+@pytest.mark.parametrize(
+    "scheme", [name for name in cadyq.list_schemes() if name not in (*CALIBRATED, "fp32", "oracle")]
+)
+def test_trained_schemes_start_with_layers_left_out_or_outer_layers(network: Mixed, scheme: str) -> None:
+    """What a scheme does with all points after calibration meets points without a quantizer of its own."""
+    for options in ({"exclude": ["up"]}, {"outer_bits": 8}):
+        cadyq.trace(_quantized(network, scheme, **options), photographs(1, 20))
+    own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
+    cadyq.trace(cadyq.quantize(own, scheme, photographs(), exclude=["blocks.0.*"]), photographs(1, 20))
+
+
+def test_an_exclusion_is_taken_back() -> None:
+    own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
+    less = cadyq.quantize(own, "minmax:w8a8", photographs(), exclude=["blocks.0.*"])
+    assert less.excluded
+    again = cadyq.quantize(less, "minmax:w8a8", photographs(), exclude=[])
+    whole = cadyq.quantize(own, "minmax:w8a8", photographs())
+    assert not again.excluded
+    assert {n: p.counts_for_fab for n, p in again.points.items()} == {
+        n: p.counts_for_fab for n, p in whole.points.items()
+    }
+
+
+def test_points_are_excluded_by_any_iterable_of_their_names() -> None:
+    own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
+    names = [name for name in own.points if name.startswith("blocks.0")]
+    own.exclude(name for name in names)
+    assert list(own.excluded) == names and len(names) > 1
+    with pytest.raises(UserError, match=r"edsr has no point 'blocks\.0\.inputt' to exclude.*'blocks\.0\.input'"):
+        own.exclude(["blocks.0.inputt"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"act_bits": 8}, "act_bits is given twice"), ({"act_bit": 8}, "minmax has no option 'act_bit'.*act_bits")],
+)
+def test_options_are_checked_as_those_in_the_name(network: Mixed, options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        _quantized(network, "minmax:w4a4", **options)
+    with pytest.raises(UserError, match=r"is given twice|is unknown"):
+        cadyq.create_model("edsr", "minmax:w4a4", **options)
+
+
+def test_modes_of_training_are_as_before(network: Mixed) -> None:
+    frozen = nn.Sequential(nn.BatchNorm2d(3), network)
+    frozen.train()
+    frozen[0].eval()  # as in fine-tuning with fixed statistics
+    modes = [module.training for module in frozen.modules()]
+    _quantized(frozen)
+    assert [module.training for module in frozen.modules()] == modes
+    broken = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)).train()
+    with pytest.raises(UserError):
+        _quantized(broken)
+    assert broken.training and broken[0].training, "also where the network cannot be quantized"
+
+
+@pytest.mark.parametrize("patches", [1, 0, -3])
+def test_too_few_patches(network: Mixed, patches: int) -> None:
+    with pytest.raises(UserError, match=f"patches={patches}; give 2 or more"):
+        _quantized(network, patches=patches)
+
+
+def test_one_patch_of_an_image_is_its_centre() -> None:
+    images = [torch.arange(30 * 50.0).view(1, 30, 50).expand(3, -1, -1) % 256 for _ in range(3)]
+    found = calibration_patches(images, count=2, side=10)
+    assert len(found) == 3 and torch.equal(found[0], images[0][:, 10:20, 20:30])

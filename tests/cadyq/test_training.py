@@ -8,8 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import cadyq
@@ -138,6 +140,17 @@ def test_photographs_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
         teacher.get_parameter("tail.bias").add_(1)
     with_outputs(again, teacher, cache)
     assert sorted(path.name.partition("_")[0] for path in cache.iterdir()) == ["patches", "teacher", "teacher"]
+
+
+def test_other_pixels_in_files_of_the_same_name_and_size(tmp_path: Path) -> None:
+    """Files without compression have the same size whatever they show."""
+    images = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    banks = []
+    for name, image in zip("ab", images, strict=True):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image).save(tmp_path / name / "photo.bmp")
+        banks.append(load_bank(find_photographs(tmp_path / name), 4, 8, tmp_path / "cache"))
+    assert not torch.equal(banks[0].images[0][1], banks[1].images[0][1])
 
 
 def test_folders_without_photographs_are_refused(tmp_path: Path) -> None:
