@@ -84,8 +84,7 @@ def test_what_is_stored_is_fit_to_publish(path: Path) -> None:
 def test_it_asks_in_words_and_answers_with_what_it_computed(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells
     assert cells[0].source.startswith("# ") and "**Question.**" in cells[0].source
-    if path.stem != "04_controls":  # its answer follows with its new records
-        assert cells[0].source.splitlines()[0].endswith("?") and "**Answer.**" in cells[0].source
+    assert cells[0].source.splitlines()[0].endswith("?") and "**Answer.**" in cells[0].source
     assert any(re.search("^## Answer", cell.source, re.MULTILINE) for cell in cells)
     assert "text/markdown" in cells[-1].outputs[-1].data
     assert re.search(r"\d\.\d", cells[-1].outputs[-1].data["text/markdown"]) or "cells" in cells[-1].source
