@@ -11,7 +11,7 @@ import torch
 
 from cadyq.data.datasets import Dataset, load
 from cadyq.inference.threads import one_thread
-from cadyq.metrics.measure import measure_image
+from cadyq.metrics.measure import MODES, measure_image
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
@@ -42,8 +42,8 @@ def evaluate(
         One row per image and mode; columns as in `analysis.records.load`.
 
     Raises:
-        UserError: pandas is not installed, the network is not one of this project, the dataset is missing, or an image
-            is unreadable.
+        UserError: pandas is not installed, the network is not one of this project, a mode is unknown, the dataset is
+            missing or is no dataset, or an image is unreadable.
     """
     with needs("analysis", "cadyq.evaluate"):
         import pandas as pd
@@ -52,6 +52,10 @@ def evaluate(
         raise UserError(
             f"cadyq.evaluate: {kind} has no points; call cadyq.quantize(network, 'fp32', calibration) first"
         )
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise UserError(f"cadyq.evaluate: unknown mode {unknown[0]!r}; choose from {', '.join(MODES)}")
+    if not isinstance(dataset, str | Dataset):
+        raise UserError(f"cadyq.evaluate: {dataset!r} is no dataset; give one name, or a Dataset")
     root = None if data_root is None else Path(data_root)
     images = load(dataset, network.scale, root) if isinstance(dataset, str) else dataset
     device = next(network.parameters(), torch.zeros(())).device

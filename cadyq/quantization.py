@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cadyq.data.images import images_among, read_rgb
 from cadyq.models.foreign import matching, prepare
 from cadyq.models.network import SRNetwork
+from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
@@ -21,6 +23,7 @@ from cadyq.utils.errors import UserError
 PATCHES = 64  # LR patches that calibration sees
 SIDE = 48  # of a patch, LR pixels
 LEAST_SIDE = 8
+log = logging.getLogger(__name__)
 
 # what calibration images may be given as
 Images = str | Path | Tensor | NDArray[np.uint8] | Iterable[str | Path | Tensor | NDArray[np.uint8]]
@@ -40,8 +43,9 @@ def quantize(
 ) -> SRNetwork:
     """Quantize a copy of an SR network. `print` shows each of its layers with its bits.
 
-    The result of a scheme without training is ready to use. For a trained scheme it is the starting point, with
-    calibrated ranges: `python -m cadyq.train` trains it, `python -m cadyq.calibrate` tunes it on LR images alone.
+    The result of a scheme without training is ready to use. For a trained or tuned scheme it is the starting point,
+    with calibrated ranges, and a warning says so: `python -m cadyq.train` trains it, `python -m cadyq.calibrate` tunes
+    it on LR images alone.
 
     Args:
         network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It is not changed.
@@ -59,12 +63,18 @@ def quantize(
         The network in eval mode. Input and output are RGB in 0..255, as for every network of this project.
 
     Raises:
-        UserError: unknown scheme or option, a pattern without a match, an unreadable image, a network that fails on
-            the images, or a pixel range that cannot be detected.
+        UserError: unknown scheme or option, a scheme that needs HR, a pattern without a match, an unreadable image, a
+            network that fails on the images, or a pixel range that cannot be detected.
     """
     name, _, tag = parse_scheme(scheme)
     if tag:
         raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
+    kind = SCHEMES.get(name)
+    if kind.reads_hr:
+        raise UserError(f"scheme {scheme!r} chooses bits by HR images, which a network in use does not have")
+    if kind.trained or kind.tuned:
+        remedy = "python -m cadyq.calibrate tunes it" if kind.tuned else "python -m cadyq.train trains it"
+        log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
     lr = calibration_patches(calibration, patches)
     if isinstance(network, SRNetwork):
         fp32 = _with_exclusions(network, exclude)

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from analysis.plots import labels, style
 from analysis.plots.style import short, short_number
-from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK
+from analysis.tables.extent import AS_PAPERS
 from analysis.tables.families import CONTROL, DYNAMIC, FIXED, FULL, Member, extents
 
 COSTS = {"bitops": ("bitops_720p_g", "BitOPs (G, 1280x720 output)"), "fab": ("fab", "FAB (bits)")}
@@ -67,7 +67,7 @@ def quality_figure(
     for axis, (backbone, quantized) in zip(axes, panels, strict=False):
         here = networks[networks["backbone"] == backbone]
         points = here[[members[name].extent == quantized and members[name].kind != FULL for name in here["scheme"]]]
-        axis.set_title(short(backbone) + (f" · {quantized}" if WHOLE_NETWORK in shown else ""))
+        axis.set_title(short(backbone) + ("" if shown == [AS_PAPERS] else f" · {quantized}"))
         full = here[
             [members[name].kind == FULL and members[name].extent in (AS_PAPERS, quantized) for name in here["scheme"]]
         ]

@@ -13,14 +13,18 @@ AS_PAPERS, WHOLE_NETWORK = "as papers", "whole network"
 HEADING = "Quantized"
 EXTENT_NOTE = (
     f"{HEADING} {AS_PAPERS}: head, upsampler and tail stay in FP32. {WHOLE_NETWORK.capitalize()}: these are quantized "
-    "too, at the bits that the scheme gives as outer_bits. The drop is against FP32 in both."
+    "too, at 8 bits unless other bits are stated. The drop is against FP32 in both."
 )
-_OUTER_BITS = re.compile(r",outer_bits=\d+")
+_OUTER_BITS = re.compile(r",outer_bits=(\d+)")
+_USUAL_BITS = "8"
 
 
 def extent(scheme: str) -> str:
-    """`AS_PAPERS` or `WHOLE_NETWORK`, from the name of a scheme in records."""
-    return WHOLE_NETWORK if _OUTER_BITS.search(scheme) else AS_PAPERS
+    """`AS_PAPERS`, or `WHOLE_NETWORK` with the bits of outer layers if they are not 8, from a name in records."""
+    found = _OUTER_BITS.search(scheme)
+    if found is None:
+        return AS_PAPERS
+    return WHOLE_NETWORK if found[1] == _USUAL_BITS else f"{WHOLE_NETWORK}, outer layers {found[1]} bit"
 
 
 def inner(scheme: str) -> str:
@@ -30,4 +34,4 @@ def inner(scheme: str) -> str:
 
 def holds_both(schemes: Iterable[str]) -> bool:
     """Whether a network is quantized as a whole, so that tables have to show the extent."""
-    return any(extent(scheme) == WHOLE_NETWORK for scheme in schemes)
+    return any(extent(scheme) != AS_PAPERS for scheme in schemes)

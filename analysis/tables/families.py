@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.tables.comparisons import choosing_bits
-from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK, extent, inner
+from analysis.tables.extent import AS_PAPERS, extent, inner
 from analysis.tables.roles import Role, role_of
 from analysis.tables.summary import REFERENCE
 from cadyq.schemes.specs import scheme_name
@@ -29,7 +29,7 @@ class Member:
         kind: `FIXED`, `DYNAMIC`, `CONTROL` or `FULL`.
         line: equal for all schemes on one line.
         label: label in a figure, without the bits of the outer layers.
-        extent: `AS_PAPERS` or `WHOLE_NETWORK`.
+        extent: see `analysis.tables.extent.extent`.
     """
 
     scheme: str
@@ -64,6 +64,7 @@ def _member(name: str, role: Role, chooses: bool) -> Member:
 
 
 def extents(df: pd.DataFrame, members: Mapping[str, Member]) -> list[str]:
-    """How much of a network the schemes of records quantize, papers' extent first."""
-    found = {members[name].extent for name in df["scheme"].unique() if name in members and members[name].kind != FULL}
-    return [quantized for quantized in (AS_PAPERS, WHOLE_NETWORK) if quantized in found]
+    """How much of a network the schemes of records quantize, papers' extent first, then in order of appearance."""
+    schemes = [members[name] for name in df["scheme"].unique() if name in members]
+    found = dict.fromkeys(member.extent for member in schemes if member.kind != FULL)
+    return sorted(found, key=lambda quantized: quantized != AS_PAPERS)

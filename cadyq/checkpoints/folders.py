@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cadyq.utils.errors import UserError
+
 ZOO = Path(__file__).parent.parent / "zoo"
 REPOSITORY = ZOO.parent.parent
 VARIABLE = "CADYQ_ZOO"
@@ -31,6 +33,17 @@ def use_zoo(folder: Path | None) -> None:
     if folder is not None:
         entries = [str(folder.absolute()), *(str(other) for other in _named())]
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(entries))
+
+
+def check_zoos() -> None:
+    """Check the folders of `CADYQ_ZOO` and of `use_zoo`.
+
+    Raises:
+        UserError: one does not exist, so a network of the same name would silently come from another zoo.
+    """
+    for folder in _named():
+        if not folder.is_dir():
+            raise UserError(f"zoo {folder}: there is no such folder; correct --zoo or {VARIABLE}")
 
 
 def zoo_path(file: str) -> Path:

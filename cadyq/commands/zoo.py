@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.zoo import add_calibration_to_zoo, add_run_to_zoo, writable_zoo
 from cadyq.commands.cli import (
     Numbers,
@@ -42,9 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def act() -> None:
-        open_networks(args)
+        use_zoo(args.zoo)
         folder = writable_zoo()
-        check_zoo(folder)
+        check_zoo(folder)  # a new zoo is made
+        open_networks(args)
         if args.command == "run":
             for run_dir in args.run_dirs:
                 print(add_run_to_zoo(run_dir, args.tag, folder))

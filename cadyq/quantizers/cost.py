@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.layers import QUANTIZABLE, QuantizedLayer
@@ -133,7 +133,13 @@ def pixels_of(size: tuple[int, int]) -> int:
 
 
 def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
-    """Run fvcore on an FP32 network with an LR input (1, 3, height, width), on the device of its parameters.
+    """`count_on` an LR input (1, 3, height, width) of zeros, on the device of the network's parameters."""
+    parameter = next(plain.parameters(), torch.zeros(()))
+    return count_on(plain, torch.zeros(1, 3, height, width, device=parameter.device))
+
+
+def count_on(plain: nn.Module, lr: Tensor) -> Macs:
+    """Run fvcore on an FP32 network with an LR input (1, 3, h, w) in 0..255.
 
     Raises:
         UserError: fvcore is not installed.
@@ -143,8 +149,7 @@ def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
         return Macs({}, {}, {})
     with needs("analysis", "counting MACs and BitOPs"):
         from fvcore.nn import FlopCountAnalysis
-    device = next(plain.parameters()).device
-    analysis = FlopCountAnalysis(plain, torch.zeros(1, 3, height, width, device=device))
+    analysis = FlopCountAnalysis(plain, lr)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
     by_module = analysis.by_module()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cadyq.quantizers.base import FULL_PRECISION, QuantizerOutput
 from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.cost import HasPoints, Macs, count_macs
+from cadyq.quantizers.cost import HasPoints, Macs, count_macs, count_on
 from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.running import Listener
@@ -119,7 +119,12 @@ class Trace:
     @cached_property
     def macs(self) -> Macs:
         """Multiply-adds of one sample."""
-        return count_macs(self.network, *self.context.lr.shape[-2:])
+        counted = count_macs(self.network, *self.context.lr.shape[-2:])
+        ran = {layer for record in self.records.values() for layer in record.point.layers}
+        if all((counted.by_layer[name] > 0) == (layer in ran) for layer, name in self.network.layer_names.items()):
+            return counted
+        # the forward depends on the values of the image, and took another path than on the image that was counted
+        return count_on(self.network.without_scheme().eval(), self.context.lr[:1])
 
     def uses(self) -> list[Use]:
         """Every use of a layer whose weights or input a scheme may quantize, in network order.

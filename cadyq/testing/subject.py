@@ -163,7 +163,7 @@ def watch(
         if point.quantizer is None or not watched():
             return
         x, copy = entered[point.name]
-        changed = not torch.equal(x.detach(), copy)
+        changed = not torch.equal(x.detach().nan_to_num(), copy.nan_to_num())
         kept = value.detach().clone()
         repeated = point.quantizer(kept.clone(), trace.context) if again else None
         seen[point.name] = Seen(point, copy, kept, trace.records[point.name].bits, changed, repeated)

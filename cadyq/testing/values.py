@@ -22,8 +22,16 @@ TIES = 0.01  # share of values that may take the next level when a sum is taken 
 
 
 def runs(subject: Subject) -> Iterator[Fault]:
-    """It runs, and every point returns a map like its input and the bits of each sample."""
+    """It runs on finite values, and every point returns a map like its input and the bits of each sample."""
+    not_finite = [name for name, weight, _, _ in _weights(subject) if not weight.isfinite().all()]
+    if not_finite:
+        yield Fault("it has values that are not finite", "look at the weight quantizer", f"weight of {not_finite[0]}")
+        return
     sr, seen = subject.run
+    bad = next((name for name, one in seen.items() if one.x.isfinite().all() and not one.value.isfinite().all()), None)
+    if bad is not None:
+        yield Fault("it makes values that are not finite of finite ones", "look at its forward", bad)
+        return
     height, width = subject.lr.shape[-2:]
     batch, scale = len(subject.lr), subject.network.scale
     if sr.shape != (batch, 3, height * scale, width * scale) or not bool(sr.isfinite().all()):
@@ -101,6 +109,7 @@ def reported_bits(subject: Subject) -> Iterator[Fault]:
         # several: activations choose among bits around act_bits
         if len(reported) == 1 and reported != {scheme.act_bits}:
             yield Fault(f"reports {reported.pop()} bits at every point where act_bits={scheme.act_bits}", hint)
+        yield from _left_in_fp32(subject)
         for name, _, _, width in _weights(subject):
             if width != scheme.weight_bits:
                 what = f"reports {width} bits where weight_bits={scheme.weight_bits}"
@@ -117,6 +126,16 @@ def reported_bits(subject: Subject) -> Iterator[Fault]:
         used["weights", bits].append((levels, plain, name))
     for (kind, bits), found in used.items():
         yield from _unused_bits(kind, bits, found)
+
+
+def _left_in_fp32(subject: Subject) -> Iterator[Fault]:
+    """Faults of points that count for FAB, and of layers that they feed, without a quantizer."""
+    for name, point in subject.network.points.items():
+        if point.counts_for_fab and point.quantizer is None:
+            yield Fault("there is no quantizer, so it stays in FP32", "return one from activation_quantizer", name)
+    for layer, name in subject.network.layer_names.items():
+        if layer.weight_quantizer is None:
+            yield Fault("it stays in FP32", "return a quantizer from weight_quantizer", f"weight of {name}")
 
 
 def _unused_bits(kind: str, bits: int, found: list[tuple[int, int, str]]) -> Iterator[Fault]:

@@ -83,6 +83,13 @@ def test_fixed_bits_of_equal_cost_are_interpolated_and_the_selector_counts_or_no
     assert counted["saved_percent"] == pytest.approx(0, abs=1e-9)
 
 
+def test_fixed_bits_far_apart_are_not_interpolated() -> None:
+    """PSNR is concave in bits: a chord over three bits lies so far below the curve that anything seems ahead of it."""
+    far = {name: values for name, values in FIXED.items() if name not in ("pams:w8a6", "pams:w8a7")}
+    table = comparisons(_frame({**far, "pams:w8a8": (0.01, 8.0, 80.0, 0.0)} | CADYQ))
+    assert not any(kind.startswith("against fixed bits") for kind in table["kind"])
+
+
 def test_a_control_of_another_fab_is_compared_by_its_lead_over_fixed_bits() -> None:
     # random: 0.02 dB behind fixed bits of its own FAB (4.5); CADyQ is 0.02 ahead of those of its own (5.5)
     line = _line(comparisons(_frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})), EQUAL_FAB, "random")

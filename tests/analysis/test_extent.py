@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import records, run_all, verify
@@ -21,7 +22,7 @@ from cadyq.schemes.specs import with_outer_bits_of
 from cadyq.utils.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
-SCHEMES = ["fp32", "minmax:w8a8", "pams:w8a5", "pams:w8a8", "cadyq"]
+SCHEMES = ["fp32", "minmax:w8a8", "pams:w8a5", "pams:w8a6", "pams:w8a8", "cadyq"]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,20 @@ def test_the_label_tells_what_is_quantized() -> None:
     with pytest.raises(UserError, match=r"outer_bits=9 is out of range"):
         with_outer_bits_of("pams:w8a8", 9)
     assert checked("cadyq,outer_bits=8:fab5") == "cadyq,outer_bits=8:fab5"
+
+
+def test_other_bits_of_outer_layers_are_an_extent_of_their_own() -> None:
+    assert extent("pams:w8a8,outer_bits=4") == f"{WHOLE_NETWORK}, outer layers 4 bit"
+    df = records.load(records.shipped("paper"))
+    df = df[(df["backbone"] == "idn") & (df["dataset"] == "Set5")]
+    parts = [df[df["scheme"] == "fp32"]]
+    for bits in (8, 4):
+        part = df[df["scheme"] == "pams:w8a8"]
+        parts.append(part.assign(scheme=f"pams:w8a8,outer_bits={bits}"))
+    df = pd.concat(parts)
+    text = "\n".join(table_files(df, {}).values())
+    assert f"| {WHOLE_NETWORK} |" in text and f"| {WHOLE_NETWORK}, outer layers 4 bit |" in text
+    assert figures(df)
 
 
 def test_a_plan_has_both_beside_each_other() -> None:

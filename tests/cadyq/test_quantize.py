@@ -579,3 +579,46 @@ def test_one_patch_of_an_image_is_its_centre() -> None:
     images = [torch.arange(30 * 50.0).view(1, 30, 50).expand(3, -1, -1) % 256 for _ in range(3)]
     found = calibration_patches(images, count=2, side=10)
     assert len(found) == 3 and torch.equal(found[0], images[0][:, 10:20, 20:30])
+
+
+class Choosing(nn.Module):
+    """Convolutions for bright images, interpolation for dark ones, among them those that probes show."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.tail = (nn.Conv2d(*c, 3, padding=1) for c in ((3, 8), (8, 8), (8, 12)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.mean() > 100:
+            return F.pixel_shuffle(self.tail(self.body(self.head(x))), 2)
+        return F.interpolate(x, scale_factor=2)
+
+
+@torch.no_grad()
+def test_bitops_of_a_network_that_chooses_its_way_by_the_image() -> None:
+    bright = photographs() * 0.1 + 200
+    made = cadyq.quantize(Choosing(), "minmax:w8a8", bright, pixel_range=255)
+    split = cadyq.trace(made, bright[:1])[1].bitops_split()
+    assert float(split.quantized) == 24 * 24 * 8 * 8 * 9 * 64
+    assert float(split.fp32) == 24 * 24 * 9 * (3 * 8 + 8 * 12) * 1024
+    dark = cadyq.trace(made, bright[:1] * 0)[1].bitops_split()
+    assert float(dark.quantized) == float(dark.fp32) == 0
+
+
+def test_what_is_only_a_start_says_so(network: Mixed, caplog: pytest.LogCaptureFixture) -> None:
+    _quantized(network, "minmax:w8a8")
+    assert not caplog.text
+    _quantized(network, "pams:w8a8")
+    assert "pams: only its ranges are calibrated" in caplog.text and "cadyq.train" in caplog.text
+    _quantized(network, "brecq:w4a4")
+    assert "brecq: only its ranges are calibrated" in caplog.text and "cadyq.calibrate" in caplog.text
+    with pytest.raises(UserError, match="'oracle' chooses bits by HR images"):
+        _quantized(network, "oracle")
+
+
+def test_what_evaluate_cannot_measure(network: Mixed) -> None:
+    made = _quantized(network)
+    with pytest.raises(UserError, match="unknown mode 'whole'; choose from image, patch"):
+        cadyq.evaluate(made, "skimage", modes=["whole"])
+    with pytest.raises(UserError, match="is no dataset; give one name"):
+        cadyq.evaluate(made, ["Set5"])  # type: ignore[arg-type]

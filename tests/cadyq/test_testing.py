@@ -218,6 +218,16 @@ class FineWeight(WeightQuantizer):
         return on_grid(weight, weight.abs().amax(), 8)
 
 
+class NotANumber(WeightQuantizer):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * torch.nan
+
+
+class NotANumberActivation(Sound):
+    def quantize(self, x: Tensor, context: PatchContext) -> Tensor:
+        return x * torch.nan
+
+
 class OtherWeightBits(SymmetricWeight):
     def __init__(self, bits: int) -> None:
         super().__init__(8)
@@ -260,6 +270,7 @@ GRADIENT, ALONE, SAVED = "a gradient to all that is trained", "leaves its input 
         (NoisyStraightThrough, False, [LEVELS, "rounding errors only", "straight_through"]),
         (SilentChannels, False, [LEVELS, "set `granularity`"]),
         (OtherBits, False, [REPORTED, "reports 6 bits at every point where act_bits=4"]),
+        (NotANumberActivation, False, [RUNS, "not finite of finite ones", "blocks.0.input"]),
         (FloatBits, False, [RUNS, "its bits is torch.float32, not whole numbers"]),
         (BareTensor, False, [RUNS, "BareTensor at point", "returns a Tensor, no QuantizerOutput"]),
         (BatchRange, False, [BATCH, "differ between the batch and the sample alone", "never over dim 0"]),
@@ -296,6 +307,7 @@ def test_a_broken_activation_is_found(activation: type[Sound], trained: bool, wo
     [
         (FineWeight, [LEVELS, "weight of blocks.0.conv1", "where 4 bits allow 16"]),
         (OtherWeightBits, [REPORTED, "reports 8 bits where weight_bits=4"]),
+        (NotANumber, [RUNS, "values that are not finite", "weight of blocks.0.conv1"]),
         (RoundedWeight, [GRADIENT, "its weight gets no gradient", "weight of blocks.0.conv1"]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
@@ -317,6 +329,22 @@ def test_bits_that_are_not_used_are_found(backbone: str) -> None:
 def test_a_weight_whose_bits_are_not_used_is_found() -> None:
     register(weight=RoundedWeight)
     assert "weights report 8 bits but never take more than 15 levels" in complaint("broken:w8a8")
+
+
+@pytest.mark.parametrize("left_out", ["activations", "weights"])
+def test_what_stays_in_fp32_is_found(left_out: str) -> None:
+    @cadyq.register_scheme("broken")
+    @dataclass(frozen=True)
+    class Broken(FixedBitScheme):
+        trained = False
+
+        def activation_quantizer(self, channels: int, counts_for_fab: bool) -> Sound | None:
+            return None if left_out == "activations" else Sound(self.act_bits)
+
+        def weight_quantizer(self) -> WeightQuantizer | None:
+            return None if left_out == "weights" else SymmetricWeight(self.weight_bits)
+
+    assert "stays in FP32" in complaint()
 
 
 def test_a_label_without_its_bits_is_found() -> None:

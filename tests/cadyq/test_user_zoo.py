@@ -13,6 +13,7 @@ import cadyq
 from cadyq.checkpoints.folders import REPOSITORY, VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
 from cadyq.checkpoints.tensors import compress, read_tensors
 from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, writable_zoo, zoo_rows
+from cadyq.commands import upscale
 from cadyq.commands import zoo as command
 from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
@@ -150,3 +151,15 @@ def finished_run(folder: Path) -> Path:
     cadyq.save_model(calibrated_model("edsr", "pams:w4a4", n_feats=4, n_resblocks=1), folder / "model.safetensors")
     (folder / "training.json").write_text('{"backbone": "edsr", "scheme": "pams:w4a4", "scale": 4}')
     return folder
+
+
+@pytest.mark.parametrize("by", ["option", "variable"])
+def test_a_zoo_that_is_not_there_is_no_other_zoo(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a word the package's network of the same name would be taken."""
+    missing = tmp_path / "my_zo"
+    monkeypatch.setenv(VARIABLE, str(missing) if by == "variable" else "")
+    option = ["--zoo", str(missing)] if by == "option" else []
+    assert upscale.main([str(tmp_path), "--model", "zoo:idn_x4_fp32", *option, "--out", str(tmp_path / "out")]) != 0
+    assert f"zoo {missing}: there is no such folder; correct --zoo or CADYQ_ZOO" in capsys.readouterr().err
