@@ -50,6 +50,7 @@ BY_NAME = (ZOO_PREFIX, published.PREFIX)
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.calibrate`."""
     parser = Parser(prog=program("cadyq.calibrate"), description=__doc__)
     parser.add_argument("--scheme", required=True, help="scheme with its bit-widths, such as ptq4sr:w4a4")
     parser.add_argument(
@@ -175,6 +176,7 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     return exit_status(lambda: print(run(args)), args.debug)
 

@@ -24,6 +24,7 @@ from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.export`."""
     parser = Parser(prog=program("cadyq.export"), description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="ONNX file to write; its name ends in .onnx")
@@ -88,6 +89,7 @@ def filling(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     return exit_status(lambda: run(args), args.debug)
 

@@ -54,6 +54,7 @@ DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.train`."""
     parser = Parser(prog=program("cadyq.train"), description=__doc__)
     what = parser.add_argument_group("network and recipe")
     what.add_argument("--recipe", required=True, help="recipe: fp32, finetune, cadyq, cpu, paper or a .toml file")
@@ -218,6 +219,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args(argv)
 

@@ -19,6 +19,7 @@ from cadyq.commands.cli import (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     parser = Parser(prog=program("cadyq.zoo.ship"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="add trained networks", description="Add trained networks to a zoo.")

@@ -131,6 +131,7 @@ class Seen:
 
     @property
     def quantizer(self) -> ActivationQuantizer:
+        """The quantizer of the point."""
         assert self.point.quantizer is not None
         return self.point.quantizer
 
@@ -193,6 +194,7 @@ class Subject:
 
     @property
     def scheme(self) -> Scheme:
+        """The scheme of the network."""
         assert isinstance(self.network.scheme, Scheme)
         return self.network.scheme
 
@@ -216,4 +218,5 @@ class Subject:
 
     @property
     def seen(self) -> dict[str, Seen]:
+        """The record of each point in `run`."""
         return self.run[1]

@@ -141,6 +141,7 @@ class Trainer:
         return self.bank.batch(*where, share, recipe.augment, recipe.hard_patch_candidates)
 
     def train_step(self) -> Row:
+        """Run one step of the optimizer and return the row of its log."""
         recipe = self.recipe
         # random draws of a step are the same after a resume, and differ between processes
         torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)

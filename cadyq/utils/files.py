@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whenever the power goes."""
+"""Atomic writes: a file is complete or absent after a crash."""
 
 from __future__ import annotations
 
