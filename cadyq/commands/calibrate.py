@@ -35,7 +35,7 @@ from cadyq.data import datasets
 from cadyq.data.images import images_among
 from cadyq.models import spandrel
 from cadyq.models.network import SRNetwork
-from cadyq.quantization import PATCHES, SIDE, Images, calibration_patches
+from cadyq.quantization import LEAST_SIDE, PATCHES, SIDE, Images, calibration_patches
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name
 from cadyq.training.reconstruction import StageReport, calibrate
@@ -44,7 +44,6 @@ from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 
-LEAST_PATCH = 8
 TUNED = "tuned"  # tag of a network whose scheme runs without tuning as well
 BY_NAME = (ZOO_PREFIX, published.PREFIX)
 
@@ -68,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lr-patch",
-        type=Numbers(LEAST_PATCH),
+        type=Numbers(LEAST_SIDE),
         default=SIDE,
         help="side of a patch in LR pixels (default: %(default)s)",
     )

@@ -28,6 +28,7 @@ from cadyq.commands.cli import (
     program,
 )
 from cadyq.models.network import SRNetwork
+from cadyq.quantization import SIDE
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.specs import canonical
 from cadyq.training.distributed import Processes, choose_device, join, leave
@@ -36,10 +37,9 @@ from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
 from cadyq.training.recipes import Recipe, load_recipe
 from cadyq.training.start import (
-    CALIBRATION_SIDE,
     Start,
+    bank_patches,
     calibration_network,
-    calibration_patches,
     load_parent,
     load_teacher,
     quantized_from,
@@ -146,7 +146,7 @@ def bank_of(
     if (args.data_root is None) == (args.bank is None):
         raise UserError("training photographs: give one of --data-root DIR and --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
-    bank = load_bank(photographs, scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
+    bank = load_bank(photographs, scale, max(recipe.lr_patch, SIDE), args.cache)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
 
 
@@ -196,7 +196,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     guide = teacher.network if teacher else None
     training, held_out = processes.in_turn(lambda: bank_of(args, recipe, parent.network.scale, guide, device)).split()
     reference = calibration_network(parent.network, guide)
-    patches = calibration_patches(training)
+    patches = bank_patches(training)
     network = quantized_from(parent.network, reference.cpu(), recipe.scheme, patches, recipe.scheme_options)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     processes.same_start(network)

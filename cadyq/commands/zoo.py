@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from cadyq.checkpoints.io import load_model
+from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.zoo import add_calibration_to_zoo, add_run_to_zoo, writable_zoo
 from cadyq.commands.cli import (
     Numbers,
@@ -16,6 +18,26 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
+from cadyq.quantization import SIDE
+from cadyq.schemes.calibration import observe
+from cadyq.training.photographs import find_photographs, load_bank
+from cadyq.training.start import bank_patches
+
+
+def calibrate(backbone: str, scale: int, data_root: Path, cache: Path, folder: Path) -> Path:
+    """Measure the calibration statistics of an FP32 network on training photographs and add them to a zoo.
+
+    Args:
+        backbone: name of the backbone.
+        scale: upscaling factor.
+        data_root: folder of training photographs.
+        cache: folder for decoded photographs.
+        folder: folder of the zoo.
+    """
+    network = load_model(fp32_name(backbone, scale))
+    patches = bank_patches(load_bank(find_photographs(data_root), scale, SIDE, cache).split()[0])
+    note = f"{len(patches)} LR patches of {SIDE} pixels from {data_root.name} photographs, seed 0"
+    return add_calibration_to_zoo(observe(network, patches), backbone, scale, note, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for run_dir in args.run_dirs:
                 print(add_run_to_zoo(run_dir, args.tag, folder))
         else:
-            print(add_calibration_to_zoo(args.backbone, args.scale, args.data_root, args.cache, folder))
+            print(calibrate(args.backbone, args.scale, args.data_root, args.cache, folder))
 
     return exit_status(act, args.debug)
 

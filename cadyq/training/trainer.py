@@ -19,7 +19,7 @@ from cadyq.training.checkpoint import read_checkpoint, require_same, write_check
 from cadyq.training.distributed import Processes
 from cadyq.training.gradients import backward
 from cadyq.training.logs import History, Row, TensorBoard, TrainingProgress
-from cadyq.training.losses import AttentionTransfer, reconstruction
+from cadyq.training.losses import AttentionTransfer, reconstruction_loss
 from cadyq.training.optimization import WeightAverage, freeze_fp32_layers, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.recipes import Recipe
@@ -172,10 +172,10 @@ class Trainer:
         lr = batch.lr.contiguous(memory_format=torch.channels_last)
         if self.attention is None:
             sr, trace = trace_forward(self.network, lr)
-            return reconstruction(self.recipe, sr, batch), trace
+            return reconstruction_loss(self.recipe, sr, batch), trace
         with self.attention.taps:
             sr, trace = trace_forward(self.network, lr)
-        return reconstruction(self.recipe, sr, batch) + self.attention.loss(lr), trace
+        return reconstruction_loss(self.recipe, sr, batch) + self.attention.loss(lr), trace
 
     def _not_finite(self, loss: float) -> str:
         checkpoint = self.out / "checkpoint.pt"
