@@ -14,7 +14,7 @@ from cadyq.data.datasets import DATASETS
 from cadyq.metrics.registry import METRICS
 from cadyq.models.network import BACKBONES
 from cadyq.schemes.base import SCHEMES
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.registry import Entries
 
 REGISTRIES: tuple[Entries[Any], ...] = (SCHEMES, BACKBONES, METRICS, DATASETS)
@@ -145,8 +145,9 @@ def _run(code: CodeType, module: ModuleType, path: Path) -> None:
     except UserError as error:
         raise UserError(f"{path}{_line(error, module)}: {error}") from error
     except (Exception, SystemExit) as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path}{_line(error, module)}: raised {what} during import; correct the file") from error
+        raise UserError(
+            f"{path}{_line(error, module)}: raised {one_line(error)} during import; correct the file"
+        ) from error
 
 
 def _line(error: BaseException, module: ModuleType) -> str:

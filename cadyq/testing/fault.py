@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from cadyq.utils.errors import one_line
+
 ELSEWHERE = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
@@ -41,5 +43,4 @@ def raised(error: Exception) -> Fault:
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(path) for path in ELSEWHERE)]
     line = f" at {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
-    message = " ".join(f"{type(error).__name__}: {error}".split())
-    return Fault(f"raised {message}{line}", "no input and no option that the scheme accepts may raise")
+    return Fault(f"raised {one_line(error)}{line}", "no input and no option that the scheme accepts may raise")
