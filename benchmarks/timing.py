@@ -1,4 +1,4 @@
-"""Timing that a busy machine spoils least: contestants take turns, and processor time stands beside the clock."""
+"""Timing on a busy machine: contestants take turns, and processor time is measured beside the clock."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
 
 
 def _origin(model: str) -> str:
-    """A network that a small file can build on, as it is named there; empty where that file has to hold all tensors."""
+    """The name of a network that a small file can build on; empty if the file has to hold all tensors."""
     if model.startswith(spandrel.PREFIX):
         return f"{spandrel.PREFIX}{resolve(model).resolve()}"
     return model if model.startswith(BY_NAME) else ""
@@ -132,7 +132,7 @@ def _calibrate(args: argparse.Namespace, parent: SRNetwork, patches: Tensor) -> 
 
 
 def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: torch.device) -> dict[str, Any]:
-    """What `training.json` holds apart from the patches and what calibration found."""
+    """The content of `training.json` except patches and results of calibration."""
     path = resolve(args.model)
     return {
         "backbone": parent.name,

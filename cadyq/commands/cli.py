@@ -1,4 +1,4 @@
-"""What all command-line programs share."""
+"""Options, errors and exit statuses of all command-line programs."""
 
 from __future__ import annotations
 

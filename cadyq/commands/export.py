@@ -58,7 +58,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, check against the simulation, and say what became of it."""
+    """Export the network, compare it with the simulation and print the result."""
     open_networks(args)
     if args.out.suffix != ".onnx":
         raise UserError(f"--out {args.out}: does not end in .onnx; give the name of an ONNX file")

@@ -121,7 +121,7 @@ def recipe_of(args: argparse.Namespace, backbone: str) -> Recipe:
 
 
 def parent_of(args: argparse.Namespace) -> Start:
-    """The network to start from, which has to be asked for.
+    """The network to start from. The command line must name one.
 
     Raises:
         UserError: neither a parent nor random weights are asked for, or both.
@@ -164,7 +164,7 @@ def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
 def provenance_of(
     args: argparse.Namespace, recipe: Recipe, parent: SRNetwork, parts: tuple[PatchDataset, PatchDataset]
 ) -> dict[str, Any]:
-    """What training.json says of data and command; networks come on top."""
+    """The facts of data and command for training.json. Those of the networks are added later."""
     source = args.data_root or args.bank
     return {
         "backbone": parent.name,

@@ -22,7 +22,7 @@ MOST_STEPS = 1024  # words times taps
 
 @dataclass(frozen=True)
 class Rounding:
-    """How one feature map becomes integers: code = clamp(round(x / divisor * factor) + zero, low, high).
+    """The rounding of one feature map to integers: code = clamp(round(x / divisor * factor) + zero, low, high).
 
     A code stands for (code - zero) / factor * divisor. A symmetric quantizer has the bound as its divisor and
     2^(b-1) - 1 as its factor, any other one its step and 1, so that ties round as in the simulation.

@@ -1,4 +1,4 @@
-"""What is checked: a scheme at certain bits on a small backbone, calibrated, its selectors moved off their start."""
+"""The subject of the checks: a scheme at certain bits on a small calibrated backbone, with random selectors."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def cases(spec: str, bits: Sequence[int] = BITS_TO_TRY) -> list[Case]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one point did in one forward.
+    """The record of one point in one forward.
 
     Attributes:
         x: the feature map as it entered the point.

@@ -1,4 +1,4 @@
-"""One command at a time in a folder."""
+"""Locks: one command at a time in a folder or on a file."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def alone_with(path: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, as far as it can be read."""
+    """The process that holds the lock, if its text can be read."""
     with suppress(OSError, UnicodeDecodeError):
         return path.read_text() or "another command"
     return "another command"
 
 
 def _name_holder(path: Path, text: str) -> None:
-    """In place, since a file renamed to its place would be another lock; nothing depends on it, so it may fail."""
+    """Write the text of a lock file in place, since a renamed file would be another lock. It may fail."""
     with suppress(OSError):
         path.write_text(text)
