@@ -35,6 +35,8 @@ TINY = 1e-8
 
 
 class DAQActivation(SignAware):
+    """Q(x^) d + m, with the mean m and the deviation d of each channel of each sample."""
+
     granularity = "channel"
     idempotent = False
 
@@ -60,6 +62,8 @@ class DAQActivation(SignAware):
 
 
 class DAQWeight(WeightQuantizer):
+    """Q(w / d) d, with the deviation d of the whole tensor."""
+
     def forward(self, weight: Tensor) -> Tensor:
         w = weight.detach()
         step, highest = (STEP[self.bits] * w.std(correction=0)).clamp_min(TINY), 2 ** (self.bits - 1) - 0.5

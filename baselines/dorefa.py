@@ -26,6 +26,8 @@ from cadyq.schemes import FixedBitScheme
 
 
 class DoReFaActivation(CalibratedRange):
+    """Eq. 11 on a fixed calibrated range, mapped to [0, 1] and back."""
+
     def initialize(self, statistics: PointStatistics) -> None:
         bound = RANGE_SHARE[self.bits] * statistics.max_abs
         self.high.copy_(bound)

@@ -42,6 +42,8 @@ def quantize_lsq(
 
 
 class LSQActivation(SignAware, LearnedRange):
+    """Eqs. 1 to 5 for feature maps, with one learned step for each point."""
+
     rounding = staticmethod(straight_round)
 
     def __init__(self, bits: int) -> None:
@@ -65,6 +67,8 @@ class LSQActivation(SignAware, LearnedRange):
 
 
 class LSQWeight(WeightQuantizer):
+    """Eqs. 1 to 5 for weights, with one learned step for each weight."""
+
     rounding = staticmethod(straight_round)
 
     def __init__(self, bits: int) -> None:

@@ -48,6 +48,8 @@ def least_error_range(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits:
 
 
 class MSEActivation(AffineRange):
+    """The affine range [l, h] of least squared error over the histogram of calibration."""
+
     def initialize(self, statistics: PointStatistics) -> None:
         seen = (statistics.bin_centers, statistics.histogram, statistics.minimum, statistics.maximum)
         low, high = least_error_range(*seen, self.bits)
@@ -56,6 +58,8 @@ class MSEActivation(AffineRange):
 
 
 class MSEWeight(WeightQuantizer):
+    """The symmetric bound that minimizes ||w - Q(w)||^2."""
+
     def forward(self, weight: Tensor) -> Tensor:
         w, levels = weight.detach().flatten(), signed_levels(self.bits)
         bounds = SHARES.to(w).unsqueeze(1) * w.abs().amax().clamp_min(1e-8)

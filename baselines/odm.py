@@ -57,6 +57,8 @@ class ODMActivation(LearnedBounds):
 
 
 class ODMWeight(WeightQuantizer):
+    """Symmetric, with the bound g P99(|w|) and a learned factor g."""
+
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.factor = nn.Parameter(torch.ones(1))

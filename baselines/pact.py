@@ -24,6 +24,8 @@ from cadyq.schemes import FixedBitScheme
 
 
 class PACTActivation(SignAware, LearnedRange):
+    """Eqs. 1 to 3, with a learned bound a for each point."""
+
     def __init__(self, bits: int) -> None:
         super().__init__(bits)
         self.alpha = nn.Parameter(torch.ones(1))

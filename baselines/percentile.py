@@ -20,6 +20,8 @@ PERCENTILE = 99.99
 
 
 class PercentileActivation(AffineRange):
+    """The affine range between the (100 - p)-th and the p-th percentile of calibration."""
+
     def initialize(self, statistics: PointStatistics) -> None:
         self.low.copy_(statistics.percentile(100 - PERCENTILE).clamp_max(0))
         self.high.copy_(statistics.percentile(PERCENTILE).clamp_min(0))

@@ -52,6 +52,8 @@ def output_and_features(step: Step) -> Tensor:
 
 
 class DensityActivation(BoundedActivation):
+    """Density-based dual clipping to [l, u]."""
+
     def clipping_bounds(self, statistics: PointStatistics) -> tuple[Tensor, Tensor]:
         share = DROPPED_SHARE_AT_8_BITS if self.bits == 8 else DROPPED_SHARE
         first, last = density_bounds(statistics.histogram, share)

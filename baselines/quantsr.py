@@ -40,6 +40,8 @@ class UnshiftedActivation(LSQActivation):
 
 
 class QuantSRActivation(UnshiftedActivation):
+    """x' = x + t with a learned shift t of each channel, then LSQ's quantizer with QuantSR's rounding."""
+
     idempotent = False  # what is quantized is shifted again
 
     def __init__(self, bits: int, channels: int) -> None:
@@ -54,6 +56,8 @@ class QuantSRActivation(UnshiftedActivation):
 
 
 class QuantSRWeight(LSQWeight):
+    """LSQ's quantizer of weights with QuantSR's rounding."""
+
     rounding = staticmethod(tanh_round)
 
 

@@ -12,16 +12,14 @@ network at a time lies in memory. The first forward of each turn is not counted.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timing import Seconds, machine, table
+from timing import Seconds, machine, medians, seconds_of, table
 from torch import Tensor
 
 import cadyq
@@ -68,9 +66,7 @@ class File:
         """Of one forward, after one that is not counted."""
         session = RUNTIMES[self.runtime](self.path, threads)
         run(session, lr)
-        started, busy = time.perf_counter(), time.process_time()
-        run(session, lr)
-        return Seconds(time.perf_counter() - started, time.process_time() - busy)
+        return seconds_of(lambda: run(session, lr))
 
 
 def say(text: str) -> None:
@@ -107,14 +103,14 @@ def bitops_of(network: SRNetwork, patch: Tensor) -> float:
     return bitops * HD_PIXELS / (patch.shape[-1] * patch.shape[-2] * network.scale**2)
 
 
-def take_turns(files: Sequence[File], lr: Tensor, repetitions: int) -> dict[tuple[File, int], Seconds]:
+def time_files(files: Sequence[File], lr: Tensor, repetitions: int) -> dict[tuple[File, int], Seconds]:
     """Medians over the repetitions, of each file and number of threads."""
     found: dict[tuple[File, int], list[Seconds]] = {(file, threads): [] for file in files for threads in THREADS}
     for turn in range(1, repetitions + 1):
         for (file, threads), spent in found.items():
             spent.append(file.seconds(lr, threads))
         say(f"timed {turn} of {repetitions}")
-    return {key: Seconds(*map(statistics.median, zip(*spent, strict=True))) for key, spent in found.items()}
+    return {key: medians(spent) for key, spent in found.items()}
 
 
 def rows_of(backbone: str, files: Sequence[File], spent: Mapping[tuple[File, int], Seconds]) -> list[list[str]]:
@@ -154,7 +150,7 @@ def main() -> None:
             there = [source for source in sources if not source.reason]
             missing += [f"{backbone} {source.scheme}: {source.reason}" for source in sources if source.reason]
             files = [file for source in there for file in files_of(source, args.runtimes, Path(folder))]
-            lines = table(HEADS, rows_of(backbone, files, take_turns(files, lr, args.repetitions))).splitlines()
+            lines = table(HEADS, rows_of(backbone, files, time_files(files, lr, args.repetitions))).splitlines()
         print("\n".join(lines[2:] if number else lines), flush=True)  # what is measured stays if the rest is stopped
     print("\n" + "\n".join(f"Not here: {line}" for line in missing) if missing else "")
 

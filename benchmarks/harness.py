@@ -48,20 +48,20 @@ class Timed:
 MEASURING = Timed(run_all.measure)
 
 
-class Seconds(NamedTuple):
-    """Of a run into an empty folder: the whole command, and its part that measures cells."""
+class RunSeconds(NamedTuple):
+    """Seconds of a run into an empty folder: the whole command, and its part that measures cells."""
 
     whole: float
     measuring: float
 
 
-def command(backbone: str, schemes: Sequence[str], processes: int) -> Seconds:
+def command(backbone: str, schemes: Sequence[str], processes: int) -> RunSeconds:
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         words = ["--backbones", backbone, "--schemes", *schemes, "--datasets", "skimage", "--modes", "patch"]
         started = time.perf_counter()
         if run_all.main([*words, "--device", "cpu", "--jobs", str(processes), "--out", out]) != 0:
             raise SystemExit("run_all failed")
-        return Seconds(time.perf_counter() - started, MEASURING.last)
+        return RunSeconds(time.perf_counter() - started, MEASURING.last)
 
 
 @torch.no_grad()

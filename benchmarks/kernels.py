@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 import cadyq
 import cadyq.kernels.network
+from analysis.run.latency import middle
 from cadyq.data.datasets import folder, photographs
 from cadyq.deploy.onnx_export import OPSET, export_onnx
 from cadyq.deploy.runtime import has_vnni, open_session, run
@@ -255,12 +256,7 @@ def real_patches(source: Path | None, number: int) -> list[Tensor]:
     """The middle of photographs evenly spread over a folder, LR (1, 3, PATCH, PATCH)."""
     pairs = photographs(SCALE) if source is None else folder(source, SCALE)
     chosen = [pairs[len(pairs) * k // number] for k in range(number)]
-    return [_middle(pair.lr)[None].float().contiguous(memory_format=torch.channels_last) for pair in chosen]
-
-
-def _middle(lr: Tensor) -> Tensor:
-    top, left = ((side - PATCH) // 2 for side in lr.shape[-2:])
-    return lr[:, top : top + PATCH, left : left + PATCH]
+    return [middle(pair.lr, PATCH)[None].float().contiguous(memory_format=torch.channels_last) for pair in chosen]
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Timing that a busy machine spoils least: contestants take turns, and processor time stands beside the clock."""
+"""Timing on a busy machine: contestants take turns, and processor time is measured beside the clock."""
 
 from __future__ import annotations
 
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,18 @@ class Seconds(NamedTuple):
     processor: float  # of all cores together
 
 
+def seconds_of(run: Callable[[], object]) -> Seconds:
+    """Seconds of one call."""
+    started, busy = time.perf_counter(), time.process_time()
+    run()
+    return Seconds(time.perf_counter() - started, time.process_time() - busy)
+
+
+def medians(values: Iterable[Seconds]) -> Seconds:
+    """The medians of clock and processor, each by itself."""
+    return Seconds(*map(statistics.median, zip(*values, strict=True)))
+
+
 def take_turns(contestants: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, Seconds]:
     """Run every contestant once to warm up, then in turns."""
     found: dict[str, list[Seconds]] = {name: [] for name in contestants}
@@ -28,10 +40,8 @@ def take_turns(contestants: Mapping[str, Callable[[], object]], repetitions: int
         run()
     for _ in range(repetitions):
         for name, run in contestants.items():
-            started, busy = time.perf_counter(), time.process_time()
-            run()
-            found[name].append(Seconds(time.perf_counter() - started, time.process_time() - busy))
-    return {name: Seconds(*map(statistics.median, zip(*values, strict=True))) for name, values in found.items()}
+            found[name].append(seconds_of(run))
+    return {name: medians(values) for name, values in found.items()}
 
 
 def machine() -> str:

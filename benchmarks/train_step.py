@@ -19,7 +19,7 @@ import cadyq
 from cadyq.data.datasets import photographs
 from cadyq.training.patches import PatchDataset
 from cadyq.training.recipes import load_recipe
-from cadyq.training.start import calibration_patches, quantized_from
+from cadyq.training.start import bank_patches, quantized_from
 from cadyq.training.trainer import Trainer
 
 SCHEMES = ("fp32", "pams:w8a8", "cadyq")
@@ -30,7 +30,7 @@ def trainer_of(scheme: str, backbone: str, bank: PatchDataset, batch: int, out: 
     recipe = load_recipe("paper", backbone).without_teacher().with_changes(batch=batch, lr_patch=24, scheme=scheme)
     torch.manual_seed(0)
     parent = cadyq.create_model(backbone)
-    network = quantized_from(parent, parent, scheme, calibration_patches(bank), recipe.scheme_options)
+    network = quantized_from(parent, parent, scheme, bank_patches(bank), recipe.scheme_options)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trainer(network, recipe, bank, bank, out / scheme, {}, seed=0)
 

@@ -1,4 +1,4 @@
-"""Schemes, backbones, metrics and datasets that live outside any package: a Python file, named by its path."""
+"""Plug-ins: Python files outside any package that register schemes, backbones, metrics and datasets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cadyq.data.datasets import DATASETS
 from cadyq.metrics.registry import METRICS
 from cadyq.models.network import BACKBONES
 from cadyq.schemes.base import SCHEMES
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.registry import Entries
 
 REGISTRIES: tuple[Entries[Any], ...] = (SCHEMES, BACKBONES, METRICS, DATASETS)
@@ -22,7 +22,7 @@ Names = tuple[tuple[str, ...], ...]  # of each registry
 
 
 class Plugin(NamedTuple):
-    """The schemes and backbones that a file registered. Its metrics are measured, its datasets are had by name."""
+    """The schemes and backbones that a file registered."""
 
     schemes: tuple[str, ...]
     backbones: tuple[str, ...]
@@ -83,13 +83,13 @@ def load_plugin(path: Path) -> Plugin:
 
 
 def raised_in_plugin(error: BaseException) -> bool:
-    """Whether an error came out of a plug-in's own code, or passed through it."""
+    """Whether the traceback of an error passes through the code of a plug-in."""
     files = {str(path) for path in _loaded}
     return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _lies_in(name: str, folder: Path) -> bool:
-    """Whether a loaded module is a file below a folder, and of no installed package or this project."""
+    """Whether a loaded module is a file below a folder, outside of installed packages and this project."""
     file = getattr(sys.modules[name], "__file__", None)
     if file is None or name.partition(".")[0] in ("cadyq", "baselines", "analysis"):
         return False
@@ -98,7 +98,7 @@ def _lies_in(name: str, folder: Path) -> bool:
 
 
 def _text_of(name: str) -> bytes:
-    """What the file of a loaded module holds now; nothing where it is gone."""
+    """The current content of the file of a loaded module; empty if the file is missing."""
     file = getattr(sys.modules.get(name), "__file__", None)
     try:
         return Path(file).read_bytes() if file else b""
@@ -145,8 +145,9 @@ def _run(code: CodeType, module: ModuleType, path: Path) -> None:
     except UserError as error:
         raise UserError(f"{path}{_line(error, module)}: {error}") from error
     except (Exception, SystemExit) as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path}{_line(error, module)}: raised {what} during import; correct the file") from error
+        raise UserError(
+            f"{path}{_line(error, module)}: raised {one_line(error)} during import; correct the file"
+        ) from error
 
 
 def _line(error: BaseException, module: ModuleType) -> str:

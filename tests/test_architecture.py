@@ -1,7 +1,7 @@
-"""Who may import whom: no circle, arrows one way, rooms with doors, no command line in a library.
+"""Which module may import which: no cycle, one direction between packages, no command line in a library.
 
-Imports are read from the source. Those inside functions count for arrows and rooms, and not for circles. Those that
-only a type checker sees count as any other. Code under `if __name__ == "__main__":` is a program, not the library.
+Imports are read from the source. Those inside functions count, except for cycles. Those that only a type checker sees
+count as any other. Code under `if __name__ == "__main__":` is a program, not the library.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("cadyq", "baselines", "analysis")
-# package -> those it may import beside itself
-ARROWS = {"cadyq": set[str](), "baselines": {"cadyq"}, "analysis": {"cadyq", "baselines"}}
-# room of cadyq -> rooms and modules it may import beside itself
-ROOMS = {
+# package -> packages it may import beside itself
+DIRECTIONS = {"cadyq": set[str](), "baselines": {"cadyq"}, "analysis": {"cadyq", "baselines"}}
+# subpackage of cadyq -> subpackages and modules it may import beside itself
+ALLOWED = {
     "utils": set[str](),
     "quantizers": {"cadyq.utils"},
     "data": {"cadyq.utils"},
@@ -28,11 +28,13 @@ ROOMS = {
     "inference": {"cadyq.models", "cadyq.quantizers", "cadyq.utils"},
     "kernels": {"cadyq.deploy.grid", "cadyq.models", "cadyq.quantizers", "cadyq.schemes", "cadyq.utils"},
 }
-# rooms that nothing else imports: what they measure or write is optional
-ENDS = ["cadyq.kernels"]
-# packages and rooms whose modules are used from Python, without a command line
+# subpackage of cadyq -> subpackages it may not import
+FORBIDDEN = {"checkpoints": ["cadyq.training"]}
+# subpackages that nothing else imports, since they are optional
+OPTIONAL = ["cadyq.kernels"]
+# packages and subpackages whose modules are used from Python, without a command line
 LIBRARIES = [
-    *(f"cadyq.{room}" for room in ("quantizers", "schemes", "models", "data", "metrics", "training", "checkpoints")),
+    *(f"cadyq.{name}" for name in ("quantizers", "schemes", "models", "data", "metrics", "training", "checkpoints")),
     *(
         "cadyq.deploy",
         "cadyq.inference",
@@ -84,11 +86,11 @@ def imported(module: str, inside_functions: bool = True) -> frozenset[str]:
     return frozenset(found)
 
 
-def within(module: str, rooms: Iterable[str]) -> bool:
-    return any(module == room or module.startswith(f"{room}.") for room in rooms)
+def within(module: str, packages: Iterable[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
 
 
-def test_the_modules_have_no_circle() -> None:
+def test_the_modules_have_no_cycle() -> None:
     graph = {name: {other for other in imported(name, False) if other in MODULES} for name in MODULES}
     try:
         TopologicalSorter(graph).prepare()
@@ -97,8 +99,8 @@ def test_the_modules_have_no_circle() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_arrows_point_one_way(package: str) -> None:
-    allowed = {package, *ARROWS[package]}
+def test_packages_import_in_one_direction(package: str) -> None:
+    allowed = {package, *DIRECTIONS[package]}
     wrong = [
         f"{name} imports {other}"
         for name in MODULES
@@ -109,23 +111,35 @@ def test_arrows_point_one_way(package: str) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_rooms_keep_their_doors(room: str) -> None:
-    allowed = {f"cadyq.{room}", *ROOMS[room]}
+@pytest.mark.parametrize("package", ALLOWED)
+def test_subpackages_import_only_what_is_allowed(package: str) -> None:
+    allowed = {f"cadyq.{package}", *ALLOWED[package]}
     wrong = [
         f"{name} imports {other}"
         for name in MODULES
-        if within(name, [f"cadyq.{room}"])
+        if within(name, [f"cadyq.{package}"])
         for other in imported(name)
         if within(other, ["cadyq"]) and not within(other, allowed)
     ]
     assert wrong == []
 
 
-@pytest.mark.parametrize("room", ENDS)
-def test_optional_rooms_are_never_needed(room: str) -> None:
-    readers = {name for name in MODULES if any(within(other, [room]) for other in imported(name))}
-    assert {name for name in readers if not within(name, [room])} == set()
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_subpackages_import_nothing_forbidden(package: str) -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name in MODULES
+        if within(name, [f"cadyq.{package}"])
+        for other in imported(name)
+        if within(other, FORBIDDEN[package])
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("package", OPTIONAL)
+def test_optional_subpackages_are_never_needed(package: str) -> None:
+    importers = {name for name in MODULES if any(within(other, [package]) for other in imported(name))}
+    assert {name for name in importers if not within(name, [package])} == set()
 
 
 def test_libraries_import_no_command_line() -> None:

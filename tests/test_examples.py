@@ -57,10 +57,9 @@ def test_it_is_short() -> None:
 def test_contributing_shows_what_is_there() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0] in EXAMPLE.read_text()
-    counts = re.findall(r"`(\S+\.py)`(?: \|)? \(?(\d+) (?:lines|\|)", text)
-    assert len(counts) > 3
-    for file, lines in counts:
-        assert len((ROOT / file).read_text().splitlines()) == int(lines), file
+    files = re.findall(r"^\| `(\S+\.py)` \|", text, re.MULTILINE)
+    assert len(files) > 3
+    assert all((ROOT / file).is_file() for file in files)
 
 
 def test_it_passes_the_suite() -> None:

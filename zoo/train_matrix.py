@@ -1,7 +1,7 @@
 """Train every network of one backbone that `results/paper` measures, and add each to this zoo when it is finished.
 
 `python zoo/train_matrix.py edsr --data-root PHOTOGRAPHS --runs RUNS` starts from `edsr_x4_fp32` of this zoo. The same
-command goes on where it was stopped. One budget serves all: a warm start at 8 bits, then the same number of steps for
+command resumes where it stopped. One budget serves all: a warm start at 8 bits, then the same number of steps for
 each scheme, and both together for FP32. Networks that only choose their bits another way are derived at the end.
 """
 

@@ -10,15 +10,15 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from analysis.content.room import measure, own_choices, table
-from analysis.content.tiles import cut_tiles
+from analysis.commands.options import add_patch_options
+from analysis.content.potential import measure, own_choices, table
+from analysis.content.tiles import Spread, cut_tiles
 from analysis.run.provenance import provenance, without_folders
-from analysis.sensitivity.patches import add_patch_options, open_dataset
+from analysis.sensitivity.patches import open_dataset
 from analysis.sensitivity.points import candidate_quantizers
 from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
@@ -32,7 +32,6 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
-from cadyq.data.datasets import Dataset, ImagePair
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
@@ -52,39 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
         default=[4.0, 5.0, 6.0],
         help="mean activation bits to compare at, besides those of the network (default: 4 5 6)",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for room.csv and manifest.json")
+    parser.add_argument("--out", type=Path, required=True, help="folder for potential.csv and manifest.json")
     add_threads_option(parser)
     add_network_options(parser)
     return parser
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Some photographs of a dataset, evenly spread over it.
-
-    Attributes:
-        dataset: dataset with all photographs.
-        count: number of photographs, at most.
-    """
-
-    dataset: Dataset
-    count: int
-
-    @property
-    def name(self) -> str:
-        """Name of the dataset."""
-        return self.dataset.name
-
-    @property
-    def scale(self) -> int:
-        """Upscaling factor."""
-        return self.dataset.scale
-
-    def __len__(self) -> int:
-        return min(self.count, len(self.dataset))
-
-    def __getitem__(self, index: int) -> ImagePair:
-        return self.dataset[index * len(self.dataset) // len(self)]
 
 
 def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
@@ -113,7 +83,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
         "patches": {"count": len(patches.lr), "side_px": args.side, "photographs": len(photographs)},
         "seconds": seconds,
     }
-    csv = write_text(args.out / "room.csv", found.to_csv(index=False, lineterminator="\n", float_format="%.5f"))
+    csv = write_text(args.out / "potential.csv", found.to_csv(index=False, lineterminator="\n", float_format="%.5f"))
     write_text(args.out / "manifest.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
     print(found.to_string(index=False, float_format="{:.3f}".format))
     return csv

@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 
 from analysis.sensitivity.patches import PatchSet, Photographs, cut, lr_size
+from cadyq.data.datasets import Dataset, ImagePair
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some photographs of a dataset, evenly spread over it.
+
+    Attributes:
+        dataset: dataset with all photographs.
+        count: number of photographs, at most.
+    """
+
+    dataset: Dataset
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return self.dataset.name
+
+    @property
+    def scale(self) -> int:
+        """Upscaling factor."""
+        return self.dataset.scale
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.dataset))
+
+    def __getitem__(self, index: int) -> ImagePair:
+        return self.dataset[index * len(self.dataset) // len(self)]
 
 
 def cut_tiles(dataset: Photographs, side: int) -> PatchSet:

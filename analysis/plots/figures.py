@@ -22,7 +22,7 @@ from analysis.plots import style
 from analysis.plots.quality import COSTS, quality_figure
 from analysis.plots.style import short
 from analysis.records.artifacts import read_artifact
-from analysis.report.crops import textured
+from analysis.records.crops import textured
 from analysis.tables.extent import AS_PAPERS, extent
 from analysis.tables.families import families
 from analysis.tables.roles import Role

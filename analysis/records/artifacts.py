@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from analysis.report.crops import textured
+from analysis.records.crops import textured
 from cadyq.data.datasets import ImagePair
 from cadyq.metrics.quality import psnr
 from cadyq.models.network import SRNetwork

@@ -6,12 +6,12 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from jinja2.utils import htmlsafe_json_dumps
 from PIL import Image
 
@@ -47,6 +47,15 @@ _TITLES = {
     "psnr_fab": "PSNR against FAB",
     "fab_gradient": "FAB of an image against its gradient",
     "bits": "Bit map",
+}
+# what the template says of any run
+_TEXTS = {
+    "tolerances": TOLERANCES_DB,
+    "comparisons_note": COMPARISONS_NOTE,
+    "seeds_note": SEEDS_NOTE,
+    "latency_note": LATENCY_NOTE,
+    "published_note": PUBLISHED_NOTE,
+    "reference": REFERENCE,
 }
 # heading, column of the summary, format, whether the number is shown for networks only
 _Column = tuple[str, str, str, bool]
@@ -102,13 +111,23 @@ def write_report(
     ``git_commit`` and ``git_changes`` form the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
-    charts = [picture for picture in pictures if not picture.is_bit_map]
-    members = families(df, from_manifest(manifest))
-    published, footnotes = published_table(df)
     rows = cell_rows(df, manifest)
-    room = _PAGE - _TABLES - len(_json(rows)) - sum(len(picture.png) for picture in pictures)
-    budget = min(BUDGET, max(_LEAST, room * 3 // 4))  # base64 makes four bytes of three
-    crops, views_left_out = views(df, Path(run_dir) / "artifacts" / "crops", budget)
+    used = _TABLES + len(_json(rows)) + sum(len(picture.png) for picture in pictures)
+    crops, views_left_out = views(df, Path(run_dir) / "artifacts" / "crops", _views_budget(used))
+    page = _template().render(
+        _TEXTS,
+        **_of_manifest(manifest),
+        **_of_records(df, compared, manifest, latency),
+        **_of_pictures(pictures),
+        left_out=left_out,
+        data=_json(rows | {"views": crops}),
+        has_views=bool(crops),
+        views_left_out=views_left_out,
+    )
+    return write_text(Path(run_dir) / "report.html", page)
+
+
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -116,34 +135,49 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(
-        headline=[(name, _inline(manifest[name])) for name in _HEADLINE if manifest.get(name)],
-        counts=_counts(df),
-        overviews=overviews(df, members, manifest),
-        tolerances=TOLERANCES_DB,
-        main_figure=next((chart for chart in charts if chart.kind == "psnr_bitops"), None),
-        statuses=_statuses(manifest),
-        tables=_tables(df, manifest),
-        comparisons=[(heading, EQUAL_BITOPS in heading, _texts(frame)) for heading, frame in by_kind(compared)],
-        comparisons_note=COMPARISONS_NOTE,
-        seeds=[(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, compared))],
-        seeds_note=SEEDS_NOTE,
-        latency=None if latency is None or latency.empty else _texts(latency_table(latency)),
-        latency_note=LATENCY_NOTE,
-        published=_texts(published) if len(published) else None,
-        published_note=PUBLISHED_NOTE,
-        footnotes=footnotes,
-        pictures=charts,
-        bit_maps=[picture for picture in pictures if picture.is_bit_map],
-        left_out=left_out,
-        skipped=skipped_cells(manifest),
-        environment=[(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name not in _TABULATED],
-        reference=REFERENCE,
-        data=_json(rows | {"views": crops}),
-        has_views=bool(crops),
-        views_left_out=views_left_out,
-    )
-    return write_text(Path(run_dir) / "report.html", page)
+    return environment.get_template("report.html.j2")
+
+
+def _views_budget(used: int) -> int:
+    """Bytes for the crops of the viewer, when the rest of the page takes `used` bytes."""
+    return min(BUDGET, max(_LEAST, (_PAGE - used) * 3 // 4))  # base64 makes four bytes of three
+
+
+def _of_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of the page that come from the manifest alone."""
+    return {
+        "headline": [(name, _inline(manifest[name])) for name in _HEADLINE if manifest.get(name)],
+        "statuses": _statuses(manifest),
+        "skipped": skipped_cells(manifest),
+        "environment": [(name, list(_flat(manifest[name]))) for name in sorted(manifest) if name not in _TABULATED],
+    }
+
+
+def _of_records(
+    df: pd.DataFrame, compared: pd.DataFrame, manifest: Mapping[str, Any], latency: pd.DataFrame | None
+) -> dict[str, Any]:
+    """The overviews and tables of the page."""
+    published, footnotes = published_table(df)
+    return {
+        "counts": _counts(df),
+        "overviews": overviews(df, families(df, from_manifest(manifest)), manifest),
+        "tables": _tables(df, manifest),
+        "comparisons": [(heading, EQUAL_BITOPS in heading, _texts(frame)) for heading, frame in by_kind(compared)],
+        "seeds": [(heading, _texts(frame)) for heading, frame in by_quantity(spread(df, compared))],
+        "latency": None if latency is None or latency.empty else _texts(latency_table(latency)),
+        "published": _texts(published) if len(published) else None,
+        "footnotes": footnotes,
+    }
+
+
+def _of_pictures(pictures: Sequence[EmbeddedFigure]) -> dict[str, Any]:
+    """The plots of the page. The first chart of PSNR against BitOPs is the main figure."""
+    charts = [picture for picture in pictures if not picture.is_bit_map]
+    return {
+        "main_figure": next((chart for chart in charts if chart.kind == "psnr_bitops"), None),
+        "pictures": charts,
+        "bit_maps": [picture for picture in pictures if picture.is_bit_map],
+    }
 
 
 def _json(value: Any) -> str:

@@ -58,7 +58,7 @@ def find_jobs(
     jobs: list[Job] = []
     statuses: list[dict[str, Any]] = []
     weights = {source: source.sha256() for source in sources if not source.reason}
-    shown_beside = [source for source in sources if source.scheme == REFERENCE and not source.reason]
+    references = {s.backbone: s for s in reversed(sources) if s.scheme == REFERENCE and not s.reason}
     loaded, missing = load_datasets(plan, data_root, named)
     hashes = record_hashes(records.read_manifest(out))
     functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
@@ -68,18 +68,29 @@ def find_jobs(
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
             if reason:
-                status = "failed" if source.broken else "skipped"
-                statuses += [asdict(cell) | {"status": status, "reason": reason} for cell in cells]
+                statuses += _not_run(cells, reason, source.broken)
                 continue
-            inputs = hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights[source], images]).encode()).hexdigest()
-            key = records.Key(inputs, source.code, functions)
+            key = records.Key(_inputs_sha256(weights[source], images), source.code, functions)
             entries = [entry_of(cell, key, out, hashes, keep) for cell in cells]
             statuses += entries
-            todo = tuple(cell for cell, entry in zip(cells, entries, strict=True) if entry["status"] == "measured")
-            if todo:
-                reference = next((s for s in shown_beside if s.backbone == source.backbone), None)
+            if todo := _to_measure(cells, entries):
+                reference = references.get(source.backbone)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
     return jobs, statuses
+
+
+def _not_run(cells: Sequence[records.Cell], reason: str, broken: bool) -> list[dict[str, Any]]:
+    """The entries of cells that cannot be measured."""
+    return [asdict(cell) | {"status": "failed" if broken else "skipped", "reason": reason} for cell in cells]
+
+
+def _inputs_sha256(weights: str, images: Sequence[str]) -> str:
+    """The hash of the data that the numbers of a cell depend on: network, images and version of the measurement."""
+    return hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights, images]).encode()).hexdigest()
+
+
+def _to_measure(cells: Sequence[records.Cell], entries: Sequence[Mapping[str, Any]]) -> tuple[records.Cell, ...]:
+    return tuple(cell for cell, entry in zip(cells, entries, strict=True) if entry["status"] == "measured")
 
 
 def entry_of(cell: records.Cell, key: records.Key, out: Path, hashes: Mapping[str, str], keep: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from cadyq.plugins import Plugin
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.specs import parse_scheme, scheme_of, with_outer_bits_of
 from cadyq.utils import toml
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 PRESETS = Path(__file__).parent / "presets.toml"
@@ -129,8 +129,7 @@ def _canonical(spec: str) -> str:
     except UserError:
         raise
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"scheme {spec!r}: its class raised {what}; fix it or leave it out") from error
+        raise UserError(f"scheme {spec!r}: its class raised {one_line(error)}; fix it or leave it out") from error
 
 
 def make_plan(

@@ -16,7 +16,7 @@ from dataclasses import replace
 import pandas as pd
 import torch
 
-from analysis.report.crops import textured
+from analysis.records.crops import textured
 from analysis.run.networks import checked, load, locate
 from cadyq.data.bicubic import downscale
 from cadyq.data.datasets import ImagePair

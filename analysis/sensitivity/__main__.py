@@ -8,17 +8,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from analysis.commands.options import add_patch_options
 from analysis.records import store as records
 from analysis.run import models
 from analysis.run.provenance import provenance, without_folders
 from analysis.run.source import PARENT
-from analysis.sensitivity.parts import PARTS, Inputs, run_part, source_of
-from analysis.sensitivity.patches import add_patch_options
+from analysis.sensitivity.parts import PARTS, Inputs, Options, run_part, source_of
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
 from cadyq.commands.cli import (
@@ -138,14 +139,14 @@ def check(args: argparse.Namespace) -> None:
     check_writable(args.out)
 
 
-def manifest(inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
+def manifest(args: argparse.Namespace, inputs: Inputs, parts: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
     """The manifest of a run: all that is needed to repeat it. Only the last part of each path is kept."""
-    kept = {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(inputs.options).items() if k != "plugin"}
-    kept["model"] = models.label(inputs.options.model) if inputs.options.model else ""
+    kept = {k: str(v.name if isinstance(v, Path) else v) for k, v in vars(args).items() if k != "plugin"}
+    kept["model"] = models.label(args.model) if args.model else ""
     return provenance("analysis.sensitivity", without_folders(argv), torch.device("cpu")) | {
         "options": kept,
         "parts": parts,
-        "seed": inputs.options.seed,
+        "seed": args.seed,
         "tensors_sha256": inputs.hashes(),
     }
 
@@ -186,14 +187,20 @@ def by_network(args: argparse.Namespace) -> list[argparse.Namespace]:
     return [argparse.Namespace(**vars(args) | {"model": m, "out": args.out / models.label(m)}) for m in args.model]
 
 
+def options_of(args: argparse.Namespace) -> Options:
+    """The options of the library, from the command line for one network."""
+    given = {field.name: getattr(args, field.name) for field in fields(Options)}
+    return Options(**given | {"backbone": args.backbone or "", "model": args.model or ""})
+
+
 def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measure the missing parts of one network, then write its tables and plots."""
-    inputs, done = Inputs(args), dict[str, Any]()
+    inputs, done = Inputs(options_of(args)), dict[str, Any]()
     for name in args.parts:
         done[name] = run_part(name, inputs, args.out)
         note = done[name]["reason"] or f"{done[name]['seconds']:.0f} s"
         print(f"{name}: {done[name]['status']} ({note})", flush=True)
-        records.write_manifest(args.out, manifest(inputs, merge(args.out, dict(done)), argv))
+        records.write_manifest(args.out, manifest(args, inputs, merge(args.out, dict(done)), argv))
     write_plots(args.out, write_tables(args.out))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,14 +52,62 @@ def source_of(model: str, scale: int, calibration: Path | None) -> Source:
 
 
 @dataclass(frozen=True)
+class Options:
+    """The options of a run for one network.
+
+    Attributes:
+        backbone: name of a backbone of this project; empty with `model`.
+        model: name or path of another FP32 network for `cadyq.load_model`; empty with `backbone`.
+        calibration: folder of LR images that calibrate `model`; None for the photographs inside scikit-image.
+        scale: upscaling factor.
+        data_root: folder that holds benchmark/ and the folders of photographs.
+        dataset, train: names of the datasets of test and of training patches.
+        bits: bit-widths to measure.
+        points: "counted" for the points counted in FAB, or "all".
+        patches, side: number and side (LR pixels) of test patches.
+        second: number of patches to measure again with all other points at 8 bits.
+        additivity_patches: number of patches for the additivity test.
+        selector: name or path of the network with a bit selector; None for that of a zoo.
+        controls: names of the control schemes to compare with.
+        capture_patches, train_patches: number of test and of training patches for capture.
+        capture_side: side of both in LR pixels.
+        searched: number of training patches for the oracle.
+        outer_images: number of whole images for outer layers.
+        seed: seed of patches, subsets and shuffles.
+    """
+
+    backbone: str
+    model: str
+    calibration: Path | None
+    scale: int
+    data_root: Path | None
+    dataset: str
+    train: str
+    bits: Sequence[int]
+    points: str
+    patches: int
+    side: int
+    second: int
+    additivity_patches: int
+    selector: str | None
+    controls: Sequence[str]
+    capture_patches: int
+    train_patches: int
+    capture_side: int
+    searched: int
+    outer_images: int
+    seed: int
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The inputs of all parts. Each is opened on its first use.
 
     Attributes:
-        options: options of the command for one network.
+        options: options of the run.
     """
 
-    options: argparse.Namespace
+    options: Options
 
     @cached_property
     def network(self) -> SRNetwork:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cadyq.commands.cli import Numbers
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset, ImagePair
 from cadyq.utils.errors import UserError
@@ -105,27 +103,6 @@ class PatchSet:
         return [[str(value) for value in row] for row in self.table[columns].itertuples(index=False)] + [
             [str(self.lr.shape), str(self.hr.shape)]
         ]
-
-
-def add_patch_options(parser: argparse.ArgumentParser, dataset: str | None, side: int) -> None:
-    """Add the options --data-root, --dataset and --side, which choose the patches to measure.
-
-    Args:
-        parser: parser of a command.
-        dataset: default of --dataset; None if the option is required.
-        side: default of --side, in LR pixels.
-    """
-    default = "" if dataset is None else " (default: %(default)s)"
-    parser.add_argument("--data-root", type=Path, help="folder that holds benchmark/ and the folders of photographs")
-    parser.add_argument(
-        "--dataset",
-        required=dataset is None,
-        default=dataset,
-        help=f"benchmark set, skimage, or a folder below --data-root{default}",
-    )
-    parser.add_argument(
-        "--side", type=Numbers(8), default=side, help="side of a patch in LR pixels (default: %(default)s)"
-    )
 
 
 def open_dataset(name: str, scale: int, data_root: Path | None) -> Dataset:

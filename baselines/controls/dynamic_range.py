@@ -24,6 +24,8 @@ TINY = 1e-12
 
 
 class DynamicRangeActivation(ActivationQuantizer):
+    """PAMS's grid, bounded by a share of max|x| of each sample."""
+
     idempotent = False
 
     def __init__(self, bits: int, channels: int) -> None:

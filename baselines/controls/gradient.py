@@ -75,9 +75,8 @@ def best_cuts(errors: Tensor, candidates: tuple[int, ...], mean_bits: float) -> 
         mean_bits: wanted mean over the patches.
 
     Returns:
-        K - 1 indices in 0..N, ascending. They have the least error among all cuts whose mean is at most one patch's
-            step
-        from the wanted one.
+        K - 1 indices in 0..N, ascending: the cuts of least error whose mean bits differ from `mean_bits` by at most one
+            step of one patch.
     """
     k, n = errors.shape
     cuts = torch.combinations(torch.arange(n + 1), k - 1, with_replacement=True)

@@ -30,10 +30,12 @@ class Entry:
     bits: int
 
     def empty(self) -> Tensor:
+        """An uninitialized tensor of its type and shape."""
         return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
 
 
 def entries_to_json(entries: list[Entry]) -> str:
+    """The text of the entries for the header of a file."""
     return json.dumps([[entry.name, entry.dtype, list(entry.shape), entry.bits] for entry in entries])
 
 

@@ -45,7 +45,7 @@ def save_model(
         parent: instead of `base`, the network it was calibrated from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
 
     Raises:
-        UserError: the file cannot be written there.
+        UserError: a point has no range yet, `base` or `parent` cannot be read, or the file cannot be written.
     """
     for name, point in network.points.items():
         if point.quantizer is not None and not point.quantizer.calibrated:

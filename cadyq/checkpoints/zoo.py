@@ -11,14 +11,11 @@ from typing import Any
 
 from cadyq.checkpoints.folders import VARIABLE, ZOO, zoo_folders, zoo_path
 from cadyq.checkpoints.io import load_model, save_model, zoo_name
-from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.statistics import save_statistics
 from cadyq.checkpoints.tensors import compress, network_sha256
 from cadyq.data.images import sha256_file
 from cadyq.models.network import SRNetwork
-from cadyq.schemes.calibration import observe
-from cadyq.training.photographs import find_photographs, load_bank
-from cadyq.training.start import CALIBRATION_SIDE, calibration_patches
+from cadyq.quantizers.base import PointStatistics
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import replacing, write_text
 from cadyq.utils.locks import alone_in
@@ -170,14 +167,20 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
     return add_to_zoo(load_model(run_dir / "model.safetensors"), scheme, facts, folder)
 
 
-def add_calibration_to_zoo(backbone: str, scale: int, data_root: Path, cache: Path, folder: Path) -> Path:
-    """Measure the calibration statistics of an FP32 network on training photographs and add them to a zoo."""
-    network = load_model(fp32_name(backbone, scale))
-    bank = load_bank(find_photographs(data_root), scale, CALIBRATION_SIDE, cache)
-    patches = calibration_patches(bank.split()[0])
-    note = f"{len(patches)} LR patches of {CALIBRATION_SIDE} pixels from {data_root.name} photographs, seed 0"
+def add_calibration_to_zoo(
+    statistics: dict[str, PointStatistics], backbone: str, scale: int, note: str, folder: Path
+) -> Path:
+    """Add the calibration statistics of an FP32 network to a zoo.
+
+    Args:
+        statistics: statistics of each point, as from `observe`.
+        backbone: name of the backbone.
+        scale: upscaling factor.
+        note: the data that they were measured on.
+        folder: folder of the zoo.
+    """
     path = folder / f"{backbone}_x{scale}_calibration.safetensors"
-    statistics, row = observe(network, patches), {"backbone": backbone, "scale": scale}
+    row: dict[str, Any] = {"backbone": backbone, "scale": scale}
     with _putting(folder, "calibration", path.name, row) as part:
         save_statistics(statistics, part, note)
         row |= {"sha256": sha256_file(part), "data": note}

@@ -35,7 +35,7 @@ from cadyq.data import datasets
 from cadyq.data.images import images_among
 from cadyq.models import spandrel
 from cadyq.models.network import SRNetwork
-from cadyq.quantization import PATCHES, SIDE, Images, calibration_patches
+from cadyq.quantization import LEAST_SIDE, PATCHES, SIDE, Images, calibration_patches
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name
 from cadyq.training.reconstruction import StageReport, calibrate
@@ -44,12 +44,12 @@ from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 
-LEAST_PATCH = 8
 TUNED = "tuned"  # tag of a network whose scheme runs without tuning as well
 BY_NAME = (ZOO_PREFIX, published.PREFIX)
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.calibrate`."""
     parser = Parser(prog=program("cadyq.calibrate"), description=__doc__)
     parser.add_argument("--scheme", required=True, help="scheme with its bit-widths, such as ptq4sr:w4a4")
     parser.add_argument(
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lr-patch",
-        type=Numbers(LEAST_PATCH),
+        type=Numbers(LEAST_SIDE),
         default=SIDE,
         help="side of a patch in LR pixels (default: %(default)s)",
     )
@@ -101,7 +101,7 @@ def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
 
 
 def _origin(model: str) -> str:
-    """A network that a small file can build on, as it is named there; empty where that file has to hold all tensors."""
+    """The name of a network that a small file can build on; empty if the file has to hold all tensors."""
     if model.startswith(spandrel.PREFIX):
         return f"{spandrel.PREFIX}{resolve(model).resolve()}"
     return model if model.startswith(BY_NAME) else ""
@@ -132,7 +132,7 @@ def _calibrate(args: argparse.Namespace, parent: SRNetwork, patches: Tensor) -> 
 
 
 def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: torch.device) -> dict[str, Any]:
-    """What `training.json` holds apart from the patches and what calibration found."""
+    """The content of `training.json` except patches and results of calibration."""
     path = resolve(args.model)
     return {
         "backbone": parent.name,
@@ -175,6 +175,7 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     return exit_status(lambda: print(run(args)), args.debug)
 

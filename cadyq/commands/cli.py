@@ -1,4 +1,4 @@
-"""What all command-line programs share."""
+"""Options, errors and exit statuses of all command-line programs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
 from cadyq.utils.errors import UserError, reason_of
 from cadyq.utils.memory import reuse_freed_memory
 
-# what to do about a file system that takes no more
+# remedies for a file system that cannot be written
 UNWRITABLE = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some of your quota",
@@ -40,13 +40,13 @@ RUN_FILES = ("model.safetensors", "training.json")  # of the folder of a run
 
 
 def program(module: str) -> str:
-    """How the running command was called, for its help: `python -m MODULE`, or what `called_as` says."""
+    """The name of the running command in its help: `python -m MODULE`, or that of `called_as`."""
     return _called_as.get() or f"python -m {module}"
 
 
 @contextmanager
 def called_as(words: str) -> Iterator[None]:
-    """Inside, commands call themselves that in their help, as in "cadyq train"."""
+    """Within the block, `words` are the name of the command in its help, as in "cadyq train"."""
     token = _called_as.set(words)
     try:
         yield
@@ -55,12 +55,12 @@ def called_as(words: str) -> Iterator[None]:
 
 
 def error_line(message: object) -> str:
-    """What is printed of an error: one line, in which a file's or option's odd characters are written as escapes."""
+    """An error as one line. Unprintable characters are escaped."""
     return "error: " + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(message))
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line as `exit_status` says what is wrong with a file: on one line."""
+    """An argument parser with its errors on one line, as those of `exit_status`."""
 
     def error(self, message: str) -> NoReturn:
         words = re.sub("^argument ([^:]+):", r"\1", message)
@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Numbers:
-    """The `type` of an option that takes whole (or real) numbers in a range, ends included."""
+    """The `type` of an option with whole (or real) numbers in a closed range."""
 
     least: float
     most: float = math.inf
@@ -147,21 +147,21 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
 
 
-_came: list[signal.Signals] = []  # that asked this command to stop
+_stop_signals: list[signal.Signals] = []  # signals that asked this command to stop
 
 
 def stopped() -> bool:
     """Whether the running command was asked to stop: an error may be an interrupt under another name."""
-    return bool(_came)
+    return bool(_stop_signals)
 
 
 def exit_status(action: Callable[[], object], debug: bool = False, again: str = "the same command") -> int:
-    """Run `action` and turn how it ends into an exit status.
+    """Run `action` and return an exit status.
 
     Args:
         action: the command.
         debug: show the traceback of an error before its line.
-        again: what goes on where an interrupted command stopped.
+        again: the command that resumes the work, for the message.
 
     Returns:
         0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
@@ -184,7 +184,7 @@ def exit_status(action: Callable[[], object], debug: bool = False, again: str = 
                 remedy = f"{UNWRITABLE[error.errno]}, then run the same command again"
                 return _failed(f"{where}{error.strerror}; {remedy}", debug)
             if raised_in_plugin(error):
-                return _failed(f"{reason_of(error)}; mend the plug-in, --debug shows where", debug)
+                return _failed(f"{reason_of(error)}; fix the plug-in; --debug shows the traceback", debug)
             raise
     return 0
 
@@ -198,20 +198,19 @@ def _failed(message: str, debug: bool) -> int:
 
 @contextmanager
 def _stopping() -> Iterator[list[signal.Signals]]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that half-written files are taken away; yields what came."""
-    came = _came
-    came.clear()
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that partial files are deleted; yields the signals received."""
+    _stop_signals.clear()
 
     def stop(number: int, frame: object) -> None:
-        came.append(signal.Signals(number))
+        _stop_signals.append(signal.Signals(number))
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
-        yield came  # only the main thread may handle signals
+        yield _stop_signals  # only the main thread may handle signals
         return
     before = {number: signal.signal(number, stop) for number in STOPPED}
     try:
-        yield came
+        yield _stop_signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -237,7 +236,7 @@ def check_writable(folder: Path, option: str = "--out") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another command may have taken it away
+        probe.unlink(missing_ok=True)  # another command may have deleted it
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot be written ({error.strerror}); choose another folder") from error
 

@@ -32,6 +32,7 @@ from cadyq.utils.options import parse_options
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.derive`."""
     parser = Parser(prog=program("cadyq.derive"), description=__doc__)
     parser.add_argument("scheme", help="derived scheme, such as static; or the parent's scheme, to change an --option")
     parser.add_argument("--parent", required=True, help="trained network: zoo:NAME or a .safetensors file")
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
 
     def act() -> None:

@@ -15,6 +15,7 @@ from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.download`."""
     parser = Parser(prog="python -m cadyq.download", description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="weights to fetch, such as imdn_x4; without a name, all are listed"
@@ -59,6 +60,7 @@ def _obtain(row: Published, cache: Path | None) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     return exit_status(lambda: run(args), args.debug)
 

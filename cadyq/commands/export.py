@@ -24,6 +24,7 @@ from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.export`."""
     parser = Parser(prog=program("cadyq.export"), description=__doc__)
     parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="ONNX file to write; its name ends in .onnx")
@@ -57,7 +58,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, check against the simulation, and say what became of it."""
+    """Export the network, compare it with the simulation and print the result."""
     open_networks(args)
     if args.out.suffix != ".onnx":
         raise UserError(f"--out {args.out}: does not end in .onnx; give the name of an ONNX file")
@@ -88,6 +89,7 @@ def filling(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     return exit_status(lambda: run(args), args.debug)
 

@@ -10,6 +10,7 @@ from cadyq.training.photographs import pack_photographs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     parser = Parser(prog=program("cadyq.training.photographs"), description=pack_photographs.__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--out", type=Path, required=True, help="file to write, for --bank of cadyq.train")

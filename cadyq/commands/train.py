@@ -28,6 +28,7 @@ from cadyq.commands.cli import (
     program,
 )
 from cadyq.models.network import SRNetwork
+from cadyq.quantization import SIDE
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.specs import canonical
 from cadyq.training.distributed import Processes, choose_device, join, leave
@@ -36,10 +37,9 @@ from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, with_outputs
 from cadyq.training.recipes import Recipe, load_recipe
 from cadyq.training.start import (
-    CALIBRATION_SIDE,
     Start,
+    bank_patches,
     calibration_network,
-    calibration_patches,
     load_parent,
     load_teacher,
     quantized_from,
@@ -54,6 +54,7 @@ DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.train`."""
     parser = Parser(prog=program("cadyq.train"), description=__doc__)
     what = parser.add_argument_group("network and recipe")
     what.add_argument("--recipe", required=True, help="recipe: fp32, finetune, cadyq, cpu, paper or a .toml file")
@@ -120,7 +121,7 @@ def recipe_of(args: argparse.Namespace, backbone: str) -> Recipe:
 
 
 def parent_of(args: argparse.Namespace) -> Start:
-    """The network to start from, which has to be asked for.
+    """The network to start from. The command line must name one.
 
     Raises:
         UserError: neither a parent nor random weights are asked for, or both.
@@ -145,7 +146,7 @@ def bank_of(
     if (args.data_root is None) == (args.bank is None):
         raise UserError("training photographs: give one of --data-root DIR and --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
-    bank = load_bank(photographs, scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
+    bank = load_bank(photographs, scale, max(recipe.lr_patch, SIDE), args.cache)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
 
 
@@ -163,7 +164,7 @@ def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
 def provenance_of(
     args: argparse.Namespace, recipe: Recipe, parent: SRNetwork, parts: tuple[PatchDataset, PatchDataset]
 ) -> dict[str, Any]:
-    """What training.json says of data and command; networks come on top."""
+    """The facts of data and command for training.json. Those of the networks are added later."""
     source = args.data_root or args.bank
     return {
         "backbone": parent.name,
@@ -195,7 +196,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     guide = teacher.network if teacher else None
     training, held_out = processes.in_turn(lambda: bank_of(args, recipe, parent.network.scale, guide, device)).split()
     reference = calibration_network(parent.network, guide)
-    patches = calibration_patches(training)
+    patches = bank_patches(training)
     network = quantized_from(parent.network, reference.cpu(), recipe.scheme, patches, recipe.scheme_options)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     processes.same_start(network)
@@ -218,6 +219,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = build_parser().parse_args(argv)
 

@@ -37,6 +37,7 @@ from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.upscale`."""
     parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
     parser.add_argument(
@@ -108,7 +109,7 @@ def readable(jobs: Sequence[UpscaleJob]) -> tuple[list[UpscaleJob], list[tuple[i
 
 
 def line_of(result: Result, facts: dict[str, Any]) -> str:
-    """One photograph's cost for the terminal, and what is to be said of it."""
+    """The line of one photograph for the terminal: its cost, and its notes."""
     size = f"{facts['lr_width'] * facts['scale']}x{facts['lr_height'] * facts['scale']}"
     cost = f"FAB {facts['fab']:.2f}, {facts['bitops_g']:,.0f} G BitOPs"
     if facts["saved_percent"] is not None:
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tuple[int, int]], debug: bool) -> int:
-    """Enlarge photographs under a bar of their tiles, a line each; returns how many gave no result."""
+    """Upscale photographs with a progress bar, and print a line for each. Returns the number without a result."""
     missing = [upscaler.missing(job, *size) for job, size in zip(jobs, sizes, strict=True)]
     expected = estimate(upscaler.network, missing, sizes, upscaler.device)
     if expected is not None:
@@ -173,6 +174,7 @@ def _tiling(args: argparse.Namespace) -> Tiling:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     status = 0
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cadyq.checkpoints.folders import use_zoo
+from cadyq.checkpoints.io import load_model
+from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.zoo import add_calibration_to_zoo, add_run_to_zoo, writable_zoo
 from cadyq.commands.cli import (
     Numbers,
@@ -17,9 +19,30 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
+from cadyq.quantization import SIDE
+from cadyq.schemes.calibration import observe
+from cadyq.training.photographs import find_photographs, load_bank
+from cadyq.training.start import bank_patches
+
+
+def calibrate(backbone: str, scale: int, data_root: Path, cache: Path, folder: Path) -> Path:
+    """Measure the calibration statistics of an FP32 network on training photographs and add them to a zoo.
+
+    Args:
+        backbone: name of the backbone.
+        scale: upscaling factor.
+        data_root: folder of training photographs.
+        cache: folder for decoded photographs.
+        folder: folder of the zoo.
+    """
+    network = load_model(fp32_name(backbone, scale))
+    patches = bank_patches(load_bank(find_photographs(data_root), scale, SIDE, cache).split()[0])
+    note = f"{len(patches)} LR patches of {SIDE} pixels from {data_root.name} photographs, seed 0"
+    return add_calibration_to_zoo(observe(network, patches), backbone, scale, note, folder)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     parser = Parser(prog=program("cadyq.zoo.ship"), description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="add trained networks", description="Add trained networks to a zoo.")
@@ -51,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for run_dir in args.run_dirs:
                 print(add_run_to_zoo(run_dir, args.tag, folder))
         else:
-            print(add_calibration_to_zoo(args.backbone, args.scale, args.data_root, args.cache, folder))
+            print(calibrate(args.backbone, args.scale, args.data_root, args.cache, folder))
 
     return exit_status(act, args.debug)
 

@@ -1,1 +1,1 @@
-"""Bits that are real: quantized networks as ONNX files that integer arithmetic runs."""
+"""Export of quantized networks to ONNX for INT8 runtimes."""

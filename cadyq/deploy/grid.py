@@ -1,7 +1,7 @@
-"""The integer grid of a quantizer, found by asking it: which values does it give, and where does it round?
+"""Finds the integer grid of an activation quantizer by probing it with a ramp.
 
-This works for any scheme, also a user's own, without its help. What is no single uniform grid (one that moves with the
-feature map, or differs between channels) is refused by name.
+This works for any scheme, also for one of a plug-in. A quantizer without one fixed uniform grid, as with a range that
+follows the feature map or differs between channels, raises an error.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def grid_of(quantizer: ActivationQuantizer, channels: int, name: str) -> Grid:
 
 
 def _contents() -> tuple[PatchContext, PatchContext]:
-    """Of a flat LR patch, and of one that has nothing but edges."""
+    """The contexts of a flat LR patch and of one full of edges."""
     stripes = torch.arange(8).div(2, rounding_mode="floor").remainder(2).mul(255.0).expand(1, 3, 8, 8)
     return PatchContext(torch.zeros(1, 3, 8, 8)), PatchContext(stripes)
 

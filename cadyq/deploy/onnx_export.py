@@ -131,7 +131,7 @@ class Exportable(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: how many points and layers became integers, and whether it takes images of any size."""
+    """Facts of an export: the number of points and layers in integers, and whether it takes images of any size."""
 
     path: Path
     points: int

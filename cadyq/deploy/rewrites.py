@@ -23,7 +23,7 @@ def simplify(model: Any, runtime: str = "onnxruntime") -> None:
 
 
 class Wiring:
-    """Who makes and who reads each tensor of a graph, as it is now; and the values of the stored ones.
+    """The producer and the consumers of each tensor of the current graph, and the values of stored tensors.
 
     Attributes:
         made_by: name of a tensor -> the node that makes it.
@@ -57,7 +57,7 @@ class Wiring:
 
 
 def fuse_relu(model: Any) -> None:
-    """Let quantizers that alone read a ReLU do its work, as the lower limit of their codes.
+    """Fold a ReLU into the quantizers that alone read it, as the lower limit of their codes.
 
     Rounding keeps order, so both give the same. A runtime then sees a convolution between integers, and unsigned codes
     from 0, of which products of pairs fit 16 bits.
@@ -230,7 +230,7 @@ def _drop_unused(graph: Any) -> None:
 
 
 def drop_idle_clips(model: Any) -> None:
-    """Take out limits of 0 and 255, which every byte keeps to."""
+    """Remove limits of 0 and 255, which every byte satisfies."""
     graph, wiring = model.graph, Wiring(model.graph)
     for clip in [node for node in graph.node if node.op_type == "Clip"]:
         limits = [wiring.values[name] for name in clip.input[1:] if name in wiring.values]

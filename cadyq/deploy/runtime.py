@@ -1,4 +1,4 @@
-"""Running an exported network, and how far it is from the simulation it was made of."""
+"""Runs an exported network and compares it with its simulation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cadyq.utils.extras import needs
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of the exported network with the simulated one, on one image.
+    """Differences between the exported and the simulated network on one image.
 
     Attributes:
         within_one: share of values that are at most one 8-bit grey level apart.

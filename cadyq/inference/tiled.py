@@ -47,14 +47,17 @@ class TiledForward:
 
     @property
     def patches(self) -> int:
+        """Number of tiles."""
         return len(self.tile_fab)
 
     @property
     def fab(self) -> float:
+        """Mean activation bits over tiles and points that count (FAB)."""
         return float(self.tile_fab.double().mean())
 
     @property
     def bitops(self) -> float:
+        """BitOPs of the image: quantized, FP32 and selector."""
         return self.quantized + self.fp32 + self.selector
 
     @property

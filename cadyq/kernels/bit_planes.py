@@ -22,7 +22,7 @@ MOST_STEPS = 1024  # words times taps
 
 @dataclass(frozen=True)
 class Rounding:
-    """How one feature map becomes integers: code = clamp(round(x / divisor * factor) + zero, low, high).
+    """The rounding of one feature map to integers: code = clamp(round(x / divisor * factor) + zero, low, high).
 
     A code stands for (code - zero) / factor * divisor. A symmetric quantizer has the bound as its divisor and
     2^(b-1) - 1 as its factor, any other one its step and 1, so that ties round as in the simulation.
@@ -43,6 +43,7 @@ class Rounding:
 
     @property
     def step(self) -> float:
+        """Distance of two levels."""
         return self.divisor / self.factor
 
 
@@ -53,8 +54,8 @@ class BitPlanes:
     Attributes:
         words: int64, the planes as `bit_serial.c` describes them.
         height, width, channels, pad: of the map; the padding on every side holds the code of zero.
-        bits: planes that are used: those that two's complement (or plain binary, without a negative code) needs for
-            the codes that are there. After a ReLU a symmetric grid has no negative code, and its last plane is empty.
+        bits: number of planes in use, the fewest that hold all codes of the map. After a ReLU a symmetric grid has no
+            negative code, and its last plane is not in use.
         signed: whether the last of them counts negative.
         rounding: what the map was packed by.
     """

@@ -73,7 +73,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 
 def _key(command: list[str], cffi_version: str) -> str:
-    """A hash of all that decides the compiled code."""
+    """A hash of everything that determines the compiled code."""
     parts = [SOURCE.read_text(), DECLARATIONS, " ".join(command), _run([command[0], "--version"])]
     parts += [sys.version, platform.machine(), cffi_version]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

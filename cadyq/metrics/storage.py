@@ -15,10 +15,12 @@ def parameter_count(network: SRNetwork) -> int:
 
 
 def storage_mb(network: SRNetwork) -> float:
-    """Storage in megabytes (1e6 bytes): quantized weights at their bit-widths and their grids, the rest at 32 bits.
+    """Storage in megabytes (1e6 bytes): quantized weights at their bits, grids and all other parameters at 32 bits.
 
     A grid has `GRID_NUMBERS` numbers of 32 bits, for a quantized weight or for each of its output channels. Learned
     steps of weights are among these numbers. Parameters of activation quantizers count if a forward reads them.
+    Calibrated ranges of activations, the selector's normalization and BatchNorm statistics are buffers and are not
+    counted.
     """
     numbers = parameter_count(network)
     for point in network.points.values():

@@ -35,6 +35,7 @@ class Fusion(nn.Sequential):
 
 
 def fusions(n_feats: int) -> nn.ModuleList:
+    """The fusions of a cascade, one after each step."""
     return nn.ModuleList(Fusion(step + 2, n_feats) for step in range(LENGTH))
 
 

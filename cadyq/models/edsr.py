@@ -24,6 +24,8 @@ from cadyq.quantizers.points import QuantizationPoint
 
 
 class ResidualBlock(nn.Module):
+    """Convolution, ReLU and convolution, with an identity shortcut and without batch normalization (Fig. 3)."""
+
     def __init__(self, n_feats: int, res_scale: float) -> None:
         super().__init__()
         self.conv1 = QuantConv2d(n_feats, n_feats, 3)

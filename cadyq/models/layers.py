@@ -22,9 +22,11 @@ class MeanShift(nn.Module):
         self.mean: Tensor
 
     def subtract(self, x: Tensor) -> Tensor:
+        """`x` minus the mean colour."""
         return x - self.mean
 
     def add(self, x: Tensor) -> Tensor:
+        """`x` plus the mean colour."""
         return x + self.mean
 
 

@@ -1,6 +1,6 @@
 """Restarts a network's forward at a quantization point, so that earlier operations run once.
 
-torch.fx traces the backbone's own `forward` into a list of operations, in which points and convolutions are single
+torch.fx traces the backbone's own `forward` into a list of operations, in which points and `QuantConv2d` are single
 steps. A walk over the list stops at each point. From there the rest can run repeatedly with other values at the point.
 
 Networks of other authors have points inside their layers and are not traced. There the whole forward runs again.

@@ -27,6 +27,8 @@ from cadyq.quantizers.points import QuantizationPoint
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions with batch normalization, a PReLU between them, and an identity shortcut (Fig. 4)."""
+
     def __init__(self, n_feats: int) -> None:
         super().__init__()
         self.conv1 = QuantConv2d(n_feats, n_feats, 3)
@@ -41,6 +43,7 @@ class ResidualBlock(nn.Module):
         return self.branch(x, activation).add_(x)
 
     def branch(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """The block without its shortcut and its first point."""
         y = activation(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(self.middle(y)))  # type: ignore[no-any-return]
 

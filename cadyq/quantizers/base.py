@@ -70,6 +70,7 @@ class PointStatistics:
 
     @property
     def max_abs(self) -> Tensor:
+        """The largest magnitude that calibration saw, a scalar."""
         return self.minimum.abs().maximum(self.maximum.abs())
 
     @property

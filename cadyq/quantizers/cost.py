@@ -45,6 +45,7 @@ class Macs:
 
     @property
     def total(self) -> float:
+        """Multiply-adds of all layers and products."""
         return sum(self.by_layer.values()) + sum(self.products.values())
 
     def scaled(self, pixels: int, counted: int) -> Macs:

@@ -55,6 +55,7 @@ class QuantizedLayer(nn.Module, ABC):
 
     @property
     def weight_bits(self) -> int:
+        """Bits of the weight; 32 without a weight quantizer."""
         return FULL_PRECISION if self.weight_quantizer is None else self.weight_quantizer.bits
 
     def rows(self, weight: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ class BitOps(NamedTuple):
 
     @property
     def total(self) -> Tensor:
+        """The sum of the three parts (B,)."""
         return self.quantized + self.fp32 + self.selector
 
 

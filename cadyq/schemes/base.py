@@ -134,6 +134,7 @@ class Scheme(ABC):
 
     @classmethod
     def option_names(cls) -> list[str]:
+        """The names of the fields of the scheme."""
         return [entry.name for entry in fields(cls)]
 
     def options(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A conformance suite for schemes: what every scheme owes the harness, checked on every backbone.
+"""A conformance suite for schemes: the requirements of the harness, checked on every backbone.
 
 From Python `cadyq.testing.check_scheme("my_scheme")`, from a shell `python -m cadyq.testing my_scheme.py`.
 """

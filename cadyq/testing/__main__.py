@@ -16,6 +16,7 @@ from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `cadyq.testing`."""
     parser = Parser(prog=program("cadyq.testing"), description=__doc__)
     parser.add_argument(
         "schemes", nargs="+", metavar="SCHEME", help="Python file that registers schemes, or a scheme's name"
@@ -62,6 +63,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
     failed: list[int] = []
     status = exit_status(lambda: failed.append(check(args)), args.debug)

@@ -1,4 +1,4 @@
-"""Checks of how a quantized network behaves: twice, saved, on odd images, in training."""
+"""Checks of a quantized network: repeated runs, saving, unusual images, training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fault in plain words, and where it shows."""
+"""The description of a fault and its location."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 
+from cadyq.utils.errors import one_line
+
 ELSEWHERE = (Path(torch.__file__).parent, Path(__file__).parent)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong.
+    """A fault of a scheme.
 
     Attributes:
         what: the finding, with its numbers.
-        hint: what usually causes it, or how to put it right.
+        hint: its usual cause, or its remedy.
         place: name of the point, or of the convolution or parameter, where there is one.
         sample: index of the sample in the batch, where there is one.
         bits: bits reported there.
@@ -37,9 +39,8 @@ class Fault:
 
 
 def raised(error: Exception) -> Fault:
-    """The fault that an exception is, with the line of the scheme it came from."""
+    """An exception as a fault, with the line of the scheme that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not any(Path(frame.filename).is_relative_to(path) for path in ELSEWHERE)]
     line = f" at {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
-    message = " ".join(f"{type(error).__name__}: {error}".split())
-    return Fault(f"raised {message}{line}", "no input and no option that the scheme accepts may raise")
+    return Fault(f"raised {one_line(error)}{line}", "no input and no option that the scheme accepts may raise")

@@ -1,4 +1,4 @@
-"""What is checked: a scheme at certain bits on a small backbone, calibrated, its selectors moved off their start."""
+"""The subject of the checks: a scheme at certain bits on a small calibrated backbone, with random selectors."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def cases(spec: str, bits: Sequence[int] = BITS_TO_TRY) -> list[Case]:
 
 @dataclass(frozen=True)
 class Seen:
-    """What one point did in one forward.
+    """The record of one point in one forward.
 
     Attributes:
         x: the feature map as it entered the point.
@@ -131,6 +131,7 @@ class Seen:
 
     @property
     def quantizer(self) -> ActivationQuantizer:
+        """The quantizer of the point."""
         assert self.point.quantizer is not None
         return self.point.quantizer
 
@@ -193,6 +194,7 @@ class Subject:
 
     @property
     def scheme(self) -> Scheme:
+        """The scheme of the network."""
         assert isinstance(self.network.scheme, Scheme)
         return self.network.scheme
 
@@ -216,4 +218,5 @@ class Subject:
 
     @property
     def seen(self) -> dict[str, Seen]:
+        """The record of each point in `run`."""
         return self.run[1]

@@ -53,6 +53,7 @@ class CheckResult(NamedTuple):
 
     @property
     def passed(self) -> bool:
+        """Whether no case has a fault."""
         return not any(self.faults.values())
 
     def lines(self) -> list[str]:

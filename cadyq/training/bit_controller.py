@@ -54,9 +54,11 @@ class BitController:
             log.warning("held-out FAB ended at %.2f, not %.2f: raise --steps or the recipe's `steer`", fab, self.target)
 
     def state(self) -> dict[str, float]:
+        """The state for a checkpoint."""
         return {"integral": self.integral, "offset": self.offset, "batches": self.batches}
 
     def load(self, state: dict[str, float]) -> None:
+        """Restore a state of `state`."""
         self.integral, self.offset, self.batches = state["integral"], state["offset"], state["batches"]
 
 

@@ -36,6 +36,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def share(self, size: int) -> slice:

@@ -78,6 +78,7 @@ class TrainingProgress:
         return time.monotonic() - self._started
 
     def images_per_second(self, step: int) -> float:
+        """Mean throughput of this process's part of the run, up to `step`."""
         return (step - self._first) * self._batch / max(self.seconds(), 1e-9)
 
     def advance(self, step: int, row: Row) -> None:
@@ -97,6 +98,7 @@ class TrainingProgress:
             print(f"{values} images_per_s={speed:.3g} left_s={left:.0f}", flush=True)
 
     def close(self) -> None:
+        """Remove the progress bar."""
         self._bar.close()
 
 
@@ -120,5 +122,6 @@ class TensorBoard:
                     self._writer.add_scalar(key, value, int(row["step"]))
 
     def close(self) -> None:
+        """Write what is buffered and close the file."""
         if self._writer is not None:
             self._writer.close()

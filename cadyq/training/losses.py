@@ -15,7 +15,7 @@ from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
 
 
-def reconstruction(recipe: Recipe, sr: Tensor, batch: Batch) -> Tensor:
+def reconstruction_loss(recipe: Recipe, sr: Tensor, batch: Batch) -> Tensor:
     """Weighted L1 distances of `sr` (B, 3, h scale, w scale) to the teacher's output and to HR, a scalar in grey
     levels.
 

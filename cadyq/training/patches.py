@@ -31,6 +31,7 @@ class Batch:
     teacher: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
+        """A copy of the batch on a device."""
         teacher = None if self.teacher is None else self.teacher.to(device)
         return Batch(self.lr.to(device), self.hr.to(device), teacher)
 
@@ -64,6 +65,7 @@ class PatchDataset:
         return parts[0], parts[1]
 
     def nbytes(self) -> int:
+        """Memory of all images in bytes."""
         return sum(tensor.nbytes for image in self.images for tensor in image)
 
     def to(self, device: torch.device) -> PatchDataset:

@@ -112,6 +112,7 @@ class Recipe:
 
     @property
     def transfers_attention(self) -> bool:
+        """Whether the loss has a term of attention transfer."""
         return bool(self.weight_at_features or self.weight_at_branches)
 
     def without_teacher(self) -> Recipe:

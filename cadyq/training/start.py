@@ -15,6 +15,8 @@ from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models.network import SRNetwork
+from cadyq.quantization import PATCHES as CALIBRATION_PATCHES
+from cadyq.quantization import SIDE as CALIBRATION_SIDE
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated, calibrated_on
@@ -27,8 +29,6 @@ from cadyq.utils.options import parse_options, written
 from cadyq.utils.registry import closest
 
 log = logging.getLogger(__name__)
-CALIBRATION_PATCHES = 64
-CALIBRATION_SIDE = 48
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def file_facts(source: str) -> dict[str, Any]:
     return facts
 
 
-def calibration_patches(bank: PatchDataset) -> torch.Tensor:
-    """The LR patches for calibration (N, 3, h, w) in 0..255, the same for every scheme."""
+def bank_patches(bank: PatchDataset) -> torch.Tensor:
+    """The LR patches of a bank for calibration (N, 3, h, w) in 0..255, the same for every scheme."""
     return bank.batch(seed=0, step=0, size=CALIBRATION_PATCHES, lr_patch=CALIBRATION_SIDE).lr
 
 

@@ -19,7 +19,7 @@ from cadyq.training.checkpoint import read_checkpoint, require_same, write_check
 from cadyq.training.distributed import Processes
 from cadyq.training.gradients import backward
 from cadyq.training.logs import History, Row, TensorBoard, TrainingProgress
-from cadyq.training.losses import AttentionTransfer, reconstruction
+from cadyq.training.losses import AttentionTransfer, reconstruction_loss
 from cadyq.training.optimization import WeightAverage, freeze_fp32_layers, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.recipes import Recipe
@@ -141,6 +141,7 @@ class Trainer:
         return self.bank.batch(*where, share, recipe.augment, recipe.hard_patch_candidates)
 
     def train_step(self) -> Row:
+        """Run one step of the optimizer and return the row of its log."""
         recipe = self.recipe
         # random draws of a step are the same after a resume, and differ between processes
         torch.manual_seed((self.seed * 1_000_003 + self.step) * self.processes.count + self.processes.rank)
@@ -171,10 +172,10 @@ class Trainer:
         lr = batch.lr.contiguous(memory_format=torch.channels_last)
         if self.attention is None:
             sr, trace = trace_forward(self.network, lr)
-            return reconstruction(self.recipe, sr, batch), trace
+            return reconstruction_loss(self.recipe, sr, batch), trace
         with self.attention.taps:
             sr, trace = trace_forward(self.network, lr)
-        return reconstruction(self.recipe, sr, batch) + self.attention.loss(lr), trace
+        return reconstruction_loss(self.recipe, sr, batch) + self.attention.loss(lr), trace
 
     def _not_finite(self, loss: float) -> str:
         checkpoint = self.out / "checkpoint.pt"

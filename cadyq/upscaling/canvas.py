@@ -1,4 +1,4 @@
-"""The result of one photograph while its tiles are made, in memory or in a file beside the result."""
+"""The unfinished result of one photograph, in memory or in a file beside the result."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cadyq.utils.files import naming, write_text
 
 CHANNELS = 3
 STRIP_ROWS = 64  # of the result, read at a time
-SAVE_SECONDS = 10.0  # what a killed command does again, at most
+SAVE_SECONDS = 10.0  # seconds between saves: the most that a killed command repeats
 
 
 class Canvas(ABC):
-    """Pixels of a result, uint8 (H, W, 3), and what each tile that is on it cost.
+    """Pixels of a result, uint8 (H, W, 3), and the cost of each finished tile.
 
     Attributes:
         tiles: a grid over the LR image.
@@ -70,14 +70,14 @@ class Canvas(ABC):
         """The rows from top to bottom, at most `STRIP_ROWS` (rows, W, 3) at a time."""
 
     def keep(self) -> None:
-        """Leave what is finished for a later command, where that is possible."""
+        """Keep finished tiles for a later command, if the canvas is a file."""
 
     def discard(self) -> None:
-        """Take away all that is beside the result."""
+        """Delete the temporary files beside the result."""
 
 
 class MemoryCanvas(Canvas):
-    """Holds its pixels in memory: for small photographs, several of which run together."""
+    """Holds its pixels in memory, for small photographs that run together in batches."""
 
     def __init__(self, tiles: Sequence[Tile], scale: int) -> None:
         super().__init__(tiles, scale)
@@ -94,21 +94,21 @@ class MemoryCanvas(Canvas):
 class FileCanvas(Canvas):
     """Holds its pixels in a file beside the result, so memory stays small and an interrupted command can resume.
 
-    Beside the pixels lies a list of the finished tiles. It is written after the pixels have reached the disk, so that
-    it never names a tile that is not there.
+    A list of the finished tiles lies beside the pixels. It is written after the pixels have reached the disk, so it
+    never names a missing tile.
 
     Args:
         tiles: see `Canvas`.
         scale: see `Canvas`.
-        result: the file that is to be made. ``.<name>.pixels`` and ``.<name>.tiles`` lie beside it.
-        key: what made the tiles; others are not gone on with.
-        resume: continue from the file of an interrupted command.
+        result: the final file. ``.<name>.pixels`` and ``.<name>.tiles`` lie beside it.
+        key: hash of network, photograph and tiling. Tiles with another key are discarded.
+        resume: continue the file of an interrupted command.
 
     Attributes:
         stale: an earlier command left tiles of another key.
 
     Raises:
-        OSError: a file cannot be written; names it.
+        OSError: a file cannot be written. The error names it.
     """
 
     def __init__(self, tiles: Sequence[Tile], scale: int, result: Path, key: str, resume: bool) -> None:
@@ -120,7 +120,7 @@ class FileCanvas(Canvas):
         with naming(self._pixels):
             result.parent.mkdir(parents=True, exist_ok=True)
             if not going_on:
-                self._list.unlink(missing_ok=True)  # first, or it would name tiles that are gone
+                self._list.unlink(missing_ok=True)  # first, since it must not name deleted tiles
             try:
                 self._file = self._pixels.open("r+b" if going_on else "w+b")
             except OSError:
@@ -129,7 +129,7 @@ class FileCanvas(Canvas):
         self._saved = time.monotonic()
 
     def _read_list(self) -> bool:
-        """Take over the finished tiles of an earlier command; False where there are none of this key."""
+        """Read the finished tiles of an earlier command; False if there are none with this key."""
         try:
             listed = json.loads(self._list.read_text(encoding="utf-8"))
             self.stale = listed["key"] != self.key
@@ -186,14 +186,14 @@ class FileCanvas(Canvas):
         self._file.close()
 
     def discard(self) -> None:
-        with suppress(OSError):  # what was buffered may not fit on the disk, and goes anyway
+        with suppress(OSError):  # closing may fail on a full disk; the file is deleted anyway
             self._file.close()
         for path in (self._pixels, self._list):
             path.unlink(missing_ok=True)
 
 
 def finished_tiles(result: Path, key: str) -> set[int]:
-    """Indices of the tiles that an earlier command left for `result`, where they are of this key."""
+    """Indices of the tiles of `result` that an earlier command finished with this key."""
     try:
         listed = json.loads(result.with_name(f".{result.name}.tiles").read_text(encoding="utf-8"))
         return set(listed["indices"]) if listed["key"] == key else set()

@@ -1,4 +1,4 @@
-"""How long a command will take, and how much memory it needs, measured on a few tiles before it starts."""
+"""Estimates the time and memory of a command from a few tiles, before it starts."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from cadyq.inference.tiles import Tile, group_by_size
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 
-WORTH = 8 * BATCH_PIXELS  # LR pixels: less is done before an estimate would help
-_READ_BYTES = 12  # of memory for each LR pixel of a photograph: decoded, as an array, as a tensor
+WORTH = 8 * BATCH_PIXELS  # LR pixels; less work ends before an estimate is useful
+_READ_BYTES = 12  # of memory for each LR pixel: decoded, as an array and as a tensor
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is to be expected.
+    """The expected time, memory and disk space.
 
     Attributes:
-        tiles: all of them.
-        measured: tiles that were run for the estimate.
+        tiles: number of all tiles.
+        measured: number of tiles that were run for the estimate.
         seconds: for all tiles.
-        memory_bytes: most that the process will hold in main memory; None where the system does not tell.
-        disk_bytes: most that lies beside the results while they are made.
+        memory_bytes: peak of the main memory of the process; None if the system does not report it.
+        disk_bytes: peak of the temporary files beside the results.
     """
 
     tiles: int
@@ -48,17 +48,17 @@ class Estimate:
 def estimate(
     network: SRNetwork, grids: Sequence[Sequence[Tile]], sizes: Sequence[tuple[int, int]], device: torch.device
 ) -> Estimate | None:
-    """Run a few tiles of noise and scale what they took to all tiles; None where there is little to do.
+    """Run a few tiles of noise and scale their time to all tiles; None if there is little work.
 
     Args:
         network: in eval mode, on `device`.
-        grids: the tiles of each photograph that are to be run.
+        grids: the tiles to run, for each photograph.
         sizes: height and width of each photograph, LR pixels.
         device: to run on.
     """
     tiles = [tile for grid in grids for tile in grid]
     pixels = sum(tile.height * tile.width for tile in tiles)
-    if pixels < WORTH or max(map(len, grids)) == 1:  # of images that are one tile, nothing smaller says what they take
+    if pixels < WORTH or max(map(len, grids)) == 1:  # whole images have no smaller tile to measure
         return None
     common = tiles[max(group_by_size(tiles), key=len)[0]]
     side = common.height * common.width
@@ -88,7 +88,7 @@ def _seconds(network: SRNetwork, tiles: Sequence[Tile], device: torch.device) ->
 
 
 def _held_bytes() -> int | None:
-    """The most memory that this process has held."""
+    """Peak of the memory of this process so far; None if the system does not report it."""
     with suppress(ImportError):
         import resource
         import sys

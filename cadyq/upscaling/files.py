@@ -1,4 +1,4 @@
-"""Which files are made of which photographs, and what stands in the way."""
+"""Plans the output files of each photograph and reports conflicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cadyq.utils.errors import UserError
 
 @dataclass(frozen=True)
 class UpscaleJob:
-    """One photograph and the files that are made of it."""
+    """One photograph and its output files."""
 
     source: Path
     sr: Path
@@ -22,20 +22,22 @@ class UpscaleJob:
 
     @property
     def outputs(self) -> list[Path]:
+        """Its output files."""
         return [path for path in (self.sr, self.facts, self.bit_map) if path is not None]
 
     @property
     def name(self) -> str:
+        """File name of the photograph."""
         return self.source.name
 
     @property
     def finished(self) -> bool:
-        """Whether all its results are there; they are written whole, the facts last."""
+        """Whether all output files exist. Each is written atomically, the facts last."""
         return all(path.exists() for path in self.outputs)
 
 
 def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
-    """The files named, and the images of the folders named; an error for what is neither."""
+    """The named files and the images of the named folders. A path that is neither gives an error."""
     for path in inputs:
         if not path.exists():
             yield UserError(f"{path}: no such file or folder; check the path")
@@ -51,7 +53,7 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
 def plan(
     inputs: Sequence[Path], out: Path, scale: int, bit_map: bool, overwrite: bool
 ) -> tuple[list[UpscaleJob], list[UserError]]:
-    """What to make of each photograph, and why not for the others; nothing is read or written yet."""
+    """The jobs of all usable photographs, and an error for each of the others. Reads and writes no pixels."""
     found = list(image_files(inputs))
     errors = [entry for entry in found if isinstance(entry, UserError)]
     sources = list({_real(path): path for path in found if isinstance(path, Path)}.values())
@@ -75,18 +77,18 @@ def plan(
 
 
 def _real(path: Path) -> str:
-    """Where a path leads; unlike `Path.resolve`, links that lead in a circle are no error yet."""
+    """A path without links. Unlike `Path.resolve`, a loop of links is no error here."""
     return os.path.realpath(path)
 
 
 def job_of(source: Path, out: Path, scale: int, bit_map: bool) -> UpscaleJob:
-    """The files that are made of `source` in the folder `out`."""
+    """The job that upscales `source` into the folder `out`."""
     stem = f"{source.stem}_x{scale}"
     return UpscaleJob(source, out / f"{stem}.png", out / f"{stem}.json", out / f"{stem}_bits.png" if bit_map else None)
 
 
 def _check(job: UpscaleJob, originals: set[str], taken: dict[str, Path], overwrite: bool) -> None:
-    """Raise UserError where an output of `job` is an input, belongs to another photograph, or is there already."""
+    """Raise UserError if an output of `job` is an input, is the output of another photograph, or already exists."""
     for path in job.outputs:
         if _real(path) in originals:
             raise UserError(f"{job.source}: its result {path} is itself an input; choose another --out")

@@ -1,4 +1,4 @@
-"""A photograph as it lies on the disk: its colours, and what belongs to its result beside them."""
+"""Reads a photograph with all that its result keeps: colours, alpha channel and ICC profile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REACH = 3  # rows around that bicubic interpolation reads
 
 @dataclass(frozen=True)
 class Photograph:
-    """What was read of an image file.
+    """The content of an image file.
 
     Attributes:
         lr: uint8 (3, h, w), upright.
@@ -81,7 +81,7 @@ def photograph_size(path: Path) -> tuple[int, int]:
 
 
 def _notes(image: Image.Image) -> Iterator[str]:
-    """What an opened, not yet loaded image holds that the result does not."""
+    """Notes on the content of an opened, not yet loaded image that the result loses."""
     if _bits_per_sample(image) > 8:
         yield f"its {_bits_per_sample(image)}-bit samples are reduced to 8 bits"
     frames = getattr(image, "n_frames", 1)

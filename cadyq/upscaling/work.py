@@ -1,4 +1,4 @@
-"""Enlarging photographs: small ones in batches together, large ones in a file each, so that they can be resumed."""
+"""Upscales photographs. Small ones run together in batches; large ones are written to files, so they can be resumed."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ MOST_AVOIDED = 1_000_000  # LR pixels, for which two more runs beside the bits a
 
 @dataclass(frozen=True)
 class Tiling:
-    """How photographs are cut: tiles of `patch` every `step` LR pixels, or not at all."""
+    """The tiling of photographs: tiles of `patch` every `step` LR pixels, or the whole image."""
 
     patch: int
     step: int
     whole: bool
 
     def grid(self, height: int, width: int) -> list[Tile]:
+        """The tiles of an LR image of that size."""
         return whole_image(height, width) if self.whole else tile_grid(height, width, self.patch, self.step)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a photograph: its facts, or why there are none; and what to say of it."""
+    """The outcome for one photograph: its facts or its error, and notes for the user."""
 
     job: UpscaleJob
     facts: dict[str, Any] | None = None
@@ -60,7 +61,7 @@ class Result:
 
 @dataclass(frozen=True)
 class _Open:
-    """A photograph that is being enlarged."""
+    """A photograph in progress."""
 
     job: UpscaleJob
     photograph: Photograph
@@ -70,7 +71,7 @@ class _Open:
 
 
 def network_key(network: SRNetwork) -> str:
-    """SHA-256 of all of a network that makes its numbers: weights, options, and the code of its modules and scheme."""
+    """SHA-256 of everything that determines the output: weights, options, code of modules and scheme, versions."""
     parts = [cadyq.__version__, torch.__version__, network.name, network.scale, network.options, network.excluded]
     parts += [network.scheme.label(), network.scheme.options()] if network.scheme else []
     digest = hashlib.sha256(json.dumps(parts, default=str).encode())
@@ -83,7 +84,7 @@ def network_key(network: SRNetwork) -> str:
 
 
 def _file_of(part: object) -> str | None:
-    """Where the class of a module or scheme is written; None for what is built in."""
+    """The source file of the class of a module or scheme; None for a built-in class."""
     try:
         return inspect.getsourcefile(type(part))
     except TypeError:
@@ -91,14 +92,14 @@ def _file_of(part: object) -> str | None:
 
 
 class Upscaler:
-    """Enlarges photographs with one network.
+    """Upscales photographs with one network.
 
     Args:
         network: in eval mode, on `device`.
-        tiling: how photographs are cut.
+        tiling: the tiling of photographs.
         device: to run on.
         resume: continue photographs that an interrupted command left unfinished.
-        on_tiles: told how many tiles were finished.
+        on_tiles: called with the number of tiles that finished since the last call.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class Upscaler:
         self._network_key = network_key(network)
 
     def key(self, job: UpscaleJob) -> str:
-        """SHA-256 of what a result is made of: network, photograph, tiles, kind of device.
+        """SHA-256 of everything that determines a result: network, photograph, tiling, kind of device.
 
         Raises:
             UserError: the photograph cannot be read.
@@ -122,7 +123,7 @@ class Upscaler:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def is_stale(self, job: UpscaleJob) -> bool:
-        """Whether finished results say that another network, photograph or option made them."""
+        """Whether finished results were made by another network, photograph or option."""
         try:
             made_from = json.loads(job.facts.read_text(encoding="utf-8"))["made_from"]
         except (OSError, ValueError, KeyError, TypeError):
@@ -130,13 +131,13 @@ class Upscaler:
         return bool(made_from != self.key(job))
 
     def missing(self, job: UpscaleJob, height: int, width: int) -> list[Tile]:
-        """The tiles of a photograph of that size that no earlier command left."""
+        """The tiles of a photograph of that size that no earlier command has finished."""
         tiles = self.tiling.grid(height, width)
         done = finished_tiles(job.sr, self.key(job)) if self.resume else set()
         return [tile for index, tile in enumerate(tiles) if index not in done]
 
     def run(self, jobs: Sequence[UpscaleJob]) -> Iterator[Result]:
-        """Enlarge photographs; each result is written when it is finished, and told then."""
+        """Upscale photographs. Each result is yielded once its files are written."""
         for group in _groups(jobs):
             if self._in_file(group):
                 with alone_with(group[0].sr):
@@ -159,15 +160,15 @@ class Upscaler:
         yield from results
         try:
             self._forward(opened)
-        except Exception as error:  # of a plug-in, say
+        except Exception as error:  # as from a plug-in
             _end(opened, keep=False)
             if len(opened) == 1:
                 yield Result(opened[0].job, error=_told(opened[0].job, error, self.tiling))
                 return
-            for each in opened:  # the others are enlarged without the one that failed
+            for each in opened:  # one by one, so that only the failing one is lost
                 yield from self._group([each.job])
             return
-        except BaseException:  # stopped: what is finished is kept
+        except BaseException:  # an interrupt: finished tiles are kept
             _end(opened, keep=True)
             raise
         for number, each in enumerate(opened):
@@ -204,7 +205,7 @@ class Upscaler:
                 self.on_tiles(len(batch.indices))
 
     def _finish(self, each: _Open) -> Result:
-        """Write the files of a photograph whose tiles are all there; where the disk is full, its tiles are kept."""
+        """Write the files of a photograph with all tiles finished. If the disk is full, its tiles are kept."""
         job = each.job
         facts = self._facts(each)
         written: list[Path] = []
@@ -213,7 +214,7 @@ class Upscaler:
                 write()
                 written.append(path)
         except (OSError, UserError) as error:
-            for path in written:  # all of a photograph, or nothing
+            for path in written:  # all files of a photograph, or none
                 path.unlink(missing_ok=True)
             with suppress(OSError):
                 each.canvas.keep()
@@ -222,7 +223,7 @@ class Upscaler:
         return Result(job, facts, notes=each.notes)
 
     def _writers(self, each: _Open, facts: dict[str, Any]) -> list[tuple[Path, Callable[[], object]]]:
-        """What writes each file; the facts come last and say that the others are there."""
+        """The function that writes each file. The facts come last: they mark the others as complete."""
         job, photograph, scale = each.job, each.photograph, self.network.scale
         channels = 3 if photograph.alpha is None else 4
         strips = _with_alpha(each.canvas.strips(), photograph, scale)

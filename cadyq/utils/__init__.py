@@ -1,1 +1,1 @@
-"""Small helpers that every room shares: errors, files, locks, options, registries."""
+"""Helpers for errors, files, locks, options and registries."""

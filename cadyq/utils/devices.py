@@ -8,7 +8,7 @@ from cadyq.utils.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """Raises UserError where the device is not there."""
+    """Raises UserError if the device does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

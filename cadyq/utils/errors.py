@@ -12,6 +12,11 @@ class UserError(ValueError):
     """
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Name and message of an exception on one line, of at most `limit` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:limit]
+
+
 def reason_of(error: BaseException) -> str:
     """An exception on one line, with the place in a user's or this project's code that raised it."""
     text = " ".join(str(error).split())

@@ -10,7 +10,7 @@ from cadyq.utils.errors import UserError
 
 @contextmanager
 def needs(extra: str, what: str) -> Iterator[None]:
-    """Around imports that an extra brings.
+    """A context for imports of the packages of an extra.
 
     Args:
         extra: its name in `pyproject.toml`.

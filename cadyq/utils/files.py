@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whenever the power goes."""
+"""Atomic writes: a file is complete or absent after a crash."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cadyq.utils.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: what the block writes to the path it is given takes the place of `path`.
+    """Write a file atomically: the file that the block writes to the yielded path replaces `path`.
 
     It lies beside `path`, since a rename is atomic only within one file system, and is on the disk before the rename.
     Missing folders are made. After an error `path` is as it was.
@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path, written: Path | None = None) -> Iterator[None]:
-    """Inside, an OSError that names no file, or names `written` (by default `path` itself), names `path`."""
+    """Within the block, an OSError without a file name, or with that of `written` (default: `path`), names `path`."""
     try:
         yield
     except OSError as error:
@@ -49,14 +49,14 @@ def naming(path: Path, written: Path | None = None) -> Iterator[None]:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Take away what a killed process had not finished, below folders that no other process writes to now."""
+    """Delete the unfinished files of killed processes, below folders that no other process writes to now."""
     for folder in folders:
         for path in folder.rglob(".*.part"):
             path.unlink(missing_ok=True)
 
 
 def _sync_names(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system can."""
+    """Write the names in a folder to the disk, if the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

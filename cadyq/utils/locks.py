@@ -1,4 +1,4 @@
-"""One command at a time in a folder."""
+"""Locks: one command at a time in a folder or on a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def alone_in(folder: Path, name: str = ".lock") -> Iterator[None]:
-    """Be the only process in this block for `folder`; where another is in it, say so once and wait.
+    """Be the only process in this block for `folder`. If another one is in it, print that once and wait.
 
-    The kernel holds the lock and gives it back when the process ends, however it ends. The file it is held on stays,
-    and says nothing by being there; its text is only what those who wait are told.
+    The kernel releases the lock when the process ends. The lock file stays; its text is for waiting processes only.
 
     Args:
-        folder: is made where it is missing.
-        name: of the lock; those of different names know nothing of each other.
+        folder: is created if it is missing.
+        name: of the lock. Locks of different names are independent.
     """
     with needs("train", "locking a folder"):
         from filelock import FileLock, Timeout
@@ -46,9 +45,9 @@ def alone_in(folder: Path, name: str = ".lock") -> Iterator[None]:
 
 @contextmanager
 def alone_with(path: Path) -> Iterator[None]:
-    """Be the only process in this block that makes the file `path`; where another is in it, say so once and wait.
+    """Be the only process in this block that makes the file `path`. If another one is in it, print that once and wait.
 
-    The lock lies beside `path` as ``.<name>.lock`` and is gone after the block.
+    The lock file is ``.<name>.lock`` beside `path`. It is deleted after the block.
     """
     with needs("train", "locking a file"):
         from filelock import FileLock, Timeout
@@ -60,7 +59,7 @@ def alone_with(path: Path) -> Iterator[None]:
     except Timeout:
         print(f"{path}: another command makes it; waiting until it has ended", file=sys.stderr, flush=True)
         lock.acquire(poll_interval=POLL_SECONDS)
-        while not marker.exists():  # its holder took it away, so that others would not wait for this lock
+        while not marker.exists():  # its holder deleted it, so other processes do not wait for this lock
             lock.release()
             lock.acquire(poll_interval=POLL_SECONDS)
     try:
@@ -71,13 +70,13 @@ def alone_with(path: Path) -> Iterator[None]:
 
 
 def _holder(path: Path) -> str:
-    """Who holds the lock, as far as it can be read."""
+    """The process that holds the lock, if its text can be read."""
     with suppress(OSError, UnicodeDecodeError):
         return path.read_text() or "another command"
     return "another command"
 
 
 def _name_holder(path: Path, text: str) -> None:
-    """In place, since a file renamed to its place would be another lock; nothing depends on it, so it may fail."""
+    """Write the text of a lock file in place, since a renamed file would be another lock. It may fail."""
     with suppress(OSError):
         path.write_text(text)

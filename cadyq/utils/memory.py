@@ -1,4 +1,4 @@
-"""How this process takes memory from the system."""
+"""Settings of the memory allocator."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 
 @cache
 def _entry_points(group: str, search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Those of the packages on `search_path`, which is Python's: a scan takes 20 ms, and names are asked for often."""
+    """The entry points of the packages on `search_path`. They are cached, since a scan takes 20 ms."""
     return tuple(entry_points(group=group))
 
 
@@ -41,7 +41,7 @@ class Entries(Generic[T]):
         self._known: dict[str, T] = {}
 
     def add(self, name: str, value: T) -> None:
-        """Make `value` known under a name. Raises UserError where it is taken."""
+        """Register `value` under a name. Raises UserError if the name is taken."""
         if name in self._known or name in self._installed():
             raise UserError(f"{self.kind} {name!r} is already registered: choose another name")
         self._known[name] = value
@@ -51,7 +51,7 @@ class Entries(Generic[T]):
         return list(self._known)
 
     def discard(self, name: str) -> None:
-        """Take back a registration, as of a plugin that failed half-way."""
+        """Remove a registration, as of a plug-in that failed."""
         self._known.pop(name, None)
 
     def _named(self, name: str, value: T) -> T:
@@ -69,7 +69,7 @@ class Entries(Generic[T]):
         return sorted({*self._known, *self._installed()})
 
     def get(self, name: str) -> T:
-        """What has that name.
+        """The object of that name.
 
         Raises:
             UserError: unknown name; the message lists the known ones and the nearest.
@@ -101,7 +101,7 @@ class Entries(Generic[T]):
 
 
 class Registry(Entries[type[T]]):
-    """Classes by name, which learn their name.
+    """Classes by name. Each gets its name as an attribute.
 
     Args:
         kind: what is registered, for messages ("scheme").
@@ -109,7 +109,7 @@ class Registry(Entries[type[T]]):
     """
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. Refuses a name that is taken; a class of a session may be typed in again."""
+        """Class decorator. A taken name is an error, but an interactive session may define its class again."""
 
         def add(cls: type[T]) -> type[T]:
             own = f"{cls.__module__}:{cls.__qualname__}"

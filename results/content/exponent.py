@@ -17,8 +17,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from analysis.content.__main__ import Spread
-from analysis.content.tiles import cut_tiles
+from analysis.content.tiles import Spread, cut_tiles
 from analysis.sensitivity.patches import open_dataset
 from baselines.content.features import content_features
 from cadyq.checkpoints.io import load_model

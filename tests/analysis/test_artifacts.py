@@ -12,7 +12,7 @@ import torch
 import cadyq
 from analysis.records import artifacts as artifacts
 from analysis.records.artifacts import CONTEXT, TILE, Region, point_bits, read_crop, trace_points, write_crop
-from analysis.report.crops import textured
+from analysis.records.crops import textured
 from cadyq.data.datasets import ImagePair, photographs
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import Trace, trace_forward

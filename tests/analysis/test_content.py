@@ -1,4 +1,4 @@
-"""The room for bits that follow content."""
+"""The possible gain of bits that follow content."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 
 import cadyq
 from analysis.content.__main__ import main
+from analysis.content.potential import BY_LAYER, Errors, halves, photograph_weights, table
 from analysis.content.predicted import folds, predicted_sizes
-from analysis.content.room import BY_LAYER, Errors, halves, photograph_weights, table
 from analysis.content.tiles import cut_tiles
 from baselines.assignment.error_model import ErrorModel
 from cadyq.checkpoints.io import save_model
@@ -104,10 +104,10 @@ def test_the_command_writes_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     lr = torch.stack([image.lr[:, :16, :16] for image in list(photographs(4))[:4]]).float()
     save_model(calibrated(plain, "cadyq", observe(plain, lr)), tmp_path / "small.safetensors")
     words = ["--model", str(tmp_path / "small.safetensors"), "--dataset", "skimage", "--photographs", "3"]
-    assert main([*words, "--side", "48", "--mean-bits", "5", "--out", str(tmp_path / "room")]) == 0
-    found = pd.read_csv(tmp_path / "room/room.csv")
+    assert main([*words, "--side", "48", "--mean-bits", "5", "--out", str(tmp_path / "out")]) == 0
+    found = pd.read_csv(tmp_path / "out/potential.csv")
     oracles = {"oracle, HR", "oracle, output", "oracle, sizes", "oracle, other half"}
     assert {"own", BY_LAYER, "predicted sizes"} | oracles <= set(found["contestant"])
-    assert found["gain_db"].notna().all() and (tmp_path / "room/manifest.json").exists()
+    assert found["gain_db"].notna().all() and (tmp_path / "out/manifest.json").exists()
     assert main(["--model", "zoo:edsr_x4_pams_w8a8", "--out", str(tmp_path / "none")]) == 2
     assert "has no candidate bits; make such a network" in capsys.readouterr().err

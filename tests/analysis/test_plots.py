@@ -19,8 +19,8 @@ from analysis.plots import figures as plots
 from analysis.plots import style
 from analysis.plots.figures import write_plots
 from analysis.plots.quality import quality_figure
+from analysis.records.crops import textured
 from analysis.records.store import load
-from analysis.report.crops import textured
 from analysis.tables.extent import WHOLE_NETWORK
 from analysis.tables.families import families
 from analysis.tables.summary import summary

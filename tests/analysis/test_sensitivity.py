@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from analysis.sensitivity import store, summaries
-from analysis.sensitivity.__main__ import build_parser, main
+from analysis.sensitivity.__main__ import build_parser, main, options_of
 from analysis.sensitivity.additivity import subsets
 from analysis.sensitivity.capture import meet
 from analysis.sensitivity.correlations import correlations, within_layers
@@ -79,7 +79,7 @@ def recomputed(inputs: Inputs, cell: pd.Series) -> list[float]:
 
 
 def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path) -> None:
-    inputs = Inputs(build_parser().parse_args([*OPTIONS, "--out", "x"]))
+    inputs = Inputs(options_of(build_parser().parse_args([*OPTIONS, "--out", "x"])))
     cells = store.read(finished, "cells")
     assert cells is not None and len(cells) == POINTS * 2 * (12 + 3)
     for _, cell in cells.sample(10, random_state=0).iterrows():

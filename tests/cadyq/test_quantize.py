@@ -1,4 +1,4 @@
-"""The front door: any network from LR to SR is quantized, traced, saved and loaded by one call each."""
+"""Any network from LR to SR is quantized, traced, saved and loaded by one call each."""
 
 from __future__ import annotations
 

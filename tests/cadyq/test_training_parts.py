@@ -21,7 +21,7 @@ from cadyq.training.bit_controller import bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.distributed import Processes
 from cadyq.training.gradients import backward
-from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction
+from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction_loss
 from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.photographs import load_bank
@@ -161,11 +161,11 @@ def test_reconstruction_with_and_without_a_teacher() -> None:
     recipe = load_recipe("finetune")
     with_teacher = Batch(torch.zeros(1), torch.full((2, 3), 4.0), torch.full((2, 3), 1.0))
     sr = torch.full((2, 3), 2.0)
-    assert float(reconstruction(recipe, sr, with_teacher)) == 1 + 0.25 * 2
+    assert float(reconstruction_loss(recipe, sr, with_teacher)) == 1 + 0.25 * 2
     without = Batch(with_teacher.lr, with_teacher.hr)
-    assert float(reconstruction(recipe.without_teacher(), sr, without)) == 0.25 * 2
+    assert float(reconstruction_loss(recipe.without_teacher(), sr, without)) == 0.25 * 2
     with pytest.raises(UserError, match="needs a teacher"):
-        reconstruction(recipe, sr, without)
+        reconstruction_loss(recipe, sr, without)
 
 
 def test_the_bit_loss_counts_as_published_or_by_the_selector() -> None:

@@ -256,7 +256,7 @@ def test_interrupted_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x4.json", "a_x4.png"]
 
 
-def test_resume_leaves_out_what_is_finished_and_mends_the_rest(tmp_path: Path) -> None:
+def test_resume_leaves_out_what_is_finished_and_completes_the_rest(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write_png(tmp_path / f"{name}.png", noise(8, 8))
     out = tmp_path / "out"
