@@ -132,7 +132,7 @@ def test_a_real_report_shows_names_of_files_as_text(evil_run: Path) -> None:
     markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     for text in (*scripts, markup):
         assert not re.search(r"<script>alert|<img src=x|<b onmouseover|<b>markup", text)
-    assert "{{" not in markup or "42" not in markup  # no name is read as a template
+    assert "{{ 7 * 6 }}" in markup  # no name is read as a template
 
 
 @pytest.mark.parametrize("words", [["--schemes", "cadyq:<b>"], ["--datasets", "<b>"], ["--backbones", "<b>"]])

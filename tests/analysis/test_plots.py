@@ -86,7 +86,7 @@ def test_interpolation_and_full_precision_are_lines_and_quantized_networks_marks
     df = load(_small_run(make_run))
     for axis in _panels(df):
         assert sorted(line.get_linestyle() for line in axis.lines if line.get_linewidth() == 0.9) == ["--", ":"]
-        assert {"fp32", "bicubic", "pams w8", "cadyq"} <= {text.get_text() for text in axis.texts} | {"pams w8"}
+        assert {"fp32", "bicubic", "pams:w8a8", "cadyq"} <= {text.get_text() for text in axis.texts}
 
 
 def test_every_line_has_its_label_and_no_legend_names_schemes(make_run: Runner) -> None:
