@@ -68,10 +68,10 @@ def unsafe(code: str) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_is_unpickled_or_run(path: Path) -> None:
-    file = path.relative_to(ROOT).as_posix()
-    assert [what for what in unsafe(path.read_text()) if (file, what) not in ALLOWED] == []
+def test_no_file_is_unpickled_or_run() -> None:
+    assert len(SOURCES) > 200
+    found = [(path.relative_to(ROOT).as_posix(), what) for path in SOURCES for what in unsafe(path.read_text())]
+    assert [case for case in found if case not in ALLOWED] == []
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_real_report_shows_names_of_files_as_text(evil_run: Path) -> None:
     markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     for text in (*scripts, markup):
         assert not re.search(r"<script>alert|<img src=x|<b onmouseover|<b>markup", text)
-    assert "{{ 7 * 6 }}" in markup  # no name is read as a template
+    assert "{{ 7 * 6 }}" in page  # no name is read as a template
 
 
 @pytest.mark.parametrize("words", [["--schemes", "cadyq:<b>"], ["--datasets", "<b>"], ["--backbones", "<b>"]])
