@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from skimage import data
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ from cadyq.models import spandrel
 from cadyq.models.foreign import Interface
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# one slow example on a busy machine is not a failure
+settings.register_profile("project", deadline=None, max_examples=50)
+settings.load_profile("project")
 
 
 def pytest_configure() -> None:
