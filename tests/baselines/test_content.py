@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -235,8 +236,12 @@ def test_training_needs_fitted_bits(small_pams: SRNetwork, pairs: tuple[Tensor, 
 
 
 def test_candidates_that_the_parent_lacks_start_at_its_nearest(small_cadyq: SRNetwork) -> None:
-    network = transplant(small_cadyq, Profiles(search_space=(3, 4, 8)))
-    pairs = [(point.quantizer, small_cadyq.points[name].quantizer) for name, point in network.points.items()]
+    parent = copy.deepcopy(small_cadyq)
+    for point in parent.points.values():
+        if isinstance(point.quantizer, CandidateActivation):  # so that each candidate tells where it comes from
+            point.quantizer.bounds.data.mul_(torch.tensor([1.0, 2.0, 4.0]))
+    network = transplant(parent, Profiles(search_space=(3, 4, 8)))
+    pairs = [(point.quantizer, parent.points[name].quantizer) for name, point in network.points.items()]
     chosen = [(own, other) for own, other in pairs if isinstance(own, FittedRange)]
     assert len(chosen) == 4
     for own, other in chosen:
