@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from skimage import data
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ from cadyq.models import spandrel
 from cadyq.models.foreign import Interface
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# one slow example on a busy machine is not a failure
+settings.register_profile("project", deadline=None, max_examples=50)
+settings.load_profile("project")
 
 
 def pytest_configure() -> None:
@@ -62,12 +67,9 @@ SLOW = {
     ],
     "analysis/test_trust_foreign.py": ["measured"],
     "baselines/test_schemes.py": [
-        "test_a_copy_is_independent",
         "test_changed_weights_are_quantized_again",
-        "test_eval_equals_the_plain_path",
-        "test_frozen_weights_are_quantized_once",
         "test_more_bits_come_closer_to_full_precision",
-        "test_packed_networks_refuse_training",
+        "test_packed_networks_saved_again",
         "test_weight_grid",
     ],
     "cadyq/test_checkpoints.py": ["test_zoo_names_are_made_of_what_they_hold"],
@@ -83,7 +85,11 @@ SLOW = {
     "cadyq/test_networks.py": ["test_set5_with_real_weights"],
     "cadyq/test_plugins.py": ["test_derive_knows_a_plugin", "test_verify_knows_a_plugin"],
     "cadyq/test_published.py": ["test_set5"],
-    "cadyq/test_testing.py": ["test_a_scheme_that_keeps_the_rules_passes", "test_all_schemes_of_the_project_pass"],
+    "cadyq/test_testing.py": [
+        "test_a_scheme_that_keeps_the_rules_passes",
+        "test_all_schemes_of_the_project_pass",
+        "test_they_pass_at_other_bits",
+    ],
     "cadyq/test_train_command.py": [
         "test_a_run_killed_at_random_moments_ends_with_the_same_bytes",
         "test_two_processes_train_like_one",

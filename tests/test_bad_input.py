@@ -6,7 +6,6 @@ Each case builds its input from something real, spoils it in one way, and runs t
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import sys
 from collections.abc import Callable
@@ -298,9 +297,14 @@ class Code:
         return os.system, ("touch ran_code",)
 
 
-@case("net.safetensors")
-def pickle_with_code(tmp: Path) -> tuple[Callable[..., int], Words]:
-    return spoilt(tmp, lambda path: path.write_bytes(pickle.dumps(Code())))
+@case("checkpoint.pt", "remove it to start again")
+def checkpoint_with_code(tmp: Path) -> tuple[Callable[..., int], Words]:
+    (tmp / "out").mkdir()
+    torch.save({"step": 0, "bit_controller": Code()}, tmp / "out" / "checkpoint.pt")
+    command = train(tmp, "--recipe", "fp32", "--steps", "1")
+    for name in "abcd":
+        photograph(tmp / "photos" / f"{name}.png", side=256)
+    return command
 
 
 @case("x2.safetensors", "x2", "--recipe fp32 --scale 4")
@@ -682,7 +686,3 @@ def test_debug_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert run(main, [*words, "--debug"], monkeypatch) == 2
     error = capsys.readouterr().err
     assert "Traceback" in error and error.splitlines()[-1].startswith("error: ")
-
-
-def test_there_are_forty() -> None:
-    assert len(CASES) >= 40

@@ -68,10 +68,10 @@ def unsafe(code: str) -> Iterator[str]:
             yield name
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_no_file_is_unpickled_or_run(path: Path) -> None:
-    file = path.relative_to(ROOT).as_posix()
-    assert [what for what in unsafe(path.read_text()) if (file, what) not in ALLOWED] == []
+def test_no_file_is_unpickled_or_run() -> None:
+    assert len(SOURCES) > 200
+    found = [(path.relative_to(ROOT).as_posix(), what) for path in SOURCES for what in unsafe(path.read_text())]
+    assert [case for case in found if case not in ALLOWED] == []
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,10 @@ def evil_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def evil_run(evil_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("folder with <b>markup<b>") / "run"
     words = ["--backbones", "idn", "--schemes", "fp32", "cadyq", "cadyq:tag-of-none", "--datasets", "Evil"]
-    assert run_all.main([*words, "--data-root", str(evil_root), "--out", str(out), "--modes", "patch"]) == 0
+    with pytest.MonkeyPatch.context() as patch:  # the report below draws the plots
+        patch.setattr("analysis.report.build.write_plots", lambda *args, **options: [])
+        assert run_all.main([*words, "--data-root", str(evil_root), "--out", str(out), "--modes", "patch"]) == 0
+    (out / "plots").mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(out / "plots" / f"{EVIL[1]}.png")  # of another tool; the report shows it as well
     assert report_command([str(out)]) == 0
     return out
@@ -132,7 +135,7 @@ def test_a_real_report_shows_names_of_files_as_text(evil_run: Path) -> None:
     markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
     for text in (*scripts, markup):
         assert not re.search(r"<script>alert|<img src=x|<b onmouseover|<b>markup", text)
-    assert "{{" not in markup or "42" not in markup  # no name is read as a template
+    assert "{{ 7 * 6 }}" in page  # no name is read as a template
 
 
 @pytest.mark.parametrize("words", [["--schemes", "cadyq:<b>"], ["--datasets", "<b>"], ["--backbones", "<b>"]])
@@ -200,6 +203,8 @@ def hook(event, args):
 
 sys.addaudithook(hook)
 from importlib import import_module
+from analysis.plots import style
+style.PNG_DPI = 50  # for speed
 for module, *words in json.loads(sys.argv[1]):
     sys.argv = [module, *words]
     status = import_module(module).main()
@@ -219,7 +224,8 @@ def test_no_command_touches_the_network(run_python: RunPython, evil_root: Path, 
     for number in range(6):
         crop = np.ascontiguousarray(data.astronaut()[40 * number :][:240, :240])
         Image.fromarray(crop).save(photographs / f"{number}.png")
-    run, model = str(tmp_path / "run"), "zoo:carn_m_x4_cadyq"
+    small, run, model = tmp_path / "small.png", str(tmp_path / "run"), "zoo:carn_m_x4_cadyq"
+    Image.fromarray(np.ascontiguousarray(data.astronaut()[:64, :64])).save(small)
     where = ["--data-root", str(evil_root), "--datasets", "Evil", "--modes", "patch", "--jobs", "1", "--out", run]
     train = ["--backbone", "edsr", "--from-scratch", "--size", "n_feats=8", "n_resblocks=1", "--recipe", "fp32"]
     train += ["--steps", "2", "--batch", "2", "--data-root", str(photographs), "--cache", str(tmp_path / "cache")]
@@ -229,7 +235,7 @@ def test_no_command_touches_the_network(run_python: RunPython, evil_root: Path, 
         ["analysis.verify", run, "--data-root", str(evil_root), "--sample", "1"],
         ["analysis.compare", run, run],
         ["analysis.cost", "--model", model, "--height", "64", "--width", "64"],
-        ["cadyq.upscale", str(photographs / "0.png"), "--model", model, "--out", str(tmp_path / "sr")],
+        ["cadyq.upscale", str(small), "--model", model, "--out", str(tmp_path / "sr")],
         ["cadyq.train", *train, "--out", str(tmp_path / "trained")],
     ]
     result = run_python("-c", OFFLINE, json.dumps(commands))

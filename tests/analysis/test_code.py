@@ -132,14 +132,12 @@ def test_edited_metrics_and_quantizers_are_measured_again_or_kept_by_name(measur
 
 def test_an_edited_helper_of_a_plugin_is_measured_again(measured: Project) -> None:
     before = measured.psnr("mine")
-    measured.run()
     measured.edit("plugin/helper.py", "mul_(2)", "mul_(5)")
     assert measured.run()[0] == {"fp32": "cached", "minmax": "cached", "mine": "measured"}
     assert measured.psnr("mine") != before
 
 
 def test_comments_texts_of_errors_and_formatting_change_nothing(measured: Project) -> None:
-    measured.run()
     measured.edit("cadyq/checkpoints/io.py", 'f"zoo has no', 'f"the zoo has no')
     measured.edit("baselines/minmax.py", '"""Ranges from calibration, no training."""', '"""Something else."""')
     measured.edit("baselines/minmax.py", "    trained = False\n", "    trained = (\n        False  # why\n    )\n")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.plots import style
 from analysis.records import store as records
 from analysis.run.command import main
 from cadyq.checkpoints.io import load_model, save_model
@@ -35,7 +36,9 @@ def photo_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(photo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "PNG_DPI", 50)  # for speed
+        assert main([*OPTIONS, "--data-root", str(photo_root), "--out", str(out)]) == 0
     return out
 
 

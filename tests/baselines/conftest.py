@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor
 
 import cadyq
@@ -13,10 +12,6 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.context import PatchContext
 from cadyq.schemes.calibration import calibrated, observe
-
-# one slow example on a busy machine is not a failure
-settings.register_profile("baselines", deadline=None, max_examples=50)
-settings.load_profile("baselines")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from baselines.content.profiles import Profiles, fit_score, patch_weights
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.checkpoints.io import save_model
 from cadyq.models.network import SRNetwork
+from cadyq.models.replay import Replay
 from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
@@ -162,11 +164,22 @@ def test_fitted_ranges_leave_less_error_than_the_whole_range(
 ) -> None:
     network = transplant(small_cadyq, Profiles(ranges="fitted"))
     calibrate_ranges(network, pairs[0])
-    for point in network.points.values():
-        if isinstance(point.quantizer, FittedRange):
-            reach = point.quantizer.highs - point.quantizer.lows
-            assert bool((reach.diff() >= 0).all()), "more bits pay for a wider range"
-            assert bool((point.quantizer.lows <= 0).all() and (point.quantizer.highs > 0).all())
+    plain = network.without_scheme().eval()
+    maps = {stop.point.name: stop.x for stop in Replay(plain).stops(pairs[0])}
+    fitted = {n: p.quantizer for n, p in network.points.items() if isinstance(p.quantizer, FittedRange)}
+    assert len(fitted) == 4
+    for name, quantizer in fitted.items():
+        x, lows, highs = maps[name], quantizer.lows.clone(), quantizer.highs.clone()
+        assert bool(((highs - lows).diff() >= 0).all()), "more bits pay for a wider range"
+        assert bool((lows <= 0).all() and (highs > 0).all())
+        choices = [torch.full((len(x),), k) for k in range(len(quantizer.candidates))]
+        left = [float((quantizer.quantize(x, choice) - x).square().mean()) for choice in choices]
+        unit = quantizer.scale(x)
+        quantizer.lows.fill_(min(float(x.min() / unit), 0.0))
+        quantizer.highs.fill_(float(x.max() / unit))
+        whole = [float((quantizer.quantize(x, choice) - x).square().mean()) for choice in choices]
+        assert left[0] < 0.9 * whole[0], name
+        assert all(own <= other * 1.01 for own, other in zip(left, whole, strict=True)), name
 
 
 def test_features_are_those_of_the_other_schemes(pairs: tuple[Tensor, Tensor]) -> None:
@@ -223,12 +236,18 @@ def test_training_needs_fitted_bits(small_pams: SRNetwork, pairs: tuple[Tensor, 
 
 
 def test_candidates_that_the_parent_lacks_start_at_its_nearest(small_cadyq: SRNetwork) -> None:
-    network = transplant(small_cadyq, Profiles(search_space=(3, 4, 8)))
-    for name, point in network.points.items():
-        own, other = point.quantizer, small_cadyq.points[name].quantizer
-        if isinstance(own, FittedRange) and isinstance(other, CandidateActivation):
-            torch.testing.assert_close(own.bounds[1:], other.bounds[[0, 2]])
-            torch.testing.assert_close(own.bounds[0], other.bounds[0] * 0.4 / 0.5)
+    parent = copy.deepcopy(small_cadyq)
+    for point in parent.points.values():
+        if isinstance(point.quantizer, CandidateActivation):  # so that each candidate tells where it comes from
+            point.quantizer.bounds.data.mul_(torch.tensor([1.0, 2.0, 4.0]))
+    network = transplant(parent, Profiles(search_space=(3, 4, 8)))
+    pairs = [(point.quantizer, parent.points[name].quantizer) for name, point in network.points.items()]
+    chosen = [(own, other) for own, other in pairs if isinstance(own, FittedRange)]
+    assert len(chosen) == 4
+    for own, other in chosen:
+        assert isinstance(other, CandidateActivation)
+        torch.testing.assert_close(own.bounds[1:], other.bounds[[0, 2]])
+        torch.testing.assert_close(own.bounds[0], other.bounds[0] * 0.4 / 0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What every registered scheme owes the others: the same properties, whatever it does inside."""
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -20,30 +21,39 @@ from cadyq.quantizers import MinMaxRange
 from cadyq.quantizers.base import RANGE_SHARE, PackedWeight, PointStatistics, TanhWeight
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.layers import frozen_weights
-from cadyq.schemes.base import SCHEMES, FixedBitScheme, apply_scheme
+from cadyq.schemes.base import SCHEMES, apply_scheme, with_scheme
 from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.models import calibrated_model
 from cadyq.testing.subject import backbones_to_check, small_sizes
 from cadyq.utils.errors import UserError
-
-BACKBONES = backbones_to_check()
 
 
 def _takes_bits(scheme: str) -> bool:
     return bool({"act_bits", "weight_bits"} & set(SCHEMES.get(scheme).option_names()))
 
 
-CASES = [(scheme, bits) for scheme in cadyq.list_schemes() for bits in (range(2, 9) if _takes_bits(scheme) else [32])]
-LOW_AND_HIGH = [(scheme, bits) for scheme, bits in CASES if bits in (2, 8, 32)]
+def _first_of_each_weight_quantizer() -> list[str]:
+    """For what lies in the layer and its weight alone: one scheme for each class of weight quantizers."""
+    first = {type(SCHEMES.get(scheme)().weight_quantizer()): scheme for scheme in reversed(cadyq.list_schemes())}
+    return sorted(first.values())
 
-# every bit-width on one backbone, the ends on the others; where a whole network runs, each end on one of them
-NETWORKS = [("edsr", *case) for case in CASES] + [("carn_m", *case) for case in LOW_AND_HIGH]
-FEW_NETWORKS = [("carn_m" if bits == 8 else "edsr", scheme, bits) for scheme, bits in LOW_AND_HIGH]
 
-every_backbone = pytest.mark.parametrize("backbone", BACKBONES)
-every_network = pytest.mark.parametrize(("backbone", "scheme", "bits"), NETWORKS)
-few_networks = pytest.mark.parametrize(("backbone", "scheme", "bits"), FEW_NETWORKS)
-some_cases = pytest.mark.parametrize(("scheme", "bits"), LOW_AND_HIGH)
+WIDTHS = {scheme: range(2, 9) if _takes_bits(scheme) else [32] for scheme in cadyq.list_schemes()}
+WEIGHTS = _first_of_each_weight_quantizer()
+OTHERS = [backbone for backbone in backbones_to_check() if backbone != "edsr"]
+# the next of them for the next scheme
+OTHER = dict(zip(WIDTHS, itertools.cycle(OTHERS), strict=False))
+
+# the lowest and the highest width of each scheme on EDSR
+LOW_AND_HIGH = [(scheme, bits) for scheme, widths in WIDTHS.items() for bits in sorted({widths[0], widths[-1]})]
+# each scheme once: at its lowest width on EDSR or its highest on CARN-M in turn; an oracle's search is short on EDSR
+ONCE = [
+    (scheme, "edsr", widths[0]) if number % 2 or SCHEMES.get(scheme).reads_hr else (scheme, "carn_m", widths[-1])
+    for number, (scheme, widths) in enumerate(WIDTHS.items())
+]
+
+every_scheme = pytest.mark.parametrize(("scheme", "backbone", "bits"), ONCE)
+every_weight = pytest.mark.parametrize(("scheme", "backbone", "bits"), [case for case in ONCE if case[0] in WEIGHTS])
 
 
 def _options(scheme: str, bits: int) -> dict[str, int]:
@@ -66,10 +76,9 @@ def _statistics(backbone: str) -> dict[str, PointStatistics]:
 
 @cache
 def _calibrated(backbone: str, scheme: str, bits: int) -> SRNetwork:
-    network = calibrated_model(backbone, scheme, **small_sizes(backbone), **_options(scheme, bits))
-    network.load_state_dict(_plain(backbone).state_dict(), strict=False)
+    network = with_scheme(_plain(backbone), SCHEMES.get(scheme)(**_options(scheme, bits)))
     initialize(network, _statistics(backbone))
-    return network
+    return network.eval()
 
 
 def _prepared(backbone: str, scheme: str, bits: int) -> SRNetwork:
@@ -98,7 +107,15 @@ def test_the_projects_schemes_are_registered() -> None:
     assert all(SCHEMES.get(name).name == name for name in cadyq.list_schemes())
 
 
-@every_network
+@pytest.mark.parametrize(
+    ("backbone", "scheme", "bits"),
+    [
+        *(("edsr", *case) for case in LOW_AND_HIGH),
+        *(("edsr", scheme, bits) for scheme in WEIGHTS for bits in WIDTHS[scheme][1:-1]),
+        *(("carn_m", scheme, WIDTHS[scheme][-1]) for scheme in WEIGHTS),  # groups, and layers that several points share
+        *((OTHER[scheme], scheme, WIDTHS[scheme][0]) for scheme in WIDTHS),
+    ],
+)
 @torch.no_grad()
 def test_weight_grid(backbone: str, scheme: str, bits: int) -> None:
     network = _prepared(backbone, scheme, bits)
@@ -128,7 +145,7 @@ def test_packing_pays_at_the_paper_sizes(tmp_path: Path) -> None:
     assert saved == pytest.approx(3 * 2 * 64 * 64 * 9, rel=0.02)
 
 
-@some_cases
+@pytest.mark.parametrize(("scheme", "bits"), LOW_AND_HIGH)
 @torch.no_grad()
 def test_packed_networks_saved_again(scheme: str, bits: int, patches: Tensor, tmp_path: Path) -> None:
     """What was packed stays what it is, or is refused: never another network without a word."""
@@ -145,9 +162,9 @@ def test_packed_networks_saved_again(scheme: str, bits: int, patches: Tensor, tm
     assert torch.equal(cadyq.load_model(tmp_path / "third.safetensors")(patches), expected)
 
 
-@few_networks
+@every_weight
 def test_packed_networks_refuse_training(
-    backbone: str, scheme: str, bits: int, patches: Tensor, tmp_path: Path
+    scheme: str, backbone: str, bits: int, patches: Tensor, tmp_path: Path
 ) -> None:
     cadyq.save_model(_prepared(backbone, scheme, bits), tmp_path / "packed.safetensors", packed=True)
     loaded = cadyq.load_model(tmp_path / "packed.safetensors")
@@ -160,8 +177,8 @@ def test_packed_networks_refuse_training(
     loaded.eval()(patches)
 
 
-@few_networks
-def test_eval_equals_the_plain_path(backbone: str, scheme: str, bits: int, patches: Tensor) -> None:
+@every_scheme
+def test_eval_equals_the_plain_path(scheme: str, backbone: str, bits: int, patches: Tensor) -> None:
     network = _prepared(backbone, scheme, bits)
     with torch.no_grad():
         first, second = network(patches), network(patches)
@@ -201,23 +218,23 @@ def _stepped(network: SRNetwork) -> None:
 CHANGES = [_scaled_in_place, _scaled_data, _loaded, _stepped]
 
 
-@some_cases
+@every_weight
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @torch.no_grad()
 def test_changed_weights_are_quantized_again(
-    scheme: str, bits: int, change: Callable[[SRNetwork], None], patches: Tensor
+    scheme: str, backbone: str, bits: int, change: Callable[[SRNetwork], None], patches: Tensor
 ) -> None:
-    network = _prepared("edsr", scheme, bits)
+    network = _prepared(backbone, scheme, bits)
     before = network(patches)
     change(network)
-    fresh = _prepared("edsr", scheme, bits)
+    fresh = _prepared(backbone, scheme, bits)
     fresh.load_state_dict(network.state_dict())
     after = network(patches)
     assert not torch.equal(after, before)
     assert torch.equal(after, fresh(patches))
 
 
-@pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if issubclass(SCHEMES.get(s), FixedBitScheme)])
+@pytest.mark.parametrize("scheme", ["adabm", "minmax"])
 @torch.no_grad()
 def test_another_scheme_is_seen_too(scheme: str, patches: Tensor) -> None:
     """Also when the new weight quantizer happens to lie where the first one lay in memory."""
@@ -232,10 +249,10 @@ def test_another_scheme_is_seen_too(scheme: str, patches: Tensor) -> None:
             assert len(conv.quantized_weight().unique()) <= 4, name
 
 
-@some_cases
+@every_weight
 @torch.no_grad()
-def test_frozen_weights_are_quantized_once(scheme: str, bits: int, patches: Tensor) -> None:
-    network = _prepared("edsr", scheme, bits)
+def test_frozen_weights_are_quantized_once(scheme: str, backbone: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
     expected = network(patches)
     with frozen_weights(network):
         kept = {layer: layer.quantized_weight() for layer in network.layer_names}
@@ -245,10 +262,10 @@ def test_frozen_weights_are_quantized_once(scheme: str, bits: int, patches: Tens
         assert all(layer.quantized_weight() is not weight for layer, weight in kept.items())
 
 
-@some_cases
+@every_scheme
 @torch.no_grad()
-def test_a_copy_is_independent(scheme: str, bits: int, patches: Tensor) -> None:
-    network = _prepared("edsr", scheme, bits)
+def test_a_copy_is_independent(scheme: str, backbone: str, bits: int, patches: Tensor) -> None:
+    network = _prepared(backbone, scheme, bits)
     expected = network(patches)
     other = copy.deepcopy(network)
     assert torch.equal(other(patches), expected)
@@ -257,14 +274,21 @@ def test_a_copy_is_independent(scheme: str, bits: int, patches: Tensor) -> None:
     assert torch.equal(network(patches), expected)
 
 
-@every_backbone
-# where activations choose their own bits, those of the weights do not decide
-@pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if _options(s, 8).keys() != {"weight_bits"}])
+@pytest.mark.parametrize(
+    ("backbone", "scheme"),
+    [
+        (backbone, scheme)
+        for scheme in cadyq.list_schemes()
+        # where activations choose their own bits, those of the weights do not decide
+        if _options(scheme, 8).keys() != {"weight_bits"}
+        for backbone in ("edsr", OTHER[scheme])
+    ],
+)
 @torch.no_grad()
 def test_more_bits_come_closer_to_full_precision(backbone: str, scheme: str, patches: Tensor) -> None:
     expected = _plain(backbone)(patches)
-    widths = [bits for name, bits in CASES if name == scheme and bits in (2, 4, 8, 32)]
-    errors = [float((_calibrated(backbone, scheme, bits).eval()(patches) - expected).abs().mean()) for bits in widths]
+    widths = [bits for bits in WIDTHS[scheme] if bits in (2, 4, 8, 32)]
+    errors = [float((_calibrated(backbone, scheme, bits)(patches) - expected).abs().mean()) for bits in widths]
     assert errors == sorted(errors, reverse=True)
     if widths == [32]:
         assert errors == [0]
@@ -278,13 +302,14 @@ def test_labels_read_back(scheme: str) -> None:
     assert again.scheme == network.scheme
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [c for c in CASES if "act_bits" in _options(*c)])
-def test_bits_in_the_name(scheme: str, bits: int) -> None:
-    network = calibrated_model("edsr", f"{scheme}:w{bits}a8", n_feats=8, n_resblocks=1)
-    assert network.scheme is not None
-    assert network.scheme.label() == f"{scheme}:w{bits}a8"
-    assert network.scheme.options()["weight_bits"] == bits
-    assert network.scheme.options()["act_bits"] == 8
+@pytest.mark.parametrize("scheme", [scheme for scheme in WIDTHS if "act_bits" in _options(scheme, 8)])
+def test_bits_in_the_name(scheme: str) -> None:
+    for bits in WIDTHS[scheme]:
+        network = cadyq.create_model("edsr", f"{scheme}:w{bits}a8", n_feats=8, n_resblocks=1)
+        assert network.scheme is not None
+        assert network.scheme.label() == f"{scheme}:w{bits}a8"
+        assert network.scheme.options()["weight_bits"] == bits
+        assert network.scheme.options()["act_bits"] == 8
 
 
 def _seen(minimum: float, maximum: float, channels: int = 1) -> PointStatistics:

@@ -2,14 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import settings
 from torch import Tensor
 
 from cadyq.data.datasets import photographs
-
-# one slow example on a busy machine is not a failure
-settings.register_profile("cadyq", deadline=None, max_examples=50)
-settings.load_profile("cadyq")
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import cadyq
-from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
 from cadyq.testing.models import calibrated_model
-from cadyq.testing.subject import small_sizes
+from cadyq.testing.subject import backbones_to_check, small_sizes
 
-WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
+WITH_POINTS = backbones_to_check()
 every_backbone = pytest.mark.parametrize("backbone", WITH_POINTS)
 
 

@@ -10,17 +10,16 @@ from torch import Tensor, nn
 import cadyq
 from cadyq.data.datasets import load
 from cadyq.metrics.quality import psnr
-from cadyq.models.network import BACKBONES, SRNetwork
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantConv2d
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import Trace
 from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.models import calibrated_model
-from cadyq.testing.subject import small_sizes
+from cadyq.testing.subject import backbones_to_check, small_sizes
 from cadyq.utils.errors import UserError
 
-BACKBONES_WITH_POINTS = [name for name in cadyq.list_backbones() if BACKBONES.get(name)(scale=2).points]  # type: ignore[call-arg]
-every_backbone = pytest.mark.parametrize("backbone", BACKBONES_WITH_POINTS)
+every_backbone = pytest.mark.parametrize("backbone", backbones_to_check())
 
 
 def _small(backbone: str, scheme: str = "fp32", **options: Any) -> SRNetwork:
@@ -34,7 +33,7 @@ def test_a_plain_module_cannot_be_traced() -> None:
 
 
 def test_the_list_is_not_empty() -> None:
-    assert {"edsr", "carn", "carn_m", "idn", "imdn", "rlfn", "srresnet"} <= set(BACKBONES_WITH_POINTS)
+    assert {"edsr", "carn", "carn_m", "idn", "imdn", "rlfn", "srresnet"} <= set(backbones_to_check())
 
 
 @every_backbone
@@ -51,16 +50,20 @@ def test_other_scales_are_refused(backbone: str, scale: int) -> None:
         _small(backbone, scale=scale)
 
 
-GRAPHS: list[tuple[str, dict[str, Any]]] = [(backbone, {}) for backbone in BACKBONES_WITH_POINTS]
+GRAPHS: list[tuple[str, dict[str, Any]]] = [(backbone, {}) for backbone in backbones_to_check()]
 GRAPHS += [("idn", {"quantized_features": True}), ("srresnet", {"quantized_input": False})]
 
 
 @pytest.mark.parametrize(("backbone", "graph"), GRAPHS)
-@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+@pytest.mark.parametrize("scheme", ["fp32", "minmax", "cadyq", "granular"])
 def test_each_convolution_reads_the_point_that_feeds_it(
     backbone: str, graph: dict[str, Any], scheme: str, patches: Tensor
 ) -> None:
-    """At every use: the tensor a convolution receives is the very tensor one of its points just returned."""
+    """At every use: the tensor a convolution receives is the very tensor one of its points just returned.
+
+    No scheme changes the graph. These have no quantizers, the same at every point, others where points do not count
+    for FAB, and quantizers that depend on all points.
+    """
     network = _small(backbone, scheme, **graph)
     feeding: dict[nn.Module, list[QuantizationPoint]] = {}
     for point in network.points.values():

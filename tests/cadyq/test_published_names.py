@@ -1,5 +1,6 @@
 """Importing published checkpoints of other sizes than the fixtures': our parameters under published names and back."""
 
+import itertools
 import re
 from typing import Any
 
@@ -178,11 +179,8 @@ def test_batch_normalization_of_older_versions_has_no_counter() -> None:
     cadyq.load_official(state, "srresnet", "pams", **sizes)
 
 
-@pytest.mark.parametrize("taken_for", sorted(SIZES))
-@pytest.mark.parametrize("backbone", sorted(SIZES))
+@pytest.mark.parametrize(("backbone", "taken_for"), list(itertools.permutations(sorted(SIZES), 2)))
 def test_the_backbone_is_checked(backbone: str, taken_for: str) -> None:
-    if backbone == taken_for:
-        return
     state = published(_made(backbone, "pams:w8a8", **SIZES[backbone][0]))
     sizes = {key: value for key, value in SIZES[taken_for][0].items() if key != "scale"}
     with pytest.raises(UserError, match=f"state dict: not weights of {taken_for}") as caught:

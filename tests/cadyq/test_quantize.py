@@ -152,16 +152,12 @@ def test_a_trained_scheme_learns_from_there(network: Mixed) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("size", [(16, 24), (17, 23), (20, 20)])
+@pytest.mark.parametrize("size", [(16, 24), (20, 20)])
 def test_macs_are_those_of_the_network_in_hand(network: Mixed, size: tuple[int, int]) -> None:
     """Counted on the real size: strides and attention are not proportional to the pixels."""
     made = _quantized(network)
     height, width = size
     small = -(-height // 2) * -(-width // 2)
-    if height % 2 or width % 2:
-        with pytest.raises(Exception):  # noqa: B017  (the network itself takes even sides only)
-            made(torch.zeros(1, 3, height, width))
-        return
     trace = cadyq.trace(made, torch.rand(1, 3, height, width) * 255)[1]
     assert trace.macs.by_layer["network.head"] == height * width * 3 * 8 * 9
     assert trace.macs.by_layer["network.down"] == small * 8 * 16 * 9
@@ -271,7 +267,7 @@ def test_windows_in_the_batch_belong_to_their_sample() -> None:
     assert "no feature map" in reasons["position"]
     assert "never ran" in reasons["borrowed"]
     assert "normalization" in reasons["normed"]
-    assert "first or last" in reasons["head"] == reasons["tail"] or reasons["head"] == reasons["tail"]
+    assert "first or last" in reasons["head"] and reasons["head"] == reasons["tail"]
 
 
 def test_print_shows_each_layer_with_its_bits(network: Mixed) -> None:

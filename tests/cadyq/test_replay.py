@@ -59,6 +59,7 @@ def test_what_comes_before_a_point_is_not_run_again(monkeypatch: pytest.MonkeyPa
             stop.finish(stop.x)
             assert ran == ["blocks.2.conv2", "body_end", "upsample.0", "upsample.2", "tail"]
             return
+    pytest.fail("no stop at blocks.2.middle")
 
 
 def test_quantized_convolutions_are_quantized() -> None:

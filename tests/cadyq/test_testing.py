@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -421,23 +423,44 @@ def _searches(scheme: str) -> bool:
     return bool(SCHEMES.get(scheme).reads_hr)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "backbone"),
-    [
-        (scheme, backbone)
-        for scheme in cadyq.list_schemes()
-        for backbone in (["edsr", "srresnet"] if _searches(scheme) else backbones_to_check())
-    ],
-)
+def _sees_the_network(scheme: str) -> bool:
+    """Whether its class does more than choose a quantizer for each point and each weight."""
+    return bool({"allocate", "assign_bits", "before_forward"} & vars(SCHEMES.get(scheme)).keys())
+
+
+def _backbones_of_schemes() -> Iterator[tuple[str, str]]:
+    """Each scheme on EDSR and on one more backbone.
+
+    The next backbone takes the next scheme, fixed ones before tuned ones before dynamic ones, so that each backbone
+    has schemes of several kinds. What depends on the network as a whole runs on all of them, and so do minmax and
+    CADyQ. A search runs on SRResNet, where it is short.
+    """
+    others = [backbone for backbone in backbones_to_check() if backbone != "edsr"]
+    kinds = {scheme: (SCHEMES.get(scheme).dynamic, SCHEMES.get(scheme).tuned) for scheme in cadyq.list_schemes()}
+    for scheme, turn in zip(sorted(kinds, key=lambda scheme: kinds[scheme]), itertools.cycle(others), strict=False):
+        if _searches(scheme):
+            more = ["srresnet"]
+        elif _sees_the_network(scheme) or scheme in ("cadyq", "minmax"):
+            more = others
+        else:
+            more = [turn]
+        yield from ((scheme, backbone) for backbone in ["edsr", *more])
+
+
+@pytest.mark.parametrize(("scheme", "backbone"), list(_backbones_of_schemes()))
 def test_all_schemes_of_the_project_pass(scheme: str, backbone: str) -> None:
     """At 4 bits on each backbone; quantizers do not depend on the backbone, so EDSR alone has 2 and 8."""
     check_scheme(scheme, [backbone], bits=[2, 4, 8] if backbone == "edsr" and not _searches(scheme) else [4])
 
 
-@pytest.mark.parametrize("bits", [3, 5, 6, 7])
-@pytest.mark.parametrize("scheme", [s for s in cadyq.list_schemes() if issubclass(SCHEMES.get(s), FixedBitScheme)])
-def test_they_pass_at_all_other_bits(scheme: str, bits: int) -> None:
-    check_scheme(f"{scheme}:w{bits}a{bits}", ["edsr"])
+FIXED = [scheme for scheme in cadyq.list_schemes() if issubclass(SCHEMES.get(scheme), FixedBitScheme)]
+
+
+@pytest.mark.parametrize(("scheme", "widths"), list(zip(FIXED, itertools.cycle([(3, 6), (5, 7)]), strict=False)))
+def test_they_pass_at_other_bits(scheme: str, widths: tuple[int, int]) -> None:
+    """Two of 3, 5, 6 and 7 each: every scheme at an odd width, and every width in half of the schemes."""
+    for bits in widths:
+        check_scheme(f"{scheme}:w{bits}a{bits}", ["edsr"])
 
 
 def test_the_command_prints_a_line_for_each_check(capsys: pytest.CaptureFixture[str]) -> None:
