@@ -31,6 +31,8 @@ HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points t
 
 
 class DDTBActivation(LearnedBounds):
+    """Affine, with learned bounds [l, u]. Where `gated`, a gate scales them for each sample."""
+
     idempotent = False  # the gate moves the bounds with the values
 
     def __init__(self, bits: int, channels: int) -> None:
@@ -59,6 +61,8 @@ class DDTBActivation(LearnedBounds):
 
 
 class DDTBWeight(WeightQuantizer):
+    """Affine: from the 1st to the 99th percentile up to 4 bits, else between the extremes."""
+
     def forward(self, weight: Tensor) -> Tensor:
         values, cut = weight.detach().flatten().sort().values, weight.numel() // 100 if self.bits <= 4 else 0
         return fake_quantize_bounds(weight, values[cut], values[-1 - cut], self.bits)

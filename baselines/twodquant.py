@@ -62,12 +62,16 @@ def dqc_loss(step: Step) -> Tensor:
 
 
 class DOBIActivation(BoundedActivation):
+    """Affine, between the bounds of least squared error on the values that calibration saw (DOBI)."""
+
     def clipping_bounds(self, statistics: PointStatistics) -> tuple[Tensor, Tensor]:
         low, high = statistics.minimum, statistics.maximum
         return dobi(statistics.bin_centers, statistics.histogram, low, high, self.bits)
 
 
 class DOBIWeight(BoundedWeight):
+    """Affine, between the bounds of least squared error on the weights (DOBI)."""
+
     def clipping_bounds(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return dobi(weight.flatten(), 1.0, weight.amin(), weight.amax(), self.bits)
 

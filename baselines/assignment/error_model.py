@@ -62,7 +62,7 @@ class ErrorModel:
     def sizes_only(self) -> ErrorModel:
         """The sum of the squared changes of single points, as if changes of different points were uncorrelated.
 
-        What a prediction of the size of each change can know. How changes cancel is left out.
+        This is the error that predicted sizes can give. It ignores how changes cancel.
         """
         points = torch.eye(self.linear.shape[1], dtype=self.gram.dtype, device=self.gram.device)
         return replace(self.changes_only(), gram=self.gram * points[:, None, :, None])
@@ -123,6 +123,7 @@ def measure_changes(
         lr: patches (N, 3, h, w) in 0..255.
         targets: targets of the output, each (N, 3, h scale, w scale).
         masks: M parts of the pixels, 0 or 1, (M, h scale, w scale).
+        batch: patches per forward.
 
     Returns:
         For each target a model for each mask.
