@@ -331,7 +331,11 @@ def prepare(
     skipped += [Skipped(name, reason) for name in ran if name in chosen]
     layers = [name for name in ran if name not in chosen]
     if not layers:
-        raise UserError(f"{type(network).__name__}: no layer is left to quantize; exclude fewer")
+        raise UserError(
+            f"{type(network).__name__}: no layer is left to quantize, since of the first "
+            f"{'; '.join(f'{layer.name}: {layer.reason}' for layer in skipped[:3])}; exclude fewer, or remove "
+            "parametrizations and hooks first"
+        )
     return wrap(network, seen.interface, layers, [name for name in ran if name in chosen], skipped)
 
 

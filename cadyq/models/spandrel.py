@@ -58,5 +58,8 @@ def _loader() -> Any:
     try:
         from spandrel import ModelLoader
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
-        raise UserError(f"{PREFIX}...: spandrel cannot be imported ({error}); pip install 'cadyq[foreign]'") from error
+        raise UserError(
+            f"{PREFIX}...: spandrel cannot be imported ({error}); pip install 'cadyq[foreign]', "
+            "with torch and torchvision from the same package index (docs/quantize.md)"
+        ) from error
     return ModelLoader(device="cpu")
