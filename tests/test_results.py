@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 import subprocess
+from collections.abc import Hashable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,9 +15,10 @@ import pytest
 from analysis.records import store as records
 from analysis.run.verification import WRONG, check_tables
 from analysis.tables.comparisons import EQUAL_BITOPS
+from analysis.tables.extent import AS_PAPERS, WHOLE_NETWORK, extent, inner
 from analysis.tables.intervals import Interval
 from analysis.tables.seeds import first_trainings
-from analysis.tables.summary import OVERALL, drop_text, over_all_images, summary
+from analysis.tables.summary import MISSING, OVERALL, REFERENCE, drop_text, over_all_images, summary
 
 ROOT = Path(__file__).parent.parent
 PAPER = ROOT / "results" / "paper"
@@ -90,3 +93,17 @@ def test_the_finding_on_uniform_bits_has_the_savings_of_the_schemes_that_it_name
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_reports_stay_small(run: Path) -> None:
     assert (run / "report.html").stat().st_size < 3_000_000
+
+
+def test_the_page_on_whole_networks_shows_its_records() -> None:
+    run = ROOT / "results" / "whole_network"
+    table = summary(over_all_images(records.load(run)))
+    page, forms = (run / "README.md").read_text(), dict[tuple[str, str], dict[str, dict[Hashable, Any]]]()
+    for row in table.to_dict("records"):
+        forms.setdefault((row["backbone"], inner(row["scheme"])), {})[extent(row["scheme"])] = row
+    assert len(forms) == 16
+    for (backbone, scheme), form in forms.items():
+        papers, whole = form[AS_PAPERS], form[WHOLE_NETWORK]
+        drop = MISSING if scheme == REFERENCE else drop_text(papers)
+        saved = [f"{row['saved_percent']:.1f} %" for row in (papers, whole)]
+        assert f"| {backbone} | `{scheme}` | {drop} | {drop_text(whole)} | {' | '.join(saved)} |" in page

@@ -34,7 +34,8 @@ FIXED, FIXED_WEIGHT_BITS, FLOOR = _PARTS["fixed"], _PARTS["fixed_weight_bits"], 
 FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"
 EQUAL_BITOPS = "against fixed bits of equal BitOPs, selector counted"
-# activation bits between two points of the curve of fixed bits; it is concave, so a chord over more bits lies below it
+# activation bits between two points of the curve of fixed bits; PSNR is concave in bits, so a chord over more bits lies
+# far below the curve. Comparisons at equal FAB need no limit: both networks are compared with the same chord.
 WIDEST_GAP = 2
 EQUAL_FAB = "against other ways to choose, at equal FAB"
 CAPTURED = f"share of the lead of the oracle over {FLOOR}"
@@ -191,15 +192,12 @@ class _Group:
         return self.roles[scheme].weight_bits or FIXED_WEIGHT_BITS
 
     def fixed_at(self, scheme: str, rows: Rows, cost: Callable[[Rows], float]) -> _Fixed | None:
-        """Fixed bits at the cost of `rows`, of `scheme`, on its images.
-
-        None if the curve does not reach that cost, or if its nearest bit-widths are more than `WIDEST_GAP` apart.
-        """
+        """Fixed bits at the cost of `rows`, of `scheme`, on its images; None if the curve does not reach that cost."""
         weight_bits = self._weight_bits(scheme)
         curve = [self._aligned(name, rows) for _, name in sorted(self._ladder(weight_bits))]
         wanted = cost(rows)
         for low, high in pairwise([other for other in curve if other is not None]):
-            if cost(low) <= wanted <= cost(high) and fab(high) - fab(low) <= WIDEST_GAP:
+            if cost(low) <= wanted <= cost(high):
                 share = (wanted - cost(low)) / (cost(high) - cost(low)) if cost(high) > cost(low) else 0.0
                 return _Fixed(share, low, high, weight_bits)
         return None
@@ -214,7 +212,7 @@ class _Group:
     def _against_fixed(self, scheme: str, kind: str, cost: Callable[[Rows], float]) -> Iterator[Comparison]:
         rows = self.networks[scheme]
         fixed = self.fixed_at(scheme, rows, cost)
-        if fixed is not None:
+        if fixed is not None and fab(fixed.high) - fab(fixed.low) <= WIDEST_GAP:
             interval = paired_bootstrap(psnr(rows), fixed.psnr)
             yield self._one(kind, scheme, fixed.name, (fixed.mean(fab), fixed.mean(bitops)), interval)
 
@@ -362,9 +360,9 @@ COMPARISONS_NOTE = (
     f"Each row: mean difference and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} "
     f"resamples, seed {SEED}). An interval that contains 0 means that the images show no difference. FAB: of the "
     f"network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR interpolated "
-    f"between the two nearest activation bit-widths, which are at most {WIDEST_GAP} bits apart. Equal FAB: each of the "
-    "two networks is compared with fixed bits of its own FAB, and the row is the difference of these gains. A scheme "
-    "without controls on its own weights is "
-    "compared with controls on other weights. FAB and BitOPs saved (selector counted) are over all images, or over the "
+    "between the two nearest activation bit-widths; the rows at equal BitOPs need widths that are at most "
+    f"{WIDEST_GAP} bits apart. Equal FAB: each of the two networks is compared with fixed bits of its own FAB, and the "
+    "row is the difference of these gains. A scheme without controls on its own weights is compared with controls on "
+    "other weights. FAB and BitOPs saved (selector counted) are over all images, or over the "
     "last dataset with a value if a network was not measured on all."
 )
