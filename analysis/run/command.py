@@ -57,12 +57,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument(
-        "--backbones", nargs="+", help="backbones, or 'zoo' for all with trained weights (default: set by --preset)"
+        "--backbones",
+        nargs="+",
+        action="extend",
+        help="backbones, or 'zoo' for all with trained weights (default: set by --preset)",
     )
     add_model_option(parser)
     parser.add_argument(
         "--schemes",
         nargs="+",
+        action="extend",
         help="schemes such as pams:w8a8, or 'zoo' for all with trained weights (default: set by --preset)",
     )
     parser.add_argument(
@@ -71,9 +75,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure each scheme again with head, upsampler and tail at N bits",
     )
-    parser.add_argument("--datasets", nargs="+", help="datasets, such as Set5 (default: set by --preset)")
     parser.add_argument(
-        "--modes", nargs="+", help=f"measurement modes: {', '.join(MODES)} (default: the preset's, or both)"
+        "--datasets", nargs="+", action="extend", help="datasets, such as Set5 (default: set by --preset)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        action="extend",
+        help=f"measurement modes: {', '.join(MODES)} (default: the preset's, or both)",
     )
     parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
     parser.add_argument(

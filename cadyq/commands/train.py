@@ -48,6 +48,7 @@ from cadyq.training.start import (
 )
 from cadyq.training.trainer import CHECKPOINT_SECONDS, Settings, Trainer
 from cadyq.utils.errors import UserError
+from cadyq.utils.options import parse_options
 
 DEFAULT_SCALE = 4  # of --from-scratch
 DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
@@ -65,7 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--from-scratch", action="store_true", help="start from random weights")
     what.add_argument(
-        "--size", nargs="+", default=[], metavar="NAME=N", help="sizes for --from-scratch, such as n_feats=32"
+        "--size",
+        nargs="+",
+        action="extend",
+        metavar="NAME=N",
+        help="sizes for --from-scratch, such as n_feats=32",
     )
     what.add_argument(
         "--teacher", help="teacher: zoo:NAME, a .safetensors file or spandrel:PATH (default: set by the recipe)"
@@ -81,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=Numbers(0, FULL_PRECISION, whole=False),
         help="FAB to reach; 0 for no target (default: set by the recipe)",
     )
-    what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change keys of the recipe")
+    what.add_argument(
+        "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="change keys of the recipe, such as lr_patch=24"
+    )
     what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of weights and patches (default: 0)")
     data = parser.add_argument_group("photographs")
     data.add_argument("--data-root", type=Path, help="folder of training photographs")
@@ -113,27 +120,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def recipe_of(args: argparse.Namespace, backbone: str) -> Recipe:
-    """The recipe for that backbone with what the command line changes."""
-    recipe = load_recipe(args.recipe, backbone).with_settings(args.set)
+    """The recipe for that backbone with what the command line changes.
+
+    Raises:
+        UserError: a key of --set is wrong, or has an option of its own that is given as well.
+    """
+    recipe, keys = load_recipe(args.recipe, backbone), parse_options(args.set or (), "--set")
     changes = {"scheme": args.scheme, "steps": args.steps, "batch": args.batch, "target_fab": args.target_fab}
-    return recipe.with_changes(**changes)
+    for key, value in changes.items():
+        if value is not None and key in keys:
+            raise UserError(f"{key} is given by --{key.replace('_', '-')} and by --set; write it once")
+    return recipe.with_settings(args.set or ()).with_changes(**changes)
 
 
 def parent_of(args: argparse.Namespace) -> Start:
     """The network to start from, which has to be asked for.
 
     Raises:
-        UserError: neither a parent nor random weights are asked for, or both.
+        UserError: neither a parent nor random weights are asked for, or both; sizes are given for a parent.
     """
     if args.from_scratch and args.init:
         raise UserError(f"--from-scratch and --model {args.init} exclude each other; give one of them")
     if args.from_scratch:
         if not args.backbone:
             raise UserError("--from-scratch: the backbone is missing; give --backbone NAME")
-        return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size)
+        return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size or ())
     if not args.init:
         raise UserError(
             f"recipe {args.recipe!r} starts from a network: give --model FILE, or --from-scratch for random weights"
+        )
+    if args.size:
+        raise UserError(
+            f"--size {' '.join(args.size)}: sizes are those of --model {args.init}; leave the option out, or give "
+            "--from-scratch instead of --model"
         )
     return load_parent(args.init, args.backbone, args.scale)
 

@@ -35,6 +35,8 @@ from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 
+PATCH = 96  # side of a tile in LR pixels
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted command; finished photographs and tiles are kept"
     )
-    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile in LR pixels (default: 96)")
+    parser.add_argument("--patch", type=Numbers(1), help="side of a tile in LR pixels (default: 96)")
     parser.add_argument("--step", type=Numbers(1), help="distance between tiles in LR pixels (default: PATCH - 6)")
     parser.add_argument(
         "--whole",
@@ -166,10 +168,14 @@ def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tupl
 
 
 def _tiling(args: argparse.Namespace) -> Tiling:
-    """Raises UserError for tiles that do not cover an image."""
-    step = args.step if args.step is not None else max(1, args.patch - 6)
-    tile_grid(1, 1, args.patch, step)  # refuses what is out of range before any work
-    return Tiling(args.patch, step, args.whole)
+    """Raises UserError for tiles that do not cover an image, or that --whole makes none of."""
+    for option, value in (("--patch", args.patch), ("--step", args.step)):
+        if args.whole and value is not None:
+            raise UserError(f"{option} {value} and --whole exclude each other; give one of them")
+    patch = args.patch or PATCH
+    step = args.step or max(1, patch - 6)
+    tile_grid(1, 1, patch, step)  # refuses what is out of range before any work
+    return Tiling(patch, step, args.whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

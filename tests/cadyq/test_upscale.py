@@ -133,7 +133,7 @@ def test_what_it_cost(network: SRNetwork, tmp_path: Path) -> None:
 
 def test_whole_is_one_tile(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", noise(20, 40))
-    assert run(tmp_path / "a.png", "--out", tmp_path, "--whole") == 0
+    assert upscale.main([str(tmp_path / "a.png"), "--out", str(tmp_path), "--model", MODEL, "--whole"]) == 0
     facts = json.loads((tmp_path / "a_x4.json").read_text())
     assert facts["tiles"] == 1 and facts["patch"] is None
 
@@ -193,6 +193,7 @@ def test_two_photographs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["--model", "zoo:edsr_x4_cadiq"], ["edsr_x4_cadiq", "edsr_x4_cadyq"]),
         (["--step", "99"], ["step 99", "1 to 16"]),
+        (["--whole"], ["--patch 16 and --whole exclude each other"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
     ],
 )
