@@ -164,7 +164,9 @@ def bank_of(
     if (args.data_root is None) == (args.bank is None):
         raise UserError("training photographs: give one of --data-root DIR and --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
-    bank = load_bank(photographs, scale, max(recipe.lr_patch, CALIBRATION_SIDE), args.cache)
+    side = max(recipe.lr_patch, CALIBRATION_SIDE)
+    why = f", which calibration needs beside lr_patch={recipe.lr_patch}" if side > recipe.lr_patch else ""
+    bank = load_bank(photographs, scale, side, args.cache, why)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
 
 

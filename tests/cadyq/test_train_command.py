@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import cadyq
-from cadyq.commands.train import build_parser, main, recipe_of, train
+from cadyq.commands.train import bank_of, build_parser, main, recipe_of, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file, write_png
 from cadyq.training.distributed import Processes
@@ -163,7 +164,7 @@ def test_a_finished_run_is_not_trained_again(folder: Path, whole: Path) -> None:
     before = whole.stat().st_mtime_ns
     assert _run_here(arguments) == whole
     assert whole.stat().st_mtime_ns == before
-    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*different: seed"):
+    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*\(seed: 0 there, 5 here\)"):
         _run_here([*arguments, "--seed", "5"])
 
 
@@ -213,6 +214,23 @@ def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
     assert torch.equal(trained.get_parameter("head.weight"), parent.get_parameter("head.weight"))
 
 
+def test_a_photograph_too_small_for_calibration_is_said_to_be(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k, pair in enumerate(list(photographs(4))[:3]):
+        write_png(tmp_path / "photographs" / f"{k}.png", pair.hr[:, : 148 if k == 2 else 200, :224])
+    options = ["--data-root", str(tmp_path / "photographs"), "--cache", str(tmp_path / "cache")]
+    args = build_parser().parse_args(["--recipe", "finetune", *_arguments(folder, "small"), *options])
+    for _ in range(2):
+        bank_of(args, recipe_of(args, "edsr"), 4, None, torch.device("cpu"))
+    first, counted, later = caplog.messages
+    assert "2.png: 37x56 LR pixels, smaller than a patch of 48, which calibration needs beside lr_patch=12" in first
+    assert counted == "1 of 3 photographs left out, listed above"
+    assert re.fullmatch(
+        r"1 of 3 photographs left out, remove .*patches_\w+\.safetensors to have them listed again", later
+    )
+
+
 def test_every_set_of_a_command_counts(folder: Path) -> None:
     more = ["--set", "rate_weights=1e-4", "--size", "n_feats=8", "--size", "n_resblocks=1"]
     args = build_parser().parse_args(["--recipe", "finetune", *_arguments(folder, "sets"), *more])
@@ -247,8 +265,6 @@ def test_every_set_of_a_command_counts(folder: Path) -> None:
 def test_wrong_commands_end_with_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
 ) -> None:
-    import re
-
     arguments = [*_arguments(folder, "wrong"), *changes]
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     assert main() == 2
