@@ -29,6 +29,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_writable,
     exit_status,
+    nothing,
     open_networks,
     program,
 )
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: print(run(args, words)), args.debug)
+    return exit_status(lambda: print(run(args, words)), args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

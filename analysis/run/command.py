@@ -34,6 +34,7 @@ from cadyq.commands.cli import (
     add_network_options,
     check_writable,
     exit_status,
+    holds,
     open_networks,
     program,
 )
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     plan = make_plan(args.preset, args.scale, *chosen, outer_bits=args.outer_bits)
     device = pick_device(args.device)
     executors.check_options(args.jobs, args.executor, args.scheduler)
-    out = args.out or Path("results") / args.preset
+    out = folder_of(args)
     check_writable(out)
     preset = make_plan(args.preset, args.scale, plugins=plugins)
     with alone_in(out):
@@ -195,6 +196,12 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         print(to_text(summary(records.load(out)), listed))
         print_end(statuses, kept_notes(out, listed["cells"], statuses, plan.models), report)
     return print_failures(statuses, failed, args.debug)
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """The folder of the run."""
+    out: Path = args.out or Path("results") / args.preset
+    return out
 
 
 def check_any(statuses: Sequence[Mapping[str, Any]]) -> None:
@@ -253,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal status
         status = run(args, words)
 
-    return exit_status(act, args.debug) or status
+    kept = holds(folder_of(args), "records/*.parquet")
+    return exit_status(act, args.debug, kept=kept) or status
 
 
 if __name__ == "__main__":

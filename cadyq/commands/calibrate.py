@@ -28,6 +28,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_outputs,
     exit_status,
+    nothing,
     open_networks,
     program,
 )
@@ -187,7 +188,7 @@ def run(args: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return exit_status(lambda: print(run(args)), args.debug)
+    return exit_status(lambda: print(run(args)), args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_outputs,
     exit_status,
+    nothing,
     open_networks,
     program,
 )
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.zoo is not None:
             print(add_run_to_zoo(args.out, "", args.zoo))
 
-    return exit_status(act, args.debug)
+    return exit_status(act, args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Parser, add_network_options, exit_status, open_networks, program
+from cadyq.commands.cli import Parser, add_network_options, exit_status, nothing, open_networks, program
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
@@ -89,7 +89,7 @@ def filling(image: Tensor, height: int, width: int) -> Tensor:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    return exit_status(lambda: run(args), args.debug)
+    return exit_status(lambda: run(args), args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

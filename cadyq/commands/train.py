@@ -24,6 +24,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_outputs,
     exit_status,
+    holds,
     open_networks,
     program,
 )
@@ -255,7 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.zoo is not None:
                 print(add_run_to_zoo(args.out, "", args.zoo))
 
-    return exit_status(act, args.debug)
+    return exit_status(act, args.debug, kept=holds(args.out, "checkpoint.pt", "model.safetensors"))
 
 
 if __name__ == "__main__":

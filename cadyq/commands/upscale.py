@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cadyq.commands.cli import (
     check_writable,
     error_line,
     exit_status,
+    holds,
     open_networks,
     program,
     stopped,
@@ -152,9 +154,9 @@ def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tupl
         print(expected, flush=True)
     failed = 0
     tiles = sum(len(upscaler.tiling.grid(*size)) for size in sizes)
-    with bar(total=tiles, unit="tile", leave=False, disable=None) as shown:
+    with bar(total=tiles, unit="tile", leave=False, disable=None) as shown, closing(upscaler.run(jobs)) as results:
         upscaler.on_tiles = shown.update
-        for number, result in enumerate(upscaler.run(jobs), 1):
+        for number, result in enumerate(results, 1):
             if result.facts is not None:
                 shown.write(f"{number}/{len(jobs)} {line_of(result, result.facts)}")
             if result.error is not None:
@@ -186,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal status
         status = run(args)
 
-    return exit_status(action, args.debug, "the same command with --resume") or status
+    kept = holds(args.out, "*_x[234].json", ".*.tiles")
+    return exit_status(action, args.debug, "the same command with --resume", kept) or status
 
 
 if __name__ == "__main__":

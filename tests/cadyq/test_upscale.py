@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import re
 import struct
@@ -290,6 +291,22 @@ def test_a_large_photograph_goes_on_where_it_was_stopped(
     assert (out / "a_x4.png").read_bytes() == (whole / "a_x4.png").read_bytes()
     facts, expected = (json.loads((folder / "a_x4.json").read_text()) for folder in (out, whole))
     assert facts.pop("seconds") > 0 and expected.pop("seconds") > 0 and facts == expected
+
+
+def test_a_finished_photograph_is_left_whole_where_nobody_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> str:
+        raise BrokenPipeError
+
+    write_png(tmp_path / "a.png", noise(30, 30))
+    write_png(tmp_path / "b.png", noise(30, 30))
+    monkeypatch.setattr(upscale, "line_of", refuse)
+    out = tmp_path / "out"
+    assert run(tmp_path / "a.png", tmp_path / "b.png", "--out", out) == 141
+    assert sorted(path.name for path in out.iterdir()) == ["a_x4.json", "a_x4.png"]
+    gc.collect()
+    assert "closed file" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", ["model", "photograph", "option"])
