@@ -528,6 +528,21 @@ def unknown_option_of_a_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
     return cadyq.derive.main, words
 
 
+def derived(tmp: Path, *words: str) -> tuple[Callable[..., int], Words]:
+    main, before = unknown_option_of_a_scheme(tmp)
+    return main, [*words, *before[1:-2]]
+
+
+@case("--mean-bits 12", "static", "4, 6, 8 bits", "from 4 to 8")
+def mean_bits_beyond_the_candidates(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return derived(tmp, "static", "--mean-bits", "12")
+
+
+@case("'fp32' is not derived", "profiles", "random", "static")
+def deriving_full_precision(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return derived(tmp, "fp32")
+
+
 @case("file", "cannot be written")
 def out_of_a_training_is_a_file(tmp: Path) -> tuple[Callable[..., int], Words]:
     main, words = train(tmp, "--recipe", "fp32", "--steps", "1", "--set", "lr_patch=8", "--scale", "2")
