@@ -25,7 +25,9 @@ from cadyq.utils.errors import UserError
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.export"), description=__doc__)
-    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
+    parser.add_argument(
+        "--model", required=True, help="network: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file"
+    )
     parser.add_argument("--out", type=Path, required=True, help="ONNX file to write; its name ends in .onnx")
     parser.add_argument(
         "--photographs",

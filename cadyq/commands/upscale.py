@@ -30,7 +30,7 @@ from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.upscaling.estimate import estimate
-from cadyq.upscaling.files import UpscaleJob, plan
+from cadyq.upscaling.files import UpscaleJob, left_out, plan
 from cadyq.upscaling.photograph import photograph_size
 from cadyq.upscaling.work import Result, Tiling, Upscaler, bit_map_writer
 from cadyq.utils.bars import bar
@@ -44,7 +44,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
     parser.add_argument(
-        "--model", required=True, help="network: zoo:NAME, such as zoo:edsr_x4_cadyq, or a .safetensors file"
+        "--model",
+        required=True,
+        help="network: zoo:NAME, such as zoo:edsr_x4_cadyq, published:NAME, spandrel:PATH or a .safetensors file",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the results <name>_x4.png and <name>_x4.json"
@@ -140,6 +142,9 @@ def run(args: argparse.Namespace) -> int:
         jobs, stale = left_to_do(jobs, upscaler, args.overwrite)
         errors += stale
     jobs, sizes, unreadable = readable(jobs)
+    others = left_out(args.inputs, args.out, network.scale)
+    if others:
+        print(f"left out: {others}", flush=True)
     for error in [*errors, *unreadable]:
         print(error_line(error), file=sys.stderr)
     failed = enlarge(upscaler, jobs, sizes, args.debug)

@@ -181,6 +181,19 @@ def test_results_in_the_folder_of_the_photographs_are_no_photographs(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_x4.json", "a_x4.png", "a_x4_bits.png"]
 
 
+def test_what_a_folder_holds_beside_photographs_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_png(tmp_path / "a.png", noise(8, 8))
+    (tmp_path / ".hidden").touch()
+    for _ in range(2):  # the second time among the results of the first
+        assert run(tmp_path, "--out", tmp_path, "--overwrite") == 0
+    assert "left out" not in capsys.readouterr().out
+    (tmp_path / "deeper").mkdir()
+    for name in ("notes.txt", "b.raw"):
+        (tmp_path / name).touch()
+    assert run(tmp_path, "--out", tmp_path, "--overwrite") == 0
+    assert "left out: 1 folder, 2 files that are no images\n" in capsys.readouterr().out
+
+
 def test_two_photographs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_png(tmp_path / "a.png", noise(8, 8))
     Image.fromarray(noise(8, 8).permute(1, 2, 0).numpy()).save(tmp_path / "A.bmp")
