@@ -103,9 +103,8 @@ def making(name: str, scheme: type[Any]) -> tuple[str, list[str]]:
     if not scheme.trained:
         return "runs from calibration alone", []
     if scheme.tuned:
-        command = (
-            f"python -m cadyq.calibrate --scheme {name} --model zoo:idn_x4_fp32 --minutes 5 --out RUN --zoo MY_ZOO"
-        )
+        limit = "--minutes 5 " * bool(scheme().stages())
+        command = f"python -m cadyq.calibrate --scheme {name} --model zoo:idn_x4_fp32 {limit}--out RUN --zoo MY_ZOO"
         return "is calibrated and tuned on LR images", [command, "export CADYQ_ZOO=MY_ZOO"]
     if scheme.parent != "fp32":
         parent = f"zoo:idn_x4_{scheme.parent}"

@@ -311,7 +311,8 @@ def checkpoint_with_code(tmp: Path) -> tuple[Callable[..., int], Words]:
 def parent_of_another_scale(tmp: Path) -> tuple[Callable[..., int], Words]:
     cadyq.save_model(cadyq.create_model("edsr", scale=2, n_feats=8, n_resblocks=1), tmp / "x2.safetensors")
     main, words = train(tmp, "--recipe", "finetune", "--scale", "4", "--init", str(tmp / "x2.safetensors"))
-    return main, [word for word in words if word != "--from-scratch"]
+    start = words.index("--from-scratch")
+    return main, words[:start] + words[start + 4 :]  # without the sizes
 
 
 @case("edsr_x4_pams_w8a9", "edsr_x4_pams_w8a8")
@@ -530,6 +531,21 @@ def unknown_option_of_a_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
     words = ["static", "--parent", "zoo:carn_m_x4_cadyq", "--data-root", str(tmp / "photos"), "--lr-patch", "24"]
     words += ["--patches", "2", "--cache", str(tmp / "cache"), "--out", str(tmp / "out"), "--option", "nonsense=1"]
     return cadyq.derive.main, words
+
+
+def derived(tmp: Path, *words: str) -> tuple[Callable[..., int], Words]:
+    main, before = unknown_option_of_a_scheme(tmp)
+    return main, [*words, *before[1:-2]]
+
+
+@case("--mean-bits 12", "static", "4, 6, 8 bits", "from 4 to 8")
+def mean_bits_beyond_the_candidates(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return derived(tmp, "static", "--mean-bits", "12")
+
+
+@case("'fp32' is not derived", "profiles", "random", "static")
+def deriving_full_precision(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return derived(tmp, "fp32")
 
 
 @case("file", "cannot be written")

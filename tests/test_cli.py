@@ -12,6 +12,7 @@ import pytest
 
 import cadyq
 from analysis import cli
+from cadyq.commands.cli import exit_status, holds
 from cadyq.utils import toml
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +76,30 @@ def test_every_extra_is_declared() -> None:
 
 def test_the_console_script_is_this_one() -> None:
     assert PROJECT["scripts"] == {"cadyq": "analysis.cli:main"}
+
+
+def test_an_interrupt_says_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    assert exit_status(stop, kept=holds(tmp_path, "*.pt", ".*.tiles")) == 130
+    assert capsys.readouterr().err == "interrupted: nothing was finished yet, the same command starts anew\n"
+    (tmp_path / ".a.png.tiles").touch()
+    assert exit_status(stop, kept=holds(tmp_path, "*.pt", ".*.tiles")) == 130
+    assert capsys.readouterr().err == "interrupted: finished work is kept, the same command goes on from there\n"
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    """As in `cadyq cost ... | head -1`: the end says so by its status alone, also where the output was still held."""
+    action = "lambda: [print('x' * 100, flush={}) for _ in range({})]"
+    code = "import sys; from cadyq.commands.cli import exit_status; sys.exit(exit_status({}))"
+    for flush, lines in ((True, 1000), (False, 1)):
+        words = [sys.executable, "-c", code.format(action.format(flush, lines))]
+        process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(timeout=120), process.stderr.read()) == (141, b"")
+        process.stderr.close()
 
 
 def test_a_user_error_is_a_value_error() -> None:

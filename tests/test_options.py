@@ -112,6 +112,16 @@ def test_unknown_choices(option: Option, monkeypatch: pytest.MonkeyPatch, capsys
     assert option.flag in error and "nonsense" in error and str(next(iter(option.action.choices or ()))) in error
 
 
+def test_repeated_options_add_up() -> None:
+    """`--schemes a --schemes b` is `--schemes a b`; a default list would come first, so it is filled in afterwards."""
+    several = [option for option in OPTIONS if option.action.nargs in ("+", "*")]
+    assert len(several) >= 11
+    stores = [identify(option) for option in several if not isinstance(option.action, argparse._ExtendAction)]
+    assert stores == [], 'give it action="extend"'
+    longer = [identify(option) for option in several if option.action.default]
+    assert longer == [], "leave the default out, and fill it in after parsing"
+
+
 def test_every_argument_is_described() -> None:
     """Positional arguments too, in words that stand without the option's neighbours."""
     arguments = [(module.__name__, one) for module in COMMANDS for one in parser_of(module)._actions]

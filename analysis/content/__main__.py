@@ -29,12 +29,15 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_writable,
     exit_status,
+    nothing,
     open_networks,
     program,
 )
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
+
+MEAN_BITS = (4.0, 5.0, 6.0)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--mean-bits",
         type=Numbers(MIN_BITS, MAX_BITS, whole=False),
         nargs="+",
-        default=[4.0, 5.0, 6.0],
+        action="extend",
         help="mean activation bits to compare at, besides those of the network (default: 4 5 6)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for potential.csv and manifest.json")
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> Path:
     started = time.perf_counter()
     errors, own = measure(network, patches), own_choices(network, patches)
     measured = time.perf_counter()
-    found = table(errors, own, args.mean_bits, patches.table["image"].to_numpy())
+    found = table(errors, own, args.mean_bits or list(MEAN_BITS), patches.table["image"].to_numpy())
     seconds = {"forwards": round(measured - started, 1), "searches": round(time.perf_counter() - measured, 1)}
     path = resolve(args.model)
     facts = provenance("analysis.content", without_folders(words), torch.device("cpu")) | {
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: print(run(args, words)), args.debug)
+    return exit_status(lambda: print(run(args, words)), args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from cadyq.commands.cli import (
     add_network_options,
     check_writable,
     exit_status,
+    holds,
     open_networks,
     program,
 )
@@ -57,12 +58,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data-root", type=Path, help="folder with benchmark/<Set>/HR/*.png")
     parser.add_argument(
-        "--backbones", nargs="+", help="backbones, or 'zoo' for all with trained weights (default: set by --preset)"
+        "--backbones",
+        nargs="+",
+        action="extend",
+        help="backbones, or 'zoo' for all with trained weights (default: set by --preset)",
     )
     add_model_option(parser)
     parser.add_argument(
         "--schemes",
         nargs="+",
+        action="extend",
         help="schemes such as pams:w8a8, or 'zoo' for all with trained weights (default: set by --preset)",
     )
     parser.add_argument(
@@ -71,9 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="measure each scheme again with head, upsampler and tail at N bits",
     )
-    parser.add_argument("--datasets", nargs="+", help="datasets, such as Set5 (default: set by --preset)")
     parser.add_argument(
-        "--modes", nargs="+", help=f"measurement modes: {', '.join(MODES)} (default: the preset's, or both)"
+        "--datasets", nargs="+", action="extend", help="datasets, such as Set5 (default: set by --preset)"
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        action="extend",
+        help=f"measurement modes: {', '.join(MODES)} (default: the preset's, or both)",
     )
     parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
     parser.add_argument(
@@ -160,7 +170,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     plan = make_plan(args.preset, args.scale, *chosen, outer_bits=args.outer_bits)
     device = pick_device(args.device)
     executors.check_options(args.jobs, args.executor, args.scheduler)
-    out = args.out or Path("results") / args.preset
+    out = folder_of(args)
     check_writable(out)
     preset = make_plan(args.preset, args.scale, plugins=plugins)
     with alone_in(out):
@@ -186,6 +196,12 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         print(to_text(summary(records.load(out)), listed))
         print_end(statuses, kept_notes(out, listed["cells"], statuses, plan.models), report)
     return print_failures(statuses, failed, args.debug)
+
+
+def folder_of(args: argparse.Namespace) -> Path:
+    """The folder of the run."""
+    out: Path = args.out or Path("results") / args.preset
+    return out
 
 
 def check_any(statuses: Sequence[Mapping[str, Any]]) -> None:
@@ -244,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal status
         status = run(args, words)
 
-    return exit_status(act, args.debug) or status
+    kept = holds(folder_of(args), "records/*.parquet")
+    return exit_status(act, args.debug, kept=kept) or status
 
 
 if __name__ == "__main__":

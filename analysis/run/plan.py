@@ -177,7 +177,7 @@ def make_plan(
         specs = both_ways(specs, outer_bits)
         by_name |= {with_outer_bits_of(spec, outer_bits) for spec in by_name}
     of_the_zoo = tuple(spec for spec in specs if spec not in by_name)
-    kinds = tuple(modes or chosen.get("modes") or MODES)
+    kinds = tuple(dict.fromkeys(modes or chosen.get("modes") or MODES))
     return Plan(tuple(names), specs, sets, scale, kinds, of_the_zoo, tuple(named), calibration)
 
 

@@ -31,6 +31,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_writable,
     exit_status,
+    holds,
     open_networks,
     program,
 )
@@ -39,6 +40,9 @@ from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError
 from cadyq.utils.locks import alone_in
+
+BITS = (3, 4, 5, 6)
+CONTROLS = ("random", "static", "gradient", "oracle")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -52,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--bits",
         type=Numbers(MIN_BITS, MAX_BITS),
         nargs="+",
-        default=[3, 4, 5, 6],
+        action="extend",
         help="bit-widths to measure (default: 3 4 5 6)",
     )
     parser.add_argument("--patches", type=Numbers(10), default=200, help="number of patches (default: 200)")
@@ -78,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--controls",
         nargs="+",
-        default=["random", "static", "gradient", "oracle"],
+        action="extend",
         help="control schemes to compare with (default: random static gradient oracle)",
     )
     parser.add_argument(
@@ -109,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="number of whole images to measure outer layers on (default: 5)",
     )
     parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure (default: all)"
+        "--parts", nargs="+", action="extend", choices=list(PARTS), help="parts to measure (default: all)"
     )
     parser.add_argument(
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of patches, subsets and shuffles (default: 0)"
@@ -120,7 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Bring options into their ranges. Raises UserError for options that no part can work with."""
+    """Fill in defaults and bring options into their ranges. Raises UserError for options that no part can work with."""
     if (args.backbone is None) == (not args.model):
         raise UserError("give either --backbone NAME, or one or more of --model NAME_OR_PATH")
     if args.backbone:
@@ -128,7 +132,9 @@ def check(args: argparse.Namespace) -> None:
     models.sources(args.model, [PARENT], args.scale, args.calibration)
     for model in args.model:
         source_of(model, args.scale, args.calibration)
-    args.bits = sorted(set(args.bits))
+    args.bits = sorted(set(args.bits or BITS))
+    args.controls = list(dict.fromkeys(args.controls or CONTROLS))
+    args.parts = list(dict.fromkeys(args.parts or PARTS))
     args.second = min(args.second, args.patches)
     args.searched = min(args.searched, args.train_patches)
     parents = {SCHEMES.get(name).parent for name in args.controls}
@@ -208,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns the exit status: 0, or 2 for an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = build_parser().parse_args(words)
-    return exit_status(lambda: run(args, words), args.debug)
+    return exit_status(lambda: run(args, words), args.debug, kept=holds(args.out, "**/*.parquet"))
 
 
 if __name__ == "__main__":

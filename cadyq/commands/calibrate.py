@@ -28,6 +28,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_outputs,
     exit_status,
+    nothing,
     open_networks,
     program,
 )
@@ -37,7 +38,7 @@ from cadyq.models import spandrel
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import LEAST_SIDE, PATCHES, SIDE, Images, calibration_patches
 from cadyq.schemes.base import SCHEMES
-from cadyq.schemes.specs import canonical, parse_scheme, scheme_name
+from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of
 from cadyq.training.reconstruction import StageReport, calibrate
 from cadyq.training.start import plain
 from cadyq.utils.bars import bar
@@ -100,6 +101,16 @@ def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
     return folder, len(images_among(folder.iterdir())), folder.name
 
 
+def _say_unused(args: argparse.Namespace) -> None:
+    """Warn of options of the tuning where the scheme has no stage to tune."""
+    if scheme_of(args.scheme).stages():
+        return
+    for option in ("minutes", "steps", "batch"):
+        if getattr(args, option) is not None:
+            why = f"{scheme_name(args.scheme)} has no tuning stages, so --{option} has no effect; leave it out"
+            print(f"warning: {why}", file=sys.stderr)
+
+
 def _origin(model: str) -> str:
     """The name of a network that a small file can build on; empty if the file has to hold all tensors."""
     if model.startswith(spandrel.PREFIX):
@@ -158,6 +169,7 @@ def run(args: argparse.Namespace) -> Path:
     parent, origin = _fp32_parent(args, device), _origin(args.model)
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
+    _say_unused(args)
     start = time.monotonic()
     network, reports = _calibrate(args, parent, patches)
     seconds = time.monotonic() - start
@@ -177,7 +189,7 @@ def run(args: argparse.Namespace) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
-    return exit_status(lambda: print(run(args)), args.debug)
+    return exit_status(lambda: print(run(args)), args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

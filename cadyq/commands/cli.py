@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +145,7 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
 
 
 STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
+UNREAD = 128 + 13  # exit status after SIGPIPE
 
 
 _stop_signals: list[signal.Signals] = []  # signals that asked this command to stop
@@ -155,28 +156,49 @@ def stopped() -> bool:
     return bool(_stop_signals)
 
 
-def exit_status(action: Callable[[], object], debug: bool = False, again: str = "the same command") -> int:
+def holds(folder: Path, *patterns: str) -> Callable[[], bool]:
+    """Says, when called, whether a folder holds files that match one of the patterns."""
+    return lambda: any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def nothing() -> bool:
+    """The `kept` of commands that finish all of their work at once."""
+    return False
+
+
+def exit_status(
+    action: Callable[[], object],
+    debug: bool = False,
+    again: str = "the same command",
+    kept: Callable[[], bool] = lambda: True,
+) -> int:
     """Run `action` and return an exit status.
 
     Args:
         action: the command.
         debug: show the traceback of an error before its line.
         again: the command that resumes the work, for the message.
+        kept: whether an interrupted command has left anything to go on from.
 
     Returns:
         0 when it returns; 2, with one line on stderr, for a UserError or a disk that cannot be written; 130 when
-        interrupted, 143 when terminated.
+        interrupted, 143 when terminated, and 141 where nobody reads on, as in `| head`.
     """
     reuse_freed_memory()
     with _stopping() as signals:
         try:
             action()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except (Exception, KeyboardInterrupt, SystemExit) as error:
             # libraries turn an interrupt within their C code into errors of other names
             if signals or isinstance(error, KeyboardInterrupt):
                 word, status = STOPPED[signals[0] if signals else signal.SIGINT]
-                print(f"{word}: finished work is kept, {again} goes on from there", file=sys.stderr)
+                print(f"{word}: {_left(again, kept())}", file=sys.stderr)
                 return status
+            if isinstance(error, BrokenPipeError):
+                _print_no_more()
+                return UNREAD
             if isinstance(error, UserError):
                 return _failed(str(error), debug)
             if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -187,6 +209,21 @@ def exit_status(action: Callable[[], object], debug: bool = False, again: str = 
                 return _failed(f"{reason_of(error)}; fix the plug-in; --debug shows the traceback", debug)
             raise
     return 0
+
+
+def _left(again: str, kept: bool) -> str:
+    if kept:
+        return f"finished work is kept, {again} goes on from there"
+    return "nothing was finished yet, the same command starts anew"
+
+
+def _print_no_more() -> None:
+    """Let the interpreter flush what it still holds to nowhere, or it would print an error as it ends."""
+    with suppress(OSError, ValueError):  # a stream without a file
+        stdout = sys.stdout.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stdout)
+        os.close(nowhere)
 
 
 def _failed(message: str, debug: bool) -> int:

@@ -19,16 +19,20 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_outputs,
     exit_status,
+    nothing,
     open_networks,
     program,
 )
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
-from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.specs import canonical, parse_scheme
-from cadyq.training.derive import derive, mean_fab
+from cadyq.training.derive import derive, derived_scheme, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import file_facts
+from cadyq.utils.errors import UserError
 from cadyq.utils.options import parse_options
+
+FAR = 0.2  # bits between the mean that is asked for and the one that is reached
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -63,6 +67,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_derived(name: str) -> None:
+    """Raises UserError for a scheme that chooses nothing from a trained network."""
+    if SCHEMES.get(name).fit is Scheme.fit:
+        able = [other for other in SCHEMES.names() if SCHEMES.get(other).fit is not Scheme.fit]
+        raise UserError(f"scheme {name!r} is not derived from a trained network; choose one of {', '.join(able)}")
+
+
+def check_mean_bits(scheme: Scheme, mean_bits: float | None) -> None:
+    """Raises UserError for a mean that no choice among the scheme's candidates has."""
+    space = getattr(scheme, "search_space", ())
+    if mean_bits is not None and space and not min(space) <= mean_bits <= max(space):
+        among = f"{scheme.name} chooses among {', '.join(map(str, space))} bits"
+        raise UserError(f"--mean-bits {mean_bits:g}: {among}; give a mean from {min(space)} to {max(space)}")
+
+
 def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
@@ -70,11 +89,15 @@ def run(args: argparse.Namespace) -> Path:
     open_networks(args)
     check_outputs(args.out, args.zoo, inputs=[args.parent])
     name, options, _ = parse_scheme(args.scheme)
+    options |= parse_options(args.option)
+    check_derived(name)
     parent = load_model(args.parent)
+    check_mean_bits(derived_scheme(parent, name, **options), args.mean_bits)
     bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)
     training, _ = bank.split()
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
-    network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **(options | parse_options(args.option)))
+    network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **options)
+    reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
     facts = {
         "backbone": parent.name,
         "scheme": canonical(args.scheme),
@@ -84,9 +107,12 @@ def run(args: argparse.Namespace) -> Path:
         f"{len(training.images)} photographs",
         "seed": args.seed,
         "mean_bits_asked": args.mean_bits,
-        "fab_on_patches": None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr),
+        "fab_on_patches": reached,
         "torch": torch.__version__,
     }
+    if args.mean_bits is not None and reached is not None and abs(reached - args.mean_bits) > FAR:
+        what = f"{name} takes {reached:.2f} bits on the patches"
+        print(f"warning: --mean-bits {args.mean_bits:g}: {what}", file=sys.stderr)
     return save_run(network, facts, args.out)
 
 
@@ -99,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.zoo is not None:
             print(add_run_to_zoo(args.out, "", args.zoo))
 
-    return exit_status(act, args.debug)
+    return exit_status(act, args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cadyq.checkpoints.io import load_model
-from cadyq.commands.cli import Parser, add_network_options, exit_status, open_networks, program
+from cadyq.commands.cli import Parser, add_network_options, exit_status, nothing, open_networks, program
 from cadyq.data import datasets
 from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
@@ -26,7 +26,9 @@ from cadyq.utils.errors import UserError
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `cadyq.export`."""
     parser = Parser(prog=program("cadyq.export"), description=__doc__)
-    parser.add_argument("--model", required=True, help="zoo:NAME or a .safetensors file")
+    parser.add_argument(
+        "--model", required=True, help="network: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file"
+    )
     parser.add_argument("--out", type=Path, required=True, help="ONNX file to write; its name ends in .onnx")
     parser.add_argument(
         "--photographs",
@@ -91,7 +93,7 @@ def filling(image: Tensor, height: int, width: int) -> Tensor:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     args = build_parser().parse_args(argv)
-    return exit_status(lambda: run(args), args.debug)
+    return exit_status(lambda: run(args), args.debug, kept=nothing)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from cadyq.commands.cli import (
     add_threads_option,
     check_outputs,
     exit_status,
+    holds,
     open_networks,
     program,
 )
@@ -48,6 +49,7 @@ from cadyq.training.start import (
 )
 from cadyq.training.trainer import CHECKPOINT_SECONDS, Settings, Trainer
 from cadyq.utils.errors import UserError
+from cadyq.utils.options import parse_options
 
 DEFAULT_SCALE = 4  # of --from-scratch
 DEVICE_SHARE = 0.5  # of a GPU's free memory that photographs may take
@@ -66,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--from-scratch", action="store_true", help="start from random weights")
     what.add_argument(
-        "--size", nargs="+", default=[], metavar="NAME=N", help="sizes for --from-scratch, such as n_feats=32"
+        "--size",
+        nargs="+",
+        action="extend",
+        metavar="NAME=N",
+        help="sizes for --from-scratch, such as n_feats=32",
     )
     what.add_argument(
         "--teacher", help="teacher: zoo:NAME, a .safetensors file or spandrel:PATH (default: set by the recipe)"
@@ -82,7 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
         type=Numbers(0, FULL_PRECISION, whole=False),
         help="FAB to reach; 0 for no target (default: set by the recipe)",
     )
-    what.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change keys of the recipe")
+    what.add_argument(
+        "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="change keys of the recipe, such as lr_patch=24"
+    )
     what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of weights and patches (default: 0)")
     data = parser.add_argument_group("photographs")
     data.add_argument("--data-root", type=Path, help="folder of training photographs")
@@ -114,27 +122,39 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def recipe_of(args: argparse.Namespace, backbone: str) -> Recipe:
-    """The recipe for that backbone with what the command line changes."""
-    recipe = load_recipe(args.recipe, backbone).with_settings(args.set)
+    """The recipe for that backbone with what the command line changes.
+
+    Raises:
+        UserError: a key of --set is wrong, or has an option of its own that is given as well.
+    """
+    recipe, keys = load_recipe(args.recipe, backbone), parse_options(args.set or (), "--set")
     changes = {"scheme": args.scheme, "steps": args.steps, "batch": args.batch, "target_fab": args.target_fab}
-    return recipe.with_changes(**changes)
+    for key, value in changes.items():
+        if value is not None and key in keys:
+            raise UserError(f"{key} is given by --{key.replace('_', '-')} and by --set; write it once")
+    return recipe.with_settings(args.set or ()).with_changes(**changes)
 
 
 def parent_of(args: argparse.Namespace) -> Start:
     """The network to start from. The command line must name one.
 
     Raises:
-        UserError: neither a parent nor random weights are asked for, or both.
+        UserError: neither a parent nor random weights are asked for, or both; sizes are given for a parent.
     """
     if args.from_scratch and args.init:
         raise UserError(f"--from-scratch and --model {args.init} exclude each other; give one of them")
     if args.from_scratch:
         if not args.backbone:
             raise UserError("--from-scratch: the backbone is missing; give --backbone NAME")
-        return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size)
+        return random_parent(args.backbone, args.scale or DEFAULT_SCALE, args.size or ())
     if not args.init:
         raise UserError(
             f"recipe {args.recipe!r} starts from a network: give --model FILE, or --from-scratch for random weights"
+        )
+    if args.size:
+        raise UserError(
+            f"--size {' '.join(args.size)}: sizes are those of --model {args.init}; leave the option out, or give "
+            "--from-scratch instead of --model"
         )
     return load_parent(args.init, args.backbone, args.scale)
 
@@ -146,7 +166,9 @@ def bank_of(
     if (args.data_root is None) == (args.bank is None):
         raise UserError("training photographs: give one of --data-root DIR and --bank FILE")
     photographs = find_photographs(args.data_root) if args.data_root else open_bank_file(args.bank)
-    bank = load_bank(photographs, scale, max(recipe.lr_patch, SIDE), args.cache)
+    side = max(recipe.lr_patch, SIDE)
+    why = f", which calibration needs beside lr_patch={recipe.lr_patch}" if side > recipe.lr_patch else ""
+    bank = load_bank(photographs, scale, side, args.cache, why)
     return with_outputs(bank, teacher, args.cache, device) if teacher and recipe.weight_teacher else bank
 
 
@@ -236,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.zoo is not None:
                 print(add_run_to_zoo(args.out, "", args.zoo))
 
-    return exit_status(act, args.debug)
+    return exit_status(act, args.debug, kept=holds(args.out, "checkpoint.pt", "model.safetensors"))
 
 
 if __name__ == "__main__":

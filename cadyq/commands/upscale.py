@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cadyq.commands.cli import (
     check_writable,
     error_line,
     exit_status,
+    holds,
     open_networks,
     program,
     stopped,
@@ -28,12 +30,14 @@ from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.upscaling.estimate import estimate
-from cadyq.upscaling.files import UpscaleJob, plan
+from cadyq.upscaling.files import UpscaleJob, left_out, plan
 from cadyq.upscaling.photograph import photograph_size
 from cadyq.upscaling.work import Result, Tiling, Upscaler, bit_map_writer
 from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
+
+PATCH = 96  # side of a tile in LR pixels
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,7 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("cadyq.upscale"), description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="IN", help="image files, or folders of them")
     parser.add_argument(
-        "--model", required=True, help="network: zoo:NAME, such as zoo:edsr_x4_cadyq, or a .safetensors file"
+        "--model",
+        required=True,
+        help="network: zoo:NAME, such as zoo:edsr_x4_cadyq, published:NAME, spandrel:PATH or a .safetensors file",
     )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for the results <name>_x4.png and <name>_x4.json"
@@ -53,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume", action="store_true", help="continue an interrupted command; finished photographs and tiles are kept"
     )
-    parser.add_argument("--patch", type=Numbers(1), default=96, help="side of a tile in LR pixels (default: 96)")
+    parser.add_argument("--patch", type=Numbers(1), help="side of a tile in LR pixels (default: 96)")
     parser.add_argument("--step", type=Numbers(1), help="distance between tiles in LR pixels (default: PATCH - 6)")
     parser.add_argument(
         "--whole",
@@ -137,6 +143,9 @@ def run(args: argparse.Namespace) -> int:
         jobs, stale = left_to_do(jobs, upscaler, args.overwrite)
         errors += stale
     jobs, sizes, unreadable = readable(jobs)
+    others = left_out(args.inputs, args.out, network.scale)
+    if others:
+        print(f"left out: {others}", flush=True)
     for error in [*errors, *unreadable]:
         print(error_line(error), file=sys.stderr)
     failed = enlarge(upscaler, jobs, sizes, args.debug)
@@ -151,9 +160,9 @@ def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tupl
         print(expected, flush=True)
     failed = 0
     tiles = sum(len(upscaler.tiling.grid(*size)) for size in sizes)
-    with bar(total=tiles, unit="tile", leave=False, disable=None) as shown:
+    with bar(total=tiles, unit="tile", leave=False, disable=None) as shown, closing(upscaler.run(jobs)) as results:
         upscaler.on_tiles = shown.update
-        for number, result in enumerate(upscaler.run(jobs), 1):
+        for number, result in enumerate(results, 1):
             if result.facts is not None:
                 shown.write(f"{number}/{len(jobs)} {line_of(result, result.facts)}")
             if result.error is not None:
@@ -167,10 +176,14 @@ def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tupl
 
 
 def _tiling(args: argparse.Namespace) -> Tiling:
-    """Raises UserError for tiles that do not cover an image."""
-    step = args.step if args.step is not None else max(1, args.patch - 6)
-    tile_grid(1, 1, args.patch, step)  # refuses what is out of range before any work
-    return Tiling(args.patch, step, args.whole)
+    """Raises UserError for tiles that do not cover an image, or that --whole makes none of."""
+    for option, value in (("--patch", args.patch), ("--step", args.step)):
+        if args.whole and value is not None:
+            raise UserError(f"{option} {value} and --whole exclude each other; give one of them")
+    patch = args.patch or PATCH
+    step = args.step or max(1, patch - 6)
+    tile_grid(1, 1, patch, step)  # refuses what is out of range before any work
+    return Tiling(patch, step, args.whole)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,7 +195,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal status
         status = run(args)
 
-    return exit_status(action, args.debug, "the same command with --resume") or status
+    kept = holds(args.out, "*_x[234].json", ".*.tiles")
+    return exit_status(action, args.debug, "the same command with --resume", kept) or status
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "schemes", nargs="+", metavar="SCHEME", help="Python file that registers schemes, or a scheme's name"
     )
-    parser.add_argument("--backbones", nargs="+", help="backbones to check on (default: all with quantization points)")
+    parser.add_argument(
+        "--backbones", nargs="+", action="extend", help="backbones to check on (default: all with quantization points)"
+    )
     parser.add_argument(
         "--bits",
         type=Numbers(MIN_BITS, MAX_BITS),
         nargs="+",
-        default=BITS_TO_TRY,
+        action="extend",
         help="bit-widths of weights and activations to check (default: 2 4 8)",
     )
     add_network_options(parser)
@@ -52,7 +54,7 @@ def check(args: argparse.Namespace) -> int:
     open_networks(args)
     failed = total = 0
     for name in [name for target in args.schemes for name in schemes_of(target)]:
-        for outcome in outcomes(name, args.backbones, args.bits):
+        for outcome in outcomes(name, args.backbones, args.bits or BITS_TO_TRY):
             total += 1
             failed += not outcome.passed
             print(f"{'pass' if outcome.passed else 'FAIL'}  {name}  {outcome.backbone}  {outcome.check}", flush=True)

@@ -82,10 +82,11 @@ def open_bank_file(path: Path) -> list[Photograph]:
     ]
 
 
-def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path) -> PatchDataset:
+def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path, why: str = "") -> PatchDataset:
     """Decode photographs and degrade them by MATLAB's bicubic. The result is cached in one file.
 
-    A photograph that cannot be read or is smaller than a patch is left out, with a warning.
+    A photograph that cannot be read or is smaller than a patch is left out, with a warning. `why` says what needs
+    patches of that size, where the user asked for others.
 
     Raises:
         UserError: `cache` is a file, or no photograph can be used.
@@ -94,18 +95,20 @@ def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cach
         raise UserError(f"{cache}: is a file, and the cache needs a folder; name another")
     key = repr([CACHE_VERSION, scale, lr_patch, [(Path(p.name).name, p.sha256) for p in photographs]])
     file = cache / f"patches_{_sha256(key.encode())[:16]}.safetensors"
-    if not file.exists():
-        _decode_all(photographs, scale, lr_patch, file)
+    cached = file.exists()
+    if not cached:
+        _decode_all(photographs, scale, lr_patch, file, why)
     with safe_open(file, framework="pt") as stored:
         metadata = stored.metadata()
         names = json.loads(metadata["names"])
         images = [(stored.get_tensor(f"{k}/lr"), stored.get_tensor(f"{k}/hr")) for k in range(len(names))]
     if int(metadata["left_out"]):
-        log.warning("%s of %d photographs left out", metadata["left_out"], len(photographs))
+        where = f"remove {file} to have them listed again" if cached else "listed above"
+        log.warning("%s of %d photographs left out, %s", metadata["left_out"], len(photographs), where)
     return PatchDataset(images, scale, names)
 
 
-def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, file: Path) -> None:
+def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, file: Path, why: str) -> None:
     tensors: dict[str, Tensor] = {}
     names: list[str] = []
     for photograph in bar(photographs, desc="photographs", disable=None):
@@ -116,7 +119,8 @@ def _decode_all(photographs: Sequence[Photograph], scale: int, lr_patch: int, fi
             continue
         if min(hr.shape[-2:]) < lr_patch * scale:
             size = f"{hr.shape[-2] // scale}x{hr.shape[-1] // scale}"
-            log.warning("left out: %s: %s LR pixels, smaller than a patch of %d", photograph.name, size, lr_patch)
+            why_not = f"{size} LR pixels, smaller than a patch of {lr_patch}{why}"
+            log.warning("left out: %s: %s", photograph.name, why_not)
             continue
         tensors[f"{len(names)}/lr"], tensors[f"{len(names)}/hr"] = downscale(hr, scale), hr.contiguous()
         names.append(photograph.name)

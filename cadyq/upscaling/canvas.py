@@ -175,6 +175,8 @@ class FileCanvas(Canvas):
                 yield np.frombuffer(data, np.uint8).reshape(rows, width, CHANNELS)
 
     def keep(self) -> None:
+        if self._file.closed:  # kept or discarded before
+            return
         if len(self.missing) == len(self.tiles):
             self.discard()
             return

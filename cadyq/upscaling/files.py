@@ -50,6 +50,27 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
                 yield UserError(f"{path}: holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}); give another folder")
 
 
+def left_out(inputs: Sequence[Path], out: Path, scale: int) -> str:
+    """What the folders named hold beside images: "1 folder, 2 files that are no images"; empty for nothing.
+
+    Hidden files and results of an earlier run do not count.
+    """
+    inside = [path for folder in inputs if folder.is_dir() for path in folder.iterdir()]
+    images = images_among(inside)
+    known = {_real(path) for path in (*inputs, out, *images)}
+    known |= {_real(path) for image in images for path in job_of(image, out, scale, True).outputs}
+    others = [path for path in inside if _real(path) not in known and not path.name.startswith(".")]
+    folders = sum(path.is_dir() for path in others)
+    files = len(others) - folders
+    words = [_counted(folders, "folder", "folders")] if folders else []
+    words += [_counted(files, "file that is no image", "files that are no images")] if files else []
+    return ", ".join(words)
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
 def plan(
     inputs: Sequence[Path], out: Path, scale: int, bit_map: bool, overwrite: bool
 ) -> tuple[list[UpscaleJob], list[UserError]]:

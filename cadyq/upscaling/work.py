@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -136,7 +136,7 @@ class Upscaler:
         done = finished_tiles(job.sr, self.key(job)) if self.resume else set()
         return [tile for index, tile in enumerate(tiles) if index not in done]
 
-    def run(self, jobs: Sequence[UpscaleJob]) -> Iterator[Result]:
+    def run(self, jobs: Sequence[UpscaleJob]) -> Generator[Result, None, None]:
         """Upscale photographs. Each result is yielded once its files are written."""
         for group in _groups(jobs):
             if self._in_file(group):

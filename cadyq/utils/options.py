@@ -18,13 +18,15 @@ def parse_options(words: Iterable[str], option: str = "--option") -> dict[str, A
     """["objective=db", "sweeps=1"] to a dictionary; values are read as TOML where they are TOML, else as text.
 
     Raises:
-        UserError: a word without "="; names the option of the command line that it was given to.
+        UserError: a word without "=", or a name given twice; says to which option of the command line.
     """
     values: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         if not equals:
             raise UserError(f"{option} {word!r}: write NAME=VALUE")
+        if name in values:
+            raise UserError(f"{option} {name}: is given twice; write it once")
         try:
             values[name] = toml.loads(f"value = {text}")["value"]
         except toml.TOMLDecodeError:

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Generic, TypeVar
 
+from cadyq.utils import toml
 from cadyq.utils.errors import UserError
 
 T = TypeVar("T")
+PROJECT = Path("pyproject.toml")
 
 
 def closest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -78,9 +81,18 @@ class Entries(Generic[T]):
             found = [point for point in self._points() if point.name == name]
             if not found:
                 known = self.names()
-                raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: known are {', '.join(known)}")
+                remedy = f"known are {', '.join(known)}{self._hint(name)}"
+                raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: {remedy}")
             self._known[name] = self._named(name, self._loaded(found))
         return self._known[name]
+
+    def _hint(self, name: str) -> str:
+        """What to do about a name that the project in this folder declares, but that is not installed."""
+        try:
+            declared = toml.loads(PROJECT.read_text(encoding="utf-8"))["project"]["entry-points"][self.group]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        return f"; {PROJECT} here declares {name!r}: run pip install -e . to make it known" if name in declared else ""
 
     def _loaded(self, found: list[EntryPoint]) -> T:
         """The object of an entry point; several of one name may only repeat each other."""

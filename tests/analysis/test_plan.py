@@ -42,6 +42,11 @@ def test_the_zoo_holds_every_backbone_once() -> None:
     assert plan.of_the_zoo == ()
 
 
+def test_what_is_named_twice_is_measured_once() -> None:
+    made = make_plan("embedded", 4, ["idn", "idn"], ["fp32", "fp32"], ["Set5", "Set5"], ["image", "image"])
+    assert (made.backbones, made.schemes, made.datasets, made.modes) == (("idn",), ("fp32",), ("Set5",), ("image",))
+
+
 def test_interpolation_is_combined_with_fp32_alone() -> None:
     """A tag names trained weights, which interpolation has not."""
     made = make_plan("embedded", 4, backbones=["bicubic", "edsr"], schemes=["fp32", "fp32:longer", "pams:w8a8"])

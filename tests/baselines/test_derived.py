@@ -23,6 +23,9 @@ from baselines.controls.oracle import Oracle
 from baselines.controls.random import Random, fingerprint, uniform
 from baselines.controls.static import Static
 from cadyq.checkpoints.io import save_model
+from cadyq.commands.derive import main
+from cadyq.data.datasets import photographs
+from cadyq.data.images import write_png
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.quantizers.trace import trace_forward
@@ -100,6 +103,15 @@ def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor,
     with pytest.raises(UserError, match="NAME=VALUE"):
         parse_options(["objective"])
     assert parse_options(["objective=db", "sweeps=1"]) == {"objective": "db", "sweeps": 1}
+
+
+def test_a_mean_that_is_not_reached_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k, pair in enumerate(list(photographs(4))[:4]):
+        write_png(tmp_path / "photographs" / f"{k}.png", pair.hr[:, :128, :128])
+    words = ["--parent", "zoo:carn_m_x4_cadyq", "--data-root", str(tmp_path / "photographs"), "--patches", "2"]
+    words += ["--lr-patch", "24", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
+    assert main(["cadyq", "--mean-bits", "7.9", *words]) == 0  # keeps its selectors, whatever is asked for
+    assert "warning: --mean-bits 7.9: cadyq takes " in capsys.readouterr().err
 
 
 def test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing(

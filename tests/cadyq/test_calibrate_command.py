@@ -149,6 +149,17 @@ def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pyt
     assert error.count("\n") == 1 and message in error
 
 
+def test_options_of_the_tuning_without_stages_are_said_to_do_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_of("minmax:w8a8", IDN, tmp_path, "--steps", "3")
+    warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    why = "warning: minmax has no tuning stages, so {} has no effect; leave it out"
+    assert warned == [why.format("--minutes"), why.format("--steps")]
+    run_of("ptq4sr:w8a8", IDN, tmp_path, "--steps", "1")
+    assert "no effect" not in capsys.readouterr().err
+
+
 def test_packed_networks_are_still_written_whole(tmp_path: Path, lr: Tensor) -> None:
     network, _ = calibrate(load_model(IDN), "adaround:w3a4", example_images(), seconds=0.1)
     use_zoo(tmp_path)

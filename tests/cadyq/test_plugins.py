@@ -23,6 +23,7 @@ from cadyq.commands.train import build_parser, train
 from cadyq.plugins import load_plugin, load_plugins
 from cadyq.schemes.base import SCHEMES
 from cadyq.training.distributed import Processes
+from cadyq.utils.errors import UserError
 
 SCHEME = """
 from __future__ import annotations
@@ -271,3 +272,16 @@ def test_a_foreign_name_that_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
         cadyq.UserError, match=r"'pams' is registered by several packages \(baselines.pams:PAMS, elsewhere"
     ):
         cadyq.create_model("edsr", "pams")
+
+
+def test_a_scheme_that_is_declared_but_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text in ("", "no toml", "project = 3", '[project.entry-points."cadyq.schemes"]\nother = "a:B"'):
+        (tmp_path / "pyproject.toml").write_text(text)
+        with pytest.raises(UserError, match=r"unknown scheme 'intree'.*: known are .*static[^;]*$"):
+            SCHEMES.get("intree")
+    (tmp_path / "pyproject.toml").write_text('[project.entry-points."cadyq.schemes"]\nintree = "intree:InTree"')
+    with pytest.raises(
+        UserError, match=r"; pyproject\.toml here declares 'intree': run pip install -e \. to make it known"
+    ):
+        SCHEMES.get("intree")

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import cadyq
-from cadyq.commands.train import build_parser, main, train
+from cadyq.commands.train import bank_of, build_parser, main, recipe_of, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file, write_png
 from cadyq.training.distributed import Processes
@@ -41,11 +42,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _arguments(folder: Path, out: str, *more: str) -> list[str]:
+    keys = {word.partition("=")[0]: word for word in ("batch=4", "lr_patch=12", "validate_every=8", *more)}
     parent = str(folder / "parent.safetensors")
     return [
         *("--backbone", "edsr", "--init", parent, "--teacher", parent, "--threads", "1"),
         *("--data-root", str(folder / "photographs"), "--cache", str(folder / "cache"), "--out", str(folder / out)),
-        *("--steps", str(STEPS), "--set", "batch=4", "lr_patch=12", "validate_every=8", *more),
+        *("--steps", str(STEPS), "--set", *keys.values()),
     ]
 
 
@@ -162,7 +164,7 @@ def test_a_finished_run_is_not_trained_again(folder: Path, whole: Path) -> None:
     before = whole.stat().st_mtime_ns
     assert _run_here(arguments) == whole
     assert whole.stat().st_mtime_ns == before
-    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*different: seed"):
+    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*\(seed: 0 there, 5 here\)"):
         _run_here([*arguments, "--seed", "5"])
 
 
@@ -201,7 +203,7 @@ def test_a_bank_file_is_enough(folder: Path, whole: Path, tmp_path: Path) -> Non
 
 
 def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
-    steps = ["--set", "steps=1", "rate_weights=0", "average=0"]
+    steps = ["--set", "rate_weights=0", "average=0"]
     arguments = ["--recipe", "fp32", *_arguments(folder, "x2"), "--scale", "2", *steps]
     teacher = arguments.index("--teacher")
     trained = cadyq.load_model(_run_here([*arguments[:teacher], *arguments[teacher + 2 :]]))
@@ -212,6 +214,31 @@ def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
     assert torch.equal(trained.get_parameter("head.weight"), parent.get_parameter("head.weight"))
 
 
+def test_a_photograph_too_small_for_calibration_is_said_to_be(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k, pair in enumerate(list(photographs(4))[:3]):
+        write_png(tmp_path / "photographs" / f"{k}.png", pair.hr[:, : 148 if k == 2 else 200, :224])
+    options = ["--data-root", str(tmp_path / "photographs"), "--cache", str(tmp_path / "cache")]
+    args = build_parser().parse_args(["--recipe", "finetune", *_arguments(folder, "small"), *options])
+    for _ in range(2):
+        bank_of(args, recipe_of(args, "edsr"), 4, None, torch.device("cpu"))
+    first, counted, later = caplog.messages
+    assert "2.png: 37x56 LR pixels, smaller than a patch of 48, which calibration needs beside lr_patch=12" in first
+    assert counted == "1 of 3 photographs left out, listed above"
+    assert re.fullmatch(
+        r"1 of 3 photographs left out, remove .*patches_\w+\.safetensors to have them listed again", later
+    )
+
+
+def test_every_set_of_a_command_counts(folder: Path) -> None:
+    more = ["--set", "rate_weights=1e-4", "--size", "n_feats=8", "--size", "n_resblocks=1"]
+    args = build_parser().parse_args(["--recipe", "finetune", *_arguments(folder, "sets"), *more])
+    recipe = recipe_of(args, "edsr")
+    assert (recipe.batch, recipe.lr_patch, recipe.rate_weights, recipe.steps) == (4, 12, 1e-4, STEPS)
+    assert args.size == ["n_feats=8", "n_resblocks=1"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -219,9 +246,12 @@ def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
         (["--recipe", "fp32", "--from-scratch"], "--from-scratch and --model.*exclude"),
         (["--recipe", "fp32", "--from-scratch", "--init", "", "--size", "n_feat=8"], "did you mean 'n_feats'"),
         (["--recipe", "finetune", "--device", "tpu"], "--device tpu: no such device"),
-        (["--recipe", "finetune", "--set", "batch=big"], "batch = 'big' is not of type int"),
+        (["--recipe", "finetune", "--set", "warmup=big"], "warmup = 'big' is not of type int"),
         (["--recipe", "finetune", "--set", "schedule=linear"], "schedule = 'linear' is unknown.*cosine, halve"),
-        (["--recipe", "finetune", "--set", "steps=0"], "steps = 0 is out of range"),
+        (["--recipe", "finetune", "--set", "epoch_steps=0"], "epoch_steps = 0 is out of range"),
+        (["--recipe", "finetune", "--set", "batch=8"], "--set batch: is given twice; write it once"),
+        (["--recipe", "finetune", "--set", "steps=5"], "steps is given by --steps and by --set; write it once"),
+        (["--recipe", "finetune", "--size", "n_feats=8"], "--size n_feats=8: sizes are those of --model .*leave"),
         (
             ["--recipe", "finetune", "--scheme", "static"],
             "'static' chooses its bits on photographs.*derive static",
@@ -235,8 +265,6 @@ def test_a_network_of_another_scale_gives_what_fits(folder: Path) -> None:
 def test_wrong_commands_end_with_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], changes: list[str], message: str
 ) -> None:
-    import re
-
     arguments = [*_arguments(folder, "wrong"), *changes]
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     assert main() == 2

@@ -25,6 +25,7 @@ from cadyq.quantizers.context import image_gradient
 from cadyq.schemes.calibration import initialize, observe
 from cadyq.testing.models import calibrated_model
 from cadyq.training.bit_controller import BitController
+from cadyq.training.checkpoint import require_same
 from cadyq.training.patches import PatchDataset
 from cadyq.training.photographs import find_photographs, load_bank, with_outputs
 from cadyq.training.recipes import FOLDER, Recipe, load_recipe
@@ -254,10 +255,25 @@ def test_another_seed_or_recipe_does_not_resume(bank: PatchDataset, tmp_path: Pa
     start = _network(bank, "pams:w4a4")
     with pytest.raises(KeyboardInterrupt):
         _Interrupted(copy.deepcopy(start), _recipe(), bank, bank, tmp_path, {}, seed=4).run()
-    for recipe, seed in ((_recipe(), 5), (_recipe(batch=5), 4)):
-        with pytest.raises(UserError, match=r"checkpoint\.pt.*another recipe, seed or"):
+    cases = ((_recipe(), 5, "seed: 4 there, 5 here"), (_recipe(batch=5), 4, f"batch: {_recipe().batch} there, 5 here"))
+    for recipe, seed, what in cases:
+        with pytest.raises(UserError, match=rf"checkpoint\.pt.*another recipe, seed or set of files \({what}\)"):
             Trainer(copy.deepcopy(start), recipe, bank, bank, tmp_path, {}, seed=seed).run()
     assert (tmp_path / "checkpoint.pt").exists()
+
+
+def test_at_most_five_differences_are_named(tmp_path: Path) -> None:
+    own = {"recipe": dict.fromkeys("abcd", 1), "parent": {"sha256": "0" * 64}, "seed": 0, "data": "x"}
+    found = {"recipe": dict.fromkeys("abcde", 2), "parent": {"sha256": "1" * 64}, "seed": 0, "data": "x"}
+    with pytest.raises(UserError) as raised:
+        require_same(found, own, tmp_path)
+    assert "(a: 2 there, 1 here; b: " in str(raised.value) and "; e: 2 there, nothing here; 1 more)" in str(
+        raised.value
+    )
+    with pytest.raises(UserError, match=r"parent\.sha256: 1{37}\.\.\. there, 0{37}\.\.\. here\)"):
+        require_same(own | {"parent": {"sha256": "1" * 64}}, own, tmp_path)
+    with pytest.raises(UserError, match="seed: nothing there, 0 here"):
+        require_same(None, own, tmp_path)
 
 
 def test_what_a_run_leaves(bank: PatchDataset, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import re
 import struct
@@ -133,7 +134,7 @@ def test_what_it_cost(network: SRNetwork, tmp_path: Path) -> None:
 
 def test_whole_is_one_tile(tmp_path: Path) -> None:
     write_png(tmp_path / "a.png", noise(20, 40))
-    assert run(tmp_path / "a.png", "--out", tmp_path, "--whole") == 0
+    assert upscale.main([str(tmp_path / "a.png"), "--out", str(tmp_path), "--model", MODEL, "--whole"]) == 0
     facts = json.loads((tmp_path / "a_x4.json").read_text())
     assert facts["tiles"] == 1 and facts["patch"] is None
 
@@ -180,6 +181,19 @@ def test_results_in_the_folder_of_the_photographs_are_no_photographs(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a_x4.json", "a_x4.png", "a_x4_bits.png"]
 
 
+def test_what_a_folder_holds_beside_photographs_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_png(tmp_path / "a.png", noise(8, 8))
+    (tmp_path / ".hidden").touch()
+    for _ in range(2):  # the second time among the results of the first
+        assert run(tmp_path, "--out", tmp_path, "--overwrite") == 0
+    assert "left out" not in capsys.readouterr().out
+    (tmp_path / "deeper").mkdir()
+    for name in ("notes.txt", "b.raw"):
+        (tmp_path / name).touch()
+    assert run(tmp_path, "--out", tmp_path, "--overwrite") == 0
+    assert "left out: 1 folder, 2 files that are no images\n" in capsys.readouterr().out
+
+
 def test_two_photographs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_png(tmp_path / "a.png", noise(8, 8))
     Image.fromarray(noise(8, 8).permute(1, 2, 0).numpy()).save(tmp_path / "A.bmp")
@@ -193,6 +207,7 @@ def test_two_photographs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["--model", "zoo:edsr_x4_cadiq"], ["edsr_x4_cadiq", "edsr_x4_cadyq"]),
         (["--step", "99"], ["step 99", "1 to 16"]),
+        (["--whole"], ["--patch 16 and --whole exclude each other"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
     ],
 )
@@ -289,6 +304,22 @@ def test_a_large_photograph_goes_on_where_it_was_stopped(
     assert (out / "a_x4.png").read_bytes() == (whole / "a_x4.png").read_bytes()
     facts, expected = (json.loads((folder / "a_x4.json").read_text()) for folder in (out, whole))
     assert facts.pop("seconds") > 0 and expected.pop("seconds") > 0 and facts == expected
+
+
+def test_a_finished_photograph_is_left_whole_where_nobody_reads_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> str:
+        raise BrokenPipeError
+
+    write_png(tmp_path / "a.png", noise(30, 30))
+    write_png(tmp_path / "b.png", noise(30, 30))
+    monkeypatch.setattr(upscale, "line_of", refuse)
+    out = tmp_path / "out"
+    assert run(tmp_path / "a.png", tmp_path / "b.png", "--out", out) == 141
+    assert sorted(path.name for path in out.iterdir()) == ["a_x4.json", "a_x4.png"]
+    gc.collect()
+    assert "closed file" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changed", ["model", "photograph", "option"])
