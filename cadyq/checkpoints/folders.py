@@ -29,21 +29,18 @@ def zoo_folders() -> list[Path]:
 
 
 def use_zoo(folder: Path | None) -> None:
-    """Look up "zoo:NAME" in `folder` first, in this process and in those that it starts."""
+    """Look up "zoo:NAME" in `folder` first, in this process and in those that it starts.
+
+    Raises:
+        UserError: `folder` or one of `CADYQ_ZOO` does not exist, so a network of the same name would silently come from
+            another zoo.
+    """
+    for zoo in [*([] if folder is None else [folder]), *_named()]:
+        if not zoo.is_dir():
+            raise UserError(f"zoo {zoo}: there is no such folder; correct --zoo or {VARIABLE}")
     if folder is not None:
         entries = [str(folder.absolute()), *(str(other) for other in _named())]
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(entries))
-
-
-def check_zoos() -> None:
-    """Check the folders of `CADYQ_ZOO` and of `use_zoo`.
-
-    Raises:
-        UserError: one does not exist, so a network of the same name would silently come from another zoo.
-    """
-    for folder in _named():
-        if not folder.is_dir():
-            raise UserError(f"zoo {folder}: there is no such folder; correct --zoo or {VARIABLE}")
 
 
 def zoo_path(file: str) -> Path:

@@ -27,6 +27,7 @@ from cadyq.commands.cli import (
     add_network_options,
     add_threads_option,
     check_outputs,
+    check_zoo,
     exit_status,
     nothing,
     open_networks,
@@ -164,6 +165,7 @@ def run(args: argparse.Namespace) -> Path:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, args.zoo, inputs=[args.model])
     parent, origin = _fp32_parent(args, device), _origin(args.model)

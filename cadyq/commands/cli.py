@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from cadyq.checkpoints.folders import check_zoos, use_zoo
+from cadyq.checkpoints.folders import use_zoo
 from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
 from cadyq.utils.errors import UserError, reason_of
 from cadyq.utils.memory import reuse_freed_memory
@@ -118,7 +118,6 @@ def open_networks(args: argparse.Namespace) -> Plugin:
         UserError: a zoo does not exist, or a plug-in cannot be loaded.
     """
     use_zoo(args.zoo)
-    check_zoos()
     return load_plugins(args.plugin)
 
 

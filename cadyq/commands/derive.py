@@ -18,6 +18,7 @@ from cadyq.commands.cli import (
     add_network_options,
     add_threads_option,
     check_outputs,
+    check_zoo,
     exit_status,
     nothing,
     open_networks,
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, args.zoo, inputs=[args.parent])
     name, options, _ = parse_scheme(args.scheme)

@@ -23,6 +23,7 @@ from cadyq.commands.cli import (
     add_network_options,
     add_threads_option,
     check_outputs,
+    check_zoo,
     exit_status,
     holds,
     open_networks,
@@ -199,6 +200,7 @@ def provenance_of(
 
 def train(args: argparse.Namespace, processes: Processes) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
+    check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, args.zoo, inputs=[args.init, args.teacher, args.bank])
     device = processes.device

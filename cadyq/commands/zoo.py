@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cadyq.checkpoints.folders import use_zoo
 from cadyq.checkpoints.io import load_model
 from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.zoo import add_calibration_to_zoo, add_run_to_zoo, writable_zoo
@@ -66,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def act() -> None:
-        use_zoo(args.zoo)
-        folder = writable_zoo()
-        check_zoo(folder)  # a new zoo is made
+        check_zoo(args.zoo)  # a new zoo is made
         open_networks(args)
+        folder = writable_zoo()
+        check_zoo(folder)
         if args.command == "run":
             for run_dir in args.run_dirs:
                 print(add_run_to_zoo(run_dir, args.tag, folder))

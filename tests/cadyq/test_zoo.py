@@ -153,14 +153,15 @@ def test_networks_load_and_beat_interpolation(row: dict[str, Any]) -> None:
     chosen = row in DERIVED or SCHEMES.get(name).parent != "fp32"  # on photographs
     if not chosen and (bits or not tag):  # the others differ from the defaults by what is in the file
         assert label == row["scheme"].removesuffix(f":{tag}" if tag else "")
-    pair = photographs(4)[0]
-    lr, hr = pair.lr[:, 28:60, 48:80], pair.hr[:, 112:240, 192:320]
-    floor = cadyq.create_model("bicubic")
+    scale = row["scale"]
+    pair = photographs(scale)[0]
+    lr, hr = pair.lr[:, 28:60, 48:80], pair.hr[:, 28 * scale : 60 * scale, 48 * scale : 80 * scale]
+    floor = cadyq.create_model("bicubic", scale=scale)
     with torch.no_grad():
         sr, trace = cadyq.trace(network, lr[None].float())
-        low = psnr(floor(lr[None].float()), hr[None], 4)
+        low = psnr(floor(lr[None].float()), hr[None], scale)
     fab = float(trace.fab())
-    assert float(psnr(sr, hr[None], 4)) > float(low) + (0.3 if fab >= 4 else 0)
+    assert float(psnr(sr, hr[None], scale)) > float(low) + (0.3 if fab >= 4 else 0)
     if isinstance(network.scheme, FixedBitScheme):
         assert fab == network.scheme.act_bits
     else:
