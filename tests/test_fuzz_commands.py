@@ -190,6 +190,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--scheme", "adaround:w4a4", "--model", str(root / "nets/plain.safetensors"), "--patches", "2"]
     words += ["--lr-patch", "8", "--steps", "1", "--zoo", str(root / "zoo")]
     assert calibrate([*words, "--out", str(root / "tuned")]) == 0
+    os.environ.pop("CADYQ_ZOO")  # that the command set for its process: what is typed names its zoo
     words = ["--backbones", "bicubic", "--schemes", "fp32", "--datasets", "Mine", "--modes", "image", "patch"]
     assert run_all([*words, "--data-root", str(root), "--out", str(root.parent / "finished")]) == 0
     return root

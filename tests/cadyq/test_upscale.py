@@ -113,7 +113,8 @@ def test_photographs_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sizes["turned_x4.png"] == (84, 136) and sizes["deep_x4.png"] == (12, 20)
     assert sizes["$dot$_x4.png"] == (4, 4) and len(sizes) == 7
     assert len(list(out.iterdir())) == 3 * 7  # no unfinished files
-    lines = capsys.readouterr().out.splitlines()
+    left_out, *lines = capsys.readouterr().out.splitlines()
+    assert left_out == "left out: 1 file that is no image"
     assert len(lines) == 7 and all("FAB" in line and "than with 8 bits everywhere" in line for line in lines)
 
 
