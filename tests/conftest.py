@@ -20,6 +20,7 @@ from skimage import data
 from torch import Tensor, nn
 
 from cadyq import plugins
+from cadyq.checkpoints.folders import VARIABLE
 from cadyq.checkpoints.published import FOLDER_VARIABLE
 from cadyq.models import spandrel
 from cadyq.models.foreign import Interface
@@ -36,6 +37,18 @@ def pytest_configure() -> None:
     folder = Path(os.environ.get("CADYQ_DATA", "")).parent / "weights" / "published"
     if os.environ.get("CADYQ_DATA") and folder.is_dir():
         os.environ.setdefault(FOLDER_VARIABLE, str(folder))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """A command sets `CADYQ_ZOO` for its process. No test inherits it from the one before."""
+    before = os.environ.get(VARIABLE)
+    try:
+        return (yield)
+    finally:
+        os.environ.pop(VARIABLE, None)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 @pytest.fixture(scope="session")
