@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> Path:
     device = pick_device(args.device)
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
-    check_outputs(args.out, args.zoo, inputs=[args.model])
+    check_outputs(args.out, inputs=[args.model])
     parent, origin = _fp32_parent(args, device), _origin(args.model)
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch).to(device)

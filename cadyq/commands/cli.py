@@ -252,18 +252,17 @@ def _stopping() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
-def check_outputs(out: Path, zoo: Path | None, inputs: Iterable[str | Path | None]) -> None:
+def check_outputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
     """Check where a run writes its network, before any work.
 
     Raises:
-        UserError: the folder `out` or the folder `zoo` cannot be written, or a file in `out` is one of the inputs.
+        UserError: the folder `out` cannot be written, or a file in `out` is one of the inputs.
     """
     read = {os.path.realpath(path) for path in inputs if path is not None}
     for name in RUN_FILES:
         if os.path.realpath(out / name) in read:
             raise UserError(f"--out {out}: its {name} is an input of this command; choose another folder")
     check_writable(out)
-    check_zoo(zoo)
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

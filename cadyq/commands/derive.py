@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> Path:
         torch.set_num_threads(args.threads)
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
-    check_outputs(args.out, args.zoo, inputs=[args.parent])
+    check_outputs(args.out, inputs=[args.parent])
     name, options, _ = parse_scheme(args.scheme)
     options |= parse_options(args.option)
     check_derived(name)

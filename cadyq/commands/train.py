@@ -202,7 +202,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     """Run what the command line asks for; return the path of the trained full-precision model."""
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
-    check_outputs(args.out, args.zoo, inputs=[args.init, args.teacher, args.bank])
+    check_outputs(args.out, inputs=[args.init, args.teacher, args.bank])
     device = processes.device
     torch.manual_seed(args.seed)
     parent = parent_of(args)
