@@ -66,16 +66,17 @@ def written(plan: Plan) -> dict[str, Any]:
 
 
 def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
-    """The cells of this command and of earlier ones, in the order of the preset; as they are without earlier ones."""
+    """The cells of this command and of earlier ones, in the order of the preset; as they are without earlier ones.
+
+    Names that are not in the preset follow in order of appearance, so that the rows of a backbone stay together.
+    """
     if not earlier:
         return cells
+    every = earlier + cells
     names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
-    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in names.items()}
-
-    def place(cell: dict[str, Any]) -> list[int]:
-        return [rank.get(cell[column], len(rank)) for column, rank in ranks.items()]
-
-    return sorted(cells + earlier, key=place)
+    orders = {column: dict.fromkeys([*known, *(cell[column] for cell in every)]) for column, known in names.items()}
+    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in orders.items()}
+    return sorted(every, key=lambda cell: [rank[cell[column]] for column, rank in ranks.items()])
 
 
 def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:

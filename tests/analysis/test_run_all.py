@@ -262,6 +262,17 @@ def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
     assert with_earlier(cells[:2], cells[2:], preset) == [cells[3], cells[2], cells[1], cells[0]]
 
 
+def test_cells_of_a_backbone_that_the_preset_lacks_stay_together() -> None:
+    from analysis.run.manifest import with_earlier
+    from analysis.run.plan import Plan
+
+    preset = Plan(("edsr",), ("fp32",), ("Set5",), 4, ("image",))
+    names = [("rlfn", "fp32"), ("imdn", "fp32"), ("rlfn", "minmax:w8a8"), ("edsr", "fp32"), ("imdn", "minmax:w8a8")]
+    cells = [{"dataset": "Set5", "backbone": b, "scheme": s, "mode": "image"} for b, s in names]
+    placed = [cell["backbone"] for cell in with_earlier(cells[3:], cells[:3], preset)]
+    assert placed == ["edsr", "rlfn", "rlfn", "imdn", "imdn"]
+
+
 def test_commands_that_measured_something_stay_in_the_manifest() -> None:
     from analysis.run.manifest import earlier_commands
 
