@@ -14,7 +14,7 @@ photographs. Hence
     w_n = e_n^-alpha.
 
 alpha = 0 minimizes the sum of squared errors over all images. alpha = 1 treats each patch as an image. On photographs
-of 120 x 80 LR pixels, alpha is 0.23 with tiles of 16, 0.50 with tiles of 40, and 1 with one tile
+of 120 x 80 LR pixels, alpha is 0.24 with tiles of 16, 0.50 with tiles of 40, and 1 with one tile
 (`results/content/exponent.csv`).
 
 The fit: changes come from a quadratic form (`baselines.assignment.error_model`). Profiles and cuts are improved in
