@@ -17,8 +17,9 @@ loss is
     L = |O - O_q|_1 + 10 / N sum_i || F_i / ||F_i|| - F_qi / ||F_qi|| ||_2
 
 and for bits also 50 max(0, mean bits - base). In the backward pass, the step m of a layer is replaced by tanh(m), and
-the step of an image by tanh(2 (g - (l + u) / 2) / (u - l)). The learning rate is 1e-2. Of l and u it is 1e-4; the
-published code has gradients 1000 times ours, and 1e-1. Each kind's next epoch has 0.9 of the rate.
+the step of an image by tanh(2 (g - (l + u) / 2) / (u - l)). The learning rate is 1e-2, and 1e-4 for l and u. (The
+published code has 1e-1 for l and u; its gradients are 1000 times larger.) From one epoch of a kind to its next, the
+rate falls by a factor of 0.9.
 
 Departures: percentiles are those of training patches. Ranges are taken over all patches at once instead of a moving
 average over batches. Features are compared by norms over a sample; the published code takes them over a batch. Zero is

@@ -5,9 +5,8 @@ The program is
     min sum_ik Omega_ik z_ik,  sum_k z_ik = 1,  sum_ik BitOPs_ik z_ik <= budget,  z_ik in {0, 1}.
 
 Point i and the layers that read it have b_k bits, for weights and activations alike. Points that share a layer count as
-one. Omega_ik is the mean squared error
-of the output against the FP32 network when only point i is quantized. The budget is the cost of uniform bits (X Y
-BitOPs a MAC for wXaY) in the quantized layers.
+one. Omega_ik is the mean squared error of the output against the FP32 network when only point i is quantized. The
+budget is the cost of uniform bits (X Y BitOPs a MAC for wXaY) in the quantized layers.
 
 Errors of layers do not add up, so the solution is refined jointly. One point goes up a step. Other points go down until
 the budget holds, those first that raise Omega least for the BitOPs they save. The exchange is kept if the error of the

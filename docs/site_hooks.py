@@ -31,15 +31,24 @@ OUTSIDE = {  # page -> the file it is made of
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "benchmarks.md": "benchmarks/README.md",
+    "results.md": "results/README.md",
     "results_paper.md": "results/paper/README.md",
+    "results_whole_network.md": "results/whole_network/README.md",
+    "results_ptq.md": "results/ptq/README.md",
+    "results_content.md": "results/content/README.md",
+    "results_controls.md": "results/controls/README.md",
     "results_sensitivity.md": "results/sensitivity/README.md",
+    "results_x2.md": "results/x2/README.md",
+    "results_foreign.md": "results/foreign/README.md",
+    "zoo.md": "zoo/README.md",
     "published.md": "analysis/tables/published/README.md",
 }
 IN_THE_ZOO = "The package has networks of some schemes and backbones. For these the last command is enough.\n\n"
 NOTEBOOKS = {f"notebooks/{path.stem}.md": path for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))}
 REPORT = "report.html"
 OUTSIDE |= {page: path.relative_to(ROOT).as_posix() for page, path in NOTEBOOKS.items()}
-PAGES = {source: page for page, source in OUTSIDE.items()}
+PICTURES = ["results/whole_network/plots/psnr_bitops_x4_patch.png"]  # of these pages, outside docs/
+PAGES = {source: page for page, source in OUTSIDE.items()} | {path: path for path in PICTURES}
 LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
@@ -53,8 +62,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=content))
     for page, content in registered_pages().items():
         files.append(File.generated(config, page, content=content))
-    report = ROOT / "results" / "paper" / "report.html"
-    files.append(File.generated(config, REPORT, abs_src_path=str(report)))
+    report = "results/paper/report.html"
+    for page, source in {REPORT: report, **{path: path for path in PICTURES}}.items():
+        files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
 
 

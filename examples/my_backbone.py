@@ -3,7 +3,8 @@
 Quantization points: the input of each of the middle convolutions, and of the expanding one; all count for FAB. The
 first and the last convolution stay in FP32, as in PAMS and CADyQ.
 
-    python -m cadyq.train --plugin examples/my_backbone.py --recipe fp32 --backbone fsrcnn --from-scratch --data-root DIR --out RUN
+    python -m cadyq.train --plugin examples/my_backbone.py --recipe fp32 --backbone fsrcnn --from-scratch \\
+        --data-root DIR --out RUN
 """
 
 from __future__ import annotations

@@ -76,8 +76,15 @@ def save_packed(network: SRNetwork, path: str | Path) -> Path:
 
     `load_model` reads the file. For a foreign network, `load_into` does.
 
+    Args:
+        network: a network with calibrated ranges.
+        path: a .safetensors file; missing folders are made.
+
+    Returns:
+        The path.
+
     Raises:
-        UserError: a range was never calibrated, or is not finite.
+        UserError: a point has no range yet, or the file cannot be written.
     """
     save_model(network, Path(path), packed=True)
     return Path(path)
@@ -187,7 +194,8 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
         device: device of its tensors, as in "cuda".
 
     Raises:
-        UserError: see `read_tensors` and `load_state`; a file without a configuration.
+        UserError: no such file or name, an unreadable file, a file without a configuration, or tensors that do not fit
+            the network.
     """
     if str(source).startswith(spandrel.PREFIX):
         return load_spandrel(resolve(source)).to(device)

@@ -201,7 +201,15 @@ DATASETS: Entries[Opener] = Entries("dataset", "cadyq.datasets")
 
 
 def register_dataset(name: str) -> Callable[[Opener], Opener]:
-    """Decorator that registers a function of scale and data root under a name. It returns a `Dataset`."""
+    """Decorator that registers a dataset.
+
+    Args:
+        name: its name in commands, as in `--datasets NAME`. The decorated function takes the scale (2, 3 or 4) and the
+            data root (None without one) and returns a `Dataset`.
+
+    Raises:
+        UserError: the name is taken.
+    """
 
     def add(opener: Opener) -> Opener:
         DATASETS.add(name, opener)

@@ -48,7 +48,7 @@ class SRNetwork(nn.Module, ABC):
         points: dotted name -> quantization point, in the order of the modules.
         layer_names: layer -> its dotted name, for layers whose weights a scheme quantizes.
         scheme: the applied scheme; None for FP32.
-        excluded: names of points that schemes leave in FP32, with the layers that read them.
+        excluded: names of points that stay in FP32, as do the layers that read them.
         upsampling: dotted name of the module that reads the features before upsampling.
         branches: shell patterns ("blocks.*.branch") of the modules that return the branches of blocks. Attention
             transfer compares `upsampling` and `branches` with a teacher's. A network without them has no attention

@@ -121,7 +121,14 @@ class Registry(Entries[type[T]]):
     """
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator. A taken name is an error, but an interactive session may define its class again."""
+        """Class decorator that makes a class known to every command.
+
+        Args:
+            name: its name in commands, as in `--schemes NAME`.
+
+        Raises:
+            UserError: the name is taken. An interactive session may define its class again.
+        """
 
         def add(cls: type[T]) -> type[T]:
             own = f"{cls.__module__}:{cls.__qualname__}"
