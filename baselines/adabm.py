@@ -24,7 +24,8 @@ rate falls by a factor of 0.9.
 Departures: percentiles are those of training patches. Ranges are taken over all patches at once instead of a moving
 average over batches. Features are compared by norms over a sample; the published code takes them over a batch. Zero is
 a level of every grid, and the grid of weights has 2^b - 1 levels. Bits stay within 2 to 8, so a base of 8 can only go
-down. Learning rates of bounds are in units of their size. Points that do not count for FAB keep their calibrated range.
+down. Learning rates of bounds are in units of their distance (activations) or size (weights). Points that do not count
+for FAB keep their calibrated range.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class AdaBMActivation(ActivationQuantizer):
     def learning_unit(self, parameter: str) -> float:
         if parameter == "layer_step":
             return 1.0
-        return THRESHOLD_RATE / RATE if parameter == "thresholds" else super().learning_unit(parameter)
+        return THRESHOLD_RATE / RATE if parameter == "thresholds" else float(self.high.detach() - self.low.detach())
 
     def initialize(self, statistics: PointStatistics) -> None:
         quantiles = statistics.gradient_quantiles
@@ -164,6 +165,8 @@ class AdaBM(FixedBitScheme):
             for name, point in network.points.items()
             if isinstance(point.quantizer, AdaBMActivation)
         }
+        if not layers:  # all points are excluded
+            return
         deviations = torch.stack([statistics[name].deviation for name in layers])
         low, high = torch.quantile(deviations, deviations.new_tensor(LAYER_PERCENTILES))
         for (name, quantizer), deviation in zip(layers.items(), deviations, strict=True):

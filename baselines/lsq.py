@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.quantizers import PatchContext, QuantizerOutput, WeightQuantizer, constant_bits, straight_through
+from cadyq.quantizers.base import TINY
 from cadyq.quantizers.ranges import LearnedRange, SignAware
 from cadyq.schemes import FixedBitScheme
 
@@ -76,7 +77,8 @@ class LSQWeight(WeightQuantizer):
         self.step = nn.Parameter(torch.ones(1))
 
     def initialize(self, weight: Tensor) -> None:
-        self.step.data.fill_(2 * weight.abs().mean() / (2 ** (self.bits - 1) - 1) ** 0.5)
+        magnitude = weight.abs().mean().clamp_min(TINY)
+        self.step.data.fill_(2 * magnitude / (2 ** (self.bits - 1) - 1) ** 0.5)
 
     def forward(self, weight: Tensor) -> Tensor:
         half = 2 ** (self.bits - 1)

@@ -13,8 +13,9 @@ weights, against the FP32 network with
 Published code: its hooks detach the features, so the feature loss has no gradient. Here it has one.
 
 Departures: one histogram of all calibration patches instead of a running mean of bounds over batches. Weights start at
-their extremes. L1 is the mean in grey levels. Features are compared by norms over a whole sample. Learning rates are in
-units of a bound's own size (1e-2, cosine). Each stage has 500 steps of 8 patches. Patches are not flipped.
+their extremes. L1 is the mean in grey levels. Features are compared by norms over a whole sample. Learning rates are
+1e-2 with a cosine, in units of the distance of two bounds (activations) or of a bound's size (weights). Each stage has
+500 steps of 8 patches. Patches are not flipped.
 """
 
 from __future__ import annotations

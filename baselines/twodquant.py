@@ -14,9 +14,10 @@ by Adam at 1e-2, in 3000 steps of 32 LR patches.
 Published code: 4000 steps of 16 patches at a constant learning rate. Its feature loss is the mean square, with norms as
 constants. Tensors of attention are quantized too; convolutions stay in FP32.
 
-Departures: DOBI sees activations as a histogram of 2048 bins. Learning rates are in units of a bound's own size;
-absolute rates suit features near 1 only. Adam's second moment decays by 0.999. Patches are not flipped. Divided by
-C_i H_i W_i, the feature term is about 1e-5 of the first term. It is kept as printed.
+Departures: DOBI sees activations as a histogram of 2048 bins. Learning rates are in units of the distance of
+two bounds (activations) or of a bound's size (weights); absolute rates suit features near 1 only. Adam's second moment
+decays by 0.999. Patches are not flipped. Divided by C_i H_i W_i, the feature term is about 1e-5 of the first term. It
+is kept as printed.
 """
 
 from __future__ import annotations

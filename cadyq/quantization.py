@@ -19,6 +19,7 @@ from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
+from cadyq.utils.seeds import repeatable
 
 PATCHES = 64  # LR patches that calibration sees
 SIDE = 48  # of a patch, LR pixels
@@ -83,7 +84,8 @@ def quantize(
     parameter = next(network.parameters(), None)
     if parameter is not None:
         lr = lr.to(parameter.device)
-    return calibrated_on(fp32, scheme, lr, options).eval()
+    with repeatable():  # some schemes draw the start of what they learn
+        return calibrated_on(fp32, scheme, lr, options).eval()
 
 
 def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNetwork:
@@ -94,7 +96,10 @@ def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNet
     }
     everything = [name for group in names.values() for name in group]
     chosen = matching(exclude or [], everything)
-    plain.exclude([point for point, group in names.items() if chosen & set(group)])
+    excluded = [point for point, group in names.items() if chosen & set(group)]
+    if plain.points and len(excluded) == len(plain.points):
+        raise UserError(f"{network.name}: no layer is left to quantize; exclude fewer")
+    plain.exclude(excluded)
     return plain
 
 

@@ -104,7 +104,7 @@ def _zoo() -> tuple[list[str], list[str]]:
 
 def _remedy(row: Mapping[str, Any], error: UserError) -> str:
     """The remedy for a network of the zoo with an unknown scheme or backbone."""
-    model = row.get("calibrated_from", "")
+    model = row.get("calibrated_from", "") or row.get("builds_on", "")
     if model.startswith(spandrel.PREFIX):
         return f"it is no backbone of this project; give it as --model {model}"
     return f"{error} (or give its --plugin)"

@@ -81,6 +81,8 @@ class OutputErrors:
         self.ranges = {b: calibrated(parent, f"{MSE.name}:w{b}a{b}", statistics).eval() for b in CANDIDATES}
         self.network = calibrated(parent, MSE.name, statistics).eval()
         self.groups = groups_of(self.network)
+        if not self.groups:
+            raise UserError(f"{parent.name}: no layer is left to choose bits for; exclude fewer")
         for name in self.network.points.keys() - {name for group in self.groups for name in group}:
             self.network.points[name].quantizer = None
         with torch.no_grad():

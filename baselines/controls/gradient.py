@@ -78,14 +78,26 @@ def best_cuts(errors: Tensor, candidates: tuple[int, ...], mean_bits: float) -> 
         K - 1 indices in 0..N, ascending: the cuts of least error whose mean bits differ from `mean_bits` by at most one
             step of one patch.
     """
-    k, n = errors.shape
-    cuts = torch.combinations(torch.arange(n + 1), k - 1, with_replacement=True)
-    edges = F.pad(cuts, (1, 0), value=0)
-    edges = F.pad(edges, (0, 1), value=n)
-    sums = F.pad(errors.double().cumsum(1), (1, 0))
-    bits = torch.tensor(candidates, dtype=torch.float64)
-    mean = (edges.diff(dim=1) * bits).sum(1) / n
-    total = sum(sums[c, edges[:, c + 1]] - sums[c, edges[:, c]] for c in range(k))
-    wanted = min(max(mean_bits, candidates[0]), candidates[-1])
-    far = (mean - wanted).abs() > float(bits.diff().max()) / n
-    return cuts[torch.as_tensor(total).masked_fill(far, float("inf")).argmin()].tolist()
+    errors, n = errors.double().cpu(), errors.shape[1]
+    least = errors.new_full((n + 1, candidates[-1] * n + 1), torch.inf)
+    least[0, 0] = 0  # least error of the first i patches with s bits in all, (N + 1, S)
+    taken = [_extend(least, own, bits) for own, bits in zip(errors, candidates, strict=True)]
+    wanted = n * min(max(mean_bits, candidates[0]), candidates[-1])
+    far = (torch.arange(least.shape[1]) - wanted).abs() > float(torch.tensor(candidates).diff().max())
+    total, end = int(least[n].masked_fill(far, torch.inf).argmin()), n
+    cuts = []
+    for took, bits in zip(reversed(taken), reversed(candidates), strict=True):
+        while took[end, total]:
+            end, total = end - 1, total - bits
+        cuts.append(end)
+    return cuts[-2::-1]
+
+
+def _extend(least: Tensor, errors: Tensor, bits: int) -> Tensor:
+    """Let runs end with patches under one more candidate; return where that lowers the error, bool (N + 1, S)."""
+    took = torch.zeros_like(least, dtype=torch.bool)
+    for i, error in enumerate(errors, 1):
+        longer = F.pad(least[i - 1, :-bits], (bits, 0), value=torch.inf) + error
+        took[i] = longer < least[i]
+        least[i] = torch.minimum(least[i], longer)
+    return took

@@ -42,7 +42,7 @@ def save_model(
         packed: whether quantized weights are stored as packed integers. Such a network runs but cannot be trained. A
             network that was loaded packed stays packed.
         base: a file in the same folder. Tensors that are equal there are left out; its name and hash are stored.
-        parent: instead of `base`, the network it was calibrated from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
+        parent: instead of `base`, the network it comes from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
 
     Raises:
         UserError: a point has no range yet, `base` or `parent` cannot be read, or the file cannot be written.
@@ -125,8 +125,13 @@ def _base_tensors(path: Path, name: str) -> dict[str, Tensor]:
     return _all_tensors(_base_file(path, name))
 
 
+def base_name(path: Path) -> str:
+    """The name of the network that a file builds on; empty if it is complete."""
+    return read_tensors(path)[1].get("base", "")
+
+
 def builds_on(path: Path, model: str) -> bool:
-    """Whether a file holds the calibration of that network, named as for `load_model`."""
+    """Whether a file builds on that network, named as for `load_model`."""
     base_sha256 = read_tensors(path)[1].get("base_sha256")
     return base_sha256 is not None and base_sha256 == _base_sha256(path, model)
 

@@ -93,15 +93,16 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
 
     It is compressed against the FP32 network of its backbone if a zoo has one. The FP32 network itself and small files
     that build on another are not compressed. Of a calibrated network (`facts["calibrated_from"]`) only the calibration
-    is stored.
+    is stored, and of a trained foreign network (`facts["builds_on"]`) what training changed.
     """
     path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
     base = _file_in_zoo(facts["derived_from"]) if "derived_from" in facts else None
     parent = zoo_path(f"{zoo_name(network.name, network.scale, 'fp32')}.safetensors")
-    origin = facts.get("calibrated_from", "")
+    calibrated = facts.get("calibrated_from", "")
+    origin = calibrated or facts.get("builds_on", "")
     row = {"backbone": network.name, "scheme": scheme, "scale": network.scale}
     with _putting(folder, "networks", path.name, row) as part:
-        save_model(network, part, packed=not origin, base=base, parent=origin)
+        save_model(network, part, packed=not calibrated, base=base, parent=origin)
         whole = not origin and base is None and path.name != parent.name
         if whole and parent.exists() and _of_same_sizes(network, parent):
             compress(part, parent)

@@ -29,6 +29,7 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
+from cadyq.models.foreign import ForeignNetwork
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import SIDE
 from cadyq.quantizers.base import FULL_PRECISION
@@ -40,6 +41,7 @@ from cadyq.training.photographs import find_photographs, load_bank, open_bank_fi
 from cadyq.training.recipes import Recipe, load_recipe
 from cadyq.training.start import (
     Start,
+    authors_name,
     bank_patches,
     calibration_network,
     load_parent,
@@ -233,6 +235,8 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
         "processes": processes.count,
         "mixed_precision": args.amp,
     }
+    if isinstance(parent.network, ForeignNetwork):
+        provenance["builds_on"] = authors_name(parent)
     if args.bank_on_device:
         training = on_device(training, device)
     settings = Settings(args.workers, args.amp, args.checkpoint_seconds)

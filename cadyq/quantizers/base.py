@@ -18,6 +18,7 @@ Granularity = Literal["tensor", "channel"]
 
 FULL_PRECISION = 32
 MIN_BITS, MAX_BITS = 2, 8
+TINY = 1e-8  # smallest range of a feature map or weight; those that are zero everywhere get it
 
 # Start of a trained clipping bound as a share of the largest calibrated value, by bit-width. A tighter range suits
 # fewer levels. The shares were measured on CARN-M before any training.
@@ -70,8 +71,8 @@ class PointStatistics:
 
     @property
     def max_abs(self) -> Tensor:
-        """The largest magnitude that calibration saw, a scalar."""
-        return self.minimum.abs().maximum(self.maximum.abs())
+        """The largest magnitude that calibration saw, a scalar; at least `TINY`, so that no range is empty."""
+        return self.minimum.abs().maximum(self.maximum.abs()).clamp_min(TINY)
 
     @property
     def bin_centers(self) -> Tensor:
@@ -216,7 +217,7 @@ class TanhWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         squashed = weight.tanh()
-        largest = squashed.abs().amax()
+        largest = squashed.abs().amax().clamp_min(TINY)
         unit = squashed / (2 * largest) + 0.5
         return (2 * straight_through(unit, quantize_unit(unit, self.bits)) - 1) * largest
 

@@ -13,7 +13,10 @@ from cadyq.quantizers.functional import fake_quantize_offset
 
 
 class BoundedActivation(ActivationQuantizer):
-    """`fake_quantize_offset` between two bounds. Subclasses define where the bounds start."""
+    """`fake_quantize_offset` between two bounds. Subclasses define where the bounds start.
+
+    The learning rate of both bounds is in units of their distance, so that a bound that starts at 0 learns too.
+    """
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -28,6 +31,9 @@ class BoundedActivation(ActivationQuantizer):
         low, high = self.clipping_bounds(statistics)
         self.low.data.copy_(low)
         self.high.data.copy_(high)
+
+    def learning_unit(self, parameter: str) -> float:
+        return float(self.high.detach() - self.low.detach())
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         return QuantizerOutput(fake_quantize_offset(x, self.low, self.high, self.bits), constant_bits(x, self.bits))

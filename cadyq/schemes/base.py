@@ -193,6 +193,7 @@ def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
     if scheme.outer_bits != FULL_PRECISION:
         check_bits("outer_bits", scheme.outer_bits)
         network.add_outer_points()
+    device = next((parameter.device for parameter in network.parameters()), None)
     network.scheme = scheme
     left_out = {layer for name in network.excluded for layer in network.points[name].layers}
     outer = {layer for point in network.points.values() if point.outer for layer in point.layers}
@@ -202,6 +203,7 @@ def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
         layer.weight_quantizer = None if layer in left_out else _weight_quantizer(scheme, layer in outer)
         if layer.weight_quantizer is not None:
             layer.weight_quantizer.prepare(layer.rows(layer.weight))
+    network.to(device)  # new quantizers are made on the CPU
     scheme.assign_bits(network)
 
 

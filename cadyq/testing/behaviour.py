@@ -146,6 +146,13 @@ def extreme_features(subject: Subject) -> Iterator[Fault]:
     yield from _not_finite(*watch(subject.network, lr, maps), list(kinds))
 
 
+@torch.no_grad()
+def dead_layers(subject: Subject) -> Iterator[Fault]:
+    """Layers whose weights are zero, and points where calibration saw zeros alone."""
+    sr, seen = watch(subject.dead(), subject.lr)
+    yield from _not_finite(sr, seen, ["a network whose quantized weights are zero"] * len(sr))
+
+
 def gradients(subject: Subject) -> Iterator[Fault]:
     """Of a trained scheme: every weight, range and selector gets a gradient, and layers before a point do."""
     if not subject.scheme.trained:

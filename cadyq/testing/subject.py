@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,17 @@ def _plain(cls: type[SRNetwork], backbone: str, scale: int = SCALE) -> SRNetwork
 @lru_cache
 def _statistics(cls: type[SRNetwork], backbone: str, scale: int) -> dict[str, PointStatistics]:
     return observe(_plain(cls, backbone, scale), patches(16))
+
+
+@lru_cache
+def _dead(cls: type[SRNetwork], backbone: str, scale: int) -> tuple[SRNetwork, dict[str, PointStatistics]]:
+    """The small backbone with zeros for all quantized weights and their biases, and its statistics."""
+    network = copy.deepcopy(_plain(cls, backbone, scale))
+    for point in network.points.values():
+        for layer in point.layers:
+            for parameter in layer.parameters():
+                parameter.data.zero_()
+    return network, observe(network, patches(16))
 
 
 def backbones_to_check() -> list[str]:
@@ -200,15 +212,22 @@ class Subject:
 
     def _build(self) -> SRNetwork:
         cls = BACKBONES.get(self.backbone)
-        parent = _plain(cls, self.backbone, self.scale)
-        network = with_scheme(parent, SCHEMES.get(self.case.scheme)(**self.case.options))
-        initialize(network, _statistics(cls, self.backbone, self.scale))
+        network = self._calibrated(_plain(cls, self.backbone, self.scale), _statistics(cls, self.backbone, self.scale))
         generator = torch.Generator().manual_seed(5)
         for point in network.points.values():
             for name, value in point.quantizer.named_parameters() if point.quantizer else ():
                 if point.quantizer is not None and point.quantizer.learning_role(name) == "selector":
                     value.data.copy_(torch.randn(value.shape, generator=generator) * 0.3)
         return network.eval()
+
+    def _calibrated(self, parent: SRNetwork, statistics: dict[str, PointStatistics]) -> SRNetwork:
+        network = with_scheme(parent, SCHEMES.get(self.case.scheme)(**self.case.options))
+        initialize(network, statistics)
+        return network.eval()
+
+    def dead(self) -> SRNetwork:
+        """The scheme on the backbone with zeros for all quantized weights, so that many points see zeros alone."""
+        return self._calibrated(*_dead(BACKBONES.get(self.backbone), self.backbone, self.scale))
 
     @cached_property
     def run(self) -> tuple[Tensor, dict[str, Seen]]:

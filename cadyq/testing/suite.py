@@ -35,6 +35,7 @@ CHECKS = (
     Check("takes images of any size", behaviour.odd_sizes),
     Check("stays finite on black and saturated images", behaviour.extreme_images),
     Check("stays finite on unusual feature maps", behaviour.extreme_features),
+    Check("stays finite with weights of zero", behaviour.dead_layers),
     Check("gives a gradient to all that is trained", behaviour.gradients),
     Check("is written and read back the same", behaviour.label),
 )

@@ -72,10 +72,10 @@ class AttentionTaps:
             hook.remove()
 
     def _keep_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.features.append(inputs[0])
+        self.features.append(inputs[0].clone())
 
     def _keep_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self.branches.append(output)
+        self.branches.append(output.clone())  # the network may add its shortcut into it
 
 
 def _lacks(network: SRNetwork, what: str, key: str) -> str:

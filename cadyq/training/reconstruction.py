@@ -30,6 +30,7 @@ from cadyq.schemes.specs import parse_scheme
 from cadyq.schemes.tuning import Role, Stage, Step
 from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
 from cadyq.utils.errors import UserError
+from cadyq.utils.seeds import repeatable
 
 OnStep = Callable[[str, int], object]  # called after each step with the stage's name and the planned steps in all
 
@@ -70,7 +71,7 @@ def calibrate(
         seconds: time limit of the tuning.
         steps: steps of each stage; by default the scheme's own.
         batch: patches a step; by default the scheme's own.
-        seed: seed of the patches in each step.
+        seed: seed of the patches in each step, and of a random start.
         on_step: called after each step with the name of the stage and the `planned_steps` of all stages.
 
     Returns:
@@ -82,7 +83,8 @@ def calibrate(
     name, options, _ = parse_scheme(spec)
     fp32 = parent.without_scheme().eval()
     scheme = SCHEMES.get(name)(**options).with_chosen_bits(fp32, patches)
-    network = calibrated_on(fp32, name, patches, scheme.options()).eval()
+    with repeatable(seed):
+        network = calibrated_on(fp32, name, patches, scheme.options()).eval()
     stages = [replace(s, steps=steps or s.steps, batch=batch or s.batch) for s in scheme.stages()]
     return network, tune(network, fp32, patches, stages, seconds=seconds, seed=seed, on_step=on_step)
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import load_model, resolve
+from cadyq.checkpoints.io import base_name, load_model, resolve
 from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.tensors import network_sha256
+from cadyq.models import spandrel
+from cadyq.models.foreign import ForeignNetwork
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import PATCHES as CALIBRATION_PATCHES
 from cadyq.quantization import SIDE as CALIBRATION_SIDE
@@ -111,7 +113,7 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
         return Start(load_model(parent.name), parent.name, parent.facts)
     if source is None and plain(network) and "sha256" in parent.facts:
         return Start(load_model(parent.name), parent.name, parent.facts)  # the FP32 network that is to be quantized
-    source = source or fp32_name(network.name, network.scale)
+    source = source or authors_name(parent) or fp32_name(network.name, network.scale)
     teacher = load_model(source)
     wanted = [teacher.scale == network.scale, teacher.name == network.name or not recipe.transfers_attention]
     if not all(wanted):
@@ -120,6 +122,18 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
             f"x{network.scale} in recipe {recipe.name!r}; give another --teacher"
         )
     return Start(teacher, source, file_facts(source))
+
+
+def authors_name(start: Start) -> str:
+    """The name of the authors' network that the file of a foreign network builds on; empty for a backbone.
+
+    Only their code builds such a network, so the file of a training needs it too.
+    """
+    if not isinstance(start.network, ForeignNetwork):
+        return ""
+    if start.name.startswith(spandrel.PREFIX):
+        return f"{spandrel.PREFIX}{resolve(start.name).resolve()}"
+    return start.name if start.name.startswith(published.PREFIX) else base_name(resolve(start.name))
 
 
 def file_facts(source: str) -> dict[str, Any]:

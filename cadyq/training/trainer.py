@@ -256,7 +256,7 @@ class Trainer:
         path = self.out / "model.safetensors"
         if self.processes.first:
             self.bit_controller.warn_if_missed(self.history.rows[-1]["held_out_fab"])
-            save_model(self.measured.eval(), path)
+            save_model(self.measured.eval(), path, parent=self.provenance.get("builds_on", ""))
             facts = self.provenance | {
                 "recipe": asdict(self.recipe),
                 "seed": self.seed,

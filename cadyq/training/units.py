@@ -24,27 +24,41 @@ class _SeenEnoughError(Exception):
 
 
 def quantized_layers(network: SRNetwork) -> list[str]:
-    """Dotted names of the layers whose weights are quantized, in the order of the modules."""
-    return [name for layer, name in network.layer_names.items() if layer.weight_quantizer is not None]
+    """Dotted names of the layers whose weights the scheme quantizes, in the order of the modules.
+
+    Outer layers, which have the same quantizers under every scheme, are not among them.
+    """
+    outer = _outer_parts(network)
+    return [
+        name for layer, name in network.layer_names.items() if layer.weight_quantizer is not None and layer not in outer
+    ]
 
 
 def blocks_of(network: SRNetwork) -> list[str]:
-    """Dotted names of the blocks that quantize something, in the order of the modules.
+    """Dotted names of the blocks in which the scheme quantizes something, in the order of the modules.
 
-    A block is an outermost module other than a container. If there is only one, its children are the blocks.
+    A block is an outermost module other than a container. If there is only one, its children are the blocks. Outer
+    layers do not count.
     """
+    outer = _outer_parts(network)
     root, prefix = (network.network, "network.") if isinstance(network, ForeignNetwork) else (network, "")
-    found = [*_blocks(root, prefix)]
+    found = [*_blocks(root, prefix, outer)]
     while len(found) == 1 and not isinstance(network.get_submodule(found[0]), QuantizedLayer):
-        found = [*_blocks(network.get_submodule(found[0]), f"{found[0]}.")]
+        found = [*_blocks(network.get_submodule(found[0]), f"{found[0]}.", outer)]
     return found
 
 
-def _blocks(module: nn.Module, prefix: str) -> Iterator[str]:
+def _outer_parts(network: SRNetwork) -> set[nn.Module]:
+    """The points and layers that only `outer_bits` quantizes."""
+    points = [point for point in network.points.values() if point.outer]
+    return {part for point in points for part in (point, *point.layers)}
+
+
+def _blocks(module: nn.Module, prefix: str, outer: set[nn.Module]) -> Iterator[str]:
     for name, child in module.named_children():
         if isinstance(child, LISTS):
-            yield from _blocks(child, f"{prefix}{name}.")
-        elif any(_quantizes(part) for part in child.modules()):
+            yield from _blocks(child, f"{prefix}{name}.", outer)
+        elif any(_quantizes(part) for part in child.modules() if part not in outer):
             yield f"{prefix}{name}"
 
 
@@ -56,14 +70,14 @@ def _quantizes(module: nn.Module) -> bool:
 
 @contextmanager
 def watched(network: SRNetwork, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the block, every forward stores the outputs of the named modules in the dictionary, if they are
-    tensors.
+    """Within the block, every forward stores copies of the outputs of the named modules in the dictionary, if they
+    are tensors.
     """
     seen: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
         if isinstance(output, Tensor):
-            seen[name] = output
+            seen[name] = output.clone()  # what follows may write into it
 
     handles = [
         network.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))

@@ -387,3 +387,15 @@ def test_dorefa_weight_keeps_its_largest_and_its_sign_symmetry(bits: int, seed: 
     value = TanhWeight(bits)(weight)
     assert float(value.abs().max()) == pytest.approx(float(weight.tanh().abs().max()), rel=1e-5)
     torch.testing.assert_close(TanhWeight(bits)(-weight), -value, rtol=1e-4, atol=2 * spread / 2**bits)
+
+
+@pytest.mark.parametrize("scheme", cadyq.list_schemes())
+def test_quantizers_are_on_the_device_of_the_network(scheme: str) -> None:
+    parent = cadyq.create_model("edsr", n_feats=8, n_resblocks=1).to("meta")
+    network = with_scheme(parent, SCHEMES.get(scheme)())
+    left = [
+        name
+        for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers())
+        if tensor.device.type != "meta"
+    ]
+    assert not left

@@ -16,11 +16,11 @@ from baselines.adaround import reconstruction
 from baselines.brecq import BRECQ
 from baselines.ptq4sr import output_and_features
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers import RoundedWeight
+from cadyq.quantizers import PatchContext, RoundedWeight
 from cadyq.schemes import Scheme, Stage, Step, normalized_distance
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.training.reconstruction import calibrate, planned_steps, shares, tune
-from cadyq.training.units import Passage, blocks_of, quantized_layers
+from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
 from cadyq.utils.errors import UserError
 
 
@@ -221,3 +221,46 @@ def test_schemes_tune_nothing_by_default(plain: SRNetwork, lr: Tensor) -> None:
     with torch.no_grad():
         assert torch.equal(network(lr), calibrated_on(plain, "minmax:w4a4", lr).eval()(lr))
     assert BRECQ.tuned and not network.scheme.tuned
+
+
+def test_outer_layers_are_not_reconstructed(plain: SRNetwork, lr: Tensor) -> None:
+    alone, whole = (calibrated_on(plain, f"adaround:w4a4{more}", lr) for more in ("", ",outer_bits=8"))
+    assert blocks_of(whole) == blocks_of(alone) and quantized_layers(whole) == quantized_layers(alone)
+
+
+def test_watched_outputs_are_copies() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x).add_(1)  # type: ignore[no-any-return]
+
+    network = Adds()
+    with watched(network, ["part"]) as seen:  # type: ignore[arg-type]
+        network(torch.zeros(2))
+    assert torch.equal(seen["part"], torch.zeros(2))
+
+
+@pytest.mark.parametrize("scheme", ["twodquant", "ptq4sr", "brecq", "adabm"])
+def test_a_bound_that_starts_at_zero_learns(scheme: str, plain: SRNetwork, lr: Tensor) -> None:
+    network = calibrated_on(plain, f"{scheme}:w4a4", lr)
+    quantizer = network.points["blocks.0.middle"].quantizer  # after a ReLU
+    assert quantizer is not None and float(quantizer.get_parameter("low").detach()) == 0
+    assert quantizer.learning_unit("low") == quantizer.learning_unit("high") > 0
+
+
+def test_brecq_keeps_zero_as_a_level(plain: SRNetwork, lr: Tensor) -> None:
+    network, _ = calibrate(plain, "brecq:w4a4", lr, steps=2)
+    for point in network.points.values():
+        assert point.quantizer is not None
+        zeros = torch.zeros(1, point.channels, 4, 4)
+        assert not point.quantizer(zeros, PatchContext(lr[:1])).value.any()
+
+
+def test_a_random_start_repeats(plain: SRNetwork, lr: Tensor) -> None:
+    before = torch.get_rng_state()
+    first, second = (cadyq.quantize(plain, "ddtb:w4a4", lr).state_dict() for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert torch.equal(before, torch.get_rng_state())

@@ -16,12 +16,14 @@ import pytest
 import torch
 
 import cadyq
+from analysis.run import models
 from cadyq.commands.train import bank_of, build_parser, main, recipe_of, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import sha256_file, write_png
 from cadyq.training.distributed import Processes
 
 Start = Callable[..., Any]  # `Program` of conftest.py
+WriteTheirs = Callable[[Path, pytest.MonkeyPatch], None]
 STEPS = 24
 OPTIONS = {
     "pams": ["--recipe", "finetune", "--scheme", "pams:w4a4"],
@@ -270,3 +272,25 @@ def test_wrong_commands_end_with_one_line(
     assert main() == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and re.search(message, error), error
+
+
+def test_a_trained_foreign_network_comes_back_from_its_file_and_is_measured(
+    folder: Path, tmp_path: Path, write_theirs: WriteTheirs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "theirs.pth"
+    write_theirs(file, monkeypatch)
+    model = f"spandrel:{file}"
+    command = ["--model", model, "--recipe", "finetune", "--scheme", "pams:w4a4", "--threads", "1", "--steps", "2"]
+    command += ["--data-root", str(folder / "photographs"), "--cache", str(tmp_path / "cache")]
+    command += ["--set", "batch=2", "lr_patch=12", "--zoo", str(tmp_path / "zoo")]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    (source,) = models.sources([model], ["pams:w4a4"], 4, None)
+    assert not source.reason and source.files == (tmp_path / "zoo" / "theirs_x4_pams_w4a4.safetensors",)
+    lr = torch.rand(1, 3, 12, 12) * 255
+    with torch.no_grad():
+        trained = cadyq.load_model(tmp_path / "run" / "model.safetensors")
+        assert not torch.equal(trained(lr), cadyq.load_model(model)(lr))
+        assert torch.equal(models.load(source)(lr), trained(lr))
+    again = [*command[2:], "--model", str(tmp_path / "run" / "model.safetensors"), "--out", str(tmp_path / "more")]
+    assert main(again) == 0
+    assert cadyq.load_model(tmp_path / "more" / "model.safetensors").name == "theirs"

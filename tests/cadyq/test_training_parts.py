@@ -1,6 +1,7 @@
 """Parts of the trainer: recipes and their inheritance, schedules, losses, moving average, prefetching, rates."""
 
 import copy
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import Scheme
 from cadyq.schemes.bit_selector import channel_std, subsample
 from cadyq.testing.models import calibrated_model
+from cadyq.testing.subject import small_sizes
 from cadyq.training.bit_controller import bit_loss, growing_weight
 from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.distributed import Processes
@@ -454,3 +456,19 @@ def test_a_cache_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"photo\.png: is a file, and the cache needs a folder"):
         load_bank([], 4, 8, file)
     assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("backbone", ["edsr", "srresnet", "carn", "carn_m", "idn", "imdn", "rlfn"])
+def test_branches_are_kept_as_they_leave_their_module(backbone: str) -> None:
+    """A network may add its shortcut into the output of a branch, in place."""
+    torch.manual_seed(0)
+    network = calibrated_model(backbone, "fp32", **small_sizes(backbone))
+    modules = dict(network.named_modules())
+    branches = [name for name in modules if any(fnmatchcase(name, pattern) for pattern in network.branches)]
+    left: list[Tensor] = []
+    for name in branches:
+        modules[name].register_forward_hook(lambda *given: left.append(given[2].clone()))
+    with AttentionTaps(network, load_recipe("paper")) as taps, torch.no_grad():
+        network(torch.rand(1, 3, SIDE, SIDE) * 255)
+    assert len(left) == len(taps.branches) > 0
+    assert all(torch.equal(a, b) for a, b in zip(left, taps.branches, strict=True))
