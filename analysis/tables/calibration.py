@@ -24,13 +24,14 @@ PUBLISHED_NOTE = (
     "As printed; not measured here. Other full-precision networks and other layers in FP32: only a drop can be "
     "compared, and it is given where the paper's own full-precision value was read."
 )
-NETWORK = ["backbone", "scheme"]
+NETWORK = ["scale", "backbone", "scheme"]
 
 
 def efforts(folder: Path) -> pd.DataFrame:
-    """The effort of calibration by network and scheme: images, patches, seconds, and size of the file in kilobytes."""
+    """The effort of calibration by scale, network and scheme: images, patches, seconds, and size of the file in kilobytes."""
     rows = [
         {
+            "scale": row["scale"],
             "backbone": row["backbone"],
             "scheme": row["scheme"],
             "images": row["images"],
@@ -46,7 +47,7 @@ def efforts(folder: Path) -> pd.DataFrame:
 
 
 def measured(df: pd.DataFrame) -> pd.DataFrame:
-    """A row for each (backbone, scheme, dataset) of the image-wise records: PSNR, drop against FP32, FAB, BitOPs."""
+    """A row for each (scale, backbone, scheme, dataset) of the image-wise records: PSNR, drop against FP32, FAB, BitOPs."""
     part = summary(df[df["mode"] == MODE])
     return part[[*NETWORK, "dataset", "psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g"]]
 
@@ -61,8 +62,9 @@ def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
 def texts(table: pd.DataFrame) -> pd.DataFrame:
     """The printed table: a row for each network and scheme, a column for each dataset."""
     rows: list[dict[str, str]] = []
-    for (backbone, scheme), part in table.groupby(NETWORK, sort=False):
-        row = {"Network": str(backbone), "Scheme": str(scheme)}
+    several = table["scale"].nunique() > 1
+    for (scale, backbone, scheme), part in table.groupby(NETWORK, sort=False):
+        row = {"Network": f"{backbone} x{scale}" if several else str(backbone), "Scheme": str(scheme)}
         row |= {f"{one['dataset']} dB": f"{one['psnr_db']:.2f}" for one in part.to_dict("records")}
         row |= {f"drop on {one['dataset']}": _drop(one, scheme) for one in part.to_dict("records")}
         first = part.iloc[0]

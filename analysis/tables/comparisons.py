@@ -35,8 +35,11 @@ FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"
 EQUAL_BITOPS = "against fixed bits of equal BitOPs, selector counted"
 # activation bits between two points of the curve of fixed bits; PSNR is concave in bits, so a chord over more bits lies
-# far below the curve. Comparisons at equal FAB need no limit: both networks are compared with the same chord.
+# far below the curve
 WIDEST_GAP = 2
+# bits between the FABs of two networks that are compared "at equal FAB"; a lead over fixed bits grows as FAB falls, so
+# leads of networks further apart cannot be compared
+MOST_APART = 0.3
 EQUAL_FAB = "against other ways to choose, at equal FAB"
 CAPTURED = f"share of the lead of the oracle over {FLOOR}"
 
@@ -222,7 +225,7 @@ class _Group:
         return None if fixed is None else psnr(rows) - fixed.psnr
 
     def _against_controls(self, scheme: str) -> Iterator[Comparison]:
-        """Both may differ in FAB, so their gains over fixed bits of their own FAB are compared."""
+        """Their FABs differ a little, so their gains over fixed bits of their own FAB are compared."""
         rows = self.networks[scheme]
         lead = self._lead(scheme, rows)
         if lead is None:
@@ -230,7 +233,7 @@ class _Group:
         for name in self.networks:
             other = self._aligned(name, rows) if is_control(name, scheme, self.roles) else None
             other_lead = None if other is None else self._lead(name, other)
-            if other is not None and other_lead is not None:
+            if other is not None and other_lead is not None and abs(fab(rows) - fab(other)) <= MOST_APART:
                 interval = paired_bootstrap(lead, other_lead)
                 yield self._one(EQUAL_FAB, scheme, name, (fab(other), bitops(other)), interval)
 
@@ -357,12 +360,12 @@ def _text(row: dict[Hashable, Any]) -> str:
 
 
 COMPARISONS_NOTE = (
-    f"Each row: mean difference and {LEVEL:.0%} interval (percentile bootstrap paired over images, {RESAMPLES} "
+    f"Each row: mean difference and {LEVEL:.0%} interval (bootstrap paired over images, widened for small sets, {RESAMPLES} "
     f"resamples, seed {SEED}). An interval that contains 0 means that the images show no difference. FAB: of the "
     f"network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR interpolated "
     "between the two nearest activation bit-widths; the rows at equal BitOPs need widths that are at most "
-    f"{WIDEST_GAP} bits apart. Equal FAB: each of the two networks is compared with fixed bits of its own FAB, and the "
-    "row is the difference of these gains. A scheme without controls on its own weights is compared with controls on "
+    f"{WIDEST_GAP} bits apart. Equal FAB: two networks whose FABs differ by at most {MOST_APART} bits; each is compared "
+    "with fixed bits of its own FAB, and the row is the difference of these gains. A scheme without controls on its own weights is compared with controls on "
     "other weights. FAB and BitOPs saved (selector counted) are over all images, or over the "
     "last dataset with a value if a network was not measured on all."
 )

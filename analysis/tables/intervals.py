@@ -1,4 +1,10 @@
-"""Confidence intervals of paired differences."""
+"""Confidence intervals of paired differences: a percentile bootstrap, widened for small sets.
+
+The percentile bootstrap is too narrow for few images: of five it covers the true mean in 85 % of cases, not 95 %. Its
+spread lacks the factor sqrt(n / (n - 1)), and its quantiles are those of a normal distribution instead of Student's
+(Hesterberg, What Teachers Should Know About the Bootstrap, 2015, Sec. 4). So both ends are moved away from the mean by
+the factor t / z sqrt(n / (n - 1)): 1.58 for 5 images, 1.02 for 100.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -57,7 +64,7 @@ def paired_bootstrap(
     level: float = LEVEL,
     seed: int = SEED,
 ) -> Interval:
-    """Percentile bootstrap of mean(a - b), where ``a[i]`` and ``b[i]`` were measured on the same image.
+    """Widened bootstrap of mean(a - b), where ``a[i]`` and ``b[i]`` were measured on the same image.
 
     Images are resampled, so both schemes always have the same ones. Equal values differ by 0, even if they are infinite
     (PSNR of identical images). If one value of a pair is infinite, so are the mean and possibly the ends. With infinite
@@ -67,7 +74,7 @@ def paired_bootstrap(
         a: a value for each image, shape (n,), n >= 1. With n = 1 the interval has no width.
         b: values of the other scheme, shape (n,).
         resamples: number of resamples, >= 1.
-        level: share of resampled means inside the interval, in (0, 1).
+        level: confidence level, in (0, 1).
         seed: seed of the random generator. The same seed gives the same interval.
 
     Raises:
@@ -87,13 +94,23 @@ def paired_bootstrap(
 
 @lru_cache(maxsize=4096)  # tables, plots and report of a run ask for the same intervals
 def _interval_of_mean(values: bytes, resamples: int, level: float, seed: int) -> Interval:
-    """Percentile bootstrap of the mean of float64 values."""
+    """Widened bootstrap of the mean of float64 values."""
     difference = np.frombuffer(values)
     with np.errstate(invalid="ignore"):
         means = difference[_picks(difference.size, resamples, seed)].mean(axis=1)
         # An order statistic, not an interpolation: interpolating between infinities would give NaN.
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
-        return Interval(float(difference.mean()), float(low), float(high))
+        return _widened(Interval(float(difference.mean()), float(low), float(high)), difference.size, level)
+
+
+def _widened(interval: Interval, count: int, level: float) -> Interval:
+    """The percentile interval of `count` values with its ends moved away from the mean; infinite ends stay."""
+    if count == 1:
+        return interval
+    upper = (1 + level) / 2
+    factor = float(stdtrit(count - 1, upper) / ndtri(upper)) * math.sqrt(count / (count - 1))
+    mean, *ends = interval
+    return Interval(mean, *(mean + factor * (end - mean) if math.isfinite(end - mean) else end for end in ends))
 
 
 def ratio_bootstrap(
@@ -103,7 +120,7 @@ def ratio_bootstrap(
     level: float = LEVEL,
     seed: int = SEED,
 ) -> Interval:
-    """Percentile bootstrap of mean(a) / mean(b), where ``a[i]`` and ``b[i]`` belong to the same image.
+    """Widened bootstrap of mean(a) / mean(b), where ``a[i]`` and ``b[i]`` belong to the same image.
 
     Args:
         a: a finite value for each image, shape (n,), n >= 1.
@@ -122,7 +139,7 @@ def ratio_bootstrap(
     with np.errstate(invalid="ignore", divide="ignore"):
         ratios = a[picks].mean(axis=1) / b[picks].mean(axis=1)
         low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="closest_observation")
-        return Interval(float(a.mean() / b.mean()), float(low), float(high))
+        return _widened(Interval(float(a.mean() / b.mean()), float(low), float(high)), a.size, level)
 
 
 def paired_drop(

@@ -152,7 +152,7 @@ def caption(df: pd.DataFrame, mode: str, manifest: Mapping[str, Any] | None = No
         "BitOPs: MACs x weight bits x activation bits, in G for a 1280x720 output"
         + (f", overlap of tiles counted (at most {overlap:.1%} of the work). " if overlap > 0 else ". ")
         + f"Drop: PSNR minus that of {REFERENCE} on the same backbone, in dB, with a {LEVEL:.0%} interval "
-        f"(percentile bootstrap paired over images, {RESAMPLES} resamples, seed {SEED})."
+        f"(bootstrap paired over images, widened for small sets, {RESAMPLES} resamples, seed {SEED})."
         + (f" {EXTENT_NOTE}" if holds_both(part["scheme"]) else "")
     )
 

@@ -2,12 +2,14 @@
 
     python results/content/contest.py
 
-writes comparisons.csv: the rows of `analysis.tables.comparisons`, in which bits by layer (`profiles:layers`) count as a
-control. A scheme minus that control, at equal FAB, is then what its choice by content gains. The main rows are printed.
+writes comparisons.csv: the rows of `analysis.tables.comparisons`, in which bits by layer (`profiles:layers` at 4.5 bits
+and `profiles:layers_fab5`) count as controls. A scheme minus the control of equal FAB is then what its choice by
+content gains. The main rows are printed.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -21,15 +23,15 @@ from analysis.tables.summary import MISSING, OVERALL, markdown_lines
 
 FOLDER = Path(__file__).parent
 RUNS = (FOLDER.parent / "paper", FOLDER / "carn_m")
-LAYERS = "profiles:layers"
-SHOWN = {FULL_PRECISION: "fp32", EQUAL_BITOPS: "pams:w8a*", EQUAL_FAB: LAYERS}
+LAYERS = ("profiles:layers", "profiles:layers_fab5")
+SHOWN = {FULL_PRECISION: ("fp32",), EQUAL_BITOPS: ("pams:w8a*",), EQUAL_FAB: LAYERS}
 
 
 def compared() -> pd.DataFrame:
     """All comparisons on all backbones, of the first training of each network."""
     df = pd.concat([store.load(run) for run in RUNS], ignore_index=True)
     known = {spec: role for run in RUNS for spec, role in from_manifest(store.read_manifest(run)).items()}
-    known[LAYERS] = Role(LAYERS, weight_bits=8, dynamic=True, control=True)
+    known |= {name: Role(name, weight_bits=8, dynamic=True, control=True) for name in LAYERS}
     return comparisons(first_trainings(df[df["mode"] == "patch"]), known)
 
 
@@ -41,7 +43,7 @@ def shown(found: pd.DataFrame) -> str:
     for (backbone, scheme), own in found.groupby(["backbone", "scheme"], sort=False):
         cells = {}
         for kind, against in SHOWN.items():
-            for row in own[(own["kind"] == kind) & (own["against"] == against)].to_dict("records"):
+            for row in own[(own["kind"] == kind) & own["against"].isin(against)].to_dict("records"):
                 cells[kind, row["dataset"]] = f"{Interval(row['mean'], row['low'], row['high']):+.3f}"
         fab = f"{own[own['dataset'] == OVERALL]['fab'].iloc[0]:.2f}"
         texts = [cells.get((kind, OVERALL), MISSING) for kind in SHOWN]
@@ -59,6 +61,7 @@ def shown(found: pd.DataFrame) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = compared()
     found.to_csv(FOLDER / "comparisons.csv", index=False, lineterminator="\n", float_format="%.5f")
     print(shown(found))

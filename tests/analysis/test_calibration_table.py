@@ -72,3 +72,16 @@ def test_a_drop_needs_the_papers_own_full_precision() -> None:
 def test_a_run_without_records_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--zoo", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_effort_at_another_scale_is_another_row(run: Path) -> None:
+    manifest = json.loads((run / "zoo/manifest.json").read_text())
+    manifest["networks"].append(manifest["networks"][0] | {"scale": 2, "seconds": 999})
+    (run / "zoo/manifest.json").write_text(json.dumps(manifest))
+    df = load(run / "run")
+    assert len(joined(df, run / "zoo")) == len(
+        joined(df, run / "zoo").drop_duplicates(["backbone", "scheme", "dataset"])
+    )
+    at_both = texts(joined(pd.concat([df, df.assign(scale=2)]), run / "zoo"))
+    assert at_both.loc[("edsr x4", "pams:w4a4"), "Seconds"] == "61"
+    assert at_both.loc[("edsr x2", "pams:w4a4"), "Seconds"] == "999"

@@ -92,10 +92,15 @@ def test_fixed_bits_far_apart_are_not_interpolated() -> None:
 
 
 def test_a_control_of_another_fab_is_compared_by_its_lead_over_fixed_bits() -> None:
-    # random: 0.02 dB behind fixed bits of its own FAB (4.5); CADyQ is 0.02 ahead of those of its own (5.5)
-    line = _line(comparisons(_frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})), EQUAL_FAB, "random")
+    # random: 0.02 dB behind fixed bits of its own FAB (5.25); CADyQ is 0.02 ahead of those of its own (5.5)
+    line = _line(comparisons(_frame(FIXED | CADYQ | {"random": (0.145, 5.25, 52.5, 0.0)})), EQUAL_FAB, "random")
     assert line["mean"] == pytest.approx(0.04)
-    assert line["fab_against"] == 4.5
+    assert line["fab_against"] == 5.25
+
+
+def test_networks_of_clearly_different_fab_are_not_compared_at_equal_fab() -> None:
+    table = comparisons(_frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)}))
+    assert EQUAL_FAB not in set(table["kind"])
 
 
 def test_share_of_the_oracle() -> None:
@@ -174,9 +179,10 @@ def test_every_scheme_that_chooses_bits_is_compared_by_what_was_measured() -> No
     assert set(table["scheme"]) == {"cadyq", "static", *VARYING}
     for scheme in ("static", *VARYING):
         own = table[(table["scheme"] == scheme) & (table["dataset"] == "Set5")]
-        assert {FULL_PRECISION, EQUAL_BITOPS, EQUAL_FAB} <= set(own["kind"]), scheme
-    controls = table[(table["scheme"] == "mine") & (table["kind"] == EQUAL_FAB)]
-    assert set(controls["against"]) == {"static", "random"}
+        assert {FULL_PRECISION, EQUAL_BITOPS} <= set(own["kind"]), scheme
+    at_equal_fab = table[table["kind"] == EQUAL_FAB]
+    assert set(at_equal_fab[at_equal_fab["scheme"] == "mine"]["against"]) == {"static", "random"}
+    assert "adabm:w8a6" not in set(at_equal_fab["scheme"])  # no control has about 6 bits
 
 
 def test_a_scheme_that_names_itself_dynamic_is_compared_where_its_bits_happen_to_be_alike() -> None:
@@ -231,7 +237,7 @@ def test_a_plugins_dynamic_scheme_is_compared_on_real_records(tmp_path: Path) ->
     command += ["--datasets", "Tiny", "--data-root", str(tmp_path), "--modes", "image", "--out", str(out)]
     assert run_all.main(command) == 0
     table = pd.read_csv(out / "tables/comparisons.csv").query("scheme == 'grad:w8a8'")
-    assert {FULL_PRECISION, EQUAL_BITOPS, EQUAL_FAB} <= set(table["kind"])
+    assert {FULL_PRECISION, EQUAL_BITOPS} <= set(table["kind"])
     plugins._forget(plugins.load_plugin(plugin))
     before = (out / "tables/comparisons.md").read_bytes()
     build(out)  # without the plug-in
@@ -248,7 +254,7 @@ def test_the_order_of_another_networks_rows_changes_nothing() -> None:
 
 def test_files_and_their_absence(tmp_path: Path) -> None:
     assert write_comparisons(comparisons(_frame(FIXED)), tmp_path) == []  # nothing chooses bits
-    frame = _frame(FIXED | CADYQ | {"random": (0.37, 4.5, 45.0, 0.0)})
+    frame = _frame(FIXED | CADYQ | {"random": (0.145, 5.25, 52.5, 0.0)})
     paths = write_comparisons(comparisons(frame), tmp_path)
     assert [path.name for path in paths] == ["comparisons.csv", "comparisons.md"]
     assert len(pd.read_csv(paths[0])) == len(comparisons(frame))

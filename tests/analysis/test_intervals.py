@@ -63,10 +63,25 @@ def test_refuses(a: list[float], b: list[float], kind: dict[str, float]) -> None
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-50, 50), min_size=1, max_size=12))
-def test_ends_lie_within_the_differences(values: list[float]) -> None:
+def test_the_mean_lies_inside_and_a_shift_moves_all(values: list[float]) -> None:
     a = np.array(values)
-    interval = paired_bootstrap(a, np.zeros_like(a), resamples=200)
-    assert a.min() - 1e-9 <= interval.low <= interval.high <= a.max() + 1e-9
+    interval, moved = (paired_bootstrap(a + shift, np.zeros_like(a), resamples=200) for shift in (0, 7))
+    assert interval.low - 1e-9 <= interval.mean <= interval.high + 1e-9
+    assert moved == pytest.approx([end + 7 for end in interval], abs=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 14])
+def test_small_sets_are_covered_as_often_as_promised(count: int) -> None:
+    draws = np.random.default_rng(0).normal(size=(600, count))
+    found = [paired_bootstrap(draw, np.zeros(count), resamples=1000) for draw in draws]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(0.95, abs=0.025)
+
+
+def test_the_width_is_that_of_student() -> None:
+    a = np.random.default_rng(4).normal(size=20)
+    interval = paired_bootstrap(a, 0 * a)
+    half = 2.093 * a.std(ddof=1) / math.sqrt(20)
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.05)
 
 
 def test_drop_pairs_by_image_name() -> None:
