@@ -80,9 +80,9 @@ CLAIMS = [
         {"edsr": "ahead", "carn": "not clear", "srresnet": "behind", "idn": "ahead"},
     ),
     Finding(
-        "Bits by layer from measured errors, with ranges that follow each patch, are further ahead "
+        "Bits by layer from measured errors at a FAB of 5, with ranges that follow each patch, are further ahead "
         "(CARN and SRResNet have none yet)",
-        "profiles:layers",
+        "profiles:layers_fab5",
         {"edsr": "ahead", "idn": "ahead"},
     ),
 ]

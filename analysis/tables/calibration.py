@@ -28,7 +28,7 @@ NETWORK = ["scale", "backbone", "scheme"]
 
 
 def efforts(folder: Path) -> pd.DataFrame:
-    """The effort of calibration by scale, network and scheme: images, patches, seconds, and size of the file in kilobytes."""
+    """The effort of calibration by scale, network and scheme: images, patches, seconds, and kilobytes of the file."""
     rows = [
         {
             "scale": row["scale"],
@@ -47,7 +47,7 @@ def efforts(folder: Path) -> pd.DataFrame:
 
 
 def measured(df: pd.DataFrame) -> pd.DataFrame:
-    """A row for each (scale, backbone, scheme, dataset) of the image-wise records: PSNR, drop against FP32, FAB, BitOPs."""
+    """A row for each (scale, backbone, scheme, dataset) of the image-wise records: PSNR, drop, FAB, BitOPs."""
     part = summary(df[df["mode"] == MODE])
     return part[[*NETWORK, "dataset", "psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g"]]
 

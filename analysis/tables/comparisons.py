@@ -360,12 +360,12 @@ def _text(row: dict[Hashable, Any]) -> str:
 
 
 COMPARISONS_NOTE = (
-    f"Each row: mean difference and {LEVEL:.0%} interval (bootstrap paired over images, widened for small sets, {RESAMPLES} "
-    f"resamples, seed {SEED}). An interval that contains 0 means that the images show no difference. FAB: of the "
-    f"network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR interpolated "
-    "between the two nearest activation bit-widths; the rows at equal BitOPs need widths that are at most "
-    f"{WIDEST_GAP} bits apart. Equal FAB: two networks whose FABs differ by at most {MOST_APART} bits; each is compared "
-    "with fixed bits of its own FAB, and the row is the difference of these gains. A scheme without controls on its own weights is compared with controls on "
-    "other weights. FAB and BitOPs saved (selector counted) are over all images, or over the "
-    "last dataset with a value if a network was not measured on all."
+    f"Each row: mean difference and {LEVEL:.0%} interval (bootstrap paired over images, widened for small sets, "
+    f"{RESAMPLES} resamples, seed {SEED}). An interval that contains 0 means that the images show no difference. "
+    f"FAB: of the network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR "
+    "interpolated between the two nearest activation bit-widths; the rows at equal BitOPs need widths that are at most "
+    f"{WIDEST_GAP} bits apart. Equal FAB: two networks whose FABs differ by at most {MOST_APART} bits; each is "
+    "compared with fixed bits of its own FAB, and the row is the difference of these gains. A scheme without controls "
+    "on its own weights is compared with controls on other weights. FAB and BitOPs saved (selector counted) are over "
+    "all images, or over the last dataset with a value if a network was not measured on all."
 )

@@ -65,8 +65,8 @@ def to_markdown(table: pd.DataFrame) -> str:
         return f"Cells: {counts}."
     texts = pd.DataFrame([_texts(row) for row in moved.to_dict("records")])
     note = (
-        f"B minus A. PSNR in dB with a {LEVEL:.0%} interval (bootstrap paired over images, widened for small sets, {RESAMPLES} "
-        f"resamples, seed {SEED})."
+        f"B minus A. PSNR in dB with a {LEVEL:.0%} interval (bootstrap paired over images, widened for small sets, "
+        f"{RESAMPLES} resamples, seed {SEED})."
     )
     return f"{markdown_table(texts.set_index(list(texts.columns[:5])))}\n\nCells: {counts}. {note}"
 
