@@ -71,7 +71,9 @@ def test_the_findings_of_the_readme_are_those_of_the_comparisons() -> None:
     findings = [line for line in text.splitlines() if line.startswith("- ")]
     assert len(findings) == 5
     known = set(zip(compared["backbone"], compared["scheme"], strict=True))
-    for scheme, finding in zip(("cadyq", "cadyq:b4-5-6_stride8", "cabm", "profiles:layers_fab5"), findings, strict=False):
+    for scheme, finding in zip(
+        ("cadyq", "cadyq:b4-5-6_stride8", "cabm", "profiles:layers_fab5"), findings, strict=False
+    ):
         shown = re.findall(r"([+-]\d\.\d+ \[\S+, \S+\]) on (\w+)", finding)
         expected = [name for name in ("edsr", "carn", "srresnet", "idn") if (name, scheme) in known]
         assert [backbone for _, backbone in shown] == expected

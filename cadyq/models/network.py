@@ -115,7 +115,11 @@ class SRNetwork(nn.Module, ABC):
             context: the patches and their features.
             listener: called with what each point does.
             prepare: False to keep the bits that are set, for a search. `Scheme.before_forward` is then not called.
+
+        Raises:
+            UserError: `context.lr` is no LR image (B, 3, H, W) of floating point.
         """
+        _require_images(self.name, context.lr)
         with forward_of(context, listener):
             if prepare and self.scheme is not None:
                 self.scheme.before_forward(self, context)
@@ -172,6 +176,16 @@ class SRNetwork(nn.Module, ABC):
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the parameter names of the authors' code to ours. By default they are unchanged."""
         return dict(state)
+
+
+def _require_images(name: str, lr: Any) -> None:
+    if not isinstance(lr, Tensor):
+        given = type(lr).__name__
+    elif lr.dim() != 4 or lr.shape[1] != 3 or not lr.is_floating_point():
+        given = f"{tuple(lr.shape)} {str(lr.dtype).removeprefix('torch.')}"
+    else:
+        return
+    raise UserError(f"{name}: its input is {given}; give RGB images, a tensor (B, 3, H, W) of float32 in 0..255")
 
 
 class BackboneRegistry(Registry[SRNetwork]):

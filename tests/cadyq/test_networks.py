@@ -1,5 +1,6 @@
 """Backbones: what they compute, and that their points sit where they say."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,19 @@ def test_a_network_made_in_inference_mode_runs(scheme: str) -> None:
     outside = calibrated_model("edsr", scheme, n_feats=8, n_resblocks=1).eval()
     with torch.no_grad():
         assert torch.equal(result, outside(lr))
+
+
+@pytest.mark.parametrize(
+    ("lr", "given"),
+    [
+        (torch.zeros(3, 8, 8), r"\(3, 8, 8\) float32"),
+        (torch.zeros(1, 4, 8, 8), r"\(1, 4, 8, 8\) float32"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"\(1, 3, 8, 8\) uint8"),
+        ([1, 2], "list"),
+    ],
+)
+def test_what_is_no_image_is_named(lr: Any, given: str) -> None:
+    network = cadyq.create_model("edsr", n_feats=8, n_resblocks=1)
+    for run in (network, partial(cadyq.trace, network)):
+        with pytest.raises(UserError, match=rf"edsr: its input is {given}; give RGB images, a tensor \(B, 3, H, W\)"):
+            run(lr)
