@@ -71,9 +71,13 @@ def quantize(
     if tag:
         raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
     kind = SCHEMES.get(name)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"quantize: {network!r} is no nn.Module; give a network, such as cadyq.load_model({network!r})")
+    if pixel_range not in (None, 1, 255):
+        raise UserError(f"quantize: pixel_range={pixel_range!r}; give 1 or 255, or leave it out")
     if kind.reads_hr:
         raise UserError(f"scheme {scheme!r} chooses bits by HR images, which a network in use does not have")
-    if kind.trained or kind.tuned:
+    if (kind.trained or kind.tuned) and name != "fp32":
         remedy = "python -m cadyq.calibrate tunes it" if kind.tuned else "python -m cadyq.train trains it"
         log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
     lr = calibration_patches(calibration, patches)
@@ -137,6 +141,8 @@ def _each(images: Images) -> Iterable[Tensor]:
     """Every image as a tensor (3, h, w) in 0..255."""
     if isinstance(images, str | Path):
         path = Path(images)
+        if not path.exists():
+            raise UserError(f"{path}: no such folder or image; give LR images for calibration")
         paths = images_among(path.iterdir()) if path.is_dir() else [path]
         if not paths:
             raise UserError(f"{path}: holds no .png, .jpg or other image; give a folder of LR images")

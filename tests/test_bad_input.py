@@ -611,7 +611,18 @@ def no_training_photographs(tmp: Path) -> tuple[Callable[..., int], Words]:
     return main, [word.replace(str(tmp / "photos"), str(tmp / "nowhere")) for word in words]
 
 
-@case("training.json", "not finished")
+@case("pams:w4a4", "python -m cadyq.train")
+def calibrating_a_trained_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
+    words = ["--scheme", "pams:w4a4", "--model", "zoo:idn_x4_fp32", "--out", str(tmp / "out")]
+    return calibrate.main, words
+
+
+@case("no-run", "no such folder")
+def shipping_a_missing_run(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return cadyq.zoo.ship.main, ["run", str(tmp / "no-run"), "--zoo", str(tmp / "zoo")]
+
+
+@case("training.json", "no finished run")
 def shipping_an_unfinished_run(tmp: Path) -> tuple[Callable[..., int], Words]:
     return cadyq.zoo.ship.main, ["run", str(tmp), "--zoo", str(tmp / "zoo")]
 

@@ -6,6 +6,7 @@ Schemes that need only calibration are calibrated here. Trained and tuned scheme
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -17,6 +18,8 @@ from analysis.run.code import code_sha256
 from analysis.run.source import PARENT, Source
 from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import builds_on, load_model, resolve, zoo_name
+from cadyq.checkpoints.tensors import network_sha256
+from cadyq.checkpoints.zoo import zoo_rows
 from cadyq.data import datasets
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import calibration_patches
@@ -25,6 +28,8 @@ from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated_on, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def label(model: str) -> str:
@@ -66,6 +71,7 @@ def _of_model(model: str, schemes: Sequence[str], scale: int, calibration: Path 
         raise UserError(f"--model {model}: is of scale {network.scale}; pass --scale {network.scale}")
     if isinstance(network.scheme, Scheme) and network.scheme.name != PARENT:
         own = network.scheme.label()
+        log.warning("--model %s: is quantized by %s and measured as it is; --schemes is for FP32 networks", model, own)
         return [_of_quantized(model, network, spec, scale, calibration) for spec in outer_variants(own, schemes)]
     return [_under_scheme(model, network, canonical(spec), scale, calibration) for spec in schemes]
 
@@ -101,14 +107,26 @@ def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibra
     plain = with_outer_bits_of(PARENT, scheme_of(spec).outer_bits)
     if needs_file(spec) and spec != plain:
         made = zoo_path(f"{zoo_name(network.name, scale, spec)}.safetensors")
-        if made.exists() and builds_on(made, model):
+        if made.exists() and (builds_on(made, model) or _made_from(made, model)):
             return Source(label(model), spec, scale, (made,), code=_code(network, spec), model=str(made))
         if scheme_of(spec).tuned:
             command = f"python -m cadyq.calibrate --model {model} --scheme {spec} --zoo DIR"
             return replace(source, reason=f"{spec} has to be calibrated: {command}, then pass --zoo DIR")
-        reason = f"{spec} has to be trained: python -m cadyq.train --model {model} --scheme {spec}, then pass its file"
+        command = f"python -m cadyq.train --model {model} --scheme {spec} --zoo DIR"
+        reason = f"{spec} has to be trained: {command}, then pass --zoo DIR"
         return replace(source, reason=reason)
     return calibrated_source(source, calibration)
+
+
+def _made_from(made: Path, model: str) -> bool:
+    """Whether the manifest of a zoo says that a file was trained from a network, perhaps in several steps."""
+    facts = next((row for row in zoo_rows() if row["file"] == made.name), {})
+    sha256 = network_sha256(resolve(model))
+    while parent := facts.get("parent"):
+        if parent.get("sha256") == sha256:
+            return True
+        facts = parent.get("training", {})
+    return False
 
 
 def _code(network: SRNetwork, spec: str) -> str:

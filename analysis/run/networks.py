@@ -19,9 +19,10 @@ from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.schemes.base import SCHEMES, Scheme
+from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_of, with_outer_bits_of
+from cadyq.schemes.tuning import TUNED
 from cadyq.utils.errors import UserError
 
 
@@ -109,19 +110,22 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
         inner = locate(backbone, with_outer_bits_of(scheme, FULL_PRECISION), scale)
         return replace(inner if inner.reason else models.calibrated_source(inner, None), scheme=scheme)
     if models.needs_file(scheme):
-        reason = f"no trained weights: {trained.name} is not in the zoo; make it with python -m cadyq."
-        return source(reason=reason + _command(scheme_of(scheme)))
+        made = f"python -m cadyq.{_command(scheme)}"
+        return source(reason=f"no trained weights: {trained.name} is in no zoo; make it with {made}, or name its --zoo")
     statistics = zoo_path(f"{backbone}_x{scale}_calibration.safetensors")
     files = (parent, statistics) if authors is None else (statistics,)
     missing = [file.name for file in files if not file.exists()]
     if missing:
-        return source(reason=f"calibration needs {missing[0]}, which is not in the zoo")
+        reason = f"calibration needs {missing[0]}, which is in no zoo"
+        made = f"; make it with python -m cadyq.zoo.ship calibration {backbone} --data-root PHOTOGRAPHS --zoo DIR"
+        return source(reason=reason + made * (missing[0] == statistics.name))
     return source(files=files) if authors is None else _published(source, authors, statistics)
 
 
-def _command(scheme: Scheme) -> str:
-    """The command of `cadyq` that makes networks of a scheme."""
-    if scheme.tuned:
+def _command(spec: str) -> str:
+    """The command of `cadyq` that makes a network of a scheme as written in a command."""
+    scheme = scheme_of(spec)
+    if scheme.tuned or parse_scheme(spec)[2] == TUNED:
         return "calibrate"
     return "train" if scheme.parent == PARENT else "derive"
 

@@ -86,6 +86,8 @@ def save_packed(network: SRNetwork, path: str | Path) -> Path:
     Raises:
         UserError: a point has no range yet, or the file cannot be written.
     """
+    if not isinstance(network, SRNetwork):
+        raise UserError(f"{path}: a {type(network).__name__} is not quantized; save what cadyq.quantize returns")
     save_model(network, Path(path), packed=True)
     return Path(path)
 
@@ -182,9 +184,10 @@ def resolve(source: str | Path) -> Path:
         name = str(source).removeprefix(ZOO_PREFIX)
         known = zoo_names()
         if name not in known:
+            alike = [other for other in known if other.split("_x")[0] == name.split("_x")[0]]
             raise UserError(
-                f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(known)}; for networks in the "
-                "folder zoo/ of the repository give --zoo DIR, set CADYQ_ZOO=DIR, or give the path of the file"
+                f"zoo has no {name!r}{closest(name, known)}: it holds {', '.join(alike or known)}; for networks in "
+                "another folder give --zoo DIR, set CADYQ_ZOO=DIR, or give the path of the file"
             )
         return zoo_path(f"{name}.safetensors")
     return Path(str(source).removeprefix(spandrel.PREFIX))

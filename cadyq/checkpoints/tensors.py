@@ -53,6 +53,12 @@ def compress(path: Path, parent: Path) -> None:
     write_tensors({"stream": stream}, path, metadata)
 
 
+def parent_of(path: Path) -> str:
+    """The name of the file that a file of `compress` holds its difference to; empty for another file."""
+    with _opened(path) as file:
+        return str((file.metadata() or {}).get("parent", ""))
+
+
 def _restores(tensors: Mapping[str, Tensor], stream: Tensor, entries: list[Any], parent: Mapping[str, Tensor]) -> bool:
     """Whether decoding gives exactly the tensors that were encoded."""
     try:

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cadyq.checkpoints.folders import VARIABLE, ZOO, zoo_folders, zoo_path
 from cadyq.checkpoints.io import load_model, save_model, zoo_name
 from cadyq.checkpoints.statistics import save_statistics
-from cadyq.checkpoints.tensors import compress, network_sha256
+from cadyq.checkpoints.tensors import compress, network_sha256, parent_of
 from cadyq.data.images import sha256_file
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
@@ -101,6 +103,8 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
     calibrated = facts.get("calibrated_from", "")
     origin = calibrated or facts.get("builds_on", "")
     row = {"backbone": network.name, "scheme": scheme, "scale": network.scale}
+    if path.name == parent.name:
+        _require_no_differences(network, path)
     with _putting(folder, "networks", path.name, row) as part:
         save_model(network, part, packed=not calibrated, base=base, parent=origin)
         whole = not origin and base is None and path.name != parent.name
@@ -109,6 +113,29 @@ def add_to_zoo(network: SRNetwork, scheme: str, facts: dict[str, Any], folder: P
         row |= {"sha256": network_sha256(part), "file_sha256": sha256_file(part), "bytes": part.stat().st_size}
         row |= facts
     return path
+
+
+def _same_run(facts: Mapping[str, Any], path: Path) -> bool:
+    """Whether the facts of a run are those in the row of a file of a zoo."""
+    rows: list[dict[str, Any]] = read_manifest(path.parent)["networks"]
+    row = next((row for row in rows if row["file"] == path.name), {})
+    return bool(facts) and all(row.get(key) == value for key, value in facts.items())
+
+
+def _require_no_differences(network: SRNetwork, path: Path) -> None:
+    """Raise UserError if another FP32 network at `path` would make networks beside it unreadable."""
+    beside = [path.with_name(row["file"]) for row in read_manifest(path.parent)["networks"]]
+    stored = [file for file in beside if file != path and file.is_file() and parent_of(file) == path.name]
+    if not stored or not zoo_path(path.name).exists():
+        return
+    now = load_model(zoo_path(path.name)).state_dict()
+    if all(torch.equal(value, now.get(key, torch.empty(0))) for key, value in network.state_dict().items()):
+        return
+    names = ", ".join(file.stem for file in stored)
+    raise UserError(
+        f"{path}: {names} are stored as differences to the {path.stem} of before and could not be read any more; put "
+        "the new FP32 network into another folder, as --zoo DIR"
+    )
 
 
 def _file_in_zoo(network: Mapping[str, Any]) -> Path | None:
@@ -138,20 +165,26 @@ def save_run(network: SRNetwork, facts: dict[str, Any], run_dir: Path, parent: s
     return path
 
 
-def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
+def add_run_to_zoo(run_dir: Path, tag: str, folder: Path, overwrite: bool = False) -> Path:
     """Add the run of `cadyq.train`, `cadyq.derive` or `cadyq.calibrate` in `run_dir` to a zoo.
 
     A tag replaces the options in the scheme's name: "cadyq,search_space=4-5-6" with tag "b4-5-6" is listed as
     "cadyq:b4-5-6". The file holds the options.
 
     Raises:
-        UserError: the run is not finished, its facts are damaged, or `tag` cannot be part of a file name.
+        UserError: the run is not finished, its facts are damaged, `tag` cannot be part of a file name, or without
+            `overwrite`, the zoo holds the network of another run under that name.
     """
     if not re.fullmatch(r"[\w.-]*", tag):
         raise UserError(f"--tag {tag!r} cannot be part of a file name; use letters, digits, '_', '-' and '.'")
     facts_file = run_dir / "training.json"
+    if not run_dir.is_dir():
+        raise UserError(f"{run_dir}: no such folder; give the --out of cadyq.train, derive or calibrate")
     if not facts_file.exists():
-        raise UserError(f"{run_dir}: has no training.json, so the run is not finished; run its command again")
+        raise UserError(
+            f"{run_dir}: has no training.json, so it holds no finished run of cadyq.train, derive or calibrate; run "
+            "its command again"
+        )
     try:
         facts = dict(json.loads(facts_file.read_text(encoding="utf-8")))
         scheme = str(facts.pop("scheme"))
@@ -165,7 +198,12 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path) -> Path:
         ) from error
     if tag:
         scheme = f"{scheme.partition(',')[0]}:{tag}"
-    return add_to_zoo(load_model(run_dir / "model.safetensors"), scheme, facts, folder)
+    network = load_model(run_dir / "model.safetensors")
+    path = folder / f"{zoo_name(network.name, network.scale, scheme)}.safetensors"
+    if not overwrite and path.exists() and not _same_run(facts, path):
+        ship = f"python -m cadyq.zoo.ship run {run_dir}"
+        raise UserError(f"{path}: the network of another run is there; {ship} --tag NAME, or --overwrite to replace it")
+    return add_to_zoo(network, scheme, facts, folder)
 
 
 def add_calibration_to_zoo(

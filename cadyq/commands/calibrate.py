@@ -40,13 +40,13 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantization import LEAST_SIDE, PATCHES, SIDE, Images, calibration_patches
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of
+from cadyq.schemes.tuning import TUNED
 from cadyq.training.reconstruction import StageReport, calibrate
 from cadyq.training.start import plain
 from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 
-TUNED = "tuned"  # tag of a network whose scheme runs without tuning as well
 BY_NAME = (ZOO_PREFIX, published.PREFIX)
 
 
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="side of a patch in LR pixels (default: %(default)s)",
     )
     parser.add_argument(
-        "--minutes", type=Numbers(0, whole=False), help="time limit of tuning in minutes (default: none)"
+        "--minutes", type=Numbers(0.01, whole=False), help="time limit of tuning in minutes (default: none)"
     )
     parser.add_argument("--steps", type=Numbers(1), help="steps of each tuning stage (default: set by the scheme)")
     parser.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches per step (default: set by the scheme)")
@@ -123,6 +123,12 @@ def _fp32_parent(args: argparse.Namespace, device: torch.device) -> SRNetwork:
     tag = parse_scheme(args.scheme)[2]
     if tag:
         raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")
+    kind = SCHEMES.get(scheme_name(args.scheme))
+    if kind.trained and not kind.tuned:
+        made = "train" if kind.parent == "fp32" else "derive"
+        raise UserError(
+            f"--scheme {args.scheme}: calibration alone does not make this scheme; use python -m cadyq.{made}"
+        )
     parent = load_model(args.model, device=device)
     if not plain(parent):
         raise UserError(f"--model {args.model}: is already quantized; give its FP32 network")

@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="output folder of train, derive or calibrate"
     )
     run.add_argument("--tag", default="", help="name of this variant, listed as SCHEME:TAG")
+    run.add_argument("--overwrite", action="store_true", help="replace another network of that name")
     calibration = commands.add_parser(
         "calibration",
         help="add calibration statistics",
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_zoo(folder)
         if args.command == "run":
             for run_dir in args.run_dirs:
-                print(add_run_to_zoo(run_dir, args.tag, folder))
+                print(add_run_to_zoo(run_dir, args.tag, folder, args.overwrite))
         else:
             print(calibrate(args.backbone, args.scale, args.data_root, args.cache, folder))
 

@@ -150,6 +150,10 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     folder = data_root / "benchmark" / name
     is_name = Path(name).name == name  # and not a way out of the folder
     if name not in BENCHMARKS and not (is_name and folder.is_dir()):
+        if not (data_root / "benchmark").is_dir():
+            raise UserError(
+                f"dataset '{name}': {data_root} holds no folder benchmark; give the folder above it as --data-root"
+            )
         found = available(data_root)
         hint = closest(name, [*found, *BENCHMARKS], cutoff=0.6)
         raise UserError(f"unknown dataset '{name}'{hint}; available with {data_root}: {', '.join(found)}")
@@ -168,12 +172,13 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     return Dataset(name, scale, [_Source(hr, lr if lr.is_file() else None) for hr, lr in pairs])
 
 
-def folder(path: Path, scale: int, name: str = "") -> Dataset:
+def folder(path: Path | str, scale: int, name: str = "") -> Dataset:
     """Open a plain folder of photographs as HR; LR is made by MATLAB's bicubic.
 
     Raises:
         UserError: no such folder, or no image in it.
     """
+    path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give one that holds photographs")
     files = images_among(path.iterdir())

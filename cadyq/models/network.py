@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from cadyq.models.summary import layer_lines
@@ -119,7 +120,7 @@ class SRNetwork(nn.Module, ABC):
         Raises:
             UserError: `context.lr` is no LR image (B, 3, H, W) of floating point.
         """
-        _require_images(self.name, context.lr)
+        _require_images(self, context.lr)
         with forward_of(context, listener):
             if prepare and self.scheme is not None:
                 self.scheme.before_forward(self, context)
@@ -178,14 +179,16 @@ class SRNetwork(nn.Module, ABC):
         return dict(state)
 
 
-def _require_images(name: str, lr: Any) -> None:
+def _require_images(network: SRNetwork, lr: Any) -> None:
+    known = next((parameter.dtype for parameter in network.parameters()), torch.float32)
     if not isinstance(lr, Tensor):
         given = type(lr).__name__
-    elif lr.dim() != 4 or lr.shape[1] != 3 or not lr.is_floating_point():
+    elif lr.dim() != 4 or lr.shape[1] != 3 or not lr.is_floating_point() or (lr.dtype == torch.float64 != known):
         given = f"{tuple(lr.shape)} {str(lr.dtype).removeprefix('torch.')}"
     else:
         return
-    raise UserError(f"{name}: its input is {given}; give RGB images, a tensor (B, 3, H, W) of float32 in 0..255")
+    wanted = "RGB images, a tensor (B, 3, H, W) of float32 in 0..255"
+    raise UserError(f"{network.name}: its input is {given}; give {wanted}")
 
 
 class BackboneRegistry(Registry[SRNetwork]):

@@ -43,6 +43,9 @@ def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
     scheme = SCHEMES.get(name)
     if not re.fullmatch(r"[\w.-]*", tag):
         raise UserError(f"scheme {spec!r}: the tag {tag!r} is out of range; write {FORMS}")
+    swapped = re.fullmatch(r"a(\d+)w(\d+)", tag)
+    if swapped:
+        raise UserError(f"scheme {spec!r}: weights come first; write {name}:w{swapped[2]}a{swapped[1]}")
     options = _bits(spec, scheme, found["weight"], found["act"])
     for word in (found["options"] or "").split(",")[1:]:
         option, value = _option(spec, scheme, word)
@@ -110,8 +113,8 @@ def _check(spec: str, scheme: type[Scheme], options: dict[str, Any]) -> None:
     """Raise UserError for values that the scheme does not accept."""
     try:
         scheme(**options)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"scheme {spec!r}: {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"scheme {spec!r}: {error}; give other values") from error
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cadyq.quantizers.trace import Trace
 
 Role = Literal["activation", "weight", "selector"]
+TUNED = "tuned"  # tag of a tuned network whose scheme runs without tuning as well
 
 
 @dataclass(frozen=True)

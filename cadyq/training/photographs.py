@@ -52,6 +52,8 @@ def find_photographs(root: Path) -> list[Photograph]:
     Raises:
         UserError: there is no image.
     """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; give a folder of training photographs as --data-root")
     paths = images_among(root.rglob("*"))
     if not paths:
         raise UserError(f"{root}: holds no .png or .jpg file; give a folder of training photographs as --data-root")

@@ -81,7 +81,7 @@ class Entries(Generic[T]):
             found = [point for point in self._points() if point.name == name]
             if not found:
                 known = self.names()
-                remedy = f"known are {', '.join(known)}{self._hint(name)}"
+                remedy = f"known are {', '.join(known)}{self._hint(name) or '; of a plug-in, give its --plugin FILE'}"
                 raise UserError(f"unknown {self.kind} {name!r}{closest(name, known)}: {remedy}")
             self._known[name] = self._named(name, self._loaded(found))
         return self._known[name]

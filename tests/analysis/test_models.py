@@ -32,6 +32,7 @@ def _words(tiny_root: Path, out: Path, *words: str) -> list[str]:
 
 def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, tmp_path: Path) -> None:
     own = cadyq.load_model("zoo:idn_x4_fp32")
+    own.get_parameter("features.conv1.weight").data.mul_(1.001)  # no network of the zoo was trained from it
     cadyq.save_model(own, tmp_path / "my_network.safetensors")
     quantized = cadyq.quantize(own, "minmax:w4a4", [pair.lr for pair in photographs(4)], patches=4)
     cadyq.save(quantized, tmp_path / "mine_4bit.safetensors")
@@ -46,6 +47,11 @@ def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, t
     assert [cell["scheme"] for cell in skipped] == ["pams:w8a8"] and "python -m cadyq.train" in skipped[0]["reason"]
     assert str(tmp_path) not in (out / "manifest.json").read_text().replace(skipped[0]["reason"], "")
     assert verify.main([str(out), "--data-root", str(tiny_root), "--sample", "2", *named]) == 0
+
+
+def test_a_model_is_measured_under_what_was_trained_from_it() -> None:
+    (source,) = models.sources(["zoo:idn_x4_fp32"], ["pams:w8a8"], 4, None)
+    assert not source.reason and [file.stem for file in source.files] == ["idn_x4_pams_w8a8"]
 
 
 @pytest.mark.usefixtures("untrained_srresnet")

@@ -278,7 +278,10 @@ def test_a_scheme_that_is_declared_but_not_installed(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     for text in ("", "no toml", "project = 3", '[project.entry-points."cadyq.schemes"]\nother = "a:B"'):
         (tmp_path / "pyproject.toml").write_text(text)
-        with pytest.raises(UserError, match=r"unknown scheme 'intree'.*: known are .*static[^;]*$"):
+        with pytest.raises(
+            UserError,
+            match=r"unknown scheme 'intree'.*: known are .*static[^;]*; of a plug-in, give its --plugin FILE$",
+        ):
             SCHEMES.get("intree")
     (tmp_path / "pyproject.toml").write_text('[project.entry-points."cadyq.schemes"]\nintree = "intree:InTree"')
     with pytest.raises(

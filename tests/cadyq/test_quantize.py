@@ -618,3 +618,15 @@ def test_what_evaluate_cannot_measure(network: Mixed) -> None:
         cadyq.evaluate(made, "skimage", modes=["whole"])
     with pytest.raises(UserError, match="is no dataset; give one name"):
         cadyq.evaluate(made, ["Set5"])  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_quantized_or_saved_is_named(tmp_path: Path) -> None:
+    lr = torch.rand(2, 3, 16, 16) * 255
+    with pytest.raises(UserError, match=r"'zoo:idn_x4_fp32' is no nn.Module; give a network"):
+        cadyq.quantize("zoo:idn_x4_fp32", "minmax:w8a8", lr)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="pixel_range=2; give 1 or 255"):
+        cadyq.quantize(cadyq.load_model("zoo:idn_x4_fp32"), "minmax:w8a8", lr, pixel_range=2)
+    with pytest.raises(UserError, match="nope: no such folder or image"):
+        cadyq.quantize(cadyq.load_model("zoo:idn_x4_fp32"), "minmax:w8a8", tmp_path / "nope")
+    with pytest.raises(UserError, match="a Conv2d is not quantized; save what"):
+        cadyq.save(nn.Conv2d(3, 3, 3), tmp_path / "q.safetensors")  # type: ignore[arg-type]

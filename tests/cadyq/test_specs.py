@@ -202,3 +202,8 @@ def test_options_reach_the_network() -> None:
     network = cadyq.create_model("edsr", "cadyq,search_space=4-5-6", n_feats=8, n_resblocks=1)
     assert network.scheme is not None and network.scheme.options()["search_space"] == [4, 5, 6]
     assert {field.name for field in fields(network.scheme)} >= {"search_space"}
+
+
+def test_bits_in_the_other_order_are_no_tag() -> None:
+    with pytest.raises(UserError, match="weights come first; write pams:w8a5"):
+        parse_scheme("pams:a5w8")

@@ -12,7 +12,7 @@ import torch
 import cadyq
 from cadyq.checkpoints.folders import REPOSITORY, VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
 from cadyq.checkpoints.tensors import compress, read_tensors
-from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, writable_zoo, zoo_rows
+from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, save_run, writable_zoo, zoo_rows
 from cadyq.commands import upscale
 from cadyq.commands import zoo as command
 from cadyq.testing.models import calibrated_model
@@ -163,3 +163,26 @@ def test_a_zoo_that_is_not_there_is_no_other_zoo(
     option = ["--zoo", str(missing)] if by == "option" else []
     assert upscale.main([str(tmp_path), "--model", "zoo:idn_x4_fp32", *option, "--out", str(tmp_path / "out")]) != 0
     assert f"zoo {missing}: there is no such folder; correct --zoo or CADYQ_ZOO" in capsys.readouterr().err
+
+
+def test_the_network_of_another_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = cadyq.load_model("zoo:idn_x4_pams_w8a8")
+    for name, seconds in (("first", 1), ("second", 2)):
+        facts = {"backbone": "idn", "scale": 4, "scheme": "pams:w8a8", "seconds": seconds}
+        save_run(network, facts, tmp_path / name)
+    first, second = (["run", str(tmp_path / name), "--zoo", str(tmp_path / "zoo")] for name in ("first", "second"))
+    assert command.main(first) == command.main(first) == 0
+    assert command.main(second) == 2
+    assert "idn_x4_pams_w8a8.safetensors: the network of another run is there" in capsys.readouterr().err
+    assert command.main([*second, "--tag", "mine"]) == command.main([*second, "--overwrite"]) == 0
+
+
+def test_an_fp32_network_is_not_replaced_under_its_differences(tmp_path: Path) -> None:
+    use_zoo(tmp_path)
+    quantized, fp32 = cadyq.load_model("zoo:idn_x4_pams_w8a8"), cadyq.load_model("zoo:idn_x4_fp32")
+    add_to_zoo(quantized, "pams:w8a8:mine", {}, tmp_path)
+    add_to_zoo(fp32, "fp32", {}, tmp_path)  # the same as that of the package
+    fp32.get_parameter("features.conv1.weight").data.mul_(1.1)
+    with pytest.raises(UserError, match="idn_x4_pams_w8a8_mine are stored as differences"):
+        add_to_zoo(fp32, "fp32", {}, tmp_path)
+    assert cadyq.load_model("zoo:idn_x4_pams_w8a8_mine").name == "idn"
