@@ -105,5 +105,5 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 def test_a_user_error_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="unknown backbone 'esdr' \\(did you mean 'edsr'"):
         cadyq.create_model("esdr")
-    with pytest.raises(cadyq.UserError, match=r"^weight_bits"):
+    with pytest.raises(cadyq.UserError, match=r"^scheme 'pams': weight_bits=99"):
         cadyq.create_model("edsr", "pams", weight_bits=99)

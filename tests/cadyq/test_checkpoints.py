@@ -215,7 +215,9 @@ def test_damaged_packed_weights_are_refused(tmp_path: Path, damage: Callable[[di
 
 
 def test_unknown_zoo_names() -> None:
-    with pytest.raises(UserError, match=r"zoo has no 'edsr_x4_fp23' \(did you mean 'edsr_x4_fp32'\?\).*carn_x4_fp32"):
+    with pytest.raises(
+        UserError, match=r"zoo has no 'edsr_x4_fp23' \(did you mean 'edsr_x4_fp32'\?\).*edsr_x4_dorefa_w4a4"
+    ):
         cadyq.load_model("zoo:edsr_x4_fp23")
     with pytest.raises(UserError, match="zoo has no 'zzz': it holds"):
         resolve("zoo:zzz")

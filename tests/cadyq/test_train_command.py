@@ -291,6 +291,6 @@ def test_a_trained_foreign_network_comes_back_from_its_file_and_is_measured(
         trained = cadyq.load_model(tmp_path / "run" / "model.safetensors")
         assert not torch.equal(trained(lr), cadyq.load_model(model)(lr))
         assert torch.equal(models.load(source)(lr), trained(lr))
-    again = [*command[2:], "--model", str(tmp_path / "run" / "model.safetensors"), "--out", str(tmp_path / "more")]
+    again = [*command[2:-2], "--model", str(tmp_path / "run" / "model.safetensors"), "--out", str(tmp_path / "more")]
     assert main(again) == 0
     assert cadyq.load_model(tmp_path / "more" / "model.safetensors").name == "theirs"
