@@ -106,9 +106,9 @@ def write_report(
 ) -> Path:
     """Write ``run_dir/report.html`` from records, comparisons, manifest, latencies and the plots in ``run_dir/plots``.
 
-    Plots in the folder, also those of other tools, are embedded at a reduced size while they fit a budget; the page says
-    how many were left out. With the records of a few thousand images it stays below 3 MB. The manifest may hold any
-    JSON. Its ``command``, ``machine``, ``git_commit`` and ``git_changes`` form the headline.
+    Plots in the folder, also those of other tools, are embedded at a reduced size while they fit a budget; the page
+    says how many were left out. With the records of a few thousand images it stays below 3 MB. The manifest may hold
+    any JSON. Its ``command``, ``machine``, ``git_commit`` and ``git_changes`` form the headline.
     """
     pictures, left_out = _pictures(Path(run_dir) / "plots")
     rows = cell_rows(df, manifest)
