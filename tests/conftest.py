@@ -24,6 +24,7 @@ from cadyq.checkpoints.folders import VARIABLE
 from cadyq.checkpoints.published import FOLDER_VARIABLE
 from cadyq.models import spandrel
 from cadyq.models.foreign import Interface
+from cadyq.utils import toml
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -60,73 +61,9 @@ def published_folder() -> Path:
     return Path(value)
 
 
-# what `make test-fast` leaves out, by its file: tests that take more than some 2 s of CPU time when their file runs
-# alone, all parameters together, and fixtures that do, with all tests that ask for them
-SLOW = {
-    "analysis/test_backbones.py": ["test_the_documented_table_is_up_to_date"],
-    "analysis/test_code.py": ["measured"],
-    "analysis/test_comparisons.py": ["test_a_plugins_dynamic_scheme_is_compared_on_real_records"],
-    "analysis/test_executors.py": ["serial"],
-    "analysis/test_extent.py": ["measured"],
-    "analysis/test_models.py": ["test_a_model_has_a_row_under_every_scheme_that_calibrates"],
-    "analysis/test_run_all.py": ["finished"],
-    "analysis/test_sensitivity.py": ["finished"],
-    "analysis/test_sensitivity_models.py": ["test_models_have_a_folder_each"],
-    "analysis/test_trust.py": [
-        "measured",
-        "test_a_process_that_is_killed_ends_its_own_cells",
-        "test_a_scheme_that_fails_now_leaves_no_earlier_numbers",
-        "test_code_that_fails_ends_its_own_cells",
-    ],
-    "analysis/test_trust_foreign.py": ["measured"],
-    "baselines/test_schemes.py": [
-        "test_changed_weights_are_quantized_again",
-        "test_more_bits_come_closer_to_full_precision",
-        "test_packed_networks_saved_again",
-        "test_weight_grid",
-    ],
-    "cadyq/test_checkpoints.py": ["test_zoo_names_are_made_of_what_they_hold"],
-    "cadyq/test_deploy.py": [
-        "test_a_foreign_network_is_exported",
-        "test_an_exported_network_runs_at_any_size",
-        "test_command",
-        "test_convolutions_read_integers",
-        "test_every_backbone_is_exported_in_integers",
-        "test_splits_and_attention_are_exported",
-        "test_trained_networks_keep_their_pixels",
-    ],
-    "cadyq/test_networks.py": ["test_set5_with_real_weights"],
-    "cadyq/test_plugins.py": ["test_derive_knows_a_plugin", "test_verify_knows_a_plugin"],
-    "cadyq/test_published.py": ["test_set5"],
-    "cadyq/test_testing.py": [
-        "test_a_scheme_that_keeps_the_rules_passes",
-        "test_all_schemes_of_the_project_pass",
-        "test_they_pass_at_other_bits",
-    ],
-    "cadyq/test_train_command.py": [
-        "test_a_run_killed_at_random_moments_ends_with_the_same_bytes",
-        "test_two_processes_train_like_one",
-        "test_two_trainings_in_one_folder_come_one_after_the_other",
-    ],
-    "cadyq/test_training_parts.py": [
-        "test_attention_looks_at_branches_and_features",
-        "test_the_average_is_measured_saved_and_resumed",
-    ],
-    "cadyq/test_zoo.py": [
-        "test_compressed_networks_are_bit_for_bit_the_file_they_were_made_of",
-        "test_networks_load_and_beat_interpolation",
-    ],
-    "test_examples.py": ["test_an_edit_is_measured_again", "test_it_passes_the_suite", "test_it_takes_part_in_a_run"],
-    "test_faults.py": ["photographs"],
-    "test_full_disk.py": ["test_no_part_of_a_file_stays"],
-    "test_fuzz_commands.py": ["inputs"],
-    "test_locks.py": ["photographs"],
-    "test_many_files.py": ["test_names_with_spaces_umlauts_and_worse"],
-    "test_notebooks.py": ["test_it_runs_and_says_what_is_stored"],
-    "test_results.py": ["test_committed_tables_are_those_of_their_records"],
-    "test_security.py": ["evil_root"],
-    "test_walkthrough.py": ["test_the_walkthrough_runs_and_leaves_what_it_says"],
-}
+# what `make test-fast` leaves out, by its file: tests that take more than a second, all parameters together, and
+# fixtures that do, with all tests that ask for them
+SLOW: dict[str, list[str]] = toml.loads((Path(__file__).parent / "slow.toml").read_text(encoding="utf-8"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

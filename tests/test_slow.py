@@ -1,19 +1,17 @@
-"""The list of slow tests in conftest.py names tests and fixtures that are there."""
+"""The list of slow tests, slow.toml, names tests and fixtures that are there."""
 
 from __future__ import annotations
 
 import ast
 from pathlib import Path
 
+from cadyq.utils import toml
+
 HERE = Path(__file__).parent
 
 
 def listed() -> dict[str, list[str]]:
-    for node in ast.parse((HERE / "conftest.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SLOW":
-            found: dict[str, list[str]] = ast.literal_eval(node.value)
-            return found
-    raise AssertionError("conftest.py has no SLOW")
+    return toml.loads((HERE / "slow.toml").read_text(encoding="utf-8"))
 
 
 def functions(file: str) -> set[str]:
