@@ -194,15 +194,13 @@ class _Group:
         """Weight bits of the fixed bits that a scheme is compared with."""
         return self.roles[scheme].weight_bits or FIXED_WEIGHT_BITS
 
-    def fixed_at(self, scheme: str, rows: Rows, cost: Callable[[Rows], float]) -> _Fixed | None:
+    def fixed_at(self, scheme: str, rows: Rows, cost: Callable[[Rows], float]) -> Mixture | None:
         """Fixed bits at the cost of `rows`, of `scheme`, on its images; None if the curve does not reach that cost."""
-        weight_bits = self._weight_bits(scheme)
-        curve = [self._aligned(name, rows) for _, name in sorted(self._ladder(weight_bits))]
+        curve = [self._aligned(name, rows) for _, name in sorted(self._ladder(self._weight_bits(scheme)))]
         wanted = cost(rows)
         for low, high in pairwise([other for other in curve if other is not None]):
             if cost(low) <= wanted <= cost(high):
-                share = (wanted - cost(low)) / (cost(high) - cost(low)) if cost(high) > cost(low) else 0.0
-                return _Fixed(share, low, high, weight_bits)
+                return Mixture.at(wanted, cost, low, high)
         return None
 
     def _ladder(self, weight_bits: int) -> Iterator[tuple[int, str]]:
@@ -217,7 +215,8 @@ class _Group:
         fixed = self.fixed_at(scheme, rows, cost)
         if fixed is not None and fab(fixed.high) - fab(fixed.low) <= WIDEST_GAP:
             interval = paired_bootstrap(psnr(rows), fixed.psnr)
-            yield self._one(kind, scheme, fixed.name, (fixed.mean(fab), fixed.mean(bitops)), interval)
+            name = f"{FIXED}:w{self._weight_bits(scheme)}a*"
+            yield self._one(kind, scheme, name, (fixed.mean(fab), fixed.mean(bitops)), interval)
 
     def _lead(self, scheme: str, rows: Rows) -> Values | None:
         """Gain in PSNR of each image over fixed bits of the same FAB."""
@@ -254,17 +253,17 @@ class _Group:
 
 
 @dataclass(frozen=True)
-class _Fixed:
-    """A mixture of two fixed bit-widths, `share` of the higher one."""
+class Mixture:
+    """Two networks on the same images, `share` of the second. Its PSNR and costs are interpolated."""
 
     share: float
     low: Rows
     high: Rows
-    weight_bits: int
 
-    @property
-    def name(self) -> str:
-        return f"{FIXED}:w{self.weight_bits}a*"
+    @classmethod
+    def at(cls, wanted: float, cost: Callable[[Rows], float], low: Rows, high: Rows) -> Mixture:
+        """The mixture of that cost, which lies between those of the two networks."""
+        return cls((wanted - cost(low)) / (cost(high) - cost(low)) if cost(high) > cost(low) else 0.0, low, high)
 
     @property
     def psnr(self) -> Values:

@@ -16,7 +16,16 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.records import store
-from analysis.tables.comparisons import EQUAL_BITOPS, FULL_PRECISION, Comparison, bitops, comparisons, fab, psnr
+from analysis.tables.comparisons import (
+    EQUAL_BITOPS,
+    FULL_PRECISION,
+    Comparison,
+    Mixture,
+    bitops,
+    comparisons,
+    fab,
+    psnr,
+)
 from analysis.tables.intervals import Interval, paired_bootstrap
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import first_trainings
@@ -54,12 +63,10 @@ def against_layers(df: pd.DataFrame) -> Iterator[Comparison]:
 def _against_layers(
     backbone: str, dataset: str, scheme: str, rows: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame
 ) -> Iterator[Comparison]:
-    share = (fab(rows) - fab(low)) / (fab(high) - fab(low))
-    if not 0 <= share <= 1 or len(rows) != len(low):
+    if not fab(low) <= fab(rows) <= fab(high) or len(rows) != len(low):
         return
-    low, high = low.loc[rows.index], high.loc[rows.index]
-    interval = paired_bootstrap(psnr(rows), (1 - share) * psnr(low) + share * psnr(high))
-    cost = (1 - share) * bitops(low) + share * bitops(high)
+    layers = Mixture.at(fab(rows), fab, low.loc[rows.index], high.loc[rows.index])
+    interval, cost = paired_bootstrap(psnr(rows), layers.psnr), layers.mean(bitops)
     where = (BY_LAYER, int(rows["scale"].iloc[0]), "patch", backbone, scheme, "profiles:layers*", dataset)
     yield Comparison(*where, len(rows), fab(rows), fab(rows), 100 * (1 - bitops(rows) / cost), *interval)
 
