@@ -16,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cadyq.checkpoints import published
-from cadyq.checkpoints.io import ZOO_PREFIX, load_model, resolve
+from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.checkpoints.zoo import add_run_to_zoo, save_run
 from cadyq.commands.cli import (
@@ -35,19 +34,16 @@ from cadyq.commands.cli import (
 )
 from cadyq.data import datasets
 from cadyq.data.images import images_among
-from cadyq.models import spandrel
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import LEAST_SIDE, PATCHES, SIDE, Images, calibration_patches
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of
 from cadyq.schemes.tuning import TUNED
 from cadyq.training.reconstruction import StageReport, calibrate
-from cadyq.training.start import plain
+from cadyq.training.start import lasting_name, plain
 from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
-
-BY_NAME = (ZOO_PREFIX, published.PREFIX)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -112,13 +108,6 @@ def _say_unused(args: argparse.Namespace) -> None:
             print(f"warning: {why}", file=sys.stderr)
 
 
-def _origin(model: str) -> str:
-    """The name of a network that a small file can build on; empty if the file has to hold all tensors."""
-    if model.startswith(spandrel.PREFIX):
-        return f"{spandrel.PREFIX}{resolve(model).resolve()}"
-    return model if model.startswith(BY_NAME) else ""
-
-
 def _fp32_parent(args: argparse.Namespace, device: torch.device) -> SRNetwork:
     tag = parse_scheme(args.scheme)[2]
     if tag:
@@ -174,7 +163,7 @@ def run(args: argparse.Namespace) -> Path:
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.model])
-    parent, origin = _fp32_parent(args, device), _origin(args.model)
+    parent, origin = _fp32_parent(args, device), lasting_name(args.model)
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
     _say_unused(args)

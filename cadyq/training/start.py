@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cadyq.checkpoints import published
-from cadyq.checkpoints.io import base_name, load_model, resolve
+from cadyq.checkpoints.io import ZOO_PREFIX, base_name, load_model, resolve
 from cadyq.checkpoints.names import fp32_name
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.models import spandrel
@@ -131,9 +131,17 @@ def authors_name(start: Start) -> str:
     """
     if not isinstance(start.network, ForeignNetwork):
         return ""
-    if start.name.startswith(spandrel.PREFIX):
-        return f"{spandrel.PREFIX}{resolve(start.name).resolve()}"
-    return start.name if start.name.startswith(published.PREFIX) else base_name(resolve(start.name))
+    name = lasting_name(start.name)
+    return base_name(resolve(start.name)) if not name or name.startswith(ZOO_PREFIX) else name
+
+
+def lasting_name(source: str) -> str:
+    """The name of a network that a file can build on: "zoo:NAME", "published:NAME" or "spandrel:PATH", with an absolute
+    path; empty for the path of a file.
+    """
+    if source.startswith(spandrel.PREFIX):
+        return f"{spandrel.PREFIX}{resolve(source).resolve()}"
+    return source if source.startswith((ZOO_PREFIX, published.PREFIX)) else ""
 
 
 def file_facts(source: str) -> dict[str, Any]:
