@@ -79,9 +79,8 @@ def test_effort_at_another_scale_is_another_row(run: Path) -> None:
     manifest["networks"].append(manifest["networks"][0] | {"scale": 2, "seconds": 999})
     (run / "zoo/manifest.json").write_text(json.dumps(manifest))
     df = load(run / "run")
-    assert len(joined(df, run / "zoo")) == len(
-        joined(df, run / "zoo").drop_duplicates(["backbone", "scheme", "dataset"])
-    )
+    table = joined(df, run / "zoo")
+    assert len(table) == len(table.drop_duplicates(["backbone", "scheme", "dataset"]))
     at_both = texts(joined(pd.concat([df, df.assign(scale=2)]), run / "zoo"))
     assert at_both.loc[("edsr x4", "pams:w4a4"), "Seconds"] == "61"
     assert at_both.loc[("edsr x2", "pams:w4a4"), "Seconds"] == "999"
