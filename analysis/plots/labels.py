@@ -18,7 +18,7 @@ _MARK = 3.5  # points: half the side of a mark
 _LINE = 0.5  # points: half the width of a line
 _GAP = 1.0  # points kept free around a label
 _SWEEPS = 8  # passes over all labels; each moves a label only to a cheaper place
-_LEADER_SAMPLES = np.linspace(0.15, 1.0, 12)[:, None]  # shares of a leader line, from the mark to the label
+_LEADER_START = 0.15  # share of a leader line, from the mark, that may cover what stands there
 
 # Costs of a place, in points of distance to its mark: inside the frame first, then clear of text, marks and lines.
 _OUTSIDE = 1e6
@@ -148,12 +148,14 @@ def _overlap(boxes: _Array, others: _Array) -> _Array:
 
 
 def _lies_in(lines: _Array, boxes: _Array) -> NDArray[np.bool_]:
-    """Whether each line passes through each box (n, m). Lines of length 0 do not."""
-    at = lines[:, None, :2] + _LEADER_SAMPLES * (lines[:, None, 2:] - lines[:, None, :2])  # (n, samples, 2)
-    inside = (at[:, :, None] > boxes[None, None, :, :2]) & (at[:, :, None] < boxes[None, None, :, 2:])
-    passes = inside.all(axis=3).sum(axis=1) > 0
-    drawn = (lines[:, :2] != lines[:, 2:]).sum(axis=1) > 0
-    return np.asarray(passes & drawn[:, None])
+    """Whether each line passes through each box (n, m), its start at the mark left out. Lines of length 0 do not."""
+    start, step = lines[:, None, :2], (lines[:, 2:] - lines[:, :2])[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):  # a line without a step in x or y gives infinite shares
+        low, high = (boxes[None, :, :2] - start) / step, (boxes[None, :, 2:] - start) / step
+    enters = np.fmin(low, high).max(axis=2)
+    leaves = np.fmax(low, high).min(axis=2)
+    drawn = (step != 0).any(axis=2)
+    return np.asarray(drawn & (np.fmax(enters, _LEADER_START) < np.fmin(leaves, 1.0)))
 
 
 def _cross(lines: _Array, others: _Array) -> NDArray[np.bool_]:

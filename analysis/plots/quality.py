@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -128,7 +127,7 @@ def _panel(
         look = {"color": colour, "marker": marker, **_KINDS.get(member.kind, _KINDS[FIXED])}
         if member.kind != DYNAMIC:
             look["markeredgecolor"] = colour
-        sns.lineplot(data=part, x=column, y="psnr_db", ax=axis, linewidth=1.1, errorbar=None, legend=False, **look)
+        axis.plot(part[column], part["psnr_db"], linewidth=1.1, **look)
         taken += _along(part[column].tolist(), part["psnr_db"].tolist())
     if intervals:
         taken += _error_bars(axis, points, column, members, looks)
