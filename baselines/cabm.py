@@ -21,7 +21,7 @@ from baselines.assignment.scheme import AssignedScheme, rows_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import LAPLACIAN, PatchContext, constants, filtered, luma
 from cadyq.quantizers.trace import trace_forward
-from cadyq.training.derive import BATCH
+from cadyq.schemes.calibration import BATCH
 from cadyq.utils.errors import UserError
 
 EDGE_MACS_PER_PIXEL = 3 + 9

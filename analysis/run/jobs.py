@@ -15,14 +15,14 @@ from analysis.records import store as records
 from analysis.records.artifacts import write_artifact, write_crop
 from analysis.run.networks import load
 from analysis.run.source import Source
-from cadyq.commands.cli import UNWRITABLE, stopped
 from cadyq.data.datasets import Dataset, ImagePair
 from cadyq.inference.threads import one_thread
 from cadyq.inference.tiled import run_tiles
 from cadyq.inference.tiles import whole_image
 from cadyq.metrics.measure import measure_image
 from cadyq.models.network import SRNetwork
-from cadyq.utils.errors import reason_of
+from cadyq.utils.errors import UNWRITABLE, reason_of
+from cadyq.utils.signals import stopped
 
 ARTIFACTS = 2  # images of each dataset with artifacts: bit maps, and crops for the report's viewer
 

@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from analysis.run.networks import load
 from analysis.run.source import Source
-from cadyq.commands.cli import stopped
 from cadyq.data.datasets import Dataset
 from cadyq.inference.threads import one_thread
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.utils.errors import reason_of
+from cadyq.utils.signals import stopped
 
 SIDE = 96  # LR pixels, as the tiles of patch-wise evaluation
 WARM_UP = 3  # forwards that are not timed

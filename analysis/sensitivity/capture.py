@@ -29,8 +29,8 @@ from analysis.sensitivity.rules import Contestant, Rules, observe
 from baselines.assignment.search import rounded_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
-from cadyq.schemes.base import SCHEMES
-from cadyq.training.derive import derive, derived_scheme, transplant
+from cadyq.schemes.base import SCHEMES, transplant
+from cadyq.training.derive import derive, derived_scheme
 
 CLOSE = 0.035  # bits; a mean this near meets the target. One of 30 points, 2 bits up, raises the mean by 0.067
 APART = 0.4  # bits; two settings on both sides of the target with means this near are mixed

@@ -43,7 +43,7 @@ def luma_error(network: SRNetwork, context: PatchContext) -> Tensor:
     """
     if context.hr is None:
         raise UserError(f"{network.name}: the true error needs HR patches; pass them to trace_forward")
-    return rounded_error(network.run(context, prepare=False), context.hr)
+    return rounded_error(network.run_with_set_bits(context), context.hr)
 
 
 def descend(cost: Callable[[Tensor], Tensor], choices: Tensor, candidates: int, sweeps: int) -> Tensor:

@@ -47,7 +47,7 @@ from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
-from cadyq.training.derive import transplant
+from cadyq.schemes.base import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}

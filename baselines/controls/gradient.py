@@ -17,7 +17,8 @@ from baselines.assignment.scheme import AssignedScheme, assign, assigned
 from baselines.assignment.search import luma_error
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, constants, image_gradient
-from cadyq.training.derive import BATCH, transplant
+from cadyq.schemes.base import transplant
+from cadyq.schemes.calibration import BATCH
 from cadyq.utils.errors import UserError
 
 

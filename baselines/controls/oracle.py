@@ -19,7 +19,7 @@ from baselines.assignment.scheme import AssignedScheme, assign
 from baselines.assignment.search import descend, luma_error, price_for, search_patches
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
-from cadyq.training.derive import transplant
+from cadyq.schemes.base import transplant
 from cadyq.utils.errors import UserError
 
 OBJECTIVES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,7 +67,7 @@ class Oracle(AssignedScheme):
         start = self.everywhere(network, context).expand(len(lr), -1)
         if context.hr is None:
             assign(network, self.everywhere(network, context, len(self.search_space) - 1))
-            context = PatchContext(lr, network.run(context, prepare=False).clamp(0, 255).round())
+            context = PatchContext(lr, network.run_with_set_bits(context).clamp(0, 255).round())
         bits = torch.tensor(self.search_space, dtype=torch.float64, device=lr.device)
 
         def cost(choices: Tensor) -> Tensor:

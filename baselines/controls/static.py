@@ -15,7 +15,7 @@ from baselines.assignment.scheme import AssignedScheme, assign, rows_of
 from baselines.assignment.search import descend, luma_error, price_for, search_patches, settle
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
-from cadyq.training.derive import transplant
+from cadyq.schemes.base import transplant
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import math
 import os
 import re
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,17 +18,9 @@ from typing import NoReturn
 
 from cadyq.checkpoints.folders import use_zoo
 from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
-from cadyq.utils.errors import UserError, reason_of
+from cadyq.utils.errors import UNWRITABLE, UserError, reason_of
 from cadyq.utils.memory import reuse_freed_memory
-
-# remedies for a file system that cannot be written
-UNWRITABLE = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some of your quota",
-    errno.EROFS: "choose a folder that can be written",
-    errno.EACCES: "choose a folder that may be written",
-    errno.EFBIG: "raise the limit of file sizes",
-}
+from cadyq.utils.signals import STOPPED, stopping_signals
 
 _called_as: ContextVar[str] = ContextVar("called_as", default="")
 
@@ -143,16 +133,7 @@ def add_debug_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="print the traceback of an error")
 
 
-STOPPED = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("terminated", 143)}  # word, exit status
 UNREAD = 128 + 13  # exit status after SIGPIPE
-
-
-_stop_signals: list[signal.Signals] = []  # signals that asked this command to stop
-
-
-def stopped() -> bool:
-    """Whether the running command was asked to stop: an error may be an interrupt under another name."""
-    return bool(_stop_signals)
 
 
 def holds(folder: Path, *patterns: str) -> Callable[[], bool]:
@@ -184,7 +165,7 @@ def exit_status(
         interrupted, 143 when terminated, and 141 where nobody reads on, as in `| head`.
     """
     reuse_freed_memory()
-    with _stopping() as signals:
+    with stopping_signals() as signals:
         try:
             action()
             if sys.stdout is not None:
@@ -230,26 +211,6 @@ def _failed(message: str, debug: bool) -> int:
         traceback.print_exc()
     print(error_line(message), file=sys.stderr)
     return 2
-
-
-@contextmanager
-def _stopping() -> Iterator[list[signal.Signals]]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that partial files are deleted; yields the signals received."""
-    _stop_signals.clear()
-
-    def stop(number: int, frame: object) -> None:
-        _stop_signals.append(signal.Signals(number))
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield _stop_signals  # only the main thread may handle signals
-        return
-    before = {number: signal.signal(number, stop) for number in STOPPED}
-    try:
-        yield _stop_signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check_outputs(out: Path, inputs: Iterable[str | Path | None]) -> None:

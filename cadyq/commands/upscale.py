@@ -24,7 +24,6 @@ from cadyq.commands.cli import (
     holds,
     open_networks,
     program,
-    stopped,
 )
 from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
@@ -36,6 +35,7 @@ from cadyq.upscaling.work import Result, Tiling, Upscaler, bit_map_writer
 from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
+from cadyq.utils.signals import stopped
 
 PATCH = 96  # side of a tile in LR pixels
 

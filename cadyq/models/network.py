@@ -101,6 +101,11 @@ class SRNetwork(nn.Module, ABC):
             point.excluded = name in chosen
 
     @property
+    def outer_layers(self) -> set[QuantizedLayer]:
+        """The layers of `add_outer_points`, which only `Scheme.outer_bits` quantizes."""
+        return {layer for point in self.points.values() if point.outer for layer in point.layers}
+
+    @property
     def excluded(self) -> tuple[str, ...]:
         """Names of the excluded points."""
         return tuple(name for name, point in self.points.items() if point.excluded)
@@ -109,21 +114,27 @@ class SRNetwork(nn.Module, ABC):
         """Super-resolve `lr`. `cadyq.trace` also returns the trace."""
         return self.run(PatchContext(lr))
 
-    def run(self, context: PatchContext, listener: Listener | None = None, *, prepare: bool = True) -> Tensor:
-        """One forward on the patches of `context`.
+    def run(self, context: PatchContext, listener: Listener | None = None) -> Tensor:
+        """One forward on the patches of `context`, which the scheme prepares with `Scheme.before_forward`.
 
         Args:
             context: the patches and their features.
             listener: called with what each point does.
-            prepare: False to keep the bits that are set, for a search. `Scheme.before_forward` is then not called.
 
         Raises:
             UserError: `context.lr` is no LR image (B, 3, H, W) of floating point.
         """
         _require_images(self, context.lr)
         with forward_of(context, listener):
-            if prepare and self.scheme is not None:
+            if self.scheme is not None:
                 self.scheme.before_forward(self, context)
+            sr: Tensor = super().__call__(context.lr)
+        return sr
+
+    def run_with_set_bits(self, context: PatchContext, listener: Listener | None = None) -> Tensor:
+        """As `run`, but with the bits that a search has set: `Scheme.before_forward` is not called."""
+        _require_images(self, context.lr)
+        with forward_of(context, listener):
             sr: Tensor = super().__call__(context.lr)
         return sr
 
@@ -180,15 +191,20 @@ class SRNetwork(nn.Module, ABC):
 
 
 def _require_images(network: SRNetwork, lr: Any) -> None:
-    known = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+    """Raises UserError for anything but RGB images. Those of float64 need a network of float64."""
     if not isinstance(lr, Tensor):
         given = type(lr).__name__
-    elif lr.dim() != 4 or lr.shape[1] != 3 or not lr.is_floating_point() or (lr.dtype == torch.float64 != known):
+    elif lr.dim() != 4 or lr.shape[1] != 3 or not lr.is_floating_point() or _too_precise(network, lr):
         given = f"{tuple(lr.shape)} {str(lr.dtype).removeprefix('torch.')}"
     else:
         return
     wanted = "RGB images, a tensor (B, 3, H, W) of float32 in 0..255"
     raise UserError(f"{network.name}: its input is {given}; give {wanted}")
+
+
+def _too_precise(network: SRNetwork, lr: Tensor) -> bool:
+    """Whether the images are of float64 and the network is not."""
+    return lr.dtype == torch.float64 and all(one.dtype != torch.float64 for one in network.parameters())
 
 
 class BackboneRegistry(Registry[SRNetwork]):

@@ -18,6 +18,7 @@ from cadyq.quantizers.base import (
     FULL_PRECISION,
     ActivationQuantizer,
     ChannelWeight,
+    PackedWeight,
     PointStatistics,
     SymmetricWeight,
     WeightQuantizer,
@@ -196,7 +197,7 @@ def apply_scheme(network: SRNetwork, scheme: Scheme) -> None:
     device = next((parameter.device for parameter in network.parameters()), None)
     network.scheme = scheme
     left_out = {layer for name in network.excluded for layer in network.points[name].layers}
-    outer = {layer for point in network.points.values() if point.outer for layer in point.layers}
+    outer = network.outer_layers
     for point in network.points.values():
         point.quantizer = None if point.name in network.excluded else _activation_quantizer(scheme, point)
     for layer in network.layer_names:
@@ -224,3 +225,13 @@ def with_scheme(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
     network = parent.without_scheme()
     apply_scheme(network, scheme)
     return network
+
+
+def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
+    """A copy of `parent` with its weights and its ranges under another scheme, in eval mode."""
+    network = with_scheme(parent, scheme)
+    network.inherit_ranges(parent)
+    for layer, source in zip(network.layer_names, parent.layer_names, strict=True):
+        if isinstance(source.weight_quantizer, PackedWeight):
+            layer.weight_quantizer = source.weight_quantizer
+    return network.eval()

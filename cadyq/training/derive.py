@@ -8,22 +8,11 @@ import torch
 from torch import Tensor
 
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.base import PackedWeight
 from cadyq.quantizers.trace import trace_forward
-from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
+from cadyq.schemes.base import SCHEMES, Scheme, transplant
 from cadyq.utils.errors import UserError
 
 BATCH = 16
-
-
-def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
-    """A network of the parent's backbone under `scheme`, with the parent's weights and ranges, in eval mode."""
-    network = with_scheme(parent, scheme)
-    network.inherit_ranges(parent)
-    for layer, source in zip(network.layer_names, parent.layer_names, strict=True):
-        if isinstance(source.weight_quantizer, PackedWeight):
-            layer.weight_quantizer = source.weight_quantizer
-    return network.eval()
 
 
 def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:

@@ -28,10 +28,9 @@ def quantized_layers(network: SRNetwork) -> list[str]:
 
     Outer layers, which have the same quantizers under every scheme, are not among them.
     """
-    outer = _outer_parts(network)
-    return [
-        name for layer, name in network.layer_names.items() if layer.weight_quantizer is not None and layer not in outer
-    ]
+    outer = network.outer_layers
+    named = network.layer_names.items()
+    return [name for layer, name in named if layer.weight_quantizer is not None and layer not in outer]
 
 
 def blocks_of(network: SRNetwork) -> list[str]:
@@ -40,7 +39,7 @@ def blocks_of(network: SRNetwork) -> list[str]:
     A block is an outermost module other than a container. If there is only one, its children are the blocks. Outer
     layers do not count.
     """
-    outer = _outer_parts(network)
+    outer = network.outer_layers
     root, prefix = (network.network, "network.") if isinstance(network, ForeignNetwork) else (network, "")
     found = [*_blocks(root, prefix, outer)]
     while len(found) == 1 and not isinstance(network.get_submodule(found[0]), QuantizedLayer):
@@ -48,24 +47,19 @@ def blocks_of(network: SRNetwork) -> list[str]:
     return found
 
 
-def _outer_parts(network: SRNetwork) -> set[nn.Module]:
-    """The points and layers that only `outer_bits` quantizes."""
-    points = [point for point in network.points.values() if point.outer]
-    return {part for point in points for part in (point, *point.layers)}
-
-
-def _blocks(module: nn.Module, prefix: str, outer: set[nn.Module]) -> Iterator[str]:
+def _blocks(module: nn.Module, prefix: str, outer: set[QuantizedLayer]) -> Iterator[str]:
     for name, child in module.named_children():
         if isinstance(child, LISTS):
             yield from _blocks(child, f"{prefix}{name}.", outer)
-        elif any(_quantizes(part) for part in child.modules() if part not in outer):
+        elif any(_quantizes(part, outer) for part in child.modules()):
             yield f"{prefix}{name}"
 
 
-def _quantizes(module: nn.Module) -> bool:
+def _quantizes(module: nn.Module, outer: set[QuantizedLayer]) -> bool:
+    """Whether the scheme quantizes something in this very module, other than outer layers."""
     if isinstance(module, QuantizedLayer):
-        return module.weight_quantizer is not None
-    return isinstance(module, QuantizationPoint) and module.quantizer is not None
+        return module.weight_quantizer is not None and module not in outer
+    return isinstance(module, QuantizationPoint) and module.quantizer is not None and not module.outer
 
 
 @contextmanager

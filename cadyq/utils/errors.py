@@ -1,7 +1,17 @@
 """The exception for errors that the user can fix, and exceptions on one line."""
 
+import errno
 import traceback
 from pathlib import Path
+
+# remedies for a file system that cannot be written
+UNWRITABLE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that may be written",
+    errno.EFBIG: "raise the limit of file sizes",
+}
 
 
 class UserError(ValueError):

@@ -25,7 +25,8 @@ from cadyq.models.replay import Replay
 from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
-from cadyq.training.derive import derive, transplant
+from cadyq.schemes.base import transplant
+from cadyq.training.derive import derive
 from cadyq.training.start import quantized_from, require_chosen
 from cadyq.utils.errors import UserError
 
@@ -134,7 +135,7 @@ def test_measured_changes_predict_the_network(small_cadyq: SRNetwork, pairs: tup
 
     def true_error(choices: Tensor) -> Tensor:
         assign(network, choices)
-        return luma(network.run(PatchContext(lr), prepare=False) - hr).square().mean((1, 2, 3))
+        return luma(network.run_with_set_bits(PatchContext(lr)) - hr).square().mean((1, 2, 3))
 
     for row in ([2, 2, 2, 2], [0, 2, 2, 2], [2, 2, 1, 2]):
         torch.testing.assert_close(

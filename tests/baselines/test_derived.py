@@ -29,9 +29,9 @@ from cadyq.data.images import write_png
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.quantizers.trace import trace_forward
-from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.base import SCHEMES, transplant
 from cadyq.testing.models import calibrated_model
-from cadyq.training.derive import derive, mean_fab, transplant
+from cadyq.training.derive import derive, mean_fab
 from cadyq.utils.errors import UserError
 from cadyq.utils.options import parse_options
 
@@ -66,7 +66,7 @@ def test_the_parents_bits_give_the_parents_output(name: str, parent: SRNetwork, 
         expected, trace = trace_forward(parent, lr)
         bits = torch.stack([trace.bits[point] for point in trace.bits], 1)
         assign(network, (bits[..., None] == torch.tensor(SEARCH_SPACE)).long().argmax(2))
-        actual = network.run(PatchContext(lr), prepare=False)
+        actual = network.run_with_set_bits(PatchContext(lr))
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 

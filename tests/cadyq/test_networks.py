@@ -89,7 +89,7 @@ def test_each_convolution_reads_the_point_that_feeds_it(
         conv.register_forward_pre_hook(before_conv)
     # the figure alone: a scheme may run it several times to prepare a forward
     trace = Trace(network, patches)
-    network.run(trace.context, trace.record, prepare=False)
+    network.run_with_set_bits(trace.context, trace.record)
     assert [point.name for point, _ in returned] == list(trace.bits)
     assert len(returned) == len(network.points), "a point ran twice or never"
     assert {(point.name, conv) for point, conv in reads} == {
