@@ -61,7 +61,7 @@ def evaluate(
     device = next(network.parameters(), torch.zeros(())).device
     identity = {
         "backbone": network.name,
-        "scheme": "fp32" if network.scheme is None else network.scheme.label(),
+        "scheme": network.scheme_label,
         "scale": network.scale,
         "dataset": images.name,
         "weights_sha256": state_sha256(network),

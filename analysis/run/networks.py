@@ -14,7 +14,7 @@ from analysis.run.code import code_sha256
 from analysis.run.source import PARENT, Source
 from cadyq.checkpoints import published
 from cadyq.checkpoints.folders import zoo_names, zoo_path
-from cadyq.checkpoints.io import load_model, zoo_name
+from cadyq.checkpoints.io import calibration_file, load_model, zoo_name
 from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.models.network import BACKBONES, SRNetwork
@@ -23,7 +23,7 @@ from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_of, with_outer_bits_of
 from cadyq.schemes.tuning import TUNED
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 
 
 def checked(spec: str) -> str:
@@ -90,8 +90,7 @@ def find(backbone: str, scheme: str, scale: int) -> Source:
     except UserError:
         raise
     except Exception as error:  # an error of a plug-in ends its own cells only
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Source(backbone, scheme, scale, reason=reason, code=code, broken=True)
+        return Source(backbone, scheme, scale, reason=one_line(error), code=code, broken=True)
 
 
 def locate(backbone: str, scheme: str, scale: int) -> Source:
@@ -112,7 +111,7 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
     if models.needs_file(scheme):
         made = f"python -m cadyq.{_command(scheme)}"
         return source(reason=f"no trained weights: {trained.name} is in no zoo; make it with {made}, or name its --zoo")
-    statistics = zoo_path(f"{backbone}_x{scale}_calibration.safetensors")
+    statistics = zoo_path(calibration_file(backbone, scale))
     files = (parent, statistics) if authors is None else (statistics,)
     missing = [file.name for file in files if not file.exists()]
     if missing:

@@ -22,7 +22,7 @@ from analysis.sensitivity.patches import PatchSet, draw_patches, open_dataset
 from analysis.sensitivity.points import PointQuantizers, chosen_points, expected_seconds, measure_points
 from analysis.sensitivity.selector import count_selectors, measure_selector
 from cadyq.checkpoints.folders import zoo_path
-from cadyq.checkpoints.io import load_model, resolve, zoo_name
+from cadyq.checkpoints.io import calibration_file, load_model, resolve, zoo_name
 from cadyq.checkpoints.statistics import load_statistics
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.data.datasets import ImagePair
@@ -126,7 +126,7 @@ class Inputs:
 
     @cached_property
     def _calibration(self) -> Path:
-        path = zoo_path(f"{self.options.backbone}_x{self.options.scale}_calibration.safetensors")
+        path = zoo_path(calibration_file(self.options.backbone, self.options.scale))
         if not path.exists():
             raise UserError(f"--backbone {self.options.backbone}: {path.name} is not in the zoo; make it with "
                             "python -m cadyq.zoo.ship calibration BACKBONE --data-root DIR")  # fmt: skip

@@ -18,7 +18,7 @@ from cadyq.checkpoints.folders import beside, zoo_names, zoo_path
 from cadyq.checkpoints.official import load_official
 from cadyq.checkpoints.packing import CODEBOOK, CODES, pack_weight, unpack_weight
 from cadyq.checkpoints.state import load_state
-from cadyq.checkpoints.tensors import network_sha256, read_tensors, write_tensors
+from cadyq.checkpoints.tensors import network_sha256, read_header, read_tensors, write_tensors
 from cadyq.data.images import sha256_file
 from cadyq.models import spandrel
 from cadyq.models.foreign import example_images, prepare
@@ -47,28 +47,37 @@ def save_model(
     Raises:
         UserError: a point has no range yet, `base` or `parent` cannot be read, or the file cannot be written.
     """
-    for name, point in network.points.items():
+    path = Path(path)
+    for point in network.points.values():
         if point.quantizer is not None and not point.quantizer.calibrated:
-            raise UserError(f"{path}: not written, as point {name!r} has no range yet; calibrate or train it first")
+            raise UserError(
+                f"{path}: not written, as point {point.name!r} has no range yet; calibrate or train it first"
+            )
     packed = packed or any(isinstance(layer.weight_quantizer, PackedWeight) for layer in network.layer_names)
     # copies, since two layers may share a tensor, which safetensors does not allow
     state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     if packed:
-        for layer, name in network.layer_names.items():
-            if layer.weight_quantizer is not None:
-                with torch.no_grad():
-                    rows = layer.weight_quantizer(layer.rows(layer.weight))
-                del state[f"{name}.weight"]
-                state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
-                codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
-                state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
+        state = _packed(network, state)
     metadata = {"config": config_of(network).to_json()}
-    if base is not None or parent:
-        name = parent if base is None else base.name
-        there, sha256 = _base_tensors(base or Path(path), name), _base_sha256(base or Path(path), name)
+    name, place = (parent, path) if base is None else (base.name, base)
+    if name:
+        there = _base_tensors(place, name)
         state = {key: value for key, value in state.items() if key not in there or not torch.equal(value, there[key])}
-        metadata |= {"base": name, "base_sha256": sha256}
-    write_tensors(state, Path(path), metadata)
+        metadata |= {"base": name, "base_sha256": _base_sha256(place, name)}
+    write_tensors(state, path, metadata)
+
+
+@torch.no_grad()
+def _packed(network: SRNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a network with codes and codebook in the place of each quantized weight and its quantizer."""
+    for layer, name in network.layer_names.items():
+        if layer.weight_quantizer is not None:
+            rows = layer.weight_quantizer(layer.rows(layer.weight))
+            del state[f"{name}.weight"]
+            state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
+            codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
+            state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
+    return state
 
 
 def save_packed(network: SRNetwork, path: str | Path) -> Path:
@@ -129,12 +138,12 @@ def _base_tensors(path: Path, name: str) -> dict[str, Tensor]:
 
 def base_name(path: Path) -> str:
     """The name of the network that a file builds on; empty if it is complete."""
-    return read_tensors(path)[1].get("base", "")
+    return read_header(path).get("base", "")
 
 
 def builds_on(path: Path, model: str) -> bool:
     """Whether a file builds on that network, named as for `load_model`."""
-    base_sha256 = read_tensors(path)[1].get("base_sha256")
+    base_sha256 = read_header(path).get("base_sha256")
     return base_sha256 is not None and base_sha256 == _base_sha256(path, model)
 
 
@@ -170,6 +179,11 @@ def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[s
 def zoo_name(backbone: str, scale: int, scheme: str) -> str:
     """File stem of a zoo network: ("edsr", 4, "pams:w8a8") -> "edsr_x4_pams_w8a8"."""
     return f"{backbone}_x{scale}_{scheme.replace(':', '_')}"
+
+
+def calibration_file(backbone: str, scale: int) -> str:
+    """File name of the calibration statistics of an FP32 network in a zoo."""
+    return f"{backbone}_x{scale}_calibration.safetensors"
 
 
 def resolve(source: str | Path) -> Path:
@@ -211,19 +225,30 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> SRNetw
         return load_published(str(source)).to(device)
     path = resolve(source)
     tensors, metadata = read_tensors(path)
-    if "config" not in metadata:
-        raise UserError(
-            f"{path}: no cadyq configuration in its header; import it with load_official, or as spandrel:{path}"
-        )
+    config = _config_of(path, metadata, f"import it with load_official, or as spandrel:{path}")
     try:
-        config = ModelConfig.from_json(metadata["config"])
         authors = _authors_network(metadata.get("base", "")) if config.foreign else None
         network = build(config) if authors is None else rebuild(config, authors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    return _filled(network, tensors, path, metadata).to(device)
+
+
+def _config_of(path: Path, metadata: Mapping[str, str], remedy: str) -> ModelConfig:
+    """The configuration in the header of a file."""
+    if "config" not in metadata:
+        raise UserError(f"{path}: no cadyq configuration in its header; {remedy}")
+    try:
+        return ModelConfig.from_json(metadata["config"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _filled(network: SRNetwork, tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> SRNetwork:
+    """A network with the tensors of a file and of its base, in eval mode."""
     tensors = _complete_from_base(network, tensors, path, metadata)
     load_state(network, _unpack(network, tensors, str(path)), str(path))
-    return network.eval().to(device)
+    return network.eval()
 
 
 def _authors_network(base: str) -> nn.Module | None:
@@ -267,12 +292,9 @@ def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
     """
     path = Path(path)
     tensors, metadata = read_tensors(path)
-    if "config" not in metadata:
-        raise UserError(f"{path}: no cadyq configuration in its header; give a file that cadyq.save wrote")
+    config = _config_of(path, metadata, "give a file that cadyq.save wrote")
     try:
-        quantized = rebuild(ModelConfig.from_json(metadata["config"]), network)
+        quantized = rebuild(config, network)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    tensors = _complete_from_base(quantized, tensors, path, metadata)
-    load_state(quantized, _unpack(quantized, tensors, str(path)), str(path))
-    return quantized.eval()
+    return _filled(quantized, tensors, path, metadata)

@@ -97,6 +97,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def read_header(path: Path) -> dict[str, str]:
+    """The header of a safetensors file, as from `read_tensors`, without its tensors.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _opened(path) as file:
+        return {key: value for key, value in (file.metadata() or {}).items() if key not in COMPRESSED}
+
+
 def _decompressed(stream: Tensor, path: Path, metadata: Mapping[str, str]) -> dict[str, Tensor]:
     parent = beside(path, metadata["parent"])
     if not parent.exists():

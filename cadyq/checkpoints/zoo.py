@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cadyq.checkpoints.folders import VARIABLE, ZOO, zoo_folders, zoo_path
-from cadyq.checkpoints.io import load_model, save_model, zoo_name
+from cadyq.checkpoints.io import calibration_file, load_model, save_model, zoo_name
 from cadyq.checkpoints.statistics import save_statistics
 from cadyq.checkpoints.tensors import compress, network_sha256, parent_of
 from cadyq.data.images import sha256_file
@@ -218,7 +218,7 @@ def add_calibration_to_zoo(
         note: the data that they were measured on.
         folder: folder of the zoo.
     """
-    path = folder / f"{backbone}_x{scale}_calibration.safetensors"
+    path = folder / calibration_file(backbone, scale)
     row: dict[str, Any] = {"backbone": backbone, "scale": scale}
     with _putting(folder, "calibration", path.name, row) as part:
         save_statistics(statistics, part, note)

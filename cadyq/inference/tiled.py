@@ -166,7 +166,7 @@ def forward_batches(
 
 
 def _named(network: SRNetwork) -> str:
-    return f"{network.name} {'fp32' if network.scheme is None else network.scheme.label()}"
+    return f"{network.name} {network.scheme_label}"
 
 
 def _check(network: SRNetwork, sr: Any, tiles: Sequence[Tile]) -> None:

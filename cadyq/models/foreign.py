@@ -23,7 +23,7 @@ from cadyq.quantizers.layers import (
     replace_module,
 )
 from cadyq.quantizers.points import QuantizationPoint
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
@@ -249,9 +249,8 @@ def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     except UserError:
         raise
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{name} does not run on LR images {tuple(x.shape)}: {what}; pass multiple_of=N where it needs sides that "
+            f"{name} does not run on LR images {tuple(x.shape)}: {one_line(error)}; pass multiple_of=N where it needs sides that "
             "are multiples of N"
         ) from error
     _scale_of(name, x, sr)
@@ -324,10 +323,10 @@ def prepare(
     never = "it never ran as a layer; what reads its weight is not seen"
     other = "its input is no feature map of the images"
     skipped += [Skipped(n, other if n in seen.elsewhere else never) for n in usable if n not in ran]
-    chosen = (
-        {ran[0], ran[-1]} if exclude is None and ran else matching(exclude or [], [*ran, *(s.name for s in skipped)])
-    )
-    reason = "first or last layer" if exclude is None else "excluded"
+    if exclude is None:
+        chosen, reason = set(ran[:1] + ran[-1:]), "first or last layer"
+    else:
+        chosen, reason = matching(exclude, [*ran, *(layer.name for layer in skipped)]), "excluded"
     skipped += [Skipped(name, reason) for name in ran if name in chosen]
     layers = [name for name in ran if name not in chosen]
     if not layers:

@@ -36,15 +36,24 @@ def check_scale(scale: int) -> None:
         raise UserError(f"scale={scale!r} is not supported: choose 2, 3 or 4")
 
 
+def shuffle_factors(scale: int) -> list[int]:
+    """The factors of sub-pixel upsampling in steps: one for x2 and x3, 2 and 2 for x4.
+
+    Raises:
+        UserError: the scale is not 2, 3 or 4.
+    """
+    check_scale(scale)
+    return [2, 2] if scale == 4 else [scale]
+
+
 def upsampler(channels: int, scale: int, groups: int = 1, activation: bool = False) -> nn.Sequential:
     """Sub-pixel upsampling (Shi et al. 2016): one convolution and shuffle for x2 and x3, two of x2 for x4.
 
     Raises:
         UserError: the scale is not 2, 3 or 4.
     """
-    check_scale(scale)
     layers: list[nn.Module] = []
-    for step in [2, 2] if scale == 4 else [scale]:
+    for step in shuffle_factors(scale):
         layers.append(QuantConv2d(channels, channels * step**2, 3, groups=groups))
         if activation:
             layers.append(nn.ReLU(inplace=True))

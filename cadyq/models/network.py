@@ -143,15 +143,19 @@ class SRNetwork(nn.Module, ABC):
         """The forward pass in plain PyTorch."""
 
     @property
+    def scheme_label(self) -> str:
+        """The scheme as written in a command, as in "pams:w8a8"; "fp32" without one."""
+        return "fp32" if self.scheme is None else self.scheme.label()
+
+    @property
     def architecture(self) -> Hashable:
         """A key that networks with the same operations share, for any weights and scheme."""
         return type(self), self.scale, repr(sorted(self.options.items()))
 
     def __repr__(self) -> str:
         """Each layer with its bits."""
-        scheme = "fp32" if self.scheme is None else self.scheme.label()
         quantized = sum(layer.weight_quantizer is not None for layer in self.layer_names)
-        head = f"{self.name} x{self.scale}, {scheme}: {quantized} layers with quantized weights"
+        head = f"{self.name} x{self.scale}, {self.scheme_label}: {quantized} layers with quantized weights"
         heading = "layer, weights, activations it reads:"
         return "\n".join([head, heading, *layer_lines(self, self.points, self.reasons())])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.models.foreign import Interface
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 
 PREFIX = "spandrel:"
 ODD_SIZE = (37, 29)  # no multiple of a window's size
@@ -31,9 +31,8 @@ def read(path: Path) -> tuple[nn.Module, Interface]:
     try:
         found = loader.load_from_file(str(path))
     except Exception as error:  # reading a foreign file may fail in any way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(
-            f"{PREFIX}{path}: spandrel cannot read it ({reason}); give another checkpoint, or build the network in "
+            f"{PREFIX}{path}: spandrel cannot read it ({one_line(error)}); give another checkpoint, or build the network in "
             "Python and pass it to cadyq.quantize"
         ) from error
     if getattr(found, "scale", 1) < 2 or found.input_channels != 3 or found.output_channels != 3:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from cadyq.models.layers import check_scale
+from cadyq.models.layers import shuffle_factors
 from cadyq.models.naming import rename
 from cadyq.models.network import SRNetwork, register_backbone
 from cadyq.quantizers.layers import QuantConv2d
@@ -62,9 +62,8 @@ class ShortcutQuantizedBlock(ResidualBlock):
 
 def prelu_upsampler(channels: int, scale: int) -> nn.Sequential:
     """Convolution, shuffle and PReLU: once for x2 and x3, twice x2 for x4."""
-    check_scale(scale)
     layers: list[nn.Module] = []
-    for step in [2, 2] if scale == 4 else [scale]:
+    for step in shuffle_factors(scale):
         layers += [QuantConv2d(channels, channels * step**2, 3, bias=False), nn.PixelShuffle(step), nn.PReLU()]
     return nn.Sequential(*layers)
 
