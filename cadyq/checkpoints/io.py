@@ -50,9 +50,8 @@ def save_model(
     path = Path(path)
     for point in network.points.values():
         if point.quantizer is not None and not point.quantizer.calibrated:
-            raise UserError(
-                f"{path}: not written, as point {point.name!r} has no range yet; calibrate or train it first"
-            )
+            what = f"point {point.name!r} has no range yet"
+            raise UserError(f"{path}: not written, as {what}; calibrate or train it first")
     packed = packed or any(isinstance(layer.weight_quantizer, PackedWeight) for layer in network.layer_names)
     # copies, since two layers may share a tensor, which safetensors does not allow
     state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}

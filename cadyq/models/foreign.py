@@ -250,8 +250,8 @@ def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         raise
     except Exception as error:
         raise UserError(
-            f"{name} does not run on LR images {tuple(x.shape)}: {one_line(error)}; pass multiple_of=N where it needs sides that "
-            "are multiples of N"
+            f"{name} does not run on LR images {tuple(x.shape)}: {one_line(error)}; pass "
+            "multiple_of=N where it needs sides that are multiples of N"
         ) from error
     _scale_of(name, x, sr)
     return sr, layers

@@ -32,8 +32,8 @@ def read(path: Path) -> tuple[nn.Module, Interface]:
         found = loader.load_from_file(str(path))
     except Exception as error:  # reading a foreign file may fail in any way
         raise UserError(
-            f"{PREFIX}{path}: spandrel cannot read it ({one_line(error)}); give another checkpoint, or build the network in "
-            "Python and pass it to cadyq.quantize"
+            f"{PREFIX}{path}: spandrel cannot read it ({one_line(error)}); give another "
+            "checkpoint, or build the network in Python and pass it to cadyq.quantize"
         ) from error
     if getattr(found, "scale", 1) < 2 or found.input_channels != 3 or found.output_channels != 3:
         raise UserError(f"{PREFIX}{path}: {found.architecture.id} does not upscale RGB images; give another checkpoint")
