@@ -11,7 +11,7 @@ s, which is rounding to nearest.
 
 s and the ranges of activations have the least squared error, as under `mse`.
 
-Departures: 500 steps a layer (paper: 10,000). The activation function after a layer is not part of its output. The
+Departures: 500 steps per layer (paper: 10,000). The activation function after a layer is not part of its output. The
 first term is divided by the mean square of the output, so that it has no unit, and the second term is a mean over the
 weights. With `channelwise` each output channel has its own s. A convolution that a network uses several times (CARN-M)
 is fitted to its first use.

@@ -6,7 +6,7 @@ The program is
 
 Point i and the layers that read it have b_k bits, for weights and activations alike. Points that share a layer count as
 one. Omega_ik is the mean squared error of the output against the FP32 network when only point i is quantized. The
-budget is the cost of uniform bits (X Y BitOPs a MAC for wXaY) in the quantized layers.
+budget is the cost of uniform bits (X Y BitOPs per MAC for wXaY) in the quantized layers.
 
 Errors of layers do not add up, so the solution is refined jointly. One point goes up a step. Other points go down until
 the budget holds, those first that raise Omega least for the BitOPs they save. The exchange is kept if the error of the

@@ -7,7 +7,7 @@ minimizes ||w - Q(w)||^2.
 The search tries shares of the extremes from 0.02 to 1. Of activations it searches h and l in turns, h first.
 
 Departures: the paper searches both ends jointly on a grid. On heavy-tailed features the two hardly depend on each
-other. Weights have one scale a tensor, as in the other baselines.
+other. Weights have one scale per tensor, as in the other baselines.
 """
 
 from __future__ import annotations

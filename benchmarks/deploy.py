@@ -114,7 +114,7 @@ def time_files(files: Sequence[File], lr: Tensor, repetitions: int) -> dict[tupl
 
 
 def rows_of(backbone: str, files: Sequence[File], spent: Mapping[tuple[File, int], Seconds]) -> list[list[str]]:
-    """A row a file. Speed is against the FP32 file of the first runtime."""
+    """One row per file. Speed is against the FP32 file of the first runtime."""
     full = next((file for file in files if file.scheme == REFERENCE), None)
 
     def speed(file: File, threads: int, column: str) -> str:

@@ -46,7 +46,7 @@ from cadyq.schemes.bit_selector import BitSelector
 from cadyq.schemes.cadyq import DynamicActivation
 
 CHANNELS, KERNEL, SIDE, CHAIN, SCALE = 64, 3, 96, 8, 4
-PATCH = 80  # LR pixels a side, of real patches
+PATCH = 80  # side in LR pixels, of real patches
 MACS = CHANNELS**2 * KERNEL**2 * SIDE**2
 PAIRS = [(b, b) for b in range(2, 9)] + [(8, 2), (8, 3), (8, 4), (8, 5), (8, 6), (4, 8)]  # weight and activation bits
 NETWORKS = ("pams_w8a8", "pams_w8a6", "pams_w8a5", "pams_w8a4", "pams_w6a6", "pams_w4a4", "cadyq")
@@ -84,7 +84,7 @@ def other_runs(x: Tensor, scratch: Path) -> dict[str, Run]:
     quantizer, weight_quantizer = LearnedBoundActivation(8), SymmetricWeight(8)
     weight = weight_quantizer(conv.weight).contiguous(memory_format=torch.channels_last)
     context = PatchContext(torch.zeros(1, 3, SIDE, SIDE))
-    _ = context.gradient  # once a patch, not once a layer
+    _ = context.gradient  # once per patch, not once per layer
     selectors = {stride: BitSelector(CHANNELS, 3, "normalized", 1000.0, stride) for stride in (1, 8)}
     runs: dict[str, Run] = {
         FULL: lambda: conv(x),
@@ -173,7 +173,7 @@ def fit(ms: list[float]) -> str:
 
 @torch.no_grad()
 def whole_networks(patches: list[Tensor], backbone: str, names: Sequence[str], repetitions: int, scratch: Path) -> str:
-    """Milliseconds a patch of a network in FP32, in integers, in simulation and bit by bit."""
+    """Milliseconds per patch of a network in FP32, in integers, in simulation and bit by bit."""
     contestants = contestants_of(patches, backbone, names, scratch)
     seconds = take_turns({name: ran for name, (ran, _) in contestants.items()}, repetitions)
     rows = []

@@ -1,7 +1,7 @@
 """How time and memory grow with the image: `python benchmarks/scale.py [--largest 7680]`.
 
-CADyQ on CARN-M, tile by tile as `cadyq.upscale` runs it, for outputs of 256 to 7680 pixels a side (16:9), each in a
-process of its own, so that its peak memory is its own. Linear growth: the same seconds a megapixel, memory that grows
+CADyQ on CARN-M, tile by tile as `cadyq.upscale` runs it, for outputs of 256 to 7680 pixels wide (16:9), each in a
+process of its own, so that its peak memory is its own. Linear growth: the same seconds per megapixel, memory that grows
 by the image itself only.
 """
 

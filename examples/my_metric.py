@@ -11,7 +11,7 @@ import cadyq
 
 
 def mean_absolute_error(sr: Tensor, hr: Tensor, scale: int) -> Tensor:
-    """Of SR and HR, uint8 (B, 3, H, W); one number an image (B,)."""
+    """Of SR and HR, uint8 (B, 3, H, W); one number per image (B,)."""
     return (sr.double() - hr.double()).abs().flatten(1).mean(1)
 
 

@@ -36,7 +36,7 @@ class Network(nn.Module):
 
 
 def table(schemes: list[str], images: Dataset) -> pd.DataFrame:
-    """A summary: a row a scheme, with its drop against FP32."""
+    """A summary: one row per scheme, with its drop against FP32."""
     torch.manual_seed(0)
     network, calibration = Network().eval(), [pair.lr for pair in images]
     rows = []

@@ -88,7 +88,7 @@ CLAIMS = [
 
 
 def rows(table: pd.DataFrame, everywhere: pd.DataFrame) -> list[list[str]]:
-    """A row of texts a network: PSNR by dataset, drop and costs over all images."""
+    """One row of texts per network: PSNR by dataset, drop and costs over all images."""
     cells = table.set_index(["backbone", "scheme", "dataset"])
     totals = everywhere.set_index(["backbone", "scheme"])
     found = []

@@ -94,7 +94,7 @@ def derivations(backbone: str) -> list[Derivation]:
 
 
 def fittings() -> list[Fitting]:
-    """Bits by layer at two budgets, bits by content for few and for many tiles an image, one range for all patches."""
+    """Bits by layer at two budgets, bits by content for few and for many tiles per image, one range for all patches."""
     layers = "profiles=1"
     return [
         Fitting("layers", 4.5, (layers,)),

@@ -33,6 +33,8 @@ Objective = Callable[[Tensor], Tensor]
 class ErrorModel:
     """The error model of N patches, with P points that count and K candidates.
 
+    All fields are in squared grey levels of luma, means over the pixels of a patch.
+
     Attributes:
         base: squared error at the highest candidates (N,).
         linear: inner products of r and d_pk (N, P, K).
@@ -44,6 +46,11 @@ class ErrorModel:
     gram: Tensor
 
     def __getitem__(self, patches: Tensor | slice) -> ErrorModel:
+        """The error model of some patches.
+
+        Args:
+            patches: indices, int64 (M,), booleans (N,) or a slice.
+        """
         return ErrorModel(self.base[patches], self.linear[patches], self.gram[patches])
 
     def pooled(self, weights: Tensor) -> ErrorModel:

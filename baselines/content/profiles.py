@@ -23,7 +23,7 @@ price is set to reach the wanted mean.
 
 The score of a patch predicts its loss. It is linear in the logarithms of three features of the gray pixels: mean
 |Laplacian|, mean Sobel gradient and standard deviation. Ridge regression of the logarithm of the weighted change, with
-bits by layer, gives its weights. At run time the score costs 38 operations a pixel. `baselines.content.ranges` says
+bits by layer, gives its weights. At run time the score costs 38 operations per pixel. `baselines.content.ranges` says
 what the ranges cost.
 
 The parent is a network of PAMS at 8 bits, where CADyQ starts too. The weights can then be trained with these bits and
@@ -52,7 +52,7 @@ from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
 SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
-EXPONENT = 0.5  # alpha at six tiles a photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
+EXPONENT = 0.5  # alpha at six tiles per photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
 TINY = 1e-9
 RIDGE = 1.0
 CALIBRATED = 24  # patches that the ranges are fitted to
@@ -66,7 +66,7 @@ class Profiles(AssignedScheme):
         search_space: candidate activation bits.
         ranges: "fitted" ranges are the same for all patches; "sample" ranges are in units of each patch.
         profiles: number of profiles. 1 gives bits by layer, the same for every patch.
-        exponent: alpha of the weights, 0 to 1: 0 for many tiles an image, 0.5 for about six, 1 for one.
+        exponent: alpha of the weights, 0 to 1: 0 for many tiles per image, 0.5 for about six, 1 for one.
         score: weights of the three logarithms, see `content_features`.
         edges: scores at which the next profile begins, ascending.
         table: the profiles, with a digit for each point that counts: the index of its candidate in the search space.

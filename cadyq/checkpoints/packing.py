@@ -1,4 +1,4 @@
-"""Quantized weights as packed integers: b bits a weight, and a codebook of at most 2^b values for the whole weight or
+"""Quantized weights as packed integers: b bits per weight, and a codebook of at most 2^b values for the whole weight or
 for each output channel. Exact for any scheme.
 """
 

@@ -227,7 +227,15 @@ def check_outputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:
-    """Raises UserError before any work where `folder`, which that option names, cannot be written."""
+    """Check that a folder can be written, before any work.
+
+    Args:
+        folder: is created if it does not exist.
+        option: the option that names the folder, for the error message.
+
+    Raises:
+        UserError: the folder cannot be created or written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -238,6 +246,13 @@ def check_writable(folder: Path, option: str = "--out") -> None:
 
 
 def check_zoo(folder: Path | None) -> None:
-    """Raises UserError before any work where the folder of `--zoo`, if one is named, cannot be written."""
+    """Check that the folder of `--zoo` can be written, before any work.
+
+    Args:
+        folder: is created if it does not exist. None if `--zoo` is not given.
+
+    Raises:
+        UserError: the folder cannot be created or written.
+    """
     if folder is not None:
         check_writable(folder, "--zoo")

@@ -21,7 +21,7 @@ _LEVEL = 6  # compression level of zlib
 def write_png_strips(
     path: Path, size: tuple[int, int], channels: int, strips: Iterable[NDArray[np.uint8]], icc: bytes | None = None
 ) -> None:
-    """Write an 8-bit PNG, whole or not at all. Pillow would hold 4 bytes a pixel of the image.
+    """Write an 8-bit PNG, whole or not at all. Pillow would hold 4 bytes per pixel of the image.
 
     Args:
         path: of the file.

@@ -131,7 +131,15 @@ class Exportable(nn.Module):
 
 @dataclass(frozen=True)
 class Exported:
-    """Facts of an export: the number of points and layers in integers, and whether it takes images of any size."""
+    """Facts of an exported file.
+
+    Attributes:
+        path: the .onnx file.
+        points: number of quantized feature maps.
+        layers: number of layers whose weights are integers.
+        bytes: size of the file.
+        any_size: whether it takes images of any height and width.
+    """
 
     path: Path
     points: int
@@ -145,10 +153,10 @@ class Graph:
     """A network as ONNX, before it is written for a runtime.
 
     Attributes:
-        model: as the exporter made it.
-        points: quantized feature maps.
-        layers: layers whose weights are integers.
-        any_size: whether it takes images of any size.
+        model: the ONNX model as the exporter made it, from "lr" (B, 3, H, W) to "sr" (B, 3, H scale, W scale).
+        points: number of quantized feature maps.
+        layers: number of layers whose weights are integers.
+        any_size: whether it takes images of any height and width.
     """
 
     model: Any

@@ -18,7 +18,7 @@ from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.trace import Trace, trace_forward
 from cadyq.utils.errors import UserError
 
-BATCH_PIXELS = 96 * 96 * 8  # LR pixels a forward: a batch of tiles fits any machine
+BATCH_PIXELS = 96 * 96 * 8  # LR pixels per forward: a batch of tiles fits any machine
 REFERENCE_BITS = 8  # bits of weights and activations that a dynamic choice is compared with
 
 

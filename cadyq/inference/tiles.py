@@ -86,7 +86,7 @@ def tile_grid(height: int, width: int, patch: int = 96, step: int = 90) -> list[
 
 
 def split(lr: Tensor, tiles: Sequence[Tile]) -> list[Tensor]:
-    """Cut ``lr`` (3, H, W) into views (3, h, w), one a tile, in order."""
+    """Cut ``lr`` (3, H, W) into views (3, h, w), one per tile, in order."""
     return [lr[..., t.top : t.top + t.height, t.left : t.left + t.width] for t in tiles]
 
 

@@ -32,7 +32,7 @@ class Metric:
         heading: heading in tables and report.
         unit: such as "dB"; empty for none.
         higher_is_better: False for distances such as LPIPS.
-        function: SR and HR, uint8 (B, 3, H, W) RGB, and the scale, to one number an image (B,).
+        function: SR and HR, uint8 (B, 3, H, W) RGB, and the scale, to one number per image (B,).
         format: format of a number in tables, such as ".2f".
         in_tables: False if only records, `summary.csv` and the report hold it.
     """

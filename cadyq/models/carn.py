@@ -195,7 +195,7 @@ class CARNM(CascadingNetwork):
         self.register_points(scale, n_feats=n_feats, groups=groups)
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the authors' code."""
+        """Translate the names of the authors' code to this project's."""
         rules = self.shared_rules()
         for block in range(LENGTH):
             for conv in range(3):

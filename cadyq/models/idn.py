@@ -107,7 +107,7 @@ class IDN(SRNetwork):
         scale: 2, 3 or 4. It changes no shape, so weights do not show the scale they were trained for.
         n_feats: features after each block, a multiple of 16.
         n_resblocks: distillation blocks.
-        quantized_features: whether a scheme quantizes the feature block. True as in the published quantized code.
+        quantized_features: whether a scheme quantizes the feature block. The published quantized code has True.
     """
 
     name = "idn"

@@ -81,7 +81,7 @@ class IMDN(SRNetwork):
         return self.upsample(self.body_end(x) + shallow) * 255  # type: ignore[no-any-return]
 
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Names of the challenge's code."""
+        """Translate the names of the challenge's code to this project's."""
         last = len(self.blocks)
         rules = {
             r"model\.0\.(.+)": r"head.\1",

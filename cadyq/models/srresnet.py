@@ -76,8 +76,8 @@ class SRResNet(SRNetwork):
         scale: 2, 3 or 4.
         n_feats: features of every hidden layer.
         n_resblocks: residual blocks.
-        quantized_input: whether a block's first convolution reads its quantized input. False as in the published
-            quantized code.
+        quantized_input: whether a block's first convolution reads its quantized input. The published quantized
+            code has False.
     """
 
     name = "srresnet"

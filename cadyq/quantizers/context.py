@@ -14,7 +14,7 @@ from torch import Tensor
 LUMA = (0.299, 0.587, 0.114)
 LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
-# grayscale 3, two 3x3 filters 18: multiply-adds a pixel
+# grayscale 3, two 3x3 filters 18: multiply-adds per pixel
 GRADIENT_MACS_PER_PIXEL = 21
 ENTROPY_CENTRES, ENTROPY_WIDTH = 32, 0.0255  # kernels of the density of grayscale pixels in 0..1
 # grayscale 3; for each kernel a difference, a square and a sum
@@ -86,7 +86,7 @@ class PatchContext:
         self._features: dict[Callable[[Tensor], Tensor], tuple[Tensor, int]] = {}
 
     def feature(self, function: Callable[[Tensor], Tensor], macs_per_pixel: int) -> Tensor:
-        """`function` of the patches, detached. It is computed once a forward, for any number of points.
+        """`function` of the patches, detached. It is computed once per forward, for any number of points.
 
         Args:
             function: LR patches (B, 3, H, W) in 0..255 to one or more values of each patch (B, ...).
@@ -103,6 +103,6 @@ class PatchContext:
         return self.feature(image_gradient, GRADIENT_MACS_PER_PIXEL)
 
     def macs(self) -> int:
-        """Multiply-adds a patch for the features that were computed."""
+        """Multiply-adds per patch for the features that were computed."""
         pixels = self.lr.shape[-2] * self.lr.shape[-1]
         return pixels * sum(macs for _, macs in self._features.values())

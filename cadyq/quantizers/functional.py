@@ -38,7 +38,7 @@ def quantize_symmetric(x: Tensor, bound: Tensor, levels: Tensor | int) -> Tensor
 
     Args:
         x: feature map (B, C, H, W).
-        bound: clipping bound > 0, a scalar or one value a sample (B, 1, 1, 1).
+        bound: clipping bound > 0, a scalar or one value per sample (B, 1, 1, 1).
         levels: q of `signed_levels`, an int or (B, 1, 1, 1).
     """
     # The order of the products is that of the published code. Another order rounds some values to the next level.
@@ -52,7 +52,7 @@ class _MixedSymmetric(torch.autograd.Function):
 
     With Q_k = quantize_symmetric(x, a_k, q_k) and straight-through rounding: dQ_k/dx is 1 for |x| <= a_k, else 0;
     dQ_k/da_k is (Q_k - x) / a_k for |x| <= a_k, else sign(x). It is written by hand because the forward then evaluates
-    only one candidate a sample.
+    only one candidate per sample.
     """
 
     @staticmethod
@@ -136,9 +136,9 @@ def fake_quantize_bounds(x: Tensor, low: Tensor, high: Tensor, bits: Tensor | in
 
     Args:
         x: feature map (B, C, H, W), or any tensor with scalar bounds.
-        low: a scalar, or one value a sample (B, 1, 1, 1).
+        low: a scalar, or one value per sample (B, 1, 1, 1).
         high: the same, above `low`.
-        bits: b, 2 to 8, a number or one value a sample (B, 1, 1, 1).
+        bits: b, 2 to 8, a number or one value per sample (B, 1, 1, 1).
     """
     step = ((high - low) / (2**bits - 1)).clamp_min(1e-12)
     first = (low / step).detach().round()

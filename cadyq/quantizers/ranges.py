@@ -118,6 +118,10 @@ class LearnedBounds(LearnedRange):
 
     If calibration saw no negative value, the lower bound starts at 0. It stays there, since its learning rate is
     relative to its size.
+
+    Attributes:
+        low: lower bound (1,), in the units of the feature map; low <= 0 <= high.
+        high: upper bound (1,), in the same units.
     """
 
     def __init__(self, bits: int) -> None:
@@ -141,7 +145,7 @@ class LearnedBounds(LearnedRange):
         self.calibrated = True
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound, scalars or one value a sample (B, 1, 1, 1)."""
+        """Lower and upper bound, scalars or one value per sample (B, 1, 1, 1)."""
         return self.low, self.high
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:

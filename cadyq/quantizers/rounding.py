@@ -23,7 +23,7 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 
 
 def pack_bits(up: Tensor) -> Tensor:
-    """Booleans of any shape to uint8, eight values a byte."""
+    """Booleans of any shape to uint8, eight values per byte."""
     padded = nn.functional.pad(up.flatten().to(torch.uint8), (0, -up.numel() % 8)).view(-1, 8)
     return (padded << torch.arange(8, device=up.device)).sum(1).to(torch.uint8)
 
@@ -39,7 +39,7 @@ class RoundedWeight(WeightQuantizer):
 
     Attributes:
         step: s, a scalar, or (Cout, 1, 1, 1).
-        up: which values are rounded up, eight values a byte.
+        up: which values are rounded up, eight values per byte.
         rounding: V (Cout, Cin / groups, k, k) during tuning, else None.
     """
 

@@ -54,7 +54,7 @@ class Stage:
             absolute. Roles without a rate do not learn.
         loss: loss of one step, a scalar.
         steps: steps for the whole network, or for each unit.
-        batch: patches a step.
+        batch: patches per step.
         over: what is reconstructed: the output of the whole network, or of each block or layer in turn. The input of a
             unit comes from the quantized network before it, its target from the FP32 network at the same place.
         decay: factor on all rates, from the share of the stage that is done.

@@ -58,7 +58,7 @@ class BitController:
         return {"integral": self.integral, "offset": self.offset, "batches": self.batches}
 
     def load(self, state: dict[str, float]) -> None:
-        """Restore a state of `state`."""
+        """Restore what `state` returned."""
         self.integral, self.offset, self.batches = state["integral"], state["offset"], state["batches"]
 
 

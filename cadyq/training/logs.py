@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class History:
-    """history.csv: one row a measurement on held-out photographs.
+    """history.csv: one row per measurement on held-out photographs.
 
     Attributes:
         rows: all measurements so far.
@@ -56,13 +56,13 @@ def _csv(rows: list[Row], header: bool) -> str:
 
 
 class TrainingProgress:
-    """A bar on a terminal, otherwise a line for each measurement, with loss, FAB, images a second and time left.
+    """A bar on a terminal, otherwise a line for each measurement, with loss, FAB, images per second and time left.
 
     Args:
         name: name of the run.
         step: first step.
         steps: last step.
-        batch: images a step.
+        batch: images per step.
         shown: False in all processes but the first.
     """
 

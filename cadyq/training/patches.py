@@ -83,7 +83,7 @@ class PatchDataset:
         augment: bool = True,
         hard_patch_candidates: int = 1,
     ) -> Batch:
-        """`size` random patches of `lr_patch` LR pixels a side, by default flipped and transposed at random.
+        """`size` random patches with sides of `lr_patch` LR pixels, by default flipped and transposed at random.
 
         Args:
             seed: seed of the run.

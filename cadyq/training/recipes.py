@@ -33,7 +33,7 @@ class Recipe:
         name: name of the file.
         scheme: as in a command; used without --scheme.
         steps: optimizer steps.
-        batch: patches a step, over all processes.
+        batch: patches per step, over all processes.
         lr_patch: side of an LR patch in pixels.
         rate_weights, rate_selector: Adam learning rates.
         rate_range: learning rate of a clipping bound, see `range_rate_relative`.

@@ -70,7 +70,7 @@ def calibrate(
         patches: (N, 3, h, w) in 0..255, from training photographs.
         seconds: time limit of the tuning.
         steps: steps of each stage; by default the scheme's own.
-        batch: patches a step; by default the scheme's own.
+        batch: patches per step; by default the scheme's own.
         seed: seed of the patches in each step, and of a random start.
         on_step: called after each step with the name of the stage and the `planned_steps` of all stages.
 

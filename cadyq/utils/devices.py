@@ -8,7 +8,11 @@ from cadyq.utils.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """Raises UserError if the device does not exist."""
+    """The device of that name. "auto" is a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: the device is unknown or not available.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

@@ -1,4 +1,4 @@
-"""How much a tile's squared error says of its photograph's: log E = a + alpha log e, over whole photographs.
+"""Fit of a photograph's squared error E to a tile's error e: log E = a + alpha log e.
 
     python results/content/exponent.py --data-root DIR --model zoo:idn_x4_fp32
 
@@ -31,7 +31,7 @@ RESAMPLES = 1000
 
 @torch.no_grad()
 def tile_errors(network: SRNetwork, photographs: Spread, side: int) -> pd.DataFrame:
-    """A row a tile: photograph, its logarithm of squared error, the tile's own, and three features."""
+    """One row per tile: photograph, its logarithm of squared error, the tile's own, and three features."""
     tiles = cut_tiles(photographs, side)
     errors = [luma(network(lr) - hr).square().mean((1, 2, 3)) for _, lr, hr in tiles.batches(max(1, 6400 // side**2))]
     df = pd.DataFrame({"photograph": tiles.table["image"], "tile": torch.cat(errors).double().numpy()})

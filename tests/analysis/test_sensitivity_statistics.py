@@ -30,7 +30,7 @@ def gray(values: Tensor) -> Tensor:
     return (values * 255).expand(1, 3, *values.shape).clone()
 
 
-RAMP = torch.arange(6.0).expand(6, 6) / 10  # luma rises by 0.1 a column
+RAMP = torch.arange(6.0).expand(6, 6) / 10  # luma rises by 0.1 per column
 STRIPES = torch.tensor([0.0, 1.0]).repeat(3).expand(6, 6).clone()  # columns 0 1 0 1 0 1
 
 

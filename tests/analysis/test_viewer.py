@@ -55,7 +55,7 @@ def test_infinite_quality_survives_json(make_run: Runner) -> None:
 def test_rows_of_many_schemes_stay_small(make_run: Runner) -> None:
     df = load(make_run(images=tuple(f"{i:03d}.png" for i in range(100)), datasets=("Set5",)))
     size = len(json.dumps(cell_rows(df, {}), separators=(",", ":")))
-    assert size / len(df) < 100  # bytes a row: 5 networks x 20 schemes x 119 images in two modes are below 2.4 MB
+    assert size / len(df) < 100  # bytes per row: 5 networks x 20 schemes x 119 images in two modes are below 2.4 MB
 
 
 def test_views_follow_the_records(make_run: Runner, helpers: Helpers) -> None:

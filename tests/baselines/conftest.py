@@ -16,7 +16,7 @@ from cadyq.schemes.calibration import calibrated, observe
 
 @pytest.fixture(scope="session")
 def patches() -> Tensor:
-    """Four LR patches of photographs, two a photograph, flat and detailed: float32 (4, 3, 14, 12)."""
+    """Four LR patches of photographs, two per photograph, flat and detailed: float32 (4, 3, 14, 12)."""
     crops = []
     for image in list(photographs(4))[:2]:
         middle = image.lr.shape[-1] // 2

@@ -9,7 +9,7 @@ from cadyq.data.datasets import photographs
 
 @pytest.fixture(scope="session")
 def patches() -> Tensor:
-    """Six LR patches of photographs, two a photograph, flat and detailed: float32 (6, 3, 20, 16)."""
+    """Six LR patches of photographs, two per photograph, flat and detailed: float32 (6, 3, 20, 16)."""
     crops = []
     for image in list(photographs(4))[:3]:
         middle = image.lr.shape[-1] // 2
