@@ -52,6 +52,7 @@ from cadyq.quantizers import (
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
 from cadyq.quantizers.functional import fake_quantize_bounds, fake_quantize_symmetric, quantize_symmetric
 from cadyq.schemes import FixedBitScheme, Loss, Role, Stage, Step, normalized_distance
+from cadyq.utils.errors import UserError
 
 IMAGE_PERCENTILES = (0.10, 0.90)
 LAYER_PERCENTILES = (0.30, 0.70)
@@ -132,6 +133,8 @@ class AdaBMWeight(WeightQuantizer):
 
 def tuning_loss(step: Step) -> Tensor:
     """The loss L without the term of the bits, a scalar."""
+    if not step.features:
+        raise UserError(f"{AdaBM.name}: no block of the network gives a feature map to compare; use another scheme")
     features = torch.stack([normalized_distance(found, target) for found, target in step.features])
     return (step.output - step.target).abs().mean() + FEATURE_WEIGHT * features.mean()
 

@@ -15,7 +15,8 @@ s(n). Activations use s(n - 1), as the authors' code does, because features have
 Departures: a point follows a ReLU if calibration saw no negative value there; the authors' code looks at the batch.
 There the lowest level is exactly l, so zero stays zero, as in the authors' code. That code has no upper end there; this
 one has. The deviation divides by H W, so one pixel is enough. m and d stay in FP32; the paper quantizes d to 8 bits.
-The scheme needs no training (`trained = False`), but can be trained.
+A weight far from mean 0 for its deviation (`LEAST_SPREAD`), such as a box blur, has levels up to its largest value; the
+code clips all of it. The scheme needs no training (`trained = False`), but can be trained.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from cadyq.schemes import FixedBitScheme
 
 STEP = {1: 1.5958, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
 TINY = 1e-8
+LEAST_SPREAD = 0.1  # deviation over root mean square
 
 
 class DAQActivation(SignAware):
@@ -66,7 +68,10 @@ class DAQWeight(WeightQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         w = weight.detach()
-        step, highest = (STEP[self.bits] * w.std(correction=0)).clamp_min(TINY), 2 ** (self.bits - 1) - 0.5
+        highest = 2 ** (self.bits - 1) - 0.5
+        deviation, size = w.std(correction=0), w.square().mean().sqrt()
+        far = deviation < LEAST_SPREAD * size
+        step = torch.where(far, w.abs().amax() / highest, STEP[self.bits] * deviation).clamp_min(TINY)
         codes = torch.round(w / step + 0.5) - 0.5
         return straight_through(weight, codes.clamp_(-highest, highest) * step)
 

@@ -64,7 +64,7 @@ class ODMWeight(WeightQuantizer):
         self.factor = nn.Parameter(torch.ones(1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        largest = torch.quantile(weight.detach().abs().flatten(), 1 - tail(self.bits) / 100).clamp_min(1e-8)
+        largest = torch.quantile(weight.detach().float().abs().flatten(), 1 - tail(self.bits) / 100).clamp_min(1e-8)
         return fake_quantize_symmetric(weight, self.factor * largest, self.bits)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cadyq.data.images import images_among, read_rgb
-from cadyq.models.foreign import matching, prepare
+from cadyq.models.foreign import ENDS, ForeignNetwork, Interface, matching, prepare
 from cadyq.models.network import SRNetwork
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
@@ -80,16 +81,40 @@ def quantize(
     if (kind.trained or kind.tuned) and name != "fp32":
         remedy = "python -m cadyq.calibrate tunes it" if kind.tuned else "python -m cadyq.train trains it"
         log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
+    parameter = next(network.parameters(), None)
+    if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise UserError(f"quantize: the weights are {dtype}; give them in float32, as from network.float()")
     lr = calibration_patches(calibration, patches)
     if isinstance(network, SRNetwork):
+        _check_known(network, exclude, scale, pixel_range, multiple_of)
         fp32 = _with_exclusions(network, exclude)
     else:
         fp32 = prepare(network, lr, exclude, scale, pixel_range, multiple_of)
-    parameter = next(network.parameters(), None)
     if parameter is not None:
         lr = lr.to(parameter.device)
     with repeatable():  # some schemes draw the start of what they learn
         return calibrated_on(fp32, scheme, lr, options).eval()
+
+
+def _check_known(
+    network: SRNetwork, exclude: Sequence[str] | None, scale: int | None, pixel_range: float | None, multiple_of: int
+) -> None:
+    """Raises UserError for arguments that contradict what a network of this project says of itself."""
+    own, ends = Interface(network.scale, pixel_range=255), list[str]()
+    if isinstance(network, ForeignNetwork):
+        own, ends = network.interface, [layer.name for layer in network.skipped if layer.reason == ENDS]
+    asked = Interface(
+        scale or own.scale, pixel_range or own.pixel_range, multiple_of if multiple_of != 1 else own.multiple_of
+    )
+    for name, value in asdict(asked).items():
+        if value != getattr(own, name):
+            raise UserError(
+                f"quantize: {name}={value}; {network.name} has {getattr(own, name):g}, leave the argument out"
+            )
+    if ends and exclude is not None and not exclude:
+        remedy = "pass the network of its authors"
+        raise UserError(f"quantize: exclude=[]; {network.name} was wrapped with {ends[0]!r} in FP32; {remedy}")
 
 
 def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNetwork:
@@ -163,6 +188,7 @@ def _in_range(image: Tensor) -> Tensor:
         raise UserError(
             f"calibration: an image of shape {tuple(image.shape)}; give RGB, (3, h, w) or an array (h, w, 3)"
         )
+    image = image.int() if image.dtype == torch.uint16 else image  # torch has no minimum of it
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):
         raise UserError(f"calibration: pixels run from {low:g} to {high:g}; give them in 0..255")

@@ -75,14 +75,19 @@ def summary(
 def over_all_images(df: pd.DataFrame) -> pd.DataFrame:
     """Records with all datasets as one, named `OVERALL`. Networks that were not measured on every image are left out.
 
-    Records of a single dataset are unchanged.
+    If none was measured on every image, those with the images of the largest set are kept. Records of a single dataset
+    are unchanged.
     """
     if df["dataset"].nunique() == 1:
         return df
-    keys = ["scale", "mode", "backbone", "scheme"]
-    images = df.groupby(keys, sort=False)["image"].transform("size")
-    df = df[images == images.groupby([df["scale"], df["mode"]]).transform("max")]
-    return df.assign(image=df["dataset"] + "/" + df["image"], dataset=OVERALL)
+    together = df.assign(image=df["dataset"] + "/" + df["image"], dataset=OVERALL)
+    parts = []
+    for _, rows in together.groupby(["scale", "mode"], sort=False):
+        images = rows.groupby(["backbone", "scheme"], sort=False)["image"].agg(frozenset)
+        most = max(images, key=len)
+        alike = {key for key, own in images.items() if own == most}
+        parts.append(rows[[key in alike for key in zip(rows["backbone"], rows["scheme"], strict=True)]])
+    return pd.concat(parts).sort_index()
 
 
 def metrics_in(table: pd.DataFrame, manifest: Mapping[str, Any]) -> list[Shown]:

@@ -18,19 +18,23 @@ from cadyq.utils.errors import UserError
 
 
 class AssignedActivation(CandidateActivation):
-    """The candidate of each sample is set from outside, before the forward.
+    """The candidate of each sample is chosen before the forward, for all points at once: `PatchContext.decision`.
 
     Attributes:
-        choice: index of the candidate, int64 (B,), or (1,) for all samples. It is not part of the network's state.
+        index: place of the point among those that count: its column in the decision.
+        choice: index of the candidate where a forward has no decision, int64 (B,), or (1,) for all samples. A search
+            sets it. It is not part of the network's state.
     """
 
     def __init__(self, candidates: tuple[int, ...]) -> None:
         super().__init__(candidates)
+        self.index = 0
         self.register_buffer("choice", torch.tensor([middle(candidates)]), persistent=False)
         self.choice: Tensor
 
     def choose(self, x: Tensor, context: PatchContext) -> Tensor:
-        return self.choice.expand(len(x))
+        choice = self.choice if context.decision is None else context.decision[:, self.index]
+        return choice.expand(len(x))
 
 
 def middle(candidates: tuple[int, ...]) -> int:
@@ -44,7 +48,7 @@ def assigned(network: SRNetwork) -> list[AssignedActivation]:
 
 
 def assign(network: SRNetwork, choices: Tensor) -> None:
-    """Set the candidates of the next forward: int64 (B, P), or (1, P) for all samples."""
+    """Set the candidates of `SRNetwork.run_with_set_bits`: int64 (B, P), or (1, P) for all samples."""
     for quantizer, column in zip(assigned(network), choices.unbind(1), strict=True):
         quantizer.choice = column
 
@@ -69,8 +73,13 @@ class AssignedScheme(CandidateScheme):
     def candidate_quantizer(self, channels: int) -> AssignedActivation:
         return AssignedActivation(self.search_space)
 
+    def assign_bits(self, network: SRNetwork) -> None:
+        for index, quantizer in enumerate(assigned(network)):
+            quantizer.index = index
+
     def before_forward(self, network: SRNetwork, context: PatchContext) -> None:
-        assign(network, self.choices(network, context))
+        context.decision = None  # that of an earlier forward on these patches
+        context.decision = self.choices(network, context)
 
     def everywhere(self, network: SRNetwork, context: PatchContext, candidate: int | None = None) -> Tensor:
         """One candidate at every point, int64 (1, P). By default it is the middle one."""

@@ -127,9 +127,14 @@ def _alike(name: str, tensor: Tensor, parent: Mapping[str, Tensor]) -> Tensor | 
 
 
 def _nearest(weight: Tensor, codebook: Tensor) -> NDArray[np.int64]:
-    """Index of the nearest entry of an ascending codebook for each weight: (Cout, K), or (K,) for all weights."""
+    """Index of the nearest entry of an ascending codebook for each weight: (Cout, K), or (K,) for all weights.
+
+    A transposed convolution has its output channels elsewhere. If their number differs, all indices are 0.
+    """
     values = weight.double().reshape(len(weight), -1)
     books = codebook.double()
+    if books.dim() == 2 and len(books) != len(values):
+        return np.zeros(weight.numel(), np.int64)
     middles = (books[..., 1:] + books[..., :-1]) / 2
     return torch.searchsorted(middles.expand(len(values), -1).contiguous(), values).reshape(-1).numpy()
 

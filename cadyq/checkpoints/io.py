@@ -69,14 +69,24 @@ def save_model(
 @torch.no_grad()
 def _packed(network: SRNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a network with codes and codebook in the place of each quantized weight and its quantizer."""
+    names = _names_of_layers(network)
     for layer, name in network.layer_names.items():
         if layer.weight_quantizer is not None:
             rows = layer.weight_quantizer(layer.rows(layer.weight))
-            del state[f"{name}.weight"]
-            state = {key: v for key, v in state.items() if not key.startswith(f"{name}.weight_quantizer.")}
+            replaced = tuple(f"{alias}.weight{end}" for alias in names[layer] for end in ("", "_quantizer."))
+            state = {key: v for key, v in state.items() if not (key in replaced or key.startswith(replaced[1::2]))}
             codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
             state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
     return state
+
+
+def _names_of_layers(network: SRNetwork) -> dict[nn.Module, list[str]]:
+    """All dotted names of each layer. A layer may be called by several, as in `self.body = Sequential(self.conv)`."""
+    names: dict[nn.Module, list[str]] = {layer: [] for layer in network.layer_names}
+    for name, module in network.named_modules(remove_duplicate=False):
+        if module in names:
+            names[module].append(name)
+    return names
 
 
 def save_packed(network: SRNetwork, path: str | Path) -> Path:
@@ -159,6 +169,7 @@ def _complete_from_base(
 
 
 def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    names = _names_of_layers(network)
     for layer, name in network.layer_names.items():
         codes = state.pop(f"{name}.weight{CODES}", None)
         if codes is None:
@@ -166,7 +177,8 @@ def _unpack(network: SRNetwork, state: dict[str, Tensor], source: str) -> dict[s
         try:
             codebook = state.pop(f"{name}.weight{CODEBOOK}")
             rows = unpack_weight(codes, codebook, layer.weight_bits, layer.rows(layer.weight).shape)
-            state[f"{name}.weight"] = layer.from_rows(rows).contiguous()
+            weight = layer.from_rows(rows).contiguous()
+            state |= {f"{alias}.weight": weight for alias in names[layer]}
         except KeyError as error:
             raise UserError(f"{source}: tensor {error} is missing beside its codes; fetch the file again") from error
         except ValueError as error:

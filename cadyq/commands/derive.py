@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ from cadyq.commands.cli import (
 )
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES, Scheme
-from cadyq.schemes.specs import canonical, parse_scheme
+from cadyq.schemes.specs import parse_scheme
 from cadyq.training.derive import derive, derived_scheme, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import file_facts
@@ -83,6 +84,12 @@ def check_mean_bits(scheme: Scheme, mean_bits: float | None) -> None:
         raise UserError(f"--mean-bits {mean_bits:g}: {among}; give a mean from {min(space)} to {max(space)}")
 
 
+def _label(name: str, options: Mapping[str, Any], tag: str) -> str:
+    """The scheme as written in a command, with the options of the command line."""
+    label = SCHEMES.get(name)(**options).label()
+    return f"{label}:{tag}" if tag else label
+
+
 def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
@@ -90,7 +97,7 @@ def run(args: argparse.Namespace) -> Path:
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.parent])
-    name, options, _ = parse_scheme(args.scheme)
+    name, options, tag = parse_scheme(args.scheme)
     options |= parse_options(args.option)
     check_derived(name)
     parent = load_model(args.parent)
@@ -102,7 +109,7 @@ def run(args: argparse.Namespace) -> Path:
     reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
     facts = {
         "backbone": parent.name,
-        "scheme": canonical(args.scheme),
+        "scheme": _label(name, options, tag),
         "scale": parent.scale,
         "derived_from": file_facts(args.parent),
         "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "

@@ -176,7 +176,7 @@ def folder(path: Path | str, scale: int, name: str = "") -> Dataset:
     """Open a plain folder of photographs as HR; LR is made by MATLAB's bicubic.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: no such folder, no image in it, or two images of one name.
     """
     path = Path(path)
     if not path.is_dir():
@@ -184,6 +184,10 @@ def folder(path: Path | str, scale: int, name: str = "") -> Dataset:
     files = images_among(path.iterdir())
     if not files:
         raise UserError(f"{path}: holds no .png, .jpg or other image; give a folder of photographs")
+    names = [file.stem for file in files]
+    twice = next((one for one in names if names.count(one) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path}: two images have the name {twice!r}; rename one")
     return Dataset(name or path.name, scale, [_Source(file, None) for file in files])
 
 

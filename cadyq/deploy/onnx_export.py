@@ -117,7 +117,7 @@ class Exportable(nn.Module):
         }
         self.network = copy.deepcopy(network)
         # a layer may be called by more than one name; the copy is walked in the original's order
-        for name, module in [*network.named_modules()]:
+        for name, module in [*network.named_modules(remove_duplicate=False)]:
             if module in layers:
                 replace_module(self.network, name, layers[module])
             elif module in points and not name.endswith(".point"):

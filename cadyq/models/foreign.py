@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from itertools import count
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +29,7 @@ from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
-_tokens = count()
+ENDS = "first or last layer"  # the reason of layers that stay in FP32 by default
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class ForeignNetwork(SRNetwork):
         self.interface = interface
         self.kind = type(network).__name__
         self.skipped: list[Skipped] = []
-        self._token = next(_tokens)  # copies have the same token, since they run the same operations
+        self._token = uuid4().hex  # copies, stored ones too, have the same token, since they run the same operations
         twins = {name: network.get_submodule(name) for name in (*layers, *outer)}
         made = {layer: _twin(layer, name, with_point=name in layers) for name, layer in twins.items()}
         for name, module in [*network.named_modules(remove_duplicate=False)]:
@@ -108,10 +110,22 @@ class ForeignNetwork(SRNetwork):
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         x = padded(lr, self.interface.multiple_of) * (self.interface.pixel_range / 255)
-        sr = self.network(x)
+        with _modules_run():
+            sr = self.network(x)
         if not isinstance(sr, Tensor):
             raise UserError(f"{self.kind} returns a {type(sr).__name__}, not an image; wrap it so that it returns one")
         return sr[..., : height * self.scale, : width * self.scale] * (255 / self.interface.pixel_range)
+
+
+@contextmanager
+def _modules_run() -> Iterator[None]:
+    """Within the block, transformer layers of torch call their linear layers in eval mode too, not a fused kernel."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def padded(lr: Tensor, multiple_of: int) -> Tensor:
@@ -171,20 +185,16 @@ def watch_layers(network: nn.Module, lr: Tensor) -> tuple[Any, dict[str, Tensor]
     seen: dict[str, Tensor] = {}
     samples = len(lr)
 
-    def look(name: str, x: Tensor) -> None:
+    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        x: Tensor = inputs[0] if inputs else options["input"]
         rows = x.detach().reshape(samples, -1).float() if len(x) % samples == 0 else x.detach().reshape(1, -1).float()
         seen.setdefault(name, torch.stack([rows.mean(1), rows.std(1), rows.amax(1)], 1))
 
-    handles = [
-        module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs[0]))
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+                hooks.enter_context(module.register_forward_pre_hook(partial(look, name), with_kwargs=True))
         return network(lr), seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass
@@ -324,7 +334,7 @@ def prepare(
     other = "its input is no feature map of the images"
     skipped += [Skipped(n, other if n in seen.elsewhere else never) for n in usable if n not in ran]
     if exclude is None:
-        chosen, reason = set(ran[:1] + ran[-1:]), "first or last layer"
+        chosen, reason = set(ran[:1] + ran[-1:]), ENDS
     else:
         chosen, reason = matching(exclude, [*ran, *(layer.name for layer in skipped)]), "excluded"
     skipped += [Skipped(name, reason) for name in ran if name in chosen]

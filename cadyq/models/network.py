@@ -149,8 +149,12 @@ class SRNetwork(nn.Module, ABC):
 
     @property
     def architecture(self) -> Hashable:
-        """A key that networks with the same operations share, for any weights and scheme."""
-        return type(self), self.scale, repr(sorted(self.options.items()))
+        """A key that networks with the same operations share, for any weights and scheme.
+
+        It holds the shapes of the layers, for backbones that give their sizes not as `options`.
+        """
+        shapes = tuple(tuple(module.weight.shape) for module in self.modules() if isinstance(module, QuantizedLayer))
+        return type(self), self.scale, repr(sorted(self.options.items())), shapes
 
     def __repr__(self) -> str:
         """Each layer with its bits."""

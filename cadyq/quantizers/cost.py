@@ -136,7 +136,7 @@ def pixels_of(size: tuple[int, int]) -> int:
 def count_by_fvcore(plain: nn.Module, height: int, width: int) -> Macs:
     """`count_on` an LR input (1, 3, height, width) of zeros, on the device of the network's parameters."""
     parameter = next(plain.parameters(), torch.zeros(()))
-    return count_on(plain, torch.zeros(1, 3, height, width, device=parameter.device))
+    return count_on(plain, torch.zeros(1, 3, height, width, device=parameter.device, dtype=parameter.dtype))
 
 
 def count_on(plain: nn.Module, lr: Tensor) -> Macs:
@@ -153,9 +153,10 @@ def count_on(plain: nn.Module, lr: Tensor) -> Macs:
     analysis = FlopCountAnalysis(plain, lr)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-    by_module = analysis.by_module()
-    by_layer = {name: float(by_module[name]) for name in layers}
-    return Macs(by_layer, _products(analysis, list(layers)), dict(analysis.unsupported_ops()))
+    with torch.no_grad(), torch.autocast(lr.device.type, enabled=False):  # neither can be traced
+        by_module = analysis.by_module()
+        by_layer = {name: float(by_module[name]) for name in layers}
+        return Macs(by_layer, _products(analysis, list(layers)), dict(analysis.unsupported_ops()))
 
 
 def _products(analysis: FlopCountAnalysis, layers: list[str]) -> dict[str, float]:

@@ -228,10 +228,10 @@ def replace_module(root: nn.Module, name: str, module: nn.Module) -> None:
 def frozen_weights(network: nn.Module) -> Iterator[None]:
     """Within the block, each weight is quantized once instead of in every forward. Weights must not change."""
     layers = [module for module in network.modules() if isinstance(module, QuantizedLayer)]
-    with torch.no_grad():
-        for layer in layers:
-            layer.freeze()
     try:
+        with torch.no_grad():
+            for layer in layers:
+                layer.freeze()
         yield
     finally:
         for layer in layers:

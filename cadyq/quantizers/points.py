@@ -77,7 +77,10 @@ class QuantizationPoint(nn.Module):
                 forward.listener(self, maps, QuantizerOutput(maps, constant_bits(maps, FULL_PRECISION)))
             return x
         if forward is None:
-            raise UserError(f"point {self.name!r} runs outside its network: call the network, not one of its blocks")
+            raise UserError(
+                f"point {self.name!r} runs outside its network: call the network, not one of its blocks, and "
+                "train without gradient checkpointing"
+            )
         if not self.quantizer.calibrated:
             raise UserError(
                 f"point {self.name!r} has no range yet: pass calibration images to cadyq.quantize, or load trained "

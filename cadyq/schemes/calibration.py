@@ -83,11 +83,13 @@ def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
         Name of a point -> its statistics.
 
     Raises:
-        UserError: a value at a point is not finite.
+        UserError: a point never runs, or a value there is not finite.
     """
     observers = {name: Observer() for name in network.points}
     _run(network, patches, observers)
     for name, observer in observers.items():
+        if not observer.extremes:
+            raise UserError(f"calibration: point {name!r} of {network.name} never runs; exclude it: exclude=[{name!r}]")
         if not all(bool(part.isfinite().all()) for part in (*observer.extremes, *observer.log_std)):
             raise UserError(
                 f"calibration: point {name!r} of {network.name} sees values that are not finite; check the network's "

@@ -154,7 +154,17 @@ def _read(path: Path) -> dict[str, Any]:
     except toml.TOMLDecodeError as error:
         raise UserError(f"{path}: invalid TOML ({error}); fix the syntax") from error
     base = values.pop("base", None)
-    return values if base is None else _read(_path(base)) | values
+    return values if base is None else _over(_read(_path(base)), values)
+
+
+def _over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`values` over those of `base`, table by table."""
+    both = {
+        key: _over(base[key], values[key])
+        for key in base.keys() & values.keys()
+        if isinstance(base[key], dict) and isinstance(values[key], dict)
+    }
+    return base | values | both
 
 
 def _checked(values: Mapping[str, Any], source: str, partial: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -259,8 +259,9 @@ def _one_unit(
         read = quantized.read[rows]
         if stage.drop:
             read = _dropped(read, plain.read[rows], stage.drop, generator)
+        rest, options = quantized.arguments(rows)
         with forward_of(PatchContext(patches[chosen])), _dropping(unit, stage.drop, generator):
-            output = unit(read, *quantized.rest, **quantized.options)
+            output = unit(read, *rest, **options)
         return Step(output, plain.gives[rows], (), unit, None, done)
 
     return run
@@ -280,12 +281,10 @@ def _dropping(unit: nn.Module, probability: float, generator: torch.Generator) -
     def drop(point: nn.Module, inputs: tuple[Tensor], value: Tensor) -> Tensor:
         return _dropped(value, inputs[0], probability, generator)
 
-    handles = [point.register_forward_hook(drop) for point in points]
-    try:
+    with ExitStack() as hooks:
+        for point in points:
+            hooks.enter_context(point.register_forward_hook(drop))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,24 +66,33 @@ def _quantizes(module: nn.Module, outer: set[QuantizedLayer]) -> bool:
 
 @contextmanager
 def watched(network: SRNetwork, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the block, every forward stores copies of the outputs of the named modules in the dictionary, if they
-    are tensors.
+    """Within the block, every forward stores copies of the outputs of the named modules in the dictionary.
+
+    Of several outputs it is the first. An output that is no tensor is left out.
     """
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str, output: Any) -> None:
-        if isinstance(output, Tensor):
-            seen[name] = output.clone()  # what follows may write into it
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple | list) and output else output
+        if isinstance(first, Tensor):
+            seen[name] = first.clone()  # what follows may write into it
 
-    handles = [
-        network.get_submodule(name).register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
-        for name in names
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(network.get_submodule(name).register_forward_hook(partial(keep, name)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A feature map (N, ...) of all patches among the arguments of a unit."""
+
+    values: Tensor
+
+
+def _copied(value: Any) -> Any:
+    """A tensor's copy, since the unit may write into it; anything else as it is."""
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 class Passage:
@@ -90,8 +101,9 @@ class Passage:
     Attributes:
         read: feature map that enters the unit (N, ...).
         gives: output of the unit (N, ...).
-        rest: further positional arguments of the unit's forward, the same for all patches.
-        options: its keyword arguments, the same for all patches.
+        rest: further positional arguments of the unit's forward, such as a second feature map (N, ...). What is no
+            feature map is the same for all patches.
+        options: its keyword arguments, likewise.
 
     Raises:
         UserError: the unit does not map one feature map to another.
@@ -99,23 +111,44 @@ class Passage:
 
     def __init__(self, network: SRNetwork, name: str, patches: Tensor) -> None:
         self.name = name
-        self.rest: tuple[Any, ...] = ()
-        self.options: dict[str, Any] = {}
+        self._arguments: list[tuple[Any, ...]] = []  # of each batch, those by keyword last
+        self._keywords: tuple[str, ...] = ()
         self._read: list[Tensor] = []
         self._gives: list[Tensor] = []
         unit = network.get_submodule(name)
-        handles = [
+        with (
             unit.register_forward_pre_hook(self._enter, with_kwargs=True),
             unit.register_forward_hook(self._leave),
-        ]
-        try:
-            with torch.no_grad():
-                for batch in torch.split(patches, BATCH):
-                    self._run(network, batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+            torch.no_grad(),
+        ):
+            for batch in torch.split(patches, BATCH):
+                self._run(network, batch)
         self.read, self.gives = torch.cat(self._read), torch.cat(self._gives)
+        rows = [len(read) for read in self._read]
+        joined = [self._joined(values, rows) for values in zip(*self._arguments, strict=True)]
+        positional = len(joined) - len(self._keywords)
+        self.rest = tuple(joined[:positional])
+        self.options = dict(zip(self._keywords, joined[positional:], strict=True))
+
+    def arguments(self, rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`rest` and `options` of those rows of `read`."""
+
+        def chosen(value: Any) -> Any:
+            return value.values[rows] if isinstance(value, _Rows) else value
+
+        return tuple(map(chosen, self.rest)), {name: chosen(value) for name, value in self.options.items()}
+
+    def _joined(self, values: Sequence[Any], rows: Sequence[int]) -> Any:
+        """One argument of all batches: `_Rows` for a feature map, else the value that all batches share."""
+        if all(isinstance(value, Tensor) and value.shape[:1] == (n,) for value, n in zip(values, rows, strict=True)):
+            return _Rows(torch.cat(list(values)))
+        first = values[0]
+        if isinstance(first, Tensor) and not all(torch.equal(first, value) for value in values[1:]):
+            raise UserError(
+                f"part {self.name!r} reads a tensor that differs between batches, so it cannot be reconstructed; use a "
+                "scheme that tunes the whole network"
+            )
+        return first
 
     def _run(self, network: SRNetwork, batch: Tensor) -> None:
         before = len(self._gives)
@@ -130,7 +163,8 @@ class Passage:
     def _enter(self, unit: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         if inputs and isinstance(inputs[0], Tensor):
             self._read.append(inputs[0].clone())  # the unit may write into it
-            self.rest, self.options = inputs[1:], options
+            self._keywords = tuple(options)
+            self._arguments.append(tuple(map(_copied, (*inputs[1:], *options.values()))))
 
     def _leave(self, unit: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and len(self._read) > len(self._gives):

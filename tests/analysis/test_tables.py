@@ -13,7 +13,16 @@ import pandas as pd
 import pytest
 
 from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
-from analysis.tables.summary import REFERENCE, caption, skipped_notes, summary, to_text, write_tables
+from analysis.tables.summary import (
+    OVERALL,
+    REFERENCE,
+    caption,
+    over_all_images,
+    skipped_notes,
+    summary,
+    to_text,
+    write_tables,
+)  # fmt: skip
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]
@@ -39,6 +48,19 @@ def test_summary_means_and_drop(make_run: Runner) -> None:
     reference = _row(table, backbone="edsr", scheme="fp32", dataset="Set5", mode="image")
     assert (reference["delta_db"], reference["saved_percent"]) == (0, 0)
     assert table["mode"].tolist() == sorted(table["mode"])  # "image" was measured first
+
+
+def test_all_images_are_the_same_images(make_run: Runner) -> None:
+    """Two sets with as many images must not stand for one another."""
+    df = load(make_run())
+    df = df[df["mode"] == df["mode"].iloc[0]]
+    first = df[df["dataset"] == "Set5"]
+    second = first[first["scheme"] == "fp32"].assign(dataset="Other")
+    third = first[first["scheme"] == "pams:w4a4"].assign(dataset="Third")
+    together = over_all_images(pd.concat([first, second, third], ignore_index=True))
+    assert set(together["dataset"]) == {OVERALL}
+    sets = together.groupby(["backbone", "scheme"])["image"].agg(frozenset)
+    assert sets.nunique() == 1 and {scheme for _, scheme in sets.index} == {"fp32"}
 
 
 def test_no_reference_no_drop(make_run: Runner) -> None:

@@ -59,6 +59,15 @@ def test_packed_weights_beside_any_parent(weight: np.ndarray, bits: int, by_chan
     assert {name: _bits(value) for name, value in again.items()} == {name: _bits(v) for name, v in tensors.items()}
 
 
+def test_a_codebook_per_channel_of_a_transposed_convolution() -> None:
+    """Its output channels are the second dimension of the parent's weight."""
+    rows = torch.randn(2, 5, 3, 3).sign()
+    codes, codebook = pack_weight(rows, 2, "channel")
+    tensors = {"conv.weight.codes": codes, "conv.weight.codebook": codebook}
+    again = _round_trip(tensors, {"conv.weight": rows.transpose(0, 1).contiguous()})
+    assert {name: _bits(value) for name, value in again.items()} == {name: _bits(v) for name, v in tensors.items()}
+
+
 @given(st.lists(st.sampled_from(["uint8", "int64", "bool", "float16", "float64"]), max_size=4))
 def test_other_types_and_shapes(dtypes: list[str]) -> None:
     tensors = {f"t{i}": torch.arange(i * 3).to(getattr(torch, name)) for i, name in enumerate(dtypes)}

@@ -212,7 +212,17 @@ def test_derive_knows_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str
         crop = np.ascontiguousarray(astronaut()[40 * number :][:320, :320])
         (tmp_path / "photos").mkdir(exist_ok=True)
         Image.fromarray(crop).save(tmp_path / "photos" / f"{number}.png")
-    words = ["mine,seed=3", "--parent", "zoo:idn_x4_cadyq", "--data-root", str(tmp_path / "photos"), "--patches", "2"]
+    words = [
+        "mine",
+        "--option",
+        "seed=3",
+        "--parent",
+        "zoo:idn_x4_cadyq",
+        "--data-root",
+        str(tmp_path / "photos"),
+        "--patches",
+        "2",
+    ]
     words += ["--lr-patch", "24", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert derive(words) == 2
     assert "unknown scheme 'mine'" in capsys.readouterr().err

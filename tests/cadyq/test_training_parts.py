@@ -63,8 +63,11 @@ def test_a_recipe_takes_over_its_base_and_its_backbone(tmp_path: Path) -> None:
     )
     plain, edsr = load_recipe(str(path)), load_recipe(str(path), "edsr")
     assert (plain.steps, edsr.steps, edsr.batch) == (7, 9, load_recipe("paper").batch)
-    assert plain.scheme_options == {"search_space": [2, 8]}
-    assert edsr.scheme_options == {"search_space": [2, 8], "gradient_scale": 3.0}
+    paper, carn = load_recipe("paper").scheme_options, load_recipe(str(path), "carn")
+    assert paper and plain.scheme_options == paper | {"search_space": [2, 8]}
+    assert edsr.scheme_options == paper | {"search_space": [2, 8], "gradient_scale": 3.0}
+    published = load_recipe("paper", "carn")  # the table of one backbone leaves those of others
+    assert (carn.rate_selector, carn.steps) == (published.rate_selector, published.steps)
 
 
 def test_cpu_is_cadyq_under_another_name() -> None:

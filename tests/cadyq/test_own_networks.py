@@ -1,0 +1,271 @@
+"""Networks of users in the shapes that they come in: layers with two names, several inputs, half precision."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+import cadyq
+from baselines.daq import DAQWeight
+from cadyq.data.datasets import folder, photographs
+from cadyq.deploy.onnx_export import export_onnx
+from cadyq.deploy.runtime import open_session, run
+from cadyq.models.network import SRNetwork
+from cadyq.quantization import calibration_patches
+from cadyq.quantizers.cost import count_macs
+from cadyq.quantizers.layers import QuantConv2d, frozen_weights
+from cadyq.quantizers.points import QuantizationPoint
+from cadyq.training.reconstruction import calibrate
+from cadyq.training.units import Passage, blocks_of, watched
+from cadyq.utils.errors import UserError
+
+LR = [pair.lr for pair in photographs(4)]
+
+
+class Bicubic(nn.Module):
+    """x2: bicubic interpolation plus what a body of 8 channels adds."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.head, self.body, self.tail = nn.Conv2d(3, 8, 3, padding=1), body, nn.Conv2d(8, 12, 3, padding=1)
+        nn.init.normal_(self.tail.weight, std=0.005)
+        nn.init.zeros_(self.tail.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        details = F.pixel_shuffle(self.tail(self.body(self.head(x))), 2)
+        return F.interpolate(x, scale_factor=2, mode="bicubic") + details
+
+
+class TwoNames(nn.Module):
+    """Each layer is an attribute and a member of a sequence, as in many published networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.steps = nn.Sequential(self.conv1, nn.ReLU(), self.conv2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(x)  # type: ignore[no-any-return]
+
+
+class Skip(nn.Module):
+    """A block with a second feature map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv(x) + 3 * skip  # type: ignore[no-any-return]
+
+
+class WithSkips(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Skip(), Skip()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x, x), skip=x)  # type: ignore[no-any-return]
+
+
+def network_of(body: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in body.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return Bicubic(body).eval()
+
+
+@pytest.mark.parametrize("scheme", ["minmax:w2a8", "lsq:w4a4"])
+@torch.no_grad()
+def test_a_layer_with_two_names_stays_quantized(scheme: str, tmp_path: Path) -> None:
+    network = network_of(TwoNames())
+    quantized = cadyq.quantize(network, scheme, LR, pixel_range=1, patches=4)
+    cadyq.save(quantized, tmp_path / "q.safetensors")
+    loaded = cadyq.load_into(network, tmp_path / "q.safetensors")
+    lr = LR[0][None, :, :32, :32].float()
+    assert torch.equal(loaded(lr), quantized(lr))
+    for layer, bits in ((layer, layer.weight_bits) for layer in loaded.layer_names):
+        assert len(layer.quantized_weight().unique()) <= 2**bits
+
+
+@torch.no_grad()
+def test_a_layer_with_two_names_is_exported(tmp_path: Path) -> None:
+    quantized = cadyq.quantize(network_of(TwoNames()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    lr = LR[0][None, :, :32, :32].float()
+    found = run(open_session(export_onnx(quantized, tmp_path / "m.onnx").path, threads=1), lr)
+    assert (found - quantized(lr)).abs().max() < 1
+
+
+@pytest.mark.parametrize("count", [24, 32])
+def test_a_second_feature_map_belongs_to_its_patch(count: int) -> None:
+    prepared = cadyq.quantize(network_of(WithSkips()), "fp32", LR, pixel_range=1, patches=count)
+    patches, rows = calibration_patches(LR, count, 16), torch.tensor([1, count - 1])
+    first, second = (Passage(prepared, f"network.body.{name}", patches) for name in ("one", "two"))
+    (skip,), _ = first.arguments(rows)
+    _, options = second.arguments(rows)
+    assert torch.equal(skip, first.read[rows]) and torch.equal(options["skip"], first.read[rows])
+    _, reports = calibrate(prepared, "brecq:w4a4", patches, steps=2)
+    assert [report.steps for report in reports] == [2, 2]
+
+
+@torch.no_grad()
+def test_threads_choose_their_own_bits() -> None:
+    network = cadyq.load_model("zoo:carn_m_x4_cabm")
+    flat = torch.full((1, 3, 16, 16), 128.0)
+    busy = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255
+    alone = {id(lr): cadyq.trace(network, lr)[1].fab() for lr in (flat, busy)}
+    assert alone[id(flat)] != alone[id(busy)]
+    wrong: list[float] = []
+
+    def repeat(lr: Tensor) -> None:
+        with torch.no_grad():
+            wrong.extend(float(fab) for _ in range(20) if (fab := cadyq.trace(network, lr)[1].fab()) != alone[id(lr)])
+
+    threads = [threading.Thread(target=repeat, args=(lr,)) for lr in (flat, busy)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_stored_networks_keep_their_own_macs(tmp_path: Path) -> None:
+    """The key of the counted MACs was a number of the process."""
+    small = cadyq.quantize(network_of(TwoNames()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    torch.save(small, tmp_path / "small.pt")
+    again = torch.load(tmp_path / "small.pt", weights_only=False)
+    other = cadyq.quantize(network_of(TwoNames()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    assert again.architecture == small.architecture != other.architecture
+    assert isinstance(again.architecture, str) and len(again.architecture) == 32  # unique beyond this process
+
+
+class Plain(SRNetwork):
+    """A backbone that does not tell its width as an option."""
+
+    name = "plain"
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.head, self.body = nn.Conv2d(3, width, 3, padding=1), QuantConv2d(width, width, 3)
+        self.point = QuantizationPoint(width, [self.body])
+        self.tail = nn.Conv2d(width, 12, 3, padding=1)
+        self.register_points(2)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.tail(self.body(self.point(self.head(lr)))), 2)
+
+
+def test_networks_of_other_widths_have_other_macs() -> None:
+    assert count_macs(Plain(8), 8, 8).total < count_macs(Plain(16), 8, 8).total
+
+
+@torch.no_grad()
+def test_macs_of_half_precision_and_autocast() -> None:
+    network = cadyq.quantize(network_of(TwoNames()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    expected = count_macs(network, 16, 16).total
+    half = copy.deepcopy(network).half()
+    half._token = "half"
+    assert count_macs(half, 16, 16).total == expected
+    copied = copy.deepcopy(network)
+    copied._token = "autocast"
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert count_macs(copied, 16, 16).total == expected
+
+
+def test_arguments_that_contradict_the_network_are_refused() -> None:
+    wrapped = cadyq.quantize(network_of(TwoNames()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    with pytest.raises(UserError, match=r"scale=3; bicubic has 2"):
+        cadyq.quantize(wrapped, "mse:w8a8", LR, scale=3, patches=4)
+    with pytest.raises(UserError, match=r"pixel_range=255; bicubic has 1"):
+        cadyq.quantize(wrapped, "mse:w8a8", LR, pixel_range=255, patches=4)
+    with pytest.raises(UserError, match=r"exclude=\[\]; bicubic was wrapped with 'head' in FP32"):
+        cadyq.quantize(wrapped, "mse:w8a8", LR, exclude=[], patches=4)
+    with pytest.raises(UserError, match="the weights are float16; give them in float32"):
+        cadyq.quantize(network_of(TwoNames()).half(), "mse:w8a8", LR, patches=4)
+
+
+def test_frozen_weights_are_released_after_an_error() -> None:
+    network = cadyq.load_model("zoo:idn_x4_fp32")
+    layers = [module for module in network.modules() if isinstance(module, QuantConv2d)]
+
+    def fail() -> Tensor:
+        raise UserError("no weight")
+
+    layers[3].quantized_weight = fail  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="no weight"), frozen_weights(network):
+        pass
+    assert all(layer._frozen is None for layer in layers)
+
+
+@torch.no_grad()
+def test_transformer_layers_run_their_linear_layers() -> None:
+    """In eval mode torch calls a fused kernel instead."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(2).mT).mT.unflatten(2, x.shape[2:])  # type: ignore[no-any-return]
+
+    network = network_of(Tokens())
+    quantized = cadyq.quantize(network, "minmax:w4a4", LR, pixel_range=1, patches=2)
+    assert {"body.layer.linear1", "body.layer.linear2"} <= quantized.points.keys()
+    lr = LR[0][None, :, :16, :16].float()
+    _, trace = cadyq.trace(quantized, lr)
+    assert float(trace.fab()) == 4
+    before = torch.backends.mha.get_fastpath_enabled()
+    quantized(lr)
+    assert torch.backends.mha.get_fastpath_enabled() is before
+
+
+def test_two_photographs_of_one_name_are_refused(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg"):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"a.{suffix}")
+    with pytest.raises(UserError, match="two images have the name 'a'"):
+        folder(tmp_path, 4)
+
+
+def test_images_of_16_bits_are_refused_with_their_range() -> None:
+    with pytest.raises(UserError, match=r"pixels run from 0 to 65535; give them in 0\.\.255"):
+        calibration_patches(np.arange(65536, dtype=np.uint16).repeat(3).reshape(256, 256, 3), 2)
+
+
+def test_a_blurring_weight_survives_daq() -> None:
+    """Its deviation, the step of DAQ's grid, is 0."""
+    weight = torch.full((8, 1, 3, 3), 1 / 9)
+    assert torch.allclose(DAQWeight(8)(weight), weight)
+    assert torch.allclose(DAQWeight(2)(weight + 1e-3 * torch.randn(weight.shape)), weight, atol=5e-3)
+
+
+@torch.no_grad()
+def test_a_block_may_return_several_outputs() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            return self.conv(x), 1
+
+    class First(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.other = Both(), Both()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(self.block(x)[0])[0]  # type: ignore[no-any-return]
+
+    prepared = cadyq.quantize(network_of(First()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    with watched(prepared, blocks_of(prepared)) as seen:
+        prepared(LR[0][None, :, :16, :16].float())
+    assert [value.shape for value in seen.values()] == [(1, 8, 16, 16)] * 2
