@@ -37,8 +37,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from baselines.mse import SHARES as WEIGHT_SHARES
-from baselines.mse import MSEActivation
+from baselines.mse import MSEActivation, least_error_bound
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import (
     ActivationQuantizer,
@@ -46,11 +45,10 @@ from cadyq.quantizers import (
     PointStatistics,
     QuantizerOutput,
     WeightQuantizer,
-    signed_levels,
     straight_through,
 )
 from cadyq.quantizers.base import MAX_BITS, MIN_BITS
-from cadyq.quantizers.functional import fake_quantize_bounds, fake_quantize_symmetric, quantize_symmetric
+from cadyq.quantizers.functional import fake_quantize_bounds, fake_quantize_symmetric
 from cadyq.schemes import FixedBitScheme, Loss, Role, Stage, Step, normalized_distance
 from cadyq.utils.errors import UserError
 
@@ -122,10 +120,7 @@ class AdaBMWeight(WeightQuantizer):
 
     @torch.no_grad()
     def initialize(self, weight: Tensor) -> None:
-        w = weight.flatten()
-        bounds = WEIGHT_SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
-        errors = (quantize_symmetric(w[None], bounds[:, None], signed_levels(self.bits)) - w).square_().sum(1)
-        self.bound.copy_(bounds[errors.argmin()])
+        self.bound.copy_(least_error_bound(weight, self.bits))
 
     def forward(self, weight: Tensor) -> Tensor:
         return fake_quantize_symmetric(weight, self.bound, self.bits)

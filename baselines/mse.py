@@ -47,6 +47,14 @@ def least_error_range(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits:
     return low, high
 
 
+def least_error_bound(weight: Tensor, bits: int) -> Tensor:
+    """The bound of the symmetric grid, a scalar > 0, that minimizes ||w - Q(w)||^2 among shares of max |w|."""
+    w = weight.detach().flatten()
+    bounds = SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
+    on_grid = quantize_symmetric(w[None], bounds[:, None], signed_levels(bits))
+    return bounds[(on_grid - w).square_().sum(1).argmin()]
+
+
 class MSEActivation(AffineRange):
     """The affine range [l, h] of least squared error over the histogram of calibration."""
 
@@ -61,11 +69,8 @@ class MSEWeight(WeightQuantizer):
     """The symmetric bound that minimizes ||w - Q(w)||^2."""
 
     def forward(self, weight: Tensor) -> Tensor:
-        w, levels = weight.detach().flatten(), signed_levels(self.bits)
-        bounds = SHARES.to(w).unsqueeze(1) * w.abs().amax().clamp_min(1e-8)
-        on_grid = quantize_symmetric(w.unsqueeze(0), bounds, levels)
-        best = (on_grid - w).square_().sum(1).argmin()
-        return straight_through(weight, on_grid[best].view_as(weight))
+        bound = least_error_bound(weight, self.bits)
+        return straight_through(weight, quantize_symmetric(weight.detach(), bound, signed_levels(self.bits)))
 
 
 @dataclass(frozen=True)

@@ -187,17 +187,47 @@ def on_device(bank: PatchDataset, device: torch.device) -> PatchDataset:
 
 
 def provenance_of(
-    args: argparse.Namespace, recipe: Recipe, parent: SRNetwork, parts: tuple[PatchDataset, PatchDataset]
+    args: argparse.Namespace, recipe: Recipe, parent: Start, parts: tuple[PatchDataset, PatchDataset]
 ) -> dict[str, Any]:
-    """The facts of data and command for training.json. Those of the networks are added later."""
+    """The facts of parent, data and command for training.json."""
     source = args.data_root or args.bank
-    return {
-        "backbone": parent.name,
+    facts = {
+        "backbone": parent.network.name,
         "scheme": canonical(recipe.scheme),
-        "scale": parent.scale,
+        "scale": parent.network.scale,
         "data": f"{source.name}: {len(parts[0].images)} photographs, {len(parts[1].images)} more held out",
         "torch": torch.__version__,
+        "parent": parent.facts,
+        "mixed_precision": args.amp,
     }
+    return facts | ({"builds_on": authors_name(parent)} if isinstance(parent.network, ForeignNetwork) else {})
+
+
+def start_of(args: argparse.Namespace) -> tuple[Start, Recipe, Start | None]:
+    """The parent, the recipe for it, and the teacher if the recipe has one.
+
+    Raises:
+        UserError: see `parent_of`, `recipe_of` and `load_teacher`; the parent cannot be trained under the scheme.
+    """
+    parent = parent_of(args)
+    recipe = recipe_of(args, parent.network.name)
+    if parent.untrained and recipe.scheme != "fp32":
+        raise UserError(
+            f"--model {args.init}: was trained at another scale than x{args.scale}; "
+            f"train it with --recipe fp32 --scale {args.scale} before it is quantized"
+        )
+    require_chosen(parent.network, recipe.scheme)
+    teacher = load_teacher(args.teacher, recipe, parent)
+    return parent, recipe if teacher else recipe.without_teacher(), teacher
+
+
+def network_of(
+    parent: SRNetwork, guide: SRNetwork | None, recipe: Recipe, training: PatchDataset, device: torch.device
+) -> SRNetwork:
+    """The network to train, under the scheme of the recipe, calibrated on the photographs, on the device."""
+    reference = calibration_network(parent, guide).cpu()
+    network = quantized_from(parent, reference, recipe.scheme, bank_patches(training), recipe.scheme_options)
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[no-any-return, call-overload]
 
 
 def train(args: argparse.Namespace, processes: Processes) -> Path:
@@ -207,42 +237,31 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     check_outputs(args.out, inputs=[args.init, args.teacher, args.bank])
     device = processes.device
     torch.manual_seed(args.seed)
-    parent = parent_of(args)
-    recipe = recipe_of(args, parent.network.name)
-    if parent.untrained and recipe.scheme != "fp32":
-        raise UserError(
-            f"--model {args.init}: was trained at another scale than x{args.scale}; "
-            f"train it with --recipe fp32 --scale {args.scale} before it is quantized"
-        )
-    require_chosen(parent.network, recipe.scheme)
+    parent, recipe, teacher = start_of(args)
     processes.share(recipe.batch)
-    teacher = load_teacher(args.teacher, recipe, parent)
-    if teacher is None:
-        recipe = recipe.without_teacher()
     guide = teacher.network if teacher else None
     training, held_out = processes.in_turn(lambda: bank_of(args, recipe, parent.network.scale, guide, device)).split()
-    reference = calibration_network(parent.network, guide)
-    patches = bank_patches(training)
-    network = quantized_from(parent.network, reference.cpu(), recipe.scheme, patches, recipe.scheme_options)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = network_of(parent.network, guide, recipe, training, device)
     processes.same_start(network)
     if args.amp:
         use_half_precision(network, device)
-    provenance = provenance_of(args, recipe, parent.network, (training, held_out)) | {
-        "parent": parent.facts,
+    facts = provenance_of(args, recipe, parent, (training, held_out)) | {
         "teacher_sha256": teacher.facts["sha256"] if teacher else None,
         "device": device.type,
         "processes": processes.count,
-        "mixed_precision": args.amp,
     }
-    if isinstance(parent.network, ForeignNetwork):
-        provenance["builds_on"] = authors_name(parent)
-    if args.bank_on_device:
-        training = on_device(training, device)
-    settings = Settings(args.workers, args.amp, args.checkpoint_seconds)
     with processes.alone_in(args.out):
         return Trainer(
-            network, recipe, training, held_out, args.out, provenance, args.seed, guide, processes, settings
+            network=network,
+            recipe=recipe,
+            bank=on_device(training, device) if args.bank_on_device else training,
+            held_out=held_out,
+            out=args.out,
+            provenance=facts,
+            seed=args.seed,
+            teacher=guide,
+            processes=processes,
+            settings=Settings(args.workers, args.amp, args.checkpoint_seconds),
         ).run()
 
 

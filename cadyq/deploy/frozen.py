@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -41,17 +42,17 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
             raise UserError(
                 f"point {name!r}: {kind} has ranges of its own, so its bits cannot be fixed; give a CADyQ network"
             )
-    counts = {name: torch.zeros(33, dtype=torch.int64) for name in network.points}
+    counts: dict[str, Counter[int]] = {name: Counter() for name in network.points}
     for lr in photographs:
         for tile in split(lr, tile_grid(*lr.shape[-2:])):
             _, trace = trace_forward(network, tile[None].float())
-            for name, bits in trace.bits.items():
-                counts[name.partition("@")[0]][int(bits)] += 1  # "name@2": the second use of a point
+            for record in trace.records.values():  # several for a point that runs several times
+                counts[record.point.name].update(record.bits.tolist())
     frozen = copy.deepcopy(network)
     frozen.scheme = None
     for name, point in frozen.points.items():
         if isinstance(point.quantizer, CandidateActivation):
-            most = int(32 - counts[name].flip(0).argmax())
+            most = max(counts[name], key=lambda bits: (counts[name][bits], bits))
             fixed = LearnedBoundActivation(most)
             fixed.set_largest(point.quantizer.bounds[(point.quantizer.candidates == most).nonzero()[0]].detach())
             point.quantizer = fixed

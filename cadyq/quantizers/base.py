@@ -183,6 +183,10 @@ class WeightQuantizer(nn.Module, ABC):
     def initialize(self, weight: Tensor) -> None:
         """Set learned steps from the weight. A quantizer without learned steps does nothing."""
 
+    def learning_unit(self, parameter: str) -> float:
+        """The unit of a parameter's learning rate: its mean magnitude at the start."""
+        return float(self.get_parameter(parameter).detach().abs().mean())
+
     def start_tuning(self, weight: Tensor) -> None:
         """Create the parameters that exist only while a stage tunes them. By default there are none."""
 

@@ -168,22 +168,28 @@ class Trace:
 
 def _check(point: QuantizationPoint, x: Tensor, output: Any) -> None:
     """Raise UserError if the output is not a `QuantizerOutput` that fits the feature map `x`."""
-    maker, remedy = type(point.quantizer).__name__, "see cadyq.quantizers.base.ActivationQuantizer"
     if not isinstance(output, QuantizerOutput):
-        raise UserError(
-            f"{maker} at point {point.name!r} returns a {type(output).__name__}, no QuantizerOutput; {remedy}"
-        )
-    for name, value, shape in (("value", output.value, x.shape), ("bits", output.bits, x.shape[:1])):
-        found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        if found != tuple(shape):
-            raise UserError(f"{maker} at point {point.name!r}: its {name} is {found}, not {tuple(shape)}; {remedy}")
-        if value.device != x.device:
-            wrong = f"is on {value.device}, not on {x.device}"
-            raise UserError(f"{maker} at point {point.name!r}: its {name} {wrong}; {remedy}")
-    kinds = (("value", output.value, True, "floating point"), ("bits", output.bits, False, "whole numbers"))
-    for name, value, floating, kind in kinds:
-        if value.is_floating_point() != floating:
-            raise UserError(f"{maker} at point {point.name!r}: its {name} is {value.dtype}, not {kind}; {remedy}")
+        raise _unfit(point, f" returns a {type(output).__name__}, no QuantizerOutput")
+    _check_tensor(point, "value", output.value, x.shape, x.device, floating=True)
+    _check_tensor(point, "bits", output.bits, x.shape[:1], x.device, floating=False)
+
+
+def _check_tensor(
+    point: QuantizationPoint, name: str, value: Any, shape: torch.Size, device: torch.device, *, floating: bool
+) -> None:
+    found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    if found != tuple(shape):
+        raise _unfit(point, f": its {name} is {found}, not {tuple(shape)}")
+    if value.device != device:
+        raise _unfit(point, f": its {name} is on {value.device}, not on {device}")
+    if value.is_floating_point() != floating:
+        kind = "floating point" if floating else "whole numbers"
+        raise _unfit(point, f": its {name} is {value.dtype}, not {kind}")
+
+
+def _unfit(point: QuantizationPoint, what: str) -> UserError:
+    remedy = "see cadyq.quantizers.base.ActivationQuantizer"
+    return UserError(f"{type(point.quantizer).__name__} at point {point.name!r}{what}; {remedy}")
 
 
 def trace_forward(network: Traceable, lr: Tensor, hr: Tensor | None = None) -> tuple[Tensor, Trace]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantizedLayer
+from cadyq.schemes.tuning import cosine
 from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
 
@@ -60,10 +60,11 @@ def parameter_groups(network: SRNetwork, recipe: Recipe) -> list[dict[str, Any]]
                 selectors.append(parameter)
             elif quantizer is not None:
                 add_range(parameter, quantizer.learning_unit(name))
-    for conv in network.layer_names:
-        for parameter in conv.weight_quantizer.parameters() if conv.weight_quantizer else ():
+    for layer in network.layer_names:
+        for name, parameter in layer.weight_quantizer.named_parameters() if layer.weight_quantizer else ():
             quantizer_parameters.add(parameter)
-            add_range(parameter, float(parameter.detach().abs().mean()))
+            if layer.weight_quantizer is not None:
+                add_range(parameter, layer.weight_quantizer.learning_unit(name))
     weights = [p for p in network.parameters() if p.requires_grad and p not in quantizer_parameters]
     groups.append({"params": weights, "base": recipe.rate_weights})
     if selectors:
@@ -76,7 +77,7 @@ def rate_factor(recipe: Recipe, step: int) -> float:
     rate = min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else 1.0
     if recipe.schedule == "halve":
         return rate * (0.5 if step >= recipe.halve_at * recipe.steps else 1.0)
-    return rate * (0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
+    return rate * cosine(step / recipe.steps)
 
 
 class WeightAverage:

@@ -207,7 +207,7 @@ def shares(steps: int, seconds: float) -> Iterator[float]:
 def tuned_parameter_groups(unit: nn.Module, stage: Stage) -> list[dict[str, Any]]:
     """A group of Adam for each parameter of the unit's quantizers whose role has a rate in the stage.
 
-    The rate is in the quantizer's `learning_unit`; that of a weight quantizer's parameter is relative to its size.
+    The rate is in the quantizer's `learning_unit`.
     """
     groups, seen = [], set[nn.Parameter]()
     for quantizer in unit.modules():
@@ -215,15 +215,9 @@ def tuned_parameter_groups(unit: nn.Module, stage: Stage) -> list[dict[str, Any]
             for name, parameter in quantizer.named_parameters():
                 role = _role(quantizer, name)
                 if role in stage.rates and parameter not in seen:
-                    groups.append({"params": [parameter], "start": stage.rates[role] * _unit(quantizer, name)})
+                    groups.append({"params": [parameter], "start": stage.rates[role] * quantizer.learning_unit(name)})
                 seen.add(parameter)
     return groups
-
-
-def _unit(quantizer: ActivationQuantizer | WeightQuantizer, parameter: str) -> float:
-    if isinstance(quantizer, ActivationQuantizer):
-        return quantizer.learning_unit(parameter)
-    return float(quantizer.get_parameter(parameter).detach().abs().mean())
 
 
 def _role(quantizer: nn.Module, parameter: str) -> Role:
