@@ -76,7 +76,7 @@ def write_bit_map(
         title: title of the picture.
         avoided: `avoided_error` of the photograph, drawn beside the bits; None to leave it out.
     """
-    tops, lefts = (sorted({edge(tile) for tile in tiles}) for edge in (_top, _left))
+    tops, lefts = sorted({tile.keep_top for tile in tiles}), sorted({tile.keep_left for tile in tiles})
     height, width = lr.shape[-2:]
     scale = max(1, -(-max(height, width) // _LONGEST_PIXELS))  # large photographs are subsampled
     photo = lr[:, ::scale, ::scale].permute(1, 2, 0).numpy()
@@ -142,11 +142,3 @@ def _label(axis: Axes, grid: NDArray[np.float32], rows: NDArray[np.float64], col
     for (row, column), bits in np.ndenumerate(grid):
         x, y = (columns[column] + columns[column + 1]) / 2, (rows[row] + rows[row + 1]) / 2
         axis.text(x, y, f"{bits:.1f}", color="white", ha="center", va="center", fontsize=8, path_effects=halo)
-
-
-def _top(tile: Tile) -> int:
-    return tile.keep_top
-
-
-def _left(tile: Tile) -> int:
-    return tile.keep_left

@@ -22,6 +22,7 @@ from cadyq.schemes.calibration import initialize, observe
 from cadyq.schemes.factory import ModelConfig, backbone_option_names, build, list_backbones
 from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
+from cadyq.utils.seeds import repeatable
 
 BIT_OPTIONS = ("weight_bits", "act_bits")
 BITS_TO_TRY = (2, 4, 8)
@@ -57,8 +58,8 @@ def small_sizes(backbone: str) -> dict[str, int]:
 @lru_cache
 def _plain(cls: type[SRNetwork], backbone: str, scale: int = SCALE) -> SRNetwork:
     # by class as well as by name: a plugin's class may take the place of another in one process
-    torch.manual_seed(3)
-    return build(ModelConfig(backbone, "fp32", scale, small_sizes(backbone))).eval()
+    with repeatable(3):
+        return build(ModelConfig(backbone, "fp32", scale, small_sizes(backbone))).eval()
 
 
 @lru_cache

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-import torch
-
 from cadyq.models.network import BACKBONES
 from cadyq.testing import behaviour, values
 from cadyq.testing.fault import Fault, raised
 from cadyq.testing.subject import BITS_TO_TRY, Case, Subject, backbones_to_check, cases
 from cadyq.utils.errors import UserError
+from cadyq.utils.seeds import repeatable
 
 
 class Check(NamedTuple):
@@ -101,8 +100,7 @@ def outcomes(
         if backbone not in known:
             raise UserError(f"{backbone} has no quantization points to check; choose from {', '.join(known)}")
     for backbone in backbones or known:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with repeatable():
             found = {str(case): _check_case(case, backbone) for case in tried}
         for name in (BUILDS, RUNS.name, *(check.name for check in CHECKS)):
             faults = {case: results[name] for case, results in found.items() if name in results}

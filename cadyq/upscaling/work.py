@@ -60,7 +60,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Open:
+class _InProgress:
     """A photograph in progress."""
 
     job: UpscaleJob
@@ -142,52 +142,58 @@ class Upscaler:
             if self._in_file(group):
                 with alone_with(group[0].sr):
                     if not (self.resume and group[0].finished and not self.is_stale(group[0])):
-                        yield from self._group(group)
+                        yield from self._upscale_group(group)
             else:
-                yield from self._group(group)
+                yield from self._upscale_group(group)
 
     @staticmethod
     def _in_file(group: Sequence[UpscaleJob]) -> bool:
         return len(group) == 1 and _pixels(group[0]) > BATCH_PIXELS
 
-    def _group(self, group: Sequence[UpscaleJob]) -> Iterator[Result]:
-        opened, results = [], []
-        for job in group:
-            try:
-                opened.append(self._open(job, self._in_file(group)))
-            except (UserError, OSError) as error:
-                results.append(Result(job, error=_told(job, error, self.tiling)))
-        yield from results
+    def _upscale_group(self, group: Sequence[UpscaleJob]) -> Iterator[Result]:
+        """The results of photographs whose tiles run together. If that fails, each runs alone: only one is lost."""
+        opened, unreadable = self._open_all(group)
+        yield from unreadable
         try:
             self._forward(opened)
         except Exception as error:  # as from a plug-in
-            _end(opened, keep=False)
+            _discard_tiles(opened)
             if len(opened) == 1:
-                yield Result(opened[0].job, error=_told(opened[0].job, error, self.tiling))
+                yield Result(opened[0].job, error=_as_user_error(opened[0].job, error, self.tiling))
                 return
-            for each in opened:  # one by one, so that only the failing one is lost
-                yield from self._group([each.job])
+            for each in opened:
+                yield from self._upscale_group([each.job])
             return
-        except BaseException:  # an interrupt: finished tiles are kept
-            _end(opened, keep=True)
+        except BaseException:  # an interrupt
+            _keep_tiles(opened)
             raise
         for number, each in enumerate(opened):
             try:
                 yield self._finish(each)
             except BaseException:
-                _end(opened[number:], keep=True)
+                _keep_tiles(opened[number:])
                 raise
 
-    def _open(self, job: UpscaleJob, in_file: bool) -> _Open:
+    def _open_all(self, group: Sequence[UpscaleJob]) -> tuple[list[_InProgress], list[Result]]:
+        """The photographs of a group that can be read, and the results of the others."""
+        opened, unreadable = [], []
+        for job in group:
+            try:
+                opened.append(self._open(job, self._in_file(group)))
+            except (UserError, OSError) as error:
+                unreadable.append(Result(job, error=_as_user_error(job, error, self.tiling)))
+        return opened, unreadable
+
+    def _open(self, job: UpscaleJob, in_file: bool) -> _InProgress:
         photograph, key = read_photograph(job.source), self.key(job)
         tiles, scale = self.tiling.grid(*photograph.lr.shape[-2:]), self.network.scale
         if not in_file:
-            return _Open(job, photograph, MemoryCanvas(tiles, scale), key, photograph.notes)
+            return _InProgress(job, photograph, MemoryCanvas(tiles, scale), key, photograph.notes)
         canvas = FileCanvas(tiles, scale, job.sr, key, self.resume)
         stale = "what an earlier command left of it has another model, photograph or option; it starts anew"
-        return _Open(job, photograph, canvas, key, (*photograph.notes, *([stale] if canvas.stale else [])))
+        return _InProgress(job, photograph, canvas, key, (*photograph.notes, *([stale] if canvas.stale else [])))
 
-    def _forward(self, opened: Sequence[_Open]) -> None:
+    def _forward(self, opened: Sequence[_InProgress]) -> None:
         """Run all missing tiles of photographs; those of one size run together."""
         todo = [(each, index) for each in opened for index in each.canvas.missing]
         cut = {each.job: split(each.photograph.lr, each.canvas.tiles) for each in opened}
@@ -204,7 +210,7 @@ class Upscaler:
                     each.canvas.put(index, sr, float(fab), costs, seconds)
                 self.on_tiles(len(batch.indices))
 
-    def _finish(self, each: _Open) -> Result:
+    def _finish(self, each: _InProgress) -> Result:
         """Write the files of a photograph with all tiles finished. If the disk is full, its tiles are kept."""
         job = each.job
         facts = self._facts(each)
@@ -218,11 +224,11 @@ class Upscaler:
                 path.unlink(missing_ok=True)
             with suppress(OSError):
                 each.canvas.keep()
-            return Result(job, error=_told(job, error, self.tiling))
+            return Result(job, error=_as_user_error(job, error, self.tiling))
         each.canvas.discard()
         return Result(job, facts, notes=each.notes)
 
-    def _writers(self, each: _Open, facts: dict[str, Any]) -> list[tuple[Path, Callable[[], object]]]:
+    def _writers(self, each: _InProgress, facts: dict[str, Any]) -> list[tuple[Path, Callable[[], object]]]:
         """The function that writes each file. The facts come last: they mark the others as complete."""
         job, photograph, scale = each.job, each.photograph, self.network.scale
         channels = 3 if photograph.alpha is None else 4
@@ -242,7 +248,7 @@ class Upscaler:
         text = json.dumps(facts, indent=2, ensure_ascii=False) + "\n"
         return [*writers, (job.facts, lambda: write_text(job.facts, text))]
 
-    def _facts(self, each: _Open) -> dict[str, Any]:
+    def _facts(self, each: _InProgress) -> dict[str, Any]:
         network, canvas, tiling = self.network, each.canvas, self.tiling
         quantized, fp32, selector, _ = canvas.costs.sum(0).tolist()
         bitops, eight_bit = quantized + fp32 + selector, reference_bitops(network, canvas.tiles)
@@ -305,19 +311,22 @@ def _with_alpha(strips: Iterator[NDArray[np.uint8]], photograph: Photograph, sca
         top = bottom
 
 
-def _end(opened: Sequence[_Open], keep: bool) -> None:
+def _keep_tiles(opened: Sequence[_InProgress]) -> None:
+    """Keep the finished tiles of photographs for `--resume`."""
     for each in opened:
-        if keep:
-            each.canvas.keep()
-        else:
-            each.canvas.discard()
+        each.canvas.keep()
 
 
-def _told(job: UpscaleJob, error: Exception, tiling: Tiling) -> UserError:
+def _discard_tiles(opened: Sequence[_InProgress]) -> None:
+    for each in opened:
+        each.canvas.discard()
+
+
+def _as_user_error(job: UpscaleJob, error: Exception, tiling: Tiling) -> UserError:
     """A UserError for one photograph, caused by `error`."""
-    told = UserError(_words(job, error, tiling))
-    told.__cause__ = error
-    return told
+    user_error = UserError(_words(job, error, tiling))
+    user_error.__cause__ = error
+    return user_error
 
 
 def _words(job: UpscaleJob, error: Exception, tiling: Tiling) -> str:
