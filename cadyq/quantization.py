@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cadyq.data.images import images_among, read_rgb
-from cadyq.models.foreign import ENDS, ForeignNetwork, Interface, matching, prepare
+from cadyq.models.foreign import ENDS, ForeignNetwork, matching, prepare
+from cadyq.models.inspection import Interface
 from cadyq.models.network import SRNetwork
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on

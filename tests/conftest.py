@@ -23,7 +23,7 @@ from cadyq import plugins
 from cadyq.checkpoints.folders import VARIABLE
 from cadyq.checkpoints.published import FOLDER_VARIABLE
 from cadyq.models import spandrel
-from cadyq.models.foreign import Interface
+from cadyq.models.inspection import Interface
 from cadyq.utils import toml
 
 RunPython = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from functools import partial
-from typing import Any
 from uuid import uuid4
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cadyq.models.inspection import Interface, inspect_network, padded
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import (
     QuantConv2d,
@@ -25,26 +23,11 @@ from cadyq.quantizers.layers import (
     replace_module,
 )
 from cadyq.quantizers.points import QuantizationPoint
-from cadyq.utils.errors import UserError, one_line
+from cadyq.utils.errors import UserError
 from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
 ENDS = "first or last layer"  # the reason of layers that stay in FP32 by default
-
-
-@dataclass(frozen=True)
-class Interface:
-    """The image format of a network.
-
-    Attributes:
-        scale: SR pixels for each LR pixel, per side.
-        pixel_range: value of white inside the network, 1 or 255. Outside it is 255.
-        multiple_of: both LR sides must be multiples of this number. Others are padded by reflection, and SR is cropped.
-    """
-
-    scale: int
-    pixel_range: float = 1.0
-    multiple_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -128,15 +111,6 @@ def _modules_run() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def padded(lr: Tensor, multiple_of: int) -> Tensor:
-    """LR (B, 3, h, w) padded by reflection, below and to the right, until both sides are multiples."""
-    below, right = (math.ceil(side / multiple_of) * multiple_of - side for side in lr.shape[-2:])
-    if not below and not right:
-        return lr
-    fits = below < lr.shape[-2] and right < lr.shape[-1]
-    return F.pad(lr, (0, right, 0, below), mode="reflect" if fits else "replicate")
-
-
 def quantizable_layers(network: nn.Module) -> tuple[list[str], list[Skipped]]:
     """Dotted names of the layers that a scheme may quantize, and the layers that cannot be replaced."""
     found, skipped = [], []
@@ -179,116 +153,6 @@ _TWINS: dict[type[nn.Module], type[QuantizedLayer]] = {
 }
 
 
-@torch.no_grad()
-def watch_layers(network: nn.Module, lr: Tensor) -> tuple[Any, dict[str, Tensor]]:
-    """The output of a network for `lr`, and a fingerprint of each layer's input in the order of the layers' runs."""
-    seen: dict[str, Tensor] = {}
-    samples = len(lr)
-
-    def look(name: str, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        x: Tensor = inputs[0] if inputs else options["input"]
-        rows = x.detach().reshape(samples, -1).float() if len(x) % samples == 0 else x.detach().reshape(1, -1).float()
-        seen.setdefault(name, torch.stack([rows.mean(1), rows.std(1), rows.amax(1)], 1))
-
-    with ExitStack() as hooks:
-        for name, module in network.named_modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-                hooks.enter_context(module.register_forward_pre_hook(partial(look, name), with_kwargs=True))
-        return network(lr), seen
-
-
-@dataclass
-class Inspection:
-    """The result of running a network on photographs.
-
-    Attributes:
-        interface: its image format.
-        order: its layers in the order of their runs, if their input depends on each image by itself.
-        elsewhere: layers that ran on other inputs, such as a table of relative positions.
-    """
-
-    interface: Interface
-    order: list[str] = field(default_factory=list)
-    elsewhere: list[str] = field(default_factory=list)
-
-
-CONSISTENT_DB = 25.0  # smallest PSNR of a downscaled SR image against its LR image
-CLEARLY_DB = 3.0  # smallest lead of this PSNR over that with the other pixel range
-
-
-def inspect(
-    network: nn.Module, lr: Tensor, scale: int | None = None, pixel_range: float | None = None, multiple_of: int = 1
-) -> Inspection:
-    """Determine the image format of a network by running it on photographs.
-
-    Args:
-        network: from LR to SR, in eval mode.
-        lr: two different LR photographs (2, 3, h, w) in 0..255 with detail.
-        scale: upscaling factor, if it is known.
-        pixel_range: 1 or 255, if it is known.
-        multiple_of: see `Interface`.
-
-    Raises:
-        UserError: the network fails on the photographs, returns no image, or its pixel range cannot be detected.
-    """
-    name, ranges = type(network).__name__, [1.0, 255.0] if pixel_range is None else [float(pixel_range)]
-    lr = padded(lr, multiple_of)
-    runs = {white: _run(network, lr * (white / 255)) for white in ranges}
-    quality = {white: _agreement_db(sr * (255 / white), lr) for white, (sr, _) in runs.items()}
-    best = max(quality, key=lambda white: quality[white])
-    found = _scale_of(name, lr, runs[best][0])
-    if scale is not None and scale != found:
-        raise UserError(f"{name} upscales by {found}, not by scale={scale}; leave scale out")
-    others = [value for white, value in quality.items() if white != best]
-    if others and (quality[best] < CONSISTENT_DB or quality[best] - max(others) < CLEARLY_DB):
-        seen = ", ".join(f"{value:.1f} dB with 0..{white:g}" for white, value in quality.items())
-        raise UserError(
-            f"{name}: it does not show whether its pixels run from 0 to 1 or to 255 (SR scaled down again agrees with "
-            f"LR to {seen}); pass pixel_range=1 or pixel_range=255"
-        )
-    together = runs[best][1]
-    _, alone = _run(network, lr[1:] * (best / 255))
-    own = [key for key, value in together.items() if len(value) == len(lr) and _alike(value[1:], alone[key])]
-    return Inspection(Interface(found, best, multiple_of), own, [key for key in together if key not in own])
-
-
-def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    name = type(network).__name__
-    try:
-        sr, layers = watch_layers(network, x)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{name} does not run on LR images {tuple(x.shape)}: {one_line(error)}; pass "
-            "multiple_of=N where it needs sides that are multiples of N"
-        ) from error
-    _scale_of(name, x, sr)
-    return sr, layers
-
-
-def _agreement_db(sr: Tensor, lr: Tensor) -> float:
-    """PSNR of downscaled SR against LR, both in 0..255, in dB."""
-    small = F.interpolate(sr, size=lr.shape[-2:], mode="bicubic", antialias=True)
-    error = (small - lr).square().mean()
-    return float(10 * torch.log10(255**2 / error.clamp_min(1e-9))) if bool(error.isfinite()) else -math.inf
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-2, atol=1e-4, equal_nan=True)
-
-
-def _scale_of(name: str, lr: Tensor, sr: Any) -> int:
-    """The upscaling factor from the shapes."""
-    if not isinstance(sr, Tensor) or sr.dim() != 4 or sr.shape[:2] != lr.shape[:2]:
-        given = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
-        raise UserError(f"{name} makes {given} of LR images {tuple(lr.shape)}, not SR images (N, 3, H, W)")
-    factors = [out / side for out, side in zip(sr.shape[-2:], lr.shape[-2:], strict=True)]
-    if factors[0] != factors[1] or factors[0] != int(factors[0]):
-        raise UserError(f"{name} makes {tuple(sr.shape[-2:])} pixels of {tuple(lr.shape[-2:])}: no whole scale")
-    return int(factors[0])
-
-
 def wrap(
     network: nn.Module,
     interface: Interface,
@@ -321,13 +185,13 @@ def prepare(
         multiple_of: see `Interface`.
 
     Raises:
-        UserError: see `inspect` and `matching`.
+        UserError: see `inspect_network` and `matching`.
     """
     parameter = next(network.parameters(), None)
     if parameter is None:
         raise UserError(f"{type(network).__name__} has no parameters, so there is nothing to quantize")
     with in_eval(network):
-        seen = inspect(network, _two_unlike(patches).to(parameter.device), scale, pixel_range, multiple_of)
+        seen = inspect_network(network, _two_unlike(patches).to(parameter.device), scale, pixel_range, multiple_of)
     usable, skipped = quantizable_layers(network)
     ran = [name for name in seen.order if name in usable]
     never = "it never ran as a layer; what reads its weight is not seen"

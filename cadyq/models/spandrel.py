@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cadyq.models.foreign import Interface
+from cadyq.models.inspection import Interface
 from cadyq.utils.errors import UserError, one_line
 
 PREFIX = "spandrel:"

@@ -11,7 +11,8 @@ from torch import nn
 
 import cadyq.models
 import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
-from cadyq.models.foreign import ForeignNetwork, Interface, wrap
+from cadyq.models.foreign import ForeignNetwork, wrap
+from cadyq.models.inspection import Interface
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES, Scheme, apply_scheme
 from cadyq.schemes.specs import merged_options, parse_scheme
