@@ -52,6 +52,8 @@ COMMANDS = {
     "calibration": Command(
         "analysis.commands.calibration", "analysis", "print the loss and the effort of calibrated networks"
     ),
+    "ship": Command("cadyq.commands.zoo", "train", "add trained networks to a zoo of your own"),
+    "download": Command("cadyq.commands.download", "foreign", "download weights of other authors, checked by hash"),
     "cost": Command("analysis.commands.cost", "analysis", "print MACs and BitOPs of a network by layer"),
 }
 

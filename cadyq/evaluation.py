@@ -52,6 +52,7 @@ def evaluate(
         raise UserError(
             f"cadyq.evaluate: {kind} has no points; call cadyq.quantize(network, 'fp32', calibration) first"
         )
+    modes = [modes] if isinstance(modes, str) else modes
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UserError(f"cadyq.evaluate: unknown mode {unknown[0]!r}; choose from {', '.join(MODES)}")
     if not isinstance(dataset, str | Dataset):

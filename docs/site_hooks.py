@@ -121,7 +121,7 @@ def making(name: str, scheme: type[Any]) -> tuple[str, list[str]]:
         command = f"python -m cadyq.derive {name} --parent {parent} --data-root PHOTOGRAPHS --out RUN"
         return f"is derived from a trained `{scheme.parent}`", [command, ship]
     recipe = name if (ROOT / "cadyq" / "training" / "recipes" / f"{name}.toml").exists() else "finetune"
-    command = f"python -m cadyq.train --recipe {recipe} --scheme {name} --init zoo:idn_x4_fp32 --data-root PHOTOGRAPHS"
+    command = f"python -m cadyq.train --recipe {recipe} --scheme {name} --model zoo:idn_x4_fp32 --data-root PHOTOGRAPHS"
     return "is trained", [f"{command} --out RUN", ship]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def test_two_runs_on_one_folder_lose_and_double_nothing(start_python: Start, pho
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(error.count("waiting until it has ended") for _, error in said) == [0, 1]
-    measured = [int(text.split(" cells measured")[0].splitlines()[-1]) for text, _ in said]
+    measured = [int(re.split(r" cells? measured", text)[0].splitlines()[-1]) for text, _ in said]
     assert sorted(measured) == [1, 2]  # fp32 once
     df = records.load(out)
     assert len(df) == 3 * 2 and not df.duplicated(["scheme", "image"]).any()

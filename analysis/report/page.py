@@ -28,8 +28,8 @@ from analysis.tables.published_values import PUBLISHED_NOTE, published_table
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import SEEDS_NOTE, by_quantity, spread
 from analysis.tables.summary import MISSING, REFERENCE, caption, drop_text, summary
-from analysis.wording import counted
 from cadyq.utils.files import write_text
+from cadyq.utils.wording import counted
 
 _WIDTH = 1000  # pixels, width of an embedded plot; plots/ has the full size
 _WIDE = 1.3  # aspect ratio above which a plot takes the whole width of the page

@@ -19,7 +19,6 @@ from analysis.run.networks import code_of
 from analysis.run.plan import Plan
 from analysis.run.source import Source
 from analysis.tables.summary import REFERENCE
-from analysis.wording import counted
 from cadyq.data import datasets
 from cadyq.data.datasets import Dataset
 from cadyq.data.images import sha256_file
@@ -27,6 +26,7 @@ from cadyq.metrics.measure import MEASUREMENT_VERSION
 from cadyq.metrics.quality import smallest_side
 from cadyq.metrics.registry import all_metrics
 from cadyq.utils.errors import UserError
+from cadyq.utils.wording import counted
 
 
 def find_jobs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,6 @@ from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables.summary import summary, to_text
-from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_THREADS,
     Numbers,
@@ -46,6 +46,7 @@ from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import remove_leftovers
 from cadyq.utils.locks import alone_in
+from cadyq.utils.wording import counted
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -166,6 +167,8 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         UserError: bad options, missing data or a bad image, or nothing to measure.
     """
     plugins = open_networks(args)
+    if args.calibration is not None and not args.model:
+        raise UserError(f"--calibration {args.calibration}: calibrates --model only; name one, or leave the option out")
     chosen = (args.backbones, args.schemes, args.datasets, args.modes, plugins, args.model, args.calibration)
     plan = make_plan(args.preset, args.scale, *chosen, outer_bits=args.outer_bits)
     device = pick_device(args.device)
@@ -195,7 +198,10 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if report is not None:
         print(to_text(summary(records.load(out)), listed))
         print_end(statuses, kept_notes(out, listed["cells"], statuses, plan.models), report)
-    return print_failures(statuses, failed, args.debug)
+    missed = not_measured(plan, statuses) if args.schemes else []
+    for line in missed:
+        print(f"error: {line}", file=sys.stderr)
+    return print_failures(statuses, failed, args.debug) or int(bool(missed))
 
 
 def folder_of(args: argparse.Namespace) -> Path:
@@ -210,6 +216,17 @@ def check_any(statuses: Sequence[Mapping[str, Any]]) -> None:
         raise UserError("nothing to measure: no scheme applies to these backbones; add fp32 to --schemes")
     if all(cell["status"] == "skipped" for cell in statuses):
         raise UserError(f"nothing to measure: {statuses[0]['reason']}")
+
+
+def not_measured(plan: Plan, statuses: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each scheme of the command line that no network was measured with, and the reason."""
+    lines = []
+    for spec in plan.schemes:
+        own = [cell for cell in statuses if cell["scheme"] == spec]
+        if spec not in plan.of_the_zoo and all(cell["status"] == "skipped" for cell in own):
+            reason = own[0]["reason"] if own else "it applies to none of the backbones"
+            lines.append(f"--schemes {spec}: was measured on no network: {reason}")
+    return lines
 
 
 def time_networks(
@@ -233,8 +250,10 @@ def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], repor
     """Print the notes, the numbers of measured and other cells, and the path of the report."""
     for note in notes:
         print(f"note: {note}")
-    measured = sum(cell["status"] == "measured" for cell in statuses)
-    print(f"\n{measured} cells measured, {len(statuses) - measured} cached or skipped; report: {report}")
+    count = Counter(str(cell["status"]) for cell in statuses)
+    kept = len(statuses) - count["measured"] - count["skipped"] - count["failed"]
+    done = f"{counted(count['measured'], 'cell')} measured, {kept} cached, {count['skipped'] + count['failed']} not run"
+    print(f"\n{done}; report: {report}")
 
 
 def print_failures(statuses: Sequence[Mapping[str, Any]], failed: Sequence[Outcome], debug: bool) -> int:

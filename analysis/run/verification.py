@@ -26,7 +26,6 @@ from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
 from analysis.tables.comparisons import comparisons
 from analysis.tables.roles import from_manifest
-from analysis.wording import counted
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -44,6 +43,7 @@ from cadyq.metrics.measure import measure_image
 from cadyq.models.network import BACKBONES
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError, reason_of
+from cadyq.utils.wording import counted
 
 OK, WRONG, UNKNOWN = "ok", "WRONG", "not checked"
 # Machines and versions of libraries differ: a value on a rounding tie can fall to either side.

@@ -1,7 +1,7 @@
 """Families of schemes: the networks that a figure joins by a line, and the filters of a report.
 
-Fixed bits of one scheme at one weight bit-width are a line over activation bit-widths. Each dynamic scheme and each
-control is a point.
+Fixed bits of one scheme with the same options and weight bits are a line over activation bit-widths. Each dynamic
+scheme and each control is a point.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def _member(name: str, role: Role, chooses: bool) -> Member:
     if role.control or chooses:
         return Member(role.scheme, CONTROL if role.control else DYNAMIC, label, label, quantized)
     weights = "w=a" if role.weight_bits == role.act_bits != 8 else f"w{role.weight_bits}"
-    line = label if role.weight_bits is None else " ".join(filter(None, (role.scheme, weights, role.tag)))
+    options = label.partition(",")[2].partition(":")[0]
+    line = label if role.weight_bits is None else " ".join(filter(None, (role.scheme, weights, options, role.tag)))
     return Member(role.scheme, FIXED, line, label, quantized)
 
 

@@ -301,7 +301,7 @@ def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
     Raises:
         UserError: the file belongs to another network; see `load_model`.
     """
-    path = Path(path)
+    path = resolve(path)
     tensors, metadata = read_tensors(path)
     config = _config_of(path, metadata, "give a file that cadyq.save wrote")
     try:

@@ -10,13 +10,13 @@ from pathlib import Path
 from cadyq.checkpoints import published
 from cadyq.checkpoints.download import fetch
 from cadyq.checkpoints.published import Published
-from cadyq.commands.cli import Parser, add_debug_option, check_writable, exit_status
+from cadyq.commands.cli import Parser, add_debug_option, check_writable, exit_status, program
 from cadyq.utils.errors import UserError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `cadyq.download`."""
-    parser = Parser(prog="python -m cadyq.download", description=__doc__)
+    parser = Parser(prog=program("cadyq.download"), description=__doc__)
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="weights to fetch, such as imdn_x4; without a name, all are listed"
     )

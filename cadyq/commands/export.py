@@ -21,14 +21,13 @@ from cadyq.deploy.frozen import freeze, is_dynamic
 from cadyq.deploy.onnx_export import export_onnx
 from cadyq.deploy.runtime import RUNTIMES, agreement
 from cadyq.utils.errors import UserError
+from cadyq.utils.extras import needs
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `cadyq.export`."""
     parser = Parser(prog=program("cadyq.export"), description=__doc__)
-    parser.add_argument(
-        "--model", required=True, help="network: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file"
-    )
+    parser.add_argument("--model", required=True, help="quantized network: zoo:NAME or a .safetensors file")
     parser.add_argument("--out", type=Path, required=True, help="ONNX file to write; its name ends in .onnx")
     parser.add_argument(
         "--photographs",
@@ -64,7 +63,12 @@ def run(args: argparse.Namespace) -> None:
     open_networks(args)
     if args.out.suffix != ".onnx":
         raise UserError(f"--out {args.out}: does not end in .onnx; give the name of an ONNX file")
+    if args.runtime == "openvino":
+        with needs("openvino", "--runtime openvino"):
+            import openvino  # noqa: F401
     network = load_model(args.model)
+    if network.scheme_label == "fp32":
+        print(f"warning: {args.model} is FP32, so its file has no integers; give a quantized network", file=sys.stderr)
     photographs = datasets.photographs(network.scale)
     if is_dynamic(network):
         shown = photographs if args.photographs is None else datasets.folder(args.photographs, network.scale)

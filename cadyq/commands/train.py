@@ -67,7 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--scheme", help="scheme with its bit-widths, such as pams:w4a4 (default: set by the recipe)")
     what.add_argument("--scale", type=Numbers(2, 4), help="upscaling factor (default: that of --model; 4 from scratch)")
     what.add_argument(
-        "--model", "--init", dest="init", help="network to start from: zoo:NAME, a .safetensors file or spandrel:PATH"
+        "--model",
+        "--init",
+        dest="init",
+        help="network to start from: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file",
     )
     what.add_argument("--from-scratch", action="store_true", help="start from random weights")
     what.add_argument(

@@ -28,6 +28,7 @@ from cadyq.commands.cli import (
 from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
+from cadyq.upscaling.canvas import finished_tiles
 from cadyq.upscaling.estimate import estimate
 from cadyq.upscaling.files import UpscaleJob, left_out, plan
 from cadyq.upscaling.photograph import photograph_size
@@ -36,6 +37,7 @@ from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 from cadyq.utils.signals import stopped
+from cadyq.utils.wording import counted
 
 PATCH = 96  # side of a tile in LR pixels
 
@@ -136,12 +138,17 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     network = network_of(args, device)
+    if args.bit_map and network.scheme_label == "fp32":
+        raise UserError(f"--bit-map: {args.model} is FP32 and has no bits to map; leave the option out")
     check_writable(args.out)
     upscaler = Upscaler(network, tiling, device, args.resume)
     jobs, errors = plan(args.inputs, args.out, network.scale, args.bit_map, args.overwrite or args.resume)
     if args.resume:
         jobs, stale = left_to_do(jobs, upscaler, args.overwrite)
         errors += stale
+    else:
+        for job in jobs:
+            say_discarded(job, upscaler)
     jobs, sizes, unreadable = readable(jobs)
     others = left_out(args.inputs, args.out, network.scale)
     if others:
@@ -150,6 +157,14 @@ def run(args: argparse.Namespace) -> int:
         print(error_line(error), file=sys.stderr)
     failed = enlarge(upscaler, jobs, sizes, args.debug)
     return 2 if errors or unreadable or failed else 0
+
+
+def say_discarded(job: UpscaleJob, upscaler: Upscaler) -> None:
+    """Say that tiles of an interrupted command are computed again, since --resume is missing."""
+    kept = finished_tiles(job.sr, upscaler.key(job))
+    if kept:
+        what = f"{counted(len(kept), 'finished tile')} of an interrupted command"
+        print(f"note: {job.source}: starts anew; --resume keeps {what}", file=sys.stderr)
 
 
 def enlarge(upscaler: Upscaler, jobs: Sequence[UpscaleJob], sizes: Sequence[tuple[int, int]], debug: bool) -> int:

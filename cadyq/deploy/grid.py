@@ -74,7 +74,9 @@ def grid_of(quantizer: ActivationQuantizer, channels: int, name: str) -> Grid:
     ramp = torch.linspace(low, high, PROBES)
     alone, among = quantize(ramp), quantize(torch.cat([ramp, torch.tensor([-FAR, FAR])]))[:PROBES]
     if high - low > FAR or not torch.equal(alone, among):
-        raise UserError(f"{name}: its range depends on the feature map; only fixed ranges can be exported")
+        raise UserError(
+            f"{name}: its range depends on the feature map; only fixed ranges can be exported, as those of pams"
+        )
     levels = torch.as_tensor(alone.unique())  # type: ignore[no-untyped-call]
     if not 2 <= len(levels) <= MOST_LEVELS:
         raise UserError(f"{name}: has {len(levels)} levels, and INT8 holds 2 to 256; use 8 bits or fewer")

@@ -177,7 +177,7 @@ class Graph:
 
 
 def export_onnx(
-    network: SRNetwork, path: Path, size: tuple[int, int] | None = None, runtime: str = "onnxruntime"
+    network: SRNetwork, path: str | Path, size: tuple[int, int] | None = None, runtime: str = "onnxruntime"
 ) -> Exported:
     """Write `network` to `path`: from "lr" (B, 3, H, W) to "sr" (B, 3, H scale, W scale), float32 RGB in 0..255.
 
@@ -191,7 +191,7 @@ def export_onnx(
         UserError: the network has a point without a fixed grid, onnx and onnxscript are not installed, or the graph
             needs a `size`.
     """
-    return onnx_graph(network, size).write(path, runtime)
+    return onnx_graph(network, size).write(Path(path), runtime)
 
 
 def onnx_graph(network: SRNetwork, size: tuple[int, int] | None = None) -> Graph:

@@ -204,22 +204,20 @@ def prepare(
     skipped += [Skipped(name, reason) for name in ran if name in chosen]
     layers = [name for name in ran if name not in chosen]
     if not layers:
-        raise UserError(
-            f"{type(network).__name__}: no layer is left to quantize, since of the first "
-            f"{'; '.join(f'{layer.name}: {layer.reason}' for layer in skipped[:3])}; exclude fewer, or remove "
-            "parametrizations and hooks first"
-        )
+        kept = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped[:3])
+        remedy = "pass exclude=[] to quantize these too" if exclude is None and ran else "exclude fewer"
+        raise UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
     return wrap(network, seen.interface, layers, [name for name in ran if name in chosen], skipped)
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
-    """The names that match at least one pattern.
+    """The names that match at least one pattern. A single pattern may be a string.
 
     Raises:
         UserError: a pattern has no match.
     """
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matched = {name for name in names if fnmatchcase(name, pattern)}
         if not matched:
             raise UserError(

@@ -57,8 +57,12 @@ def _loader() -> Any:
     try:
         from spandrel import ModelLoader
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
+        remedy = "pip install 'cadyq[foreign]'"
+        if isinstance(error, RuntimeError):
+            index = "" if torch.version.cuda else " --index-url https://download.pytorch.org/whl/cpu"
+            remedy = f"pip install --force-reinstall --no-deps torchvision{index}"
         raise UserError(
-            f"{PREFIX}...: spandrel cannot be imported ({error}). Torch and torchvision have to come from "
-            "the same package index; pip install 'cadyq[foreign]'"
+            f"{PREFIX}PATH needs spandrel, which cannot be imported ({error}). Torch and torchvision have to come from "
+            f"the same package index; {remedy}"
         ) from error
     return ModelLoader(device="cpu")

@@ -11,6 +11,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import SCHEMES, Scheme, transplant
 from cadyq.utils.errors import UserError
+from cadyq.utils.registry import closest
 
 BATCH = 16
 
@@ -31,7 +32,8 @@ def derived_scheme(parent: SRNetwork, name: str, **options: Any) -> Scheme:
     shared = {key: value for key, value in parent.scheme.options().items() if key in kind.option_names()}
     unknown = sorted(options.keys() - set(kind.option_names()))
     if unknown:
-        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}: it has {', '.join(kind.option_names())}")
+        near = closest(unknown[0], kind.option_names())
+        raise UserError(f"scheme {name!r} has no option {unknown[0]!r}{near}: it has {', '.join(kind.option_names())}")
     return kind(**(shared | options))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cadyq.quantizers.context import image_gradient
 from cadyq.utils.errors import UserError
+from cadyq.utils.wording import counted
 
 HELD_OUT = 8
 ALL = slice(None)
@@ -59,7 +60,8 @@ class PatchDataset:
         count = len(self.images)
         held = min(HELD_OUT, count // 4)
         if not held:
-            raise UserError(f"{count} photographs are too few, as some are held out; give 4 or more")
+            large = f"{counted(count, 'photograph')} large enough for a patch"
+            raise UserError(f"{large}, and some are held out; give 4 or more, or a smaller --lr-patch")
         first, last = slice(count - held), slice(count - held, count)
         parts = [PatchDataset(self.images[part], self.scale, self.names[part]) for part in (first, last)]
         return parts[0], parts[1]

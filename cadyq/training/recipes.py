@@ -171,11 +171,12 @@ def _checked(values: Mapping[str, Any], source: str, partial: bool = False) -> d
     """The values, with whole numbers turned into floats if a float is expected."""
     expected = {entry.name for entry in fields(Recipe)} - {"name"}
     has_default = {e.name for e in fields(Recipe) if e.default is not MISSING or e.default_factory is not MISSING}
-    wrong = set(values) - expected if partial else (set(values) - expected) | (expected - has_default - set(values))
-    if wrong:
-        raise UserError(
-            f"{source}: key {min(wrong)!r} is missing or unknown: a recipe has {', '.join(sorted(expected))}"
-        )
+    unknown, missing = set(values) - expected, set() if partial else expected - has_default - set(values)
+    if unknown:
+        key, known = min(unknown), sorted(expected)
+        raise UserError(f"{source}: key {key!r} is unknown{closest(key, known)}: a recipe has {', '.join(known)}")
+    if missing:
+        raise UserError(f'{source}: key {min(missing)!r} is missing; add it, or take it over by base = "cadyq"')
     return {key: _typed(key, value, source) for key, value in values.items()}
 
 

@@ -80,7 +80,8 @@ def _at_scale(network: SRNetwork, scale: int, init: str) -> SRNetwork:
     taken = {key: value for key, value in network.state_dict().items() if key in own and own[key].shape == value.shape}
     other.load_state_dict(own | taken)
     new = [key for key in own if key not in taken]
-    log.warning("%s is x%d: at x%d these start from random weights: %s", init, network.scale, scale, new or "none")
+    if new:
+        log.warning("%s is x%d: at x%d these start from random weights: %s", init, network.scale, scale, new)
     return other
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cadyq.data.images import IMAGE_SUFFIXES, images_among
 from cadyq.utils.errors import UserError
+from cadyq.utils.wording import counted
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,9 @@ def left_out(inputs: Sequence[Path], out: Path, scale: int) -> str:
     others = [path for path in inside if _real(path) not in known and not path.name.startswith(".")]
     folders = sum(path.is_dir() for path in others)
     files = len(others) - folders
-    words = [_counted(folders, "folder", "folders")] if folders else []
-    words += [_counted(files, "file that is no image", "files that are no images")] if files else []
+    words = [counted(folders, "folder")] if folders else []
+    words += [counted(files, "file that is no image", "files that are no images")] if files else []
     return ", ".join(words)
-
-
-def _counted(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
 
 
 def plan(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from analysis.run.command import main, not_measured
 from analysis.run.plan import Plan, make_plan
 
 TAGGED = "cadyq:fab5"  # in the zoo for CARN-M alone
@@ -51,3 +56,16 @@ def test_interpolation_is_combined_with_fp32_alone() -> None:
     """A tag names trained weights, which interpolation has not."""
     made = make_plan("embedded", 4, backbones=["bicubic", "edsr"], schemes=["fp32", "fp32:longer", "pams:w8a8"])
     assert [source.scheme for source in made.sources() if source.backbone == "bicubic"] == ["fp32"]
+
+
+def test_a_scheme_that_no_network_has_is_named() -> None:
+    plan = make_plan("embedded", 4, backbones=["idn"], schemes=["fp32", "pams:w8a5", "pams:w8a6", "zoo"])
+    cells = [("fp32", "measured", ""), ("pams:w8a5", "skipped", "no trained weights"), ("pams:w8a6", "cached", "")]
+    cells += [("dorefa:w4a4", "skipped", "no trained weights")]  # of the zoo: no one asked for it
+    statuses = [{"backbone": "idn", "scheme": s, "status": status, "reason": why} for s, status, why in cells]
+    assert not_measured(plan, statuses) == ["--schemes pams:w8a5: was measured on no network: no trained weights"]
+
+
+def test_calibration_images_without_a_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--calibration", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "calibrates --model only; name one, or leave the option out" in capsys.readouterr().err
