@@ -1,6 +1,9 @@
-"""Comparisons of every scheme that chooses bits, each with an interval: its loss, and its gain over fixed bits.
+"""Comparisons of schemes, each with an interval.
 
-A scheme is compared if its FAB differs between images, if its FAB is not a whole number (bits by layer), or if its
+Of a scheme that chooses bits: its loss, and its gain over fixed bits. Of a fixed-bit scheme: its gain over PAMS and
+over calibrated extremes (`minmax`) of the same bit-widths.
+
+A scheme chooses bits if its FAB differs between images, if its FAB is not a whole number (bits by layer), or if its
 class says `dynamic`. This includes schemes of plug-ins.
 
 It is compared with the curve of fixed bits: networks of one scheme with the same weight bits (usually 8) and 4, 5, 6
@@ -30,6 +33,7 @@ from cadyq.utils.files import write_text
 
 _PARTS = toml.loads((Path(__file__).parent / "comparisons.toml").read_text())
 FIXED, FIXED_WEIGHT_BITS, FLOOR = _PARTS["fixed"], _PARTS["fixed_weight_bits"], _PARTS["floor"]
+PEERS: list[str] = _PARTS["peers"]
 
 FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"
@@ -40,6 +44,7 @@ WIDEST_GAP = 2
 # bits between the FABs of two networks that are compared "at equal FAB"; a lead over fixed bits grows as FAB falls, so
 # leads of networks further apart cannot be compared
 MOST_APART = 0.3
+EQUAL_WIDTHS = "against other fixed bits of the same bit-widths"
 EQUAL_FAB = "against other ways to choose, at equal FAB"
 CAPTURED = f"share of the lead of the oracle over {FLOOR}"
 
@@ -157,6 +162,8 @@ class _Group:
                 yield from self._against_fixed(scheme, EQUAL_BITOPS, bitops)
                 yield from self._against_controls(scheme)
                 yield from self._captured(scheme)
+            else:
+                yield from self._against_peers(scheme)
 
     def _one(self, kind: str, scheme: str, against: str, other: tuple[float, float], interval: Interval) -> Comparison:
         """One comparison. `other` holds FAB and BitOPs of the other network."""
@@ -217,6 +224,18 @@ class _Group:
             interval = paired_bootstrap(psnr(rows), fixed.psnr)
             name = f"{FIXED}:w{self._weight_bits(scheme)}a*"
             yield self._one(kind, scheme, name, (fixed.mean(fab), fixed.mean(bitops)), interval)
+
+    def _against_peers(self, scheme: str) -> Iterator[Comparison]:
+        """Against each of `PEERS` at its bit-widths; of the peers themselves, against those named before them."""
+        rows, role = self.networks[scheme], self.roles[scheme]
+        before = PEERS[: PEERS.index(role.scheme)] if role.scheme in PEERS else PEERS
+        for name in self.networks:
+            peer = self.roles[name]
+            same = (peer.weight_bits, peer.act_bits) == (role.weight_bits, role.act_bits) != (None, None)
+            other = self._aligned(name, rows) if same and peer.scheme in before and not peer.tag else None
+            if other is not None:
+                interval = paired_bootstrap(psnr(rows), psnr(other))
+                yield self._one(EQUAL_WIDTHS, scheme, name, (fab(other), bitops(other)), interval)
 
     def _lead(self, scheme: str, rows: Rows) -> Values | None:
         """Gain in PSNR of each image over fixed bits of the same FAB."""
@@ -364,7 +383,8 @@ COMPARISONS_NOTE = (
     f"FAB: of the network / of the one it is compared with. Fixed bits: {FIXED} with the same weight bits, its PSNR "
     "interpolated between the two nearest activation bit-widths; the rows at equal BitOPs need widths that are at most "
     f"{WIDEST_GAP} bits apart. Equal FAB: two networks whose FABs differ by at most {MOST_APART} bits; each is "
-    "compared with fixed bits of its own FAB, and the row is the difference of these gains. A scheme without controls "
+    "compared with fixed bits of its own FAB, and the row is the difference of these gains. A fixed-bit scheme is "
+    f"compared with {' and '.join(PEERS)} of its bit-widths. A scheme without controls "
     "on its own weights is compared with controls on other weights. FAB and BitOPs saved (selector counted) are over "
     "all images, or over the last dataset with a value if a network was not measured on all."
 )
