@@ -15,6 +15,7 @@ from analysis.tables.comparisons import (
     EQUAL_BITOPS,
     EQUAL_BITOPS_PAPER,
     EQUAL_FAB,
+    EQUAL_WIDTHS,
     FULL_PRECISION,
     by_kind,
     comparisons,
@@ -176,7 +177,9 @@ def test_every_scheme_that_chooses_bits_is_compared_by_what_was_measured() -> No
     vary = frame["scheme"].isin(VARYING)
     frame.loc[vary, "fab"] += frame.loc[vary, "image"].str[0].astype(int) / 10
     table = comparisons(frame)
-    assert set(table["scheme"]) == {"cadyq", "static", *VARYING}
+    fixed = table["kind"] == EQUAL_WIDTHS
+    assert set(table[~fixed]["scheme"]) == {"cadyq", "static", *VARYING}
+    assert set(zip(table[fixed]["scheme"], table[fixed]["against"], strict=True)) == {("lsq:w8a6", "pams:w8a6")}
     for scheme in ("static", *VARYING):
         own = table[(table["scheme"] == scheme) & (table["dataset"] == "Set5")]
         assert {FULL_PRECISION, EQUAL_BITOPS} <= set(own["kind"]), scheme
