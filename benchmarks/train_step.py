@@ -8,12 +8,12 @@ and processor time is given beside the time on the clock. The published code tak
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from timing import Seconds, table, take_turns
 
 import cadyq
 from cadyq.data.datasets import photographs
@@ -35,12 +35,14 @@ def trainer_of(scheme: str, backbone: str, bank: PatchDataset, batch: int, out: 
     return Trainer(network, recipe, bank, bank, out / scheme, {}, seed=0)
 
 
-def seconds_of_a_step(trainer: Trainer) -> tuple[float, float]:
-    """On the clock, and of all processor cores together."""
-    started, busy = time.perf_counter(), time.process_time()
+def one_step(trainer: Trainer) -> None:
     trainer.train_step()
     trainer.step += 1
-    return time.perf_counter() - started, time.process_time() - busy
+
+
+def row(scheme: str, seconds: Seconds, fp32: Seconds) -> list[str]:
+    cells = [[f"{1000 * mine:.0f}", f"{mine / full:.2f}"] for mine, full in zip(seconds, fp32, strict=True)]
+    return [scheme, *cells[0], *cells[1]]
 
 
 def main() -> None:
@@ -54,18 +56,10 @@ def main() -> None:
     bank = PatchDataset([(pair.lr, pair.hr) for pair in photographs(4)], 4)
     with tempfile.TemporaryDirectory() as out:
         trainers = {s: trainer_of(s, args.backbone, bank, args.batch, Path(out)) for s in SCHEMES}
-        seconds: dict[str, list[tuple[float, float]]] = {scheme: [] for scheme in SCHEMES}
-        for trainer in trainers.values():
-            seconds_of_a_step(trainer)  # allocations and choice of algorithms
-        for _ in range(args.repetitions):
-            for scheme, trainer in trainers.items():
-                seconds[scheme].append(seconds_of_a_step(trainer))
+        seconds = take_turns({s: partial(one_step, trainer) for s, trainer in trainers.items()}, args.repetitions)
     print(f"{args.backbone}, batch {args.batch}, LR 24x24, {args.threads} threads, {args.repetitions} repetitions")
-    print("| scheme | median ms | ratio | median processor ms | ratio |\n|---|---:|---:|---:|---:|")
-    medians = {s: [statistics.median(column) for column in zip(*v, strict=True)] for s, v in seconds.items()}
-    for scheme, values in medians.items():
-        cells = [f"{1000 * v:.0f} | {v / fp32:.2f}" for v, fp32 in zip(values, medians["fp32"], strict=True)]
-        print(f"| {scheme} | {' | '.join(cells)} |")
+    heads = ["scheme", "median ms", "ratio", "median processor ms", "ratio"]
+    print(table(heads, [row(scheme, mine, seconds["fp32"]) for scheme, mine in seconds.items()]))
 
 
 if __name__ == "__main__":

@@ -53,13 +53,9 @@ def load_plugin(path: Path) -> Plugin:
         before, names, helpers = _loaded[place]
         if before == text and all(_text_of(name) == helper for name, helper in helpers.items()):
             return Plugin(*names[:2])
-        _forget(names)
-        for name in helpers:
-            sys.modules.pop(name, None)
-        del _loaded[place]
+        unload_plugin(place)
     code = _compiled(path, text)
-    # two files of the same name are two modules
-    module = ModuleType(f"cadyq_plugin_{place.stem}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}")
+    module = ModuleType(_module_name(place))
     module.__file__ = str(place)
     modules = set(sys.modules)
     sys.modules[module.__name__] = module  # dataclasses look their module up there
@@ -82,10 +78,28 @@ def load_plugin(path: Path) -> Plugin:
     return Plugin(*names[:2])
 
 
+def unload_plugin(path: Path) -> None:
+    """Undo `load_plugin`: what the file registered has no name any more, and the file runs again when it is loaded.
+
+    Its module and the modules of its own folder that it imported are imported again then. Objects of its classes stay
+    as they are. A path that is not loaded is no error.
+    """
+    place = path.resolve()
+    _, names, helpers = _loaded.pop(place, (b"", (), {}))
+    _forget(names)
+    for name in (_module_name(place), *helpers):
+        sys.modules.pop(name, None)
+
+
 def raised_in_plugin(error: BaseException) -> bool:
     """Whether the traceback of an error passes through the code of a plug-in."""
     files = {str(path) for path in _loaded}
     return any(frame.filename in files for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _module_name(place: Path) -> str:
+    """The name of a plug-in's module; two files of the same name are two modules."""
+    return f"cadyq_plugin_{place.stem}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
 
 
 def _lies_in(name: str, folder: Path) -> bool:

@@ -5,6 +5,7 @@ It writes the table, the findings and the figure, and stops where records contra
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def eight_bits(everywhere: pd.DataFrame) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     df, roles = first_trainings(load(RUN)), from_manifest(read_manifest(RUN))
     one = over_all_images(df)
     everywhere, members = summary(one), families(df, roles)

@@ -208,5 +208,6 @@ def test_every_package_has_a_reference() -> None:
         for top in ("cadyq", "baselines", "analysis")
         for path in ROOT.glob(f"{top}/**/__init__.py")
     }
+    assert {Path("cadyq"), Path("baselines"), Path("analysis")} < packages
     for package in packages:
         assert f"::: {'.'.join(package.parts)}\n" in pages, package

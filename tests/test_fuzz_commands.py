@@ -301,8 +301,7 @@ def unchanged_session() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-        for path in list(plugins._loaded):
-            plugins._forget(plugins._loaded.pop(path)[1])
+        plugins.unload_plugin(Path("../inputs/mine.py"))  # the only one that is sound
 
 
 def run(program: str, words: list[str]) -> tuple[int, str]:
@@ -329,7 +328,7 @@ def says_errors_on_a_line_each(said: str) -> bool:
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_whatever_is_typed(program: str, inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = inputs.parent / "work"
-    before = hashes(inputs)
+    before, tried = hashes(inputs), set[tuple[str, ...]]()
 
     @settings(
         max_examples=EXAMPLES,
@@ -339,6 +338,8 @@ def test_whatever_is_typed(program: str, inputs: Path, monkeypatch: pytest.Monke
     )
     @given(command_lines(program))
     def check(words: list[str]) -> None:
+        if tuple(words) in tried:  # the same again, above all of a command with few options
+            return
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(inputs.parent / "finished", work / "run")
         monkeypatch.chdir(work)
@@ -356,5 +357,6 @@ def test_whatever_is_typed(program: str, inputs: Path, monkeypatch: pytest.Monke
         finally:
             for path in new:
                 path.unlink()
+        tried.add(tuple(words))  # not where an assertion failed: Hypothesis runs that again
 
     check()

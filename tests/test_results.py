@@ -48,14 +48,19 @@ def test_committed_tables_are_those_of_their_records(run: Path) -> None:
     assert not wrong, wrong
 
 
-def test_the_readme_shows_the_numbers_of_results_paper() -> None:
+@pytest.fixture(scope="module")
+def everywhere() -> pd.DataFrame:
+    """The summary of results/paper over all images, by backbone and scheme."""
+    return summary(over_all_images(first_trainings(records.load(PAPER)))).set_index(["backbone", "scheme"])
+
+
+def test_the_readme_shows_the_numbers_of_results_paper(everywhere: pd.DataFrame) -> None:
     table = pd.read_csv(PAPER / "tables/summary.csv").set_index(["backbone", "scheme", "dataset"])
     lines = (ROOT / "README.md").read_text().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("| Network | Scheme |"))
     sets = [cell.strip().removesuffix(" dB") for cell in lines[start].split("|")[3:7]]
     rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
     assert 6 <= len(rows) <= 10
-    everywhere = summary(over_all_images(first_trainings(records.load(PAPER)))).set_index(["backbone", "scheme"])
     for line in rows:
         backbone, scheme, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         assert cells[:4] == [f"{table.loc[(backbone, scheme, name), 'psnr_db']:.2f}" for name in sets], line
@@ -82,8 +87,7 @@ def test_the_findings_of_the_readme_are_those_of_the_comparisons() -> None:
             assert interval == format(Interval(row["mean"], row["low"], row["high"]), "+.3f"), (backbone, scheme)
 
 
-def test_the_finding_on_uniform_bits_has_the_savings_of_the_schemes_that_it_names() -> None:
-    everywhere = summary(over_all_images(first_trainings(records.load(PAPER)))).set_index(["backbone", "scheme"])
+def test_the_finding_on_uniform_bits_has_the_savings_of_the_schemes_that_it_names(everywhere: pd.DataFrame) -> None:
     text = (ROOT / "README.md").read_text().partition("<!-- findings -->")[2].partition("<!-- end -->")[0]
     found = re.findall(r"on (\w+) w8a8 saves ([\d.]+) % at .+? dB, w4a4 saves ([\d.]+) %", text)
     assert [backbone for backbone, *_ in found] == ["edsr", "carn", "srresnet", "idn"]

@@ -83,14 +83,13 @@ def test_all_data_files_are_shipped() -> None:
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    for name in listed.stdout.split():
-        path = Path(name)
-        if path.suffix == ".py":
-            continue
+    data = [path for path in map(Path, listed.stdout.split()) if path.suffix != ".py"]
+    assert data
+    for path in data:
         packages = [parent for parent in path.parents if (ROOT / parent / "__init__.py").exists()]
         patterns = [(package, p) for package in packages for p in SHIPPED.get(".".join(package.parts), [])]
         patterns += [(packages[0], p) for p in SHIPPED["*"]]
-        assert any(fnmatchcase(str(path.relative_to(package)), p) for package, p in patterns), name
+        assert any(fnmatchcase(str(path.relative_to(package)), p) for package, p in patterns), path
 
 
 def test_a_run_leaves_the_checkout_clean() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -34,7 +35,7 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str) -
     """
     for name, frame in tables.items():
         for column in frame.select_dtypes("number"):
-            if not frame[column].map(lambda value: value == value and abs(value) != float("inf")).all():
+            if not np.isfinite(frame[column]).all():
                 raise UserError(f"{name}: {column} holds a value that is not finite; check or retrain the weights")
         table = pa.Table.from_pandas(frame, preserve_index=False)
         table = table.replace_schema_metadata({"inputs_hash": inputs_hash, "schema_version": str(SCHEMA_VERSION)})

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from analysis.tables.comparisons import Mixture, bitops, psnr
 from analysis.tables.intervals import paired_bootstrap
 from cadyq.checkpoints.io import load_model
 from cadyq.data.datasets import ImagePair, load
@@ -72,12 +73,10 @@ def gains() -> pd.DataFrame:
             values = {name: own.set_index(KEY) for name, own in part.groupby("scheme", sort=False)}
             low, high = values.pop(LOW), values.pop(HIGH)
             for name, own in values.items():
-                cost = [one["bitops_g"].mean() for one in (low, own, high)]
-                share = (cost[1] - cost[0]) / (cost[2] - cost[0])
-                floor = low["psnr_db"] + share * (high["psnr_db"] - low["psnr_db"])
-                gain = paired_bootstrap(own["psnr_db"].to_numpy(), floor.loc[own.index].to_numpy())
+                layers = Mixture.at(bitops(own), bitops, low.loc[own.index], high.loc[own.index])
+                gain = paired_bootstrap(psnr(own), layers.psnr)
                 tiles, fab, spread = (own[column].mean() for column in ("tiles", "fab", "fab_deviation"))
-                rows.append([side, dataset, name, len(own), tiles, fab, spread, share, *gain])
+                rows.append([side, dataset, name, len(own), tiles, fab, spread, layers.share, *gain])
     columns = ["side_px", "dataset", "scheme", "images", "tiles", "fab", "fab_deviation", "share", "gain_db"]
     return pd.DataFrame(rows, columns=[*columns, "low_db", "high_db"])
 

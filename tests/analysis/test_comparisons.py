@@ -241,7 +241,7 @@ def test_a_plugins_dynamic_scheme_is_compared_on_real_records(tmp_path: Path) ->
     assert run_all.main(command) == 0
     table = pd.read_csv(out / "tables/comparisons.csv").query("scheme == 'grad:w8a8'")
     assert {FULL_PRECISION, EQUAL_BITOPS} <= set(table["kind"])
-    plugins._forget(plugins.load_plugin(plugin))
+    plugins.unload_plugin(plugin)
     before = (out / "tables/comparisons.md").read_bytes()
     build(out)  # without the plug-in
     assert (out / "tables/comparisons.md").read_bytes() == before

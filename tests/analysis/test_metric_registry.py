@@ -81,7 +81,7 @@ def test_a_plugins_metric_and_dataset_show_everywhere(plugin: Path, tmp_path: Pa
 
     before = {path.name: path.read_bytes() for path in (out / "tables").iterdir()}
     assert run_all.main(words) == 0 and set(statuses(out)) == {"cached"}
-    plugins._forget(plugins._loaded.pop(plugin.resolve())[1])
+    plugins.unload_plugin(plugin)
     build(out)  # without the plug-in, from what the manifest says of the metric
     assert {path.name: path.read_bytes() for path in (out / "tables").iterdir()} == before
 

@@ -1,8 +1,9 @@
-"""`python -m analysis.sensitivity` end to end, on the photographs inside scikit-image."""
+"""`python -m analysis.sensitivity` end to end, on textured crops of the photographs inside scikit-image."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from analysis.plots import style
 from analysis.sensitivity import store, summaries
 from analysis.sensitivity.__main__ import build_parser, main, options_of
 from analysis.sensitivity.additivity import subsets
@@ -23,6 +25,7 @@ from analysis.sensitivity.selector import shuffled
 from analysis.sensitivity.tables import markdown
 from analysis.tables.intervals import Interval
 from cadyq.checkpoints.io import load_model
+from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.quantizers.base import RANGE_SHARE, ActivationQuantizer, QuantizerOutput, constant_bits
 from cadyq.quantizers.context import PatchContext
@@ -37,9 +40,20 @@ OPTIONS += ["--outer-images", "1"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def options(few_patches: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """For speed: outer layers are measured on whole images, which are small ones here, and pictures are coarse."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for pair in photographs(4):  # where there is texture: on flat patches rounding errors decide between two levels
+        write_png(folder / f"{pair.name}.png", pair.hr[:, 100:260, 200:360].contiguous())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "PNG_DPI", 50)
+        yield [*OPTIONS, "--dataset", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def finished(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sensitivity")
-    assert main([*OPTIONS, "--out", str(out)]) == 0
+    assert main([*options, "--out", str(out)]) == 0
     return out
 
 
@@ -78,8 +92,8 @@ def recomputed(inputs: Inputs, cell: pd.Series) -> list[float]:
     return [float(rise), float(luma(sr - reference).square().mean())]
 
 
-def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path) -> None:
-    inputs = Inputs(options_of(build_parser().parse_args([*OPTIONS, "--out", "x"])))
+def test_ten_random_cells_agree_with_a_plain_recomputation(finished: Path, options: list[str]) -> None:
+    inputs = Inputs(options_of(build_parser().parse_args([*options, "--out", "x"])))
     cells = store.read(finished, "cells")
     assert cells is not None and len(cells) == POINTS * 2 * (12 + 3)
     for _, cell in cells.sample(10, random_state=0).iterrows():
@@ -118,9 +132,9 @@ def test_the_oracle_captures_all_of_its_gain_and_random_none(finished: Path) -> 
     assert {"rule: gradient", "rule: deviation"} <= set(table.index)
 
 
-def test_second_run_measures_nothing_and_changes_nothing(finished: Path) -> None:
+def test_second_run_measures_nothing_and_changes_nothing(finished: Path, options: list[str]) -> None:
     before = {path: path.read_bytes() for path in finished.glob("*/*") if path.suffix != ".json"}
-    assert main([*OPTIONS, "--out", str(finished)]) == 0
+    assert main([*options, "--out", str(finished)]) == 0
     parts = json.loads((finished / "manifest.json").read_text())["parts"]
     assert {part["status"] for part in parts.values()} == {"cached"}
     assert {path: path.read_bytes() for path in before} == before

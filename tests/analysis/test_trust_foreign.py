@@ -100,11 +100,6 @@ def place(measured: Path, write_theirs: WriteTheirs, monkeypatch: pytest.MonkeyP
     models.opened.cache_clear()
 
 
-def forget(path: Path) -> None:
-    """As in a process that never loaded the plug-in."""
-    plugins._forget(plugins._loaded.pop(path.resolve())[1])
-
-
 def findings(printed: str) -> list[str]:
     """What does not hold or was not checked, a line each."""
     return [line for line in printed.splitlines() if line.startswith(("WRONG", "not checked"))]
@@ -128,7 +123,7 @@ def test_an_untouched_run_holds(place: Place, capsys: pytest.CaptureFixture[str]
 
 
 def test_what_is_not_named_is_said_and_is_no_failure(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    forget(place.plugin)
+    plugins.unload_plugin(place.plugin)  # as in a process that never loaded it
     capsys.readouterr()
     assert place.verify("--sample", "0") == 0
     lines = findings(capsys.readouterr().out)

@@ -102,10 +102,11 @@ def test_each_convolution_reads_the_point_that_feeds_it(
 def test_only_convolutions_that_read_a_point_are_quantized(backbone: str) -> None:
     network = _small(backbone, "minmax")
     read = {conv for point in network.points.values() for conv in point.layers}
-    for name, module in network.named_modules():
-        if isinstance(module, QuantConv2d):
-            assert (module.weight_quantizer is not None) == (module in read), name
-            assert (module in network.layer_names) == (module in read)
+    convolutions = {name: module for name, module in network.named_modules() if isinstance(module, QuantConv2d)}
+    assert read and read < set(convolutions.values())
+    for name, module in convolutions.items():
+        assert (module.weight_quantizer is not None) == (module in read), name
+        assert (module in network.layer_names) == (module in read), name
 
 
 def test_points_of_edsr() -> None:
@@ -157,15 +158,17 @@ def test_in_published_srresnet_only_the_shortcut_passes_the_first_point(patches:
     assert not torch.equal(entered["shortcut"], entered["block"])
 
 
-@every_backbone
-def test_graphs_are_rebuilt_from_their_configuration(backbone: str, tmp_path: Path, patches: Tensor) -> None:
-    for graph in [options for name, options in GRAPHS if name == backbone]:
-        network = _small(backbone, "pams:w8a8", **graph)
-        cadyq.save_model(network, tmp_path / "model.safetensors")
-        loaded = cadyq.load_model(tmp_path / "model.safetensors")
-        assert loaded.options == network.options
-        with torch.no_grad():
-            assert torch.equal(loaded(patches), network(patches))
+@pytest.mark.parametrize(("backbone", "graph"), GRAPHS)
+def test_graphs_are_rebuilt_from_their_configuration(
+    backbone: str, graph: dict[str, Any], tmp_path: Path, patches: Tensor
+) -> None:
+    network = _small(backbone, "pams:w8a8", **graph)
+    assert network.options.items() >= graph.items()
+    cadyq.save_model(network, tmp_path / "model.safetensors")
+    loaded = cadyq.load_model(tmp_path / "model.safetensors")
+    assert loaded.options == network.options
+    with torch.no_grad():
+        assert torch.equal(loaded(patches), network(patches))
 
 
 @every_backbone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,10 +18,9 @@ from analysis.cli import main_of
 from analysis.commands.cost import main as cost
 from analysis.run.command import main as run_all
 from analysis.run.verification import main as verify
-from cadyq import plugins
 from cadyq.commands.derive import main as derive
 from cadyq.commands.train import build_parser, train
-from cadyq.plugins import load_plugin, load_plugins
+from cadyq.plugins import load_plugin, load_plugins, unload_plugin
 from cadyq.schemes.base import SCHEMES
 from cadyq.training.distributed import Processes
 from cadyq.utils.errors import UserError
@@ -99,6 +99,20 @@ def test_an_edited_file_runs_again(tmp_path: Path) -> None:
     assert SCHEMES.get("other").edited  # type: ignore[attr-defined]
 
 
+def test_an_unloaded_file_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "helper_of_unloaded.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    modules = set(sys.modules)
+    path = plugin(tmp_path, SCHEME + "import helper_of_unloaded\n")
+    load_plugin(path)
+    assert "helper_of_unloaded" in sys.modules
+    first = SCHEMES.get("mine")
+    unload_plugin(tmp_path / "." / path.name)
+    assert "mine" not in cadyq.list_schemes() and set(sys.modules) == modules
+    unload_plugin(path)  # is no error
+    assert load_plugin(path) == (("mine",), ()) and SCHEMES.get("mine") is not first
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -173,11 +187,6 @@ class Mine(Random):
 """
 
 
-def forget(path: Path) -> None:
-    """As in another process, which has not loaded the file."""
-    plugins._forget(plugins._loaded.pop(path.resolve())[1])
-
-
 def test_verify_knows_a_plugin(
     tmp_path: Path, write_set: Callable[[int, int, int], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,7 +195,7 @@ def test_verify_knows_a_plugin(
     words = ["--backbones", "edsr", "--schemes", "fp32", "mine:w4a4", "--datasets", "Mine", "--modes", "patch"]
     where = ["--data-root", str(tmp_path)]
     assert run_all([*words, *where, "--out", str(run), "--plugin", str(path)]) == 0
-    forget(path)
+    unload_plugin(path)  # as in another process, which has not loaded the file
     assert verify([str(run), *where, "--sample", "0"]) == 0
     printed = capsys.readouterr().out
     assert "not checked weights of edsr mine:w4a4: " in printed and "unknown scheme 'mine'" in printed
@@ -198,7 +207,7 @@ def test_cost_knows_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     path = plugin(tmp_path, BACKBONE, "backbone", "tiny")
     load_plugin(path)
     cadyq.save_model(cadyq.create_model("tiny"), tmp_path / "net.safetensors")
-    forget(path)
+    unload_plugin(path)  # as in another process, which has not loaded the file
     words = ["--model", str(tmp_path / "net.safetensors"), "--height", "32", "--width", "32"]
     assert cost(words) == 2
     assert "unknown backbone 'tiny'" in capsys.readouterr().err

@@ -175,8 +175,11 @@ def test_a_prelu_of_its_own_in_a_block_is_refused() -> None:
 def test_batch_normalization_of_older_versions_has_no_counter() -> None:
     sizes = SIZES["srresnet"][0]
     state = published(_made("srresnet", "pams:w8a8", **sizes))
-    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    cadyq.load_official(state, "srresnet", "pams", **sizes)
+    older = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    assert len(older) < len(state)
+    lr = torch.rand(2, 3, 12, 10, generator=torch.Generator().manual_seed(0)) * 255
+    sr, expected = (cadyq.load_official(found, "srresnet", "pams", **sizes)(lr) for found in (older, state))
+    assert torch.equal(sr, expected)
 
 
 @pytest.mark.parametrize(("backbone", "taken_for"), list(itertools.permutations(sorted(SIZES), 2)))

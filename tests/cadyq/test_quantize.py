@@ -147,7 +147,9 @@ def test_a_trained_scheme_learns_from_there(network: Mixed) -> None:
     with torch.enable_grad():
         sr, trace = cadyq.trace(made.train(), photographs(2))
         (sr.mean() + trace.bit_penalty().mean()).backward()  # type: ignore[no-untyped-call]
-    for name, parameter in made.named_parameters():
+    parameters = dict(made.named_parameters())
+    assert len(parameters) > len(list(network.parameters()))  # the scheme's own too
+    for name, parameter in parameters.items():
         assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), name
 
 
@@ -514,10 +516,13 @@ def test_what_is_no_network_of_ours_is_refused_as_a_backbone() -> None:
 )
 def test_trained_schemes_start_with_layers_left_out_or_outer_layers(network: Mixed, scheme: str) -> None:
     """What a scheme does with all points after calibration meets points without a quantizer of its own."""
+    lr = photographs(1, 20)
     for options in ({"exclude": ["up"]}, {"outer_bits": 8}):
-        cadyq.trace(_quantized(network, scheme, **options), photographs(1, 20))
+        sr = cadyq.trace(_quantized(network, scheme, **options), lr)[0]
+        assert sr.shape == (1, 3, 20 * SCALE, 20 * SCALE) and bool(sr.isfinite().all()), options
     own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
-    cadyq.trace(cadyq.quantize(own, scheme, photographs(), exclude=["blocks.0.*"]), photographs(1, 20))
+    sr = cadyq.trace(cadyq.quantize(own, scheme, photographs(), exclude=["blocks.0.*"]), lr)[0]
+    assert sr.shape == (1, 3, 20 * own.scale, 20 * own.scale) and bool(sr.isfinite().all())
 
 
 def test_an_exclusion_is_taken_back() -> None:
