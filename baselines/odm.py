@@ -64,7 +64,9 @@ class ODMWeight(WeightQuantizer):
         self.factor = nn.Parameter(torch.ones(1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        largest = torch.quantile(weight.detach().float().abs().flatten(), 1 - tail(self.bits) / 100).clamp_min(1e-8)
+        # quantiles of half precision are not implemented
+        magnitudes = weight.detach().abs().flatten().to(torch.promote_types(weight.dtype, torch.float32))
+        largest = torch.quantile(magnitudes, 1 - tail(self.bits) / 100).clamp_min(1e-8)
         return fake_quantize_symmetric(weight, self.factor * largest, self.bits)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cadyq.quantizers.context import image_gradient
 from cadyq.utils.errors import UserError
-from cadyq.utils.wording import counted
 
 HELD_OUT = 8
 ALL = slice(None)
@@ -60,8 +59,8 @@ class PatchDataset:
         count = len(self.images)
         held = min(HELD_OUT, count // 4)
         if not held:
-            large = f"{counted(count, 'photograph')} large enough for a patch"
-            raise UserError(f"{large}, and some are held out; give 4 or more, or a smaller --lr-patch")
+            large = f"too few photographs are large enough for a patch ({count})"
+            raise UserError(f"{large}, as some are held out; give 4 or more, or a smaller --lr-patch")
         first, last = slice(count - held), slice(count - held, count)
         parts = [PatchDataset(self.images[part], self.scale, self.names[part]) for part in (first, last)]
         return parts[0], parts[1]

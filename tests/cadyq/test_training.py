@@ -185,7 +185,7 @@ def test_recipes_can_be_changed() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("steps =", "step =", "'step.*' is missing or unknown"),
+        ("steps =", "step =", r"'step.*' is unknown \(did you mean"),
         ("batch = 8\n", "", "'batch' is missing"),
         ("batch = 8\n", "batch = 8\nmomentum = 0.9\n", "'momentum'.*unknown"),
         ("batch = 8", "batch = = 8", "invalid TOML"),

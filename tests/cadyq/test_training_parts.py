@@ -378,7 +378,7 @@ def test_steep_patches_are_the_steepest_of_what_was_drawn_whoever_takes_which_sh
 def test_few_photographs_are_split_and_too_few_refused() -> None:
     training, held_out = _photographs(9).split()
     assert (len(training.images), held_out.names) == (7, ["7.jpg", "8.jpg"])
-    with pytest.raises(UserError, match="3 photographs are too few"):
+    with pytest.raises(UserError, match=r"too few photographs .*\(3\)"):
         _photographs(3).split()
 
 
