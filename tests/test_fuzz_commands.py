@@ -42,9 +42,8 @@ from cadyq.testing.models import calibrated_model
 ROOT = Path(__file__).parent.parent
 FUZZ = os.environ.get("CADYQ_FUZZ_COMMANDS")
 STATUSES = {0, 1, 2, 130}
-PROGRAMS = {name: command.module for name, command in cli.COMMANDS.items()} | {
+PROGRAMS = {name: command.module for name, command in cli.COMMANDS.items() if name != "ship"} | {
     "pack": "cadyq.commands.photographs",
-    "download": "cadyq.commands.download",
     "ship run": "cadyq.commands.zoo",
     "ship calibration": "cadyq.commands.zoo",
     "backbones": "analysis.commands.backbones",
