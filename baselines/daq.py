@@ -16,7 +16,7 @@ Departures: a point follows a ReLU if calibration saw no negative value there; t
 There the lowest level is exactly l, so zero stays zero, as in the authors' code. That code has no upper end there; this
 one has. The deviation divides by H W, so one pixel is enough. m and d stay in FP32; the paper quantizes d to 8 bits.
 A weight far from mean 0 for its deviation (`LEAST_SPREAD`), such as a box blur, has levels up to its largest value; the
-code clips all of it. The scheme needs no training (`trained = False`), but can be trained.
+authors' code clips all of it. The scheme needs no training (`trained = False`), but can be trained.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def test_choices_of_the_viewer(open_page: Callable[..., Any]) -> None:
     assert page.locator("#stage rect.tile").count() == 36
     page.get_by_label("Layer").select_option(label="<b>second")
     assert set(page.locator("#stage text").all_text_contents()) <= {"4", "6", "8"}
-    page.get_by_label("Bits of").select_option("a")
+    page.locator("#view-of").select_option("a")
     assert set(page.locator("#stage text").all_text_contents()) == {"8"}
     page.get_by_label("First network").select_option(label="edsr \u00b7 fp32")
     page.locator("#view-image").select_option(label="Set5 \u00b7 b.png")

@@ -169,9 +169,14 @@ def test_modes_agree_where_the_image_is_one_tile(finished: Path) -> None:
     assert image["psnr_db"].equals(patch["psnr_db"])
 
 
-def test_a_scheme_without_weights_is_listed_with_its_reason(photo_root: Path, tmp_path: Path) -> None:
+def test_a_scheme_without_weights_is_listed_with_its_reason(
+    photo_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = ["--backbones", "idn", "--schemes", "fp32", "pams:w3a5", "--datasets", "Photos", "--modes", "image"]
-    assert main([*options, "--data-root", str(photo_root), "--out", str(tmp_path)]) == 0
+    assert main([*options, "--data-root", str(photo_root), "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "error: --schemes pams:w3a5: was measured on no network: no trained weights" in said.err
+    assert "1 cell measured, 0 cached, 1 not run" in said.out
     cells = json.loads((tmp_path / "manifest.json").read_text())["cells"]
     assert [cell["status"] for cell in cells] == ["measured", "skipped"]
     assert "no trained weights" in cells[1]["reason"]
