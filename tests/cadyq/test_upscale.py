@@ -307,6 +307,25 @@ def test_a_large_photograph_goes_on_where_it_was_stopped(
     assert facts.pop("seconds") > 0 and expected.pop("seconds") > 0 and facts == expected
 
 
+def test_tiles_that_are_computed_again_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_png(tmp_path / "a.png", noise(60, 60))
+    monkeypatch.setattr(work, "forward_batches", Stop(3))
+    assert run(tmp_path / "a.png", "--out", tmp_path / "out") == 130
+    monkeypatch.setattr(work, "forward_batches", Stop(99))
+    assert run(tmp_path / "a.png", "--out", tmp_path / "out") == 0
+    assert "starts anew; --resume keeps 6 finished tiles of an interrupted command" in capsys.readouterr().err
+
+
+def test_bits_of_fp32_are_not_mapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_png(tmp_path / "a.png", noise(30, 30))
+    words = [str(tmp_path / "a.png"), "--model", "zoo:idn_x4_fp32", "--out", str(tmp_path / "out"), "--bit-map"]
+    assert upscale.main(words) == 2
+    assert "zoo:idn_x4_fp32 is FP32 and has no bits to map" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_finished_photograph_is_left_whole_where_nobody_reads_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
