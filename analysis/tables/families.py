@@ -15,7 +15,7 @@ from analysis.tables.comparisons import choosing_bits
 from analysis.tables.extent import AS_PAPERS, extent, inner
 from analysis.tables.roles import Role, role_of
 from analysis.tables.summary import REFERENCE
-from cadyq.schemes.specs import scheme_name
+from cadyq.schemes.specs import SPEC, scheme_name
 
 FIXED, DYNAMIC, CONTROL, FULL = "fixed bits", "dynamic bits", "control", "full precision"
 
@@ -59,7 +59,8 @@ def _member(name: str, role: Role, chooses: bool) -> Member:
     if role.control or chooses:
         return Member(role.scheme, CONTROL if role.control else DYNAMIC, label, label, quantized)
     weights = "w=a" if role.weight_bits == role.act_bits != 8 else f"w{role.weight_bits}"
-    options = label.partition(",")[2].partition(":")[0]
+    found = SPEC.fullmatch(label)
+    options = (found["options"] or "").lstrip(",") if found else ""
     line = label if role.weight_bits is None else " ".join(filter(None, (role.scheme, weights, options, role.tag)))
     return Member(role.scheme, FIXED, line, label, quantized)
 

@@ -28,7 +28,7 @@ from cadyq.commands.cli import (
 from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
-from cadyq.upscaling.canvas import finished_tiles
+from cadyq.upscaling.canvas import finished_tiles, tile_list
 from cadyq.upscaling.estimate import estimate
 from cadyq.upscaling.files import UpscaleJob, left_out, plan
 from cadyq.upscaling.photograph import photograph_size
@@ -161,6 +161,8 @@ def run(args: argparse.Namespace) -> int:
 
 def say_discarded(job: UpscaleJob, upscaler: Upscaler) -> None:
     """Say that tiles of an interrupted command are computed again, since --resume is missing."""
+    if not tile_list(job.sr).is_file():
+        return  # the key would read the whole photograph
     kept = finished_tiles(job.sr, upscaler.key(job))
     if kept:
         what = f"{counted(len(kept), 'finished tile')} of an interrupted command"

@@ -114,7 +114,7 @@ class FileCanvas(Canvas):
     def __init__(self, tiles: Sequence[Tile], scale: int, result: Path, key: str, resume: bool) -> None:
         super().__init__(tiles, scale)
         self.key = key
-        self._pixels, self._list = (result.with_name(f".{result.name}.{part}") for part in ("pixels", "tiles"))
+        self._pixels, self._list = result.with_name(f".{result.name}.pixels"), tile_list(result)
         self.stale = False
         going_on = resume and self._pixels.is_file() and self._read_list()
         with naming(self._pixels):
@@ -194,10 +194,15 @@ class FileCanvas(Canvas):
             path.unlink(missing_ok=True)
 
 
+def tile_list(result: Path) -> Path:
+    """The file with the finished tiles of a result, which exists until the result is written."""
+    return result.with_name(f".{result.name}.tiles")
+
+
 def finished_tiles(result: Path, key: str) -> set[int]:
     """Indices of the tiles of `result` that an earlier command finished with this key."""
     try:
-        listed = json.loads(result.with_name(f".{result.name}.tiles").read_text(encoding="utf-8"))
+        listed = json.loads(tile_list(result).read_text(encoding="utf-8"))
         return set(listed["indices"]) if listed["key"] == key else set()
     except (OSError, ValueError, KeyError, TypeError):
         return set()
