@@ -27,7 +27,8 @@ from torch import Tensor
 from baselines.assignment.program import CANDIDATES, OutputErrors, groups_of, refine, solve
 from baselines.mse import MSEActivation, MSEWeight
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers import ActivationQuantizer
+from cadyq.quantizers import ActivationQuantizer, BoundedActivation, WeightQuantizer
+from cadyq.quantizers.ranges import CalibratedRange
 from cadyq.schemes import FixedBitScheme
 from cadyq.utils.errors import UserError
 
@@ -37,7 +38,7 @@ def set_bits(network: SRNetwork, bits: Sequence[int]) -> None:
     for group, own in zip(groups_of(network), bits, strict=True):
         for name in group:
             point = network.points[name]
-            assert isinstance(point.quantizer, MSEActivation)
+            assert isinstance(point.quantizer, CalibratedRange | BoundedActivation)
             point.quantizer.bits = own
             for layer in point.layers:
                 if layer.weight_quantizer is not None:
@@ -63,14 +64,14 @@ class ILP(FixedBitScheme):
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
         return MSEActivation(self.act_bits)
 
-    def weight_quantizer(self) -> MSEWeight:
+    def weight_quantizer(self) -> WeightQuantizer:
         return MSEWeight(self.weight_bits)
 
     def assign_bits(self, network: SRNetwork) -> None:
         if not self.by_layer:
             return
-        if len(self.by_layer) != (count := len(groups_of(network))):
-            raise UserError(f"ilp: by_layer has {len(self.by_layer)} digits for {count} points; calibrate it anew")
+        if (given := len(self.by_layer)) != (count := len(groups_of(network))):
+            raise UserError(f"{self.name}: by_layer has {given} digits for {count} points; calibrate it anew")
         set_bits(network, [int(digit) for digit in self.by_layer])
 
     def with_chosen_bits(self, parent: SRNetwork, lr: Tensor) -> ILP:

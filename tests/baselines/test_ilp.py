@@ -12,6 +12,7 @@ import torch
 import cadyq
 from baselines.assignment.program import CANDIDATES, OutputErrors, groups_of, refine, solve
 from baselines.ilp import ILP
+from baselines.ilp_brecq import ILPBRECQ
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import with_scheme
@@ -113,3 +114,24 @@ def test_digits_of_another_network_are_refused(plain: SRNetwork) -> None:
     count = len(groups_of(with_scheme(plain, ILP())))
     with pytest.raises(UserError, match=rf"by_layer has 20 digits for {count} points; calibrate it anew"):
         with_scheme(plain, ILP(by_layer="4" * 20))
+
+
+def test_rounding_and_bounds_are_learned_at_the_chosen_bits(plain: SRNetwork, lr: torch.Tensor, tmp_path: Path) -> None:
+    only_bits, _ = calibrate(plain, "ilp:w3a3", lr)
+    start, _ = calibrate(plain, "ilp_brecq:w3a3", lr, steps=1)
+    network, reports = calibrate(plain, "ilp_brecq:w3a3", lr, steps=10)
+    assert isinstance(network.scheme, ILPBRECQ) and isinstance(only_bits.scheme, ILP)
+    assert network.scheme.by_layer == only_bits.scheme.by_layer
+    assert reports and all(report.steps == 10 for report in reports if report.steps)
+    with torch.no_grad():
+        error, error_at_start = (float((n(lr) - plain(lr)).square().mean()) for n in (network, start))
+    assert error < error_at_start
+    for group, digit in zip(groups_of(network), network.scheme.by_layer, strict=True):
+        for layer in (layer for name in group for layer in network.points[name].layers):
+            assert layer.weight_quantizer is not None and layer.weight_quantizer.bits == int(digit)
+            levels = layer.quantized_weight().unique()
+            assert len(levels) <= 2 ** int(digit)
+    expected, trace = trace_forward(network, lr)
+    assert {int(bits[0]) for bits in trace.bits.values()} >= {int(digit) for digit in network.scheme.by_layer}
+    cadyq.save_model(network, tmp_path / "n.safetensors", packed=True)
+    assert torch.equal(cadyq.load_model(tmp_path / "n.safetensors")(lr), expected)
