@@ -3,6 +3,8 @@
 `python zoo/train_matrix.py edsr --data-root PHOTOGRAPHS --runs RUNS` starts from `edsr_x4_fp32` of this zoo. The same
 command resumes where it stopped. One budget serves all: a warm start at 8 bits, then the same number of steps for
 each scheme, and both together for FP32. Networks that only choose their bits another way are derived at the end.
+
+`--parent published:imdn_x4` starts from the network of other authors. `--only pams_w4a4 cadyq` trains only these.
 """
 
 from __future__ import annotations
@@ -64,6 +66,9 @@ class Fitting(NamedTuple):
         return _name("profiles", self.tag)
 
 
+LONGER = Training("fp32", "longer")  # as many steps as the quantized networks
+
+
 def trainings() -> list[Training]:
     """In the order of training: what most comparisons need comes first."""
     fixed = [Training(f"pams:{bits}") for bits in FIXED]
@@ -105,6 +110,12 @@ def fittings() -> list[Fitting]:
     ]
 
 
+def known_names(backbone: str) -> list[str]:
+    """The names of all networks of a backbone, as in `--only`."""
+    parts = (trainings(), [LONGER], derivations(backbone), fittings(), recent())
+    return [part.name for kind in parts for part in kind]
+
+
 class Matrix:
     """Runs the trainings and derivations of one backbone."""
 
@@ -117,9 +128,8 @@ class Matrix:
     def run(self) -> None:
         for training in trainings():
             self._fine_tune(training)
-        longer = Training("fp32", "longer")
-        if not self._in_zoo(longer.name):
-            self._train_and_ship(longer, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
+        if self._is_missing(LONGER.name):
+            self._train_and_ship(LONGER, self._parent(), self.args.warm_steps + self.args.steps, "trained_layers=all")
         for derivation in derivations(self.args.backbone):
             self._derive(derivation)
         for fitting in fittings():
@@ -128,11 +138,11 @@ class Matrix:
             self._fine_tune(training)
 
     def _fine_tune(self, training: Training) -> None:
-        if not self._in_zoo(training.name):
+        if self._is_missing(training.name):
             self._train_and_ship(training, self._warm(training.seed), self.args.steps)
 
     def _fit(self, fitting: Fitting) -> None:
-        if not self._in_zoo(fitting.name):
+        if self._is_missing(fitting.name):
             start = self.runs / f"{fitting.name}_start"
             if not (start / "training.json").exists():
                 options = [word for option in fitting.options for word in ("--option", option)]
@@ -145,7 +155,7 @@ class Matrix:
         return str(run / "model.safetensors")
 
     def _parent(self) -> str:
-        return f"zoo:{self.args.backbone}_x4_fp32"
+        return self.args.parent or f"zoo:{self.args.backbone}_x4_fp32"
 
     def _train(self, name: str, training: Training, parent: str, steps: int, *changes: str) -> Path:
         out = self.runs / (f"{name}_seed{training.seed}" if name == "warm" else name)
@@ -159,7 +169,7 @@ class Matrix:
         self._ship(self._train(training.name, training, parent, steps, *changes), training.tag)
 
     def _derive(self, derivation: Derivation) -> None:
-        if not self._in_zoo(derivation.name):
+        if self._is_missing(derivation.name):
             out = self.runs / derivation.name
             self._run_derive(derivation.scheme, derivation.parent, out)
             self._ship(out, derivation.tag)
@@ -171,9 +181,10 @@ class Matrix:
     def _ship(self, run: Path, tag: str) -> None:
         _require(ship.main(["run", str(run), "--tag", tag, "--zoo", str(self.zoo)]))
 
-    def _in_zoo(self, name: str) -> bool:
-        """Whether any zoo holds it, such as that of the package, which holds the networks of the default run."""
-        return zoo_path(f"{self.args.backbone}_x4_{name}.safetensors").exists()
+    def _is_missing(self, name: str) -> bool:
+        """Whether it is wanted and no zoo holds it. That of the package holds the networks of the default run."""
+        wanted = not self.args.only or name in self.args.only
+        return wanted and not zoo_path(f"{self.args.backbone}_x4_{name}.safetensors").exists()
 
 
 def _name(scheme: str, tag: str) -> str:
@@ -188,7 +199,9 @@ def _require(status: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("backbone", help="edsr, carn, idn or srresnet")
+    parser.add_argument("backbone", help="edsr, carn, idn, srresnet, imdn or rlfn")
+    parser.add_argument("--parent", help="FP32 network to start from (default: zoo:BACKBONE_x4_fp32)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="train only these, such as pams_w4a4")
     parser.add_argument("--data-root", type=Path, required=True, help="folder of training photographs")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the runs, one below it for each network")
     parser.add_argument("--zoo", type=Path, default=Path(__file__).parent, help="folder of trained networks")
@@ -200,6 +213,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--amp", action="store_true", help="train in half precision")
     args = parser.parse_args()
+    if unknown := set(args.only or ()) - set(names := known_names(args.backbone)):
+        parser.error(f"--only: {', '.join(sorted(unknown))} is not one of {', '.join(names)}")
     use_zoo(args.zoo)
     Matrix(args).run()
 
