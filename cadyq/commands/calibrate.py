@@ -24,8 +24,10 @@ from cadyq.commands.cli import (
     Numbers,
     Parser,
     add_network_options,
+    add_overwrite_option,
     add_threads_option,
     check_outputs,
+    check_replaces_no_run,
     check_zoo,
     exit_status,
     nothing,
@@ -79,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws the patches of each step (default: 0)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: auto)")
+    add_overwrite_option(parser)
     add_threads_option(parser)
     add_network_options(parser)
     return parser
@@ -163,6 +166,7 @@ def run(args: argparse.Namespace) -> Path:
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.model])
+    check_replaces_no_run(args.out, args.overwrite)
     parent, origin = _fp32_parent(args, device), lasting_name(args.model)
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch).to(device)

@@ -226,6 +226,21 @@ def check_outputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
     check_writable(out)
 
 
+def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--overwrite`, which `check_replaces_no_run` asks for."""
+    parser.add_argument("--overwrite", action="store_true", help="replace the finished run in --out")
+
+
+def check_replaces_no_run(out: Path, overwrite: bool) -> None:
+    """Check that no finished run is replaced unasked.
+
+    Raises:
+        UserError: `out` holds a finished run, and `overwrite` is not given.
+    """
+    if not overwrite and all((out / name).exists() for name in RUN_FILES):
+        raise UserError(f"--out {out}: holds a finished run; choose another folder, or add --overwrite to replace it")
+
+
 def check_writable(folder: Path, option: str = "--out") -> None:
     """Check that a folder can be written, before any work.
 

@@ -17,8 +17,10 @@ from cadyq.commands.cli import (
     Numbers,
     Parser,
     add_network_options,
+    add_overwrite_option,
     add_threads_option,
     check_outputs,
+    check_replaces_no_run,
     check_zoo,
     exit_status,
     nothing,
@@ -64,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder for decoded photographs (default: .cache)"
     )
+    add_overwrite_option(parser)
     add_threads_option(parser)
     add_network_options(parser)
     return parser
@@ -97,6 +100,7 @@ def run(args: argparse.Namespace) -> Path:
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.parent])
+    check_replaces_no_run(args.out, args.overwrite)
     name, options, tag = parse_scheme(args.scheme)
     options |= parse_options(args.option)
     check_derived(name)

@@ -9,6 +9,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantization import SIDE
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.specs import canonical
+from cadyq.training.checkpoint import require_resumable
 from cadyq.training.distributed import Processes, choose_device, join, leave
 from cadyq.training.optimization import use_half_precision
 from cadyq.training.patches import PatchDataset
@@ -241,6 +243,7 @@ def train(args: argparse.Namespace, processes: Processes) -> Path:
     device = processes.device
     torch.manual_seed(args.seed)
     parent, recipe, teacher = start_of(args)
+    require_resumable(args.out, asdict(recipe), args.seed)
     processes.share(recipe.batch)
     guide = teacher.network if teacher else None
     training, held_out = processes.in_turn(lambda: bank_of(args, recipe, parent.network.scale, guide, device)).split()

@@ -144,8 +144,11 @@ def run(args: argparse.Namespace) -> int:
     upscaler = Upscaler(network, tiling, device, args.resume)
     jobs, errors = plan(args.inputs, args.out, network.scale, args.bit_map, args.overwrite or args.resume)
     if args.resume:
+        planned = len(jobs)
         jobs, stale = left_to_do(jobs, upscaler, args.overwrite)
         errors += stale
+        if finished := planned - len(jobs) - len(stale):
+            print(f"{counted(finished, 'photograph')} finished before", flush=True)
     else:
         for job in jobs:
             say_discarded(job, upscaler)

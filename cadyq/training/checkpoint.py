@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,28 @@ def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
         f"{path}: belongs to another recipe, seed or set of files ({'; '.join(listed)}); choose another --out, or "
         "remove the file"
     )
+
+
+def require_resumable(out: Path, recipe: dict[str, Any], seed: int) -> None:
+    """Check before any work that the run in `out`, if there is one, has this recipe and seed.
+
+    Args:
+        out: folder of the run, which may not exist.
+        recipe: fields of the recipe.
+        seed: seed of the run.
+
+    Raises:
+        UserError: they differ; names which, with both values.
+    """
+    checkpoint, facts = out / "checkpoint.pt", out / "training.json"
+    if checkpoint.exists():
+        path, found = checkpoint, read_checkpoint(checkpoint, torch.device("cpu")).get("identity", {})
+    elif facts.exists():
+        path, found = facts, json.loads(facts.read_text(encoding="utf-8"))
+    else:
+        return
+    own = json.loads(json.dumps({"recipe": recipe, "seed": seed}))
+    require_same({key: found.get(key) for key in own}, own, path)
 
 
 def _differences(found: dict[str, Any], own: dict[str, Any], above: str = "") -> Iterator[str]:

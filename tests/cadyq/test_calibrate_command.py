@@ -74,6 +74,18 @@ def test_rounding_takes_a_bit_a_weight(tmp_path: Path, lr: Tensor) -> None:
         assert torch.equal(load_model(path)(lr), network(lr))
 
 
+def test_a_finished_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_of("minmax:w8a8", "zoo:idn_x4_fp32", tmp_path)
+    words = ["--scheme", "minmax:w4a4", "--model", "zoo:idn_x4_fp32", "--out", str(tmp_path / "run"), *QUICK]
+    facts = tmp_path / "run" / "training.json"
+    before = facts.read_bytes()
+    assert main(words) == 2
+    assert "holds a finished run; choose another folder, or add --overwrite" in capsys.readouterr().err
+    assert facts.read_bytes() == before
+    assert main([*words, "--overwrite"]) == 0
+    assert json.loads(facts.read_text())["scheme"] == "minmax:w4a4"
+
+
 def test_a_scheme_that_runs_without_tuning_gets_a_tag(tmp_path: Path) -> None:
     run_of("adabm:w4a4", IDN, tmp_path, "--zoo", str(tmp_path / "zoo"))
     assert find("idn", "adabm:w4a4:tuned", 4).files == (tmp_path / "zoo" / "idn_x4_adabm_w4a4_tuned.safetensors",)
@@ -156,7 +168,7 @@ def test_options_of_the_tuning_without_stages_are_said_to_do_nothing(
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     why = "warning: minmax has no tuning stages, so {} has no effect; leave it out"
     assert warned == [why.format("--minutes"), why.format("--steps")]
-    run_of("ptq4sr:w8a8", IDN, tmp_path, "--steps", "1")
+    run_of("ptq4sr:w8a8", IDN, tmp_path, "--steps", "1", "--overwrite")
     assert "no effect" not in capsys.readouterr().err
 
 

@@ -166,8 +166,10 @@ def test_a_finished_run_is_not_trained_again(folder: Path, whole: Path) -> None:
     before = whole.stat().st_mtime_ns
     assert _run_here(arguments) == whole
     assert whole.stat().st_mtime_ns == before
-    with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*\(seed: 0 there, 5 here\)"):
-        _run_here([*arguments, "--seed", "5"])
+    with pytest.MonkeyPatch.context() as patch:  # before the work of reading photographs
+        patch.setattr("cadyq.commands.train.bank_of", lambda *args, **kwargs: pytest.fail("photographs were read"))
+        with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*\(seed: 0 there, 5 here\)"):
+            _run_here([*arguments, "--seed", "5"])
 
 
 def test_two_processes_train_like_one(folder: Path, start: Start) -> None:

@@ -272,7 +272,9 @@ def test_interrupted_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_x4.json", "a_x4.png"]
 
 
-def test_resume_leaves_out_what_is_finished_and_completes_the_rest(tmp_path: Path) -> None:
+def test_resume_leaves_out_what_is_finished_and_completes_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("a", "b", "c"):
         write_png(tmp_path / f"{name}.png", noise(8, 8))
     out = tmp_path / "out"
@@ -281,6 +283,7 @@ def test_resume_leaves_out_what_is_finished_and_completes_the_rest(tmp_path: Pat
     (out / "b_x4.png").write_bytes(b"half a file, no facts yet")
     assert run(tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png", "--out", out, "--resume") == 0
     assert (out / "a_x4.json").read_bytes() == finished
+    assert "1 photograph finished before\n" in capsys.readouterr().out
     assert read_rgb(out / "b_x4.png").shape == (3, 32, 32) and (out / "c_x4.json").exists()
 
 
