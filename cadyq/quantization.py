@@ -17,7 +17,7 @@ from cadyq.data.images import images_among, read_rgb
 from cadyq.models.foreign import ENDS, ForeignNetwork, matching, prepare
 from cadyq.models.inspection import Interface
 from cadyq.models.network import SRNetwork
-from cadyq.schemes.base import SCHEMES, Scheme
+from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
@@ -80,9 +80,8 @@ def quantize(
     if kind.reads_hr:
         raise UserError(f"scheme {scheme!r} chooses bits by HR images, which a network in use does not have")
     if (kind.trained or kind.tuned) and name != "fp32":
-        derived = kind.fit is not Scheme.fit
-        what = "derive chooses its bits" if derived else "calibrate tunes it" if kind.tuned else "train trains it"
-        remedy = f"python -m cadyq.{what}"
+        does = {"train": "trains it", "derive": "chooses its bits", "calibrate": "tunes it"}[kind.made_by()]
+        remedy = f"python -m cadyq.{kind.made_by()} {does}"
         log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
     parameter = next(network.parameters(), None)
     if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):

@@ -112,11 +112,11 @@ def making(name: str, scheme: type[Any]) -> tuple[str, list[str]]:
         return "quantizes nothing", []
     if not scheme.trained:
         return "runs from calibration alone", []
-    if scheme.tuned:
+    if scheme.made_by() == "calibrate":
         limit = "--minutes 5 " * bool(scheme().stages())
         command = f"python -m cadyq.calibrate --scheme {name} --model zoo:idn_x4_fp32 {limit}--out RUN --zoo MY_ZOO"
         return "is calibrated and tuned on LR images", [command, "export CADYQ_ZOO=MY_ZOO"]
-    if scheme.parent != "fp32":
+    if scheme.made_by() == "derive":
         parent = f"zoo:idn_x4_{scheme.parent}"
         command = f"python -m cadyq.derive {name} --parent {parent} --data-root PHOTOGRAPHS --out RUN"
         return f"is derived from a trained `{scheme.parent}`", [command, ship]

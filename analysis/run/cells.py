@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple
@@ -160,11 +159,8 @@ def hash_images(dataset: Dataset) -> tuple[list[str], int]:
     """The hash of every image of a dataset, and the total number of HR pixels.
 
     Raises:
-        UserError: an image cannot be read, is too small for the metrics, or has the name of another one.
+        UserError: an image cannot be read, or is too small for the metrics.
     """
-    twice = [name for name, count in Counter(dataset.names()).items() if count > 1]
-    if twice:
-        raise UserError(f"dataset '{dataset.name}': two images have the name {twice[0]!r}; rename one")
     need, hashes, pixels = smallest_side(dataset.scale), [], 0
     for pair in dataset:
         height, width = pair.hr.shape[-2:]

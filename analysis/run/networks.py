@@ -123,10 +123,7 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
 
 def _command(spec: str) -> str:
     """The command of `cadyq` that makes a network of a scheme as written in a command."""
-    scheme = scheme_of(spec)
-    if scheme.tuned or parse_scheme(spec)[2] == TUNED:
-        return "calibrate"
-    return "train" if scheme.parent == PARENT else "derive"
+    return "calibrate" if parse_scheme(spec)[2] == TUNED else scheme_of(spec).made_by()
 
 
 def _published(source: partial[Source], row: Published, *others: Path) -> Source:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH, PointQuantizers, rise_and_error
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import restart
+from cadyq.models.restartable import restartable
 from cadyq.quantizers.points import QuantizationPoint
 
 DRAWS = 3  # random subsets of each size
@@ -53,11 +53,11 @@ def measure_additivity(
         bits: bit-widths.
         seed: seed that draws the subsets.
     """
-    replay = restart(network)
+    forward = restartable(network)
     points = list(cells["point"].unique())
     # (bits, point) -> its cells by patch
     single = {key: part.set_index("patch") for key, part in cells.groupby(["bits", "point"])}
-    batches = [(where, lr, hr, replay.run(lr)) for where, lr, hr in patches.batches(BATCH)]
+    batches = [(where, lr, hr, forward.run(lr)) for where, lr, hr in patches.batches(BATCH)]
     rows = []
     for number, subset in enumerate(tqdm(subsets(points, seed), desc="subsets", disable=None)):
         for b in bits:
@@ -67,7 +67,7 @@ def measure_additivity(
                 return quantizers(point, x, b) if point.name in subset else x
 
             for where, lr, hr, reference in batches:
-                joint = rise_and_error(replay.run(lr, act), reference, hr)
+                joint = rise_and_error(forward.run(lr, act), reference, hr)
                 index = np.arange(where.start, where.stop)
                 row = {"patch": index, "subset": number, "points": len(subset), "bits": b}
                 for k, name in ((0, "rise_luma_sq"), (2, "error_luma_sq")):

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from analysis.sensitivity.features import of_kind
 from analysis.sensitivity.patches import PatchSet
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Act, identity, restart
+from cadyq.models.restartable import PointFunction, identity, restartable
 from cadyq.quantizers.base import FULL_PRECISION, RANGE_SHARE, PointStatistics
 from cadyq.quantizers.context import luma
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels
@@ -66,7 +66,7 @@ class PointQuantizers:
             return x
         return quantize_symmetric(x, RANGE_SHARE[bits] * self.largest[point.name], signed_levels(bits))
 
-    def all_at(self, bits: int) -> Act:
+    def all_at(self, bits: int) -> PointFunction:
         """The points of a forward, all at `bits`."""
         return identity if bits == FULL_PRECISION else lambda point, x: self(point, x, bits)
 
@@ -83,7 +83,7 @@ def rise_and_error(sr: Tensor, reference: Tensor, hr: Tensor) -> Tensor:
 
 def chosen_points(network: SRNetwork, everything: bool) -> list[str]:
     """Names of the points that count for FAB, or with `everything` of all, in the order of the forward."""
-    order = [stop.point.name for stop in restart(network).stops(torch.zeros(1, 3, 8, 8))]
+    order = [stop.point.name for stop in restartable(network).stops(torch.zeros(1, 3, 8, 8))]
     return [name for name in order if everything or network.points[name].counts_for_fab]
 
 
@@ -110,16 +110,16 @@ def measure_points(
         Tables `cells`, a row for each (patch, point, bits, background_bits) with `VALUES`; `layers`, features of the
         input of each (patch, point); `patches`, their features and the errors of FP32; and `points`, in order.
     """
-    replay, cells, layers, errors = restart(network), [], [], []
+    forward, cells, layers, errors = restartable(network), [], [], []
     for background in (FULL_PRECISION, SECOND_REFERENCE):
         part = patches if background == FULL_PRECISION else patches.head(second)
         act = quantizers.all_at(background)
         for where, lr, hr in tqdm(list(part.batches(BATCH)), desc=f"others at {background} bits", disable=None):
-            reference = replay.run(lr, act)
+            reference = forward.run(lr, act)
             numbers = np.arange(where.start, where.stop)
             if background == FULL_PRECISION:
                 errors.append(squares(reference - hr))
-            for stop in replay.stops(lr, act):
+            for stop in forward.stops(lr, act):
                 name = stop.point.name
                 if name not in points:
                     continue
@@ -156,11 +156,11 @@ def expected_seconds(
     second: int,
 ) -> float:
     """The time of `measure_points`, estimated from one batch at one bit-width at every eighth point."""
-    replay = restart(network)
+    forward = restartable(network)
     _, lr, hr = next(patches.batches(BATCH))
     tried = list(points[::8])
     finish, passes = 0.0, 0
-    for stop in replay.stops(lr):
+    for stop in forward.stops(lr):
         if stop.point.name in tried:
             started = time.perf_counter()
             rise_and_error(stop.finish(quantizers(stop.point, stop.x, bits[0])), hr, hr)

@@ -13,7 +13,7 @@ from analysis.sensitivity.patches import PatchSet
 from analysis.sensitivity.points import BATCH
 from baselines.assignment.search import bisect, rounded_error
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Act, Replay
+from cadyq.models.restartable import PointFunction, TracedForward
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation
@@ -60,7 +60,7 @@ class Rules:
         centred = [r - r.mean(0) for r in ranks]
         return torch.where((centred[0] * centred[1]).sum(0) < 0, -1.0, 1.0)
 
-    def act(self, entry: Feature, lr: Tensor, mean_bits: float, spent: list[Tensor]) -> Act:
+    def act(self, entry: Feature, lr: Tensor, mean_bits: float, spent: list[Tensor]) -> PointFunction:
         """The points of a forward under the rule. Bits (B,) of each point with candidates are appended to `spent`."""
         context = PatchContext(lr)
         shares, signs = self.shares(mean_bits), self.direction(entry.name)
@@ -80,13 +80,13 @@ class Rules:
 
     def contestant(self, name: str, patches: PatchSet) -> Contestant:
         """The rule of a feature on test patches; its setting is the wanted mean bits."""
-        replay = Replay(self.network)
+        forward = TracedForward(self.network)
 
         def contest(mean_bits: float) -> tuple[Tensor, Tensor]:
             fabs, errors = [], []
             for _, lr, hr in patches.batches(BATCH):
                 spent: list[Tensor] = []
-                sr = replay.run(lr, self.act(FEATURES[name], lr, mean_bits, spent))
+                sr = forward.run(lr, self.act(FEATURES[name], lr, mean_bits, spent))
                 fabs.append(torch.stack(spent).float().mean(0))
                 errors.append(rounded_error(sr, hr))
             return torch.cat(fabs), torch.cat(errors)
@@ -108,7 +108,7 @@ def thresholds(seen: Tensor, below: Tensor) -> Tensor:
 def observe(network: SRNetwork, patches: PatchSet, points: Sequence[str]) -> dict[str, Tensor]:
     """Feature name -> values of all patches at all points (N, P), with the network at the bits that it chooses."""
     seen: dict[str, list[Tensor]] = {name: [] for name in FEATURES}
-    replay = Replay(network)
+    forward = TracedForward(network)
     for _, lr, _ in patches.batches(BATCH):
         context = PatchContext(lr)
         columns: dict[str, list[Tensor]] = {entry.name: [] for entry in of_kind("layer")}
@@ -124,7 +124,7 @@ def observe(network: SRNetwork, patches: PatchSet, points: Sequence[str]) -> dic
                     column.append(FEATURES[name].function(x))
             return x if point.quantizer is None else point.quantizer(x, context).value
 
-        replay.run(lr, act)
+        forward.run(lr, act)
         for entry in FEATURES.values():
             each = columns[entry.name] if entry.kind == "layer" else [entry.function(lr)] * len(points)
             seen[entry.name].append(torch.stack(each, 1))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Act, Replay
+from cadyq.models.restartable import PointFunction, TracedForward
 from cadyq.quantizers.context import PatchContext, luma
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.points import QuantizationPoint
@@ -137,10 +137,10 @@ def measure_changes(
     """
     parts: list[list[list[ErrorModel]]] = [[[] for _ in masks] for _ in targets]
     with frozen_weights(network):
-        replay = Replay(network)
+        forward = TracedForward(network)
         for start in range(0, len(lr), batch):
             where = slice(start, start + batch)
-            reference, changes = _changes(replay, lr[where].contiguous(memory_format=torch.channels_last))
+            reference, changes = _changes(forward, lr[where].contiguous(memory_format=torch.channels_last))
             points, candidates = changes.shape[1:3]
             flat = changes.flatten(1, 2).flatten(2)
             for m, mask in enumerate(masks):
@@ -159,13 +159,13 @@ def _joined(parts: Sequence[ErrorModel]) -> ErrorModel:
     return ErrorModel(*(torch.cat([getattr(part, name) for part in parts]) for name in ("base", "linear", "gram")))
 
 
-def _changes(replay: Replay, lr: Tensor) -> tuple[Tensor, Tensor]:
+def _changes(forward: TracedForward, lr: Tensor) -> tuple[Tensor, Tensor]:
     """The output at the highest candidates, and the change of its luma for each point and candidate (B, P, K, H, W)."""
     context = PatchContext(lr)
     act = at_highest(context)
-    reference = replay.run(lr, act)
+    reference = forward.run(lr, act)
     changes = []
-    for stop in replay.stops(lr, act):
+    for stop in forward.stops(lr, act):
         quantizer = stop.point.quantizer
         if isinstance(quantizer, CandidateActivation):
             last = len(quantizer.candidates) - 1
@@ -178,7 +178,7 @@ def _everyone(x: Tensor, candidate: int) -> Tensor:
     return torch.full((len(x),), candidate, dtype=torch.int64, device=x.device)
 
 
-def at_highest(context: PatchContext) -> Act:
+def at_highest(context: PatchContext) -> PointFunction:
     """Every point at its highest candidate; points without candidates as they are."""
 
     def act(point: QuantizationPoint, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from baselines.assignment.scheme import AssignedActivation
 from baselines.mse import least_error_range
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Replay
+from cadyq.models.restartable import TracedForward
 from cadyq.quantizers import PatchContext, PointStatistics, QuantizerOutput
 from cadyq.quantizers.functional import fake_quantize_bounds
 from cadyq.quantizers.layers import frozen_weights
@@ -111,9 +111,9 @@ def calibrate_ranges(network: SRNetwork, lr: Tensor) -> None:
     histograms = {name: torch.zeros(BINS) for name in quantizers}
     plain = network.without_scheme().eval()
     with frozen_weights(plain):
-        replay = Replay(plain)
+        forward = TracedForward(plain)
         for batch in torch.split(lr, BATCH):
-            for stop in replay.stops(batch):
+            for stop in forward.stops(batch):
                 quantizer = quantizers.get(stop.point.name)
                 if quantizer is not None:
                     scale = quantizer.scale(stop.x).expand(len(stop.x), 1, 1, 1)

@@ -69,15 +69,20 @@ def save_model(
 @torch.no_grad()
 def _packed(network: SRNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state of a network with codes and codebook in the place of each quantized weight and its quantizer."""
-    names = _names_of_layers(network)
+    names, packed = _names_of_layers(network), dict(state)
     for layer, name in network.layer_names.items():
         if layer.weight_quantizer is not None:
+            for alias in names[layer]:
+                packed = {key: value for key, value in packed.items() if not _is_weight(key, alias)}
             rows = layer.weight_quantizer(layer.rows(layer.weight))
-            replaced = tuple(f"{alias}.weight{end}" for alias in names[layer] for end in ("", "_quantizer."))
-            state = {key: v for key, v in state.items() if not (key in replaced or key.startswith(replaced[1::2]))}
             codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
-            state[f"{name}.weight{CODES}"], state[f"{name}.weight{CODEBOOK}"] = codes, codebook
-    return state
+            packed[f"{name}.weight{CODES}"], packed[f"{name}.weight{CODEBOOK}"] = codes, codebook
+    return packed
+
+
+def _is_weight(key: str, layer: str) -> bool:
+    """Whether a key of the state is the weight of a layer or belongs to its quantizer."""
+    return key == f"{layer}.weight" or key.startswith(f"{layer}.weight_quantizer.")
 
 
 def _names_of_layers(network: SRNetwork) -> dict[nn.Module, list[str]]:

@@ -117,10 +117,8 @@ def _fp32_parent(args: argparse.Namespace, device: torch.device) -> SRNetwork:
         raise UserError(f"--scheme {args.scheme}: give the tag as --tag {tag}")
     kind = SCHEMES.get(scheme_name(args.scheme))
     if kind.trained and not kind.tuned:
-        made = "train" if kind.parent == "fp32" else "derive"
-        raise UserError(
-            f"--scheme {args.scheme}: calibration alone does not make this scheme; use python -m cadyq.{made}"
-        )
+        remedy = f"use python -m cadyq.{kind.made_by()}"
+        raise UserError(f"--scheme {args.scheme}: calibration alone does not make this scheme; {remedy}")
     parent = load_model(args.model, device=device)
     if not plain(parent):
         raise UserError(f"--model {args.model}: is already quantized; give its FP32 network")

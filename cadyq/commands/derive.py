@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,7 +28,7 @@ from cadyq.commands.cli import (
 )
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES, Scheme
-from cadyq.schemes.specs import parse_scheme
+from cadyq.schemes.specs import parse_scheme, tagged
 from cadyq.training.derive import derive, derived_scheme, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import file_facts
@@ -87,12 +86,6 @@ def check_mean_bits(scheme: Scheme, mean_bits: float | None) -> None:
         raise UserError(f"--mean-bits {mean_bits:g}: {among}; give a mean from {min(space)} to {max(space)}")
 
 
-def _label(name: str, options: Mapping[str, Any], tag: str) -> str:
-    """The scheme as written in a command, with the options of the command line."""
-    label = SCHEMES.get(name)(**options).label()
-    return f"{label}:{tag}" if tag else label
-
-
 def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
@@ -113,7 +106,7 @@ def run(args: argparse.Namespace) -> Path:
     reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
     facts = {
         "backbone": parent.name,
-        "scheme": _label(name, options, tag),
+        "scheme": tagged(SCHEMES.get(name)(**options), tag),
         "scale": parent.scale,
         "derived_from": file_facts(args.parent),
         "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -55,11 +56,18 @@ class _Source:
 
 
 class Dataset:
-    """A named list of image pairs that can be indexed and iterated. A pair is read when it is accessed."""
+    """A named list of image pairs that can be indexed and iterated. A pair is read when it is accessed.
+
+    Raises:
+        UserError: the scale is out of range, or two images have the same name.
+    """
 
     def __init__(self, name: str, scale: int, sources: Sequence[_Source]) -> None:
         if scale < 1:
             raise UserError(f"scale {scale} is out of range; use a positive integer")
+        names = Counter(source.hr.stem for source in sources)
+        if twice := next((one for one, count in names.items() if count > 1), None):
+            raise UserError(f"dataset '{name}': two images have the name {twice!r}; rename one")
         self.name = name
         self.scale = scale
         self._sources = tuple(sources)
@@ -184,10 +192,6 @@ def folder(path: Path | str, scale: int, name: str = "") -> Dataset:
     files = images_among(path.iterdir())
     if not files:
         raise UserError(f"{path}: holds no .png, .jpg or other image; give a folder of photographs")
-    names = [file.stem for file in files]
-    twice = next((one for one in names if names.count(one) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}: two images have the name {twice!r}; rename one")
     return Dataset(name or path.name, scale, [_Source(file, None) for file in files])
 
 

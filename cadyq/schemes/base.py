@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -132,6 +132,13 @@ class Scheme(ABC):
                 averaged over patches.
         """
         return [own + other for own, other in zip(loss, auxiliary, strict=True)]
+
+    @classmethod
+    def made_by(cls) -> Literal["train", "derive", "calibrate"]:
+        """The command of `cadyq` that makes its networks."""
+        if cls.tuned:
+            return "calibrate"
+        return "train" if cls.parent == "fp32" else "derive"
 
     @classmethod
     def option_names(cls) -> list[str]:

@@ -93,9 +93,7 @@ def with_outer_bits_of(spec: str, bits: int) -> str:
     """
     if bits != FULL_PRECISION:
         check_bits("outer_bits", bits)
-    tag = parse_scheme(spec)[2]
-    label = replace(scheme_of(spec), outer_bits=bits).label()
-    return f"{label}:{tag}" if tag else label
+    return tagged(replace(scheme_of(spec), outer_bits=bits), parse_scheme(spec)[2])
 
 
 def canonical(spec: str) -> str:
@@ -104,9 +102,12 @@ def canonical(spec: str) -> str:
     Raises:
         UserError: see `parse_scheme`.
     """
-    tag = parse_scheme(spec)[2]
-    label = scheme_of(spec).label()
-    return f"{label}:{tag}" if tag else label
+    return tagged(scheme_of(spec), parse_scheme(spec)[2])
+
+
+def tagged(scheme: Scheme, tag: str) -> str:
+    """The label of a scheme with the tag of a variant, if there is one: "pams:w8a5:seed1"."""
+    return f"{scheme.label()}:{tag}" if tag else scheme.label()
 
 
 def _check(spec: str, scheme: type[Scheme], options: dict[str, Any]) -> None:

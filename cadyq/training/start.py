@@ -20,7 +20,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantization import PATCHES as CALIBRATION_PATCHES
 from cadyq.quantization import SIDE as CALIBRATION_SIDE
 from cadyq.quantizers.base import FULL_PRECISION
-from cadyq.schemes.base import SCHEMES, Scheme
+from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated, calibrated_on
 from cadyq.schemes.factory import backbone_option_names, create_model, list_backbones
 from cadyq.schemes.specs import parse_scheme, scheme_name
@@ -201,7 +201,7 @@ def quantized_from(
 def require_chosen(parent: SRNetwork, spec: str) -> None:
     """Raise UserError if scheme `spec` chooses its bits on photographs, and `parent` has no such choice."""
     name = scheme_name(spec)
-    if _is_derived(name) and not isinstance(parent.scheme, SCHEMES.get(name)):
+    if SCHEMES.get(name).made_by() == "derive" and not isinstance(parent.scheme, SCHEMES.get(name)):
         raise UserError(
             f"scheme {name!r} chooses its bits on photographs before it is trained: run python -m cadyq.derive "
             f"{name} --parent NETWORK --out RUN, and give RUN/model.safetensors as --model"
@@ -215,7 +215,7 @@ def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
         UserError: `spec` gives other options than the parent has.
     """
     name, given, _ = parse_scheme(spec)
-    if not _is_derived(name) or not isinstance(parent.scheme, SCHEMES.get(name)):
+    if SCHEMES.get(name).made_by() != "derive" or not isinstance(parent.scheme, SCHEMES.get(name)):
         return {}
     chosen = parent.scheme.options()
     for option, value in given.items():
@@ -225,9 +225,3 @@ def _chosen_options(parent: SRNetwork, spec: str) -> dict[str, Any]:
                 "out, or derive the network anew"
             )
     return chosen
-
-
-def _is_derived(name: str) -> bool:
-    """Whether a scheme is derived before it is trained. CADyQ is derived from itself, after training."""
-    kind = SCHEMES.get(name)
-    return kind.fit is not Scheme.fit and kind.parent != "fp32"

@@ -18,7 +18,7 @@ from cadyq.data.datasets import photographs
 from cadyq.metrics.standard import PSNR
 from cadyq.models.foreign import prepare
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Replay, Rerun, restart
+from cadyq.models.restartable import RepeatedForward, TracedForward, restartable
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.schemes.calibration import with_outer_bits
 
@@ -60,7 +60,7 @@ def _coarse(point: QuantizationPoint, x: Tensor) -> Tensor:
 def test_a_rerun_is_a_replay() -> None:
     network = cadyq.load_model("zoo:idn_x4_fp32").eval()
     lr = torch.stack([pair.lr[:, :10, :10] for pair in photographs(4)][:2]).float()
-    first, second = Replay(network), Rerun(network)
+    first, second = TracedForward(network), RepeatedForward(network)
     torch.testing.assert_close(first.run(lr, _coarse), second.run(lr, _coarse))
     found = 0
     for one, other in zip(first.stops(lr, _coarse), second.stops(lr, _coarse), strict=True):
@@ -74,8 +74,10 @@ def test_a_rerun_is_a_replay() -> None:
 
 def test_points_inside_layers_are_restarted_too() -> None:
     network, lr = _foreign(), _lr()
-    again = restart(network)
-    assert isinstance(again, Rerun) and isinstance(restart(cadyq.load_model("zoo:idn_x4_fp32")), Replay)
+    again = restartable(network)
+    assert isinstance(again, RepeatedForward) and isinstance(
+        restartable(cadyq.load_model("zoo:idn_x4_fp32")), TracedForward
+    )
     plain = again.run(lr)
     torch.testing.assert_close(plain, network(lr).detach())
     stops = list(again.stops(lr))

@@ -21,7 +21,7 @@ from baselines.content.profiles import Profiles, fit_score, patch_weights
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.checkpoints.io import save_model
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Replay
+from cadyq.models.restartable import TracedForward
 from cadyq.quantizers.context import PatchContext, image_gradient, luma
 from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
@@ -166,7 +166,7 @@ def test_fitted_ranges_leave_less_error_than_the_whole_range(
     network = transplant(small_cadyq, Profiles(ranges="fitted"))
     calibrate_ranges(network, pairs[0])
     plain = network.without_scheme().eval()
-    maps = {stop.point.name: stop.x for stop in Replay(plain).stops(pairs[0])}
+    maps = {stop.point.name: stop.x for stop in TracedForward(plain).stops(pairs[0])}
     fitted = {n: p.quantizer for n, p in network.points.items() if isinstance(p.quantizer, FittedRange)}
     assert len(fitted) == 4
     for name, quantizer in fitted.items():

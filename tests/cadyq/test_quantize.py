@@ -612,7 +612,10 @@ def test_what_is_only_a_start_says_so(network: Mixed, caplog: pytest.LogCaptureF
     _quantized(network, "pams:w8a8")
     assert "pams: only its ranges are calibrated" in caplog.text and "cadyq.train" in caplog.text
     _quantized(network, "brecq:w4a4")
-    assert "brecq: only its ranges are calibrated" in caplog.text and "cadyq.calibrate" in caplog.text
+    assert "brecq: only its ranges are calibrated" in caplog.text and "cadyq.calibrate tunes it" in caplog.text
+    caplog.clear()
+    _quantized(network, "cadyq")  # can be derived from itself, but is trained first
+    assert "cadyq: only its ranges are calibrated" in caplog.text and "cadyq.train trains it" in caplog.text
     with pytest.raises(UserError, match="'oracle' chooses bits by HR images"):
         _quantized(network, "oracle")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import cadyq
 from cadyq.models.network import SRNetwork
-from cadyq.models.replay import Replay
+from cadyq.models.restartable import TracedForward
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.testing.models import calibrated_model
 from cadyq.utils.errors import UserError
@@ -29,12 +29,12 @@ def test_every_point_can_be_restarted(name: str, options: dict[str, Any]) -> Non
     torch.manual_seed(0)
     network = cadyq.create_model(name, **options).eval()
     lr = torch.rand(2, 3, 9, 7) * 255
-    replay = Replay(network)
+    forward = TracedForward(network)
     with torch.no_grad():
         whole = network(lr)
-    assert torch.equal(replay.run(lr), whole)
+    assert torch.equal(forward.run(lr), whole)
     met = []
-    for stop in replay.stops(lr):
+    for stop in forward.stops(lr):
         met.append(stop.point.name)
         changed = stop.finish(stop.x * 0.5)
         # the walk goes on unharmed, and a stop can be finished again
@@ -44,7 +44,7 @@ def test_every_point_can_be_restarted(name: str, options: dict[str, Any]) -> Non
         def halve(point: QuantizationPoint, x: Tensor, here: QuantizationPoint = stop.point) -> Tensor:
             return x * 0.5 if point is here else x
 
-        assert torch.equal(replay.run(lr, halve), changed)
+        assert torch.equal(forward.run(lr, halve), changed)
     assert set(met) == set(network.points)
 
 
@@ -53,7 +53,7 @@ def test_what_comes_before_a_point_is_not_run_again(monkeypatch: pytest.MonkeyPa
     ran: list[str] = []
     for name, conv in ((n, m) for n, m in network.named_modules() if isinstance(m, torch.nn.Conv2d)):
         conv.register_forward_hook(lambda *_, name=name: ran.append(name))
-    for stop in Replay(network).stops(torch.rand(1, 3, 8, 8)):
+    for stop in TracedForward(network).stops(torch.rand(1, 3, 8, 8)):
         if stop.point.name == "blocks.2.middle":
             ran.clear()
             stop.finish(stop.x)
@@ -69,7 +69,7 @@ def test_quantized_convolutions_are_quantized() -> None:
         quantizers = {name: point.quantizer for name, point in network.points.items()}
         for point in network.points.values():
             point.quantizer = None
-        assert torch.equal(Replay(network).run(lr), network(lr))
+        assert torch.equal(TracedForward(network).run(lr), network(lr))
         for name, quantizer in quantizers.items():
             network.points[name].quantizer = quantizer
 
@@ -85,5 +85,5 @@ def test_a_figure_that_looks_at_values_is_refused_in_one_line() -> None:
     network = Branching()
     network.register_points(1)
     with pytest.raises(UserError, match="branching: forward cannot be traced") as error:
-        Replay(network)
+        TracedForward(network)
     assert "\n" not in str(error.value)

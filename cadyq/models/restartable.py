@@ -25,7 +25,7 @@ from cadyq.quantizers.points import QuantizationPoint
 from cadyq.utils.errors import UserError
 
 # a point and its input (B, C, H, W) to its output
-Act = Callable[[QuantizationPoint, Tensor], Tensor]
+PointFunction = Callable[[QuantizationPoint, Tensor], Tensor]
 _Values = dict[fx.Node, Any]
 
 
@@ -34,17 +34,17 @@ def identity(point: QuantizationPoint, x: Tensor) -> Tensor:
     return x
 
 
-class Restart(Protocol):
+class RestartableForward(Protocol):
     """A forward pass that stops before each point and continues with another value."""
 
-    def run(self, lr: Tensor, act: Act = identity) -> Tensor:
+    def run(self, lr: Tensor, act: PointFunction = identity) -> Tensor:
         """The SR images (B, 3, H scale, W scale) of `lr` (B, 3, H, W), not clamped."""
 
-    def stops(self, lr: Tensor, act: Act = identity) -> Iterator[Standing]:
+    def stops(self, lr: Tensor, act: PointFunction = identity) -> Iterator[PausedForward]:
         """Stop before each point, in the order of their runs. A stop is valid until the next one."""
 
 
-class Standing(Protocol):
+class PausedForward(Protocol):
     """A forward that is stopped before a point."""
 
     @property
@@ -55,32 +55,33 @@ class Standing(Protocol):
     def x(self) -> Tensor:
         """The input of the point (B, C, H, W). Do not change it."""
 
-    def finish(self, value: Tensor, act: Act = identity) -> Tensor:
+    def finish(self, value: Tensor, act: PointFunction = identity) -> Tensor:
         """SR if the point returns `value` and later points return what `act` says."""
 
 
-def restart(network: SRNetwork) -> Restart:
+def restartable(network: SRNetwork) -> RestartableForward:
     """How the forward of `network` can be restarted at its points. The network is in eval mode, without a scheme.
 
     Raises:
-        UserError: see `Replay`.
+        UserError: see `TracedForward`.
     """
     inside_layers = any(layer.point is not None for layer in network.layer_names)
-    return Rerun(network) if inside_layers else Replay(network)
+    return RepeatedForward(network) if inside_layers else TracedForward(network)
 
 
-class _Figure(fx.Tracer):
+class _PointTracer(fx.Tracer):
     traced_func_name = "forward"
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, QuantizationPoint | QuantizedLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
-class Replay:
+class TracedForward:
     """The operations of a network's forward, in order.
 
     Args:
-        network: in eval mode. `Act` replaces the quantizers of its points. Its convolutions run with quantized weights.
+        network: in eval mode. A `PointFunction` replaces the quantizers of its points. Its convolutions run with
+            quantized weights.
 
     Raises:
         UserError: the forward cannot be traced, since its operations depend on values.
@@ -88,7 +89,7 @@ class Replay:
 
     def __init__(self, network: SRNetwork) -> None:
         try:
-            graph = _Figure().trace(network)
+            graph = _PointTracer().trace(network)
         except Exception as error:  # a forward may fail in any way on a proxy
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{network.name}: forward cannot be traced ({reason}); keep it free of branches on "
@@ -105,11 +106,11 @@ class Replay:
                 self._points[node] = module
 
     @torch.no_grad()
-    def run(self, lr: Tensor, act: Act = identity) -> Tensor:
+    def run(self, lr: Tensor, act: PointFunction = identity) -> Tensor:
         """The SR images (B, 3, H scale, W scale) of `lr` (B, 3, H, W), not clamped."""
         return self._finish(0, {}, lr, act)
 
-    def stops(self, lr: Tensor, act: Act = identity) -> Iterator[Stop]:
+    def stops(self, lr: Tensor, act: PointFunction = identity) -> Iterator[TracedPause]:
         """Walk over the operations and stop before each point, in network order.
 
         A stop is valid until the next step of the walk.
@@ -117,7 +118,7 @@ class Replay:
         values: _Values = {}
         for index, node in enumerate(self._nodes):
             if node in self._points:
-                yield Stop(self, self._points[node], self._input(node, values), index, values, lr)
+                yield TracedPause(self, self._points[node], self._input(node, values), index, values, lr)
             if node.op == "output":
                 return
             with torch.no_grad():
@@ -127,7 +128,7 @@ class Replay:
         source = node.args[0] if node.args else node.kwargs["x"]
         return values[source]  # type: ignore[index,no-any-return]
 
-    def _step(self, index: int, values: _Values, lr: Tensor, act: Act) -> None:
+    def _step(self, index: int, values: _Values, lr: Tensor, act: PointFunction) -> None:
         """Run one operation and discard values that no later operation reads."""
         node = self._nodes[index]
         if node in self._points:
@@ -140,17 +141,17 @@ class Replay:
         for other in [n for n in values if self._last_use[n] <= index]:
             del values[other]
 
-    def _finish(self, start: int, values: _Values, lr: Tensor, act: Act) -> Tensor:
+    def _finish(self, start: int, values: _Values, lr: Tensor, act: PointFunction) -> Tensor:
         for index in range(start, len(self._nodes)):
             node = self._nodes[index]
             if node.op == "output":
                 return values[node.args[0]]  # type: ignore[no-any-return]
             self._step(index, values, lr, act)
-        raise AssertionError("a figure ends with its output")
+        raise AssertionError("a traced forward ends with its output")
 
 
 @dataclass(frozen=True)
-class Stop:
+class TracedPause:
     """A walk that is stopped before a point.
 
     Attributes:
@@ -158,7 +159,7 @@ class Stop:
         x: the input of the point (B, C, H, W). Do not change it.
     """
 
-    replay: Replay
+    forward: TracedForward
     point: QuantizationPoint
     x: Tensor
     index: int
@@ -166,24 +167,24 @@ class Stop:
     lr: Tensor
 
     @torch.no_grad()
-    def finish(self, value: Tensor, act: Act = identity) -> Tensor:
+    def finish(self, value: Tensor, act: PointFunction = identity) -> Tensor:
         """SR if the point returns `value` and later points return what `act` says.
 
         Values that are read later are copied first, since operations may work in place.
         """
-        replay, node = self.replay, self.replay._nodes[self.index]
+        forward, node = self.forward, self.forward._nodes[self.index]
         copies: dict[int, Any] = {}
         values: _Values = {}
         for other, kept in self.values.items():
-            if replay._last_use[other] > self.index:
+            if forward._last_use[other] > self.index:
                 if id(kept) not in copies:
                     copies[id(kept)] = kept.clone() if isinstance(kept, Tensor) else kept
                 values[other] = copies[id(kept)]
         values[node] = value
-        return replay._finish(self.index + 1, values, self.lr, act)
+        return forward._finish(self.index + 1, values, self.lr, act)
 
 
-class _Acting(ActivationQuantizer):
+class _FunctionQuantizer(ActivationQuantizer):
     """Replaces a quantizer by a function of the feature map."""
 
     def __init__(self, act: Callable[[Tensor], Tensor]) -> None:
@@ -194,8 +195,8 @@ class _Acting(ActivationQuantizer):
         return QuantizerOutput(self._act(x), constant_bits(x, FULL_PRECISION))
 
 
-class Rerun:
-    """A network that runs from its beginning each time, for any forward. See `Restart`.
+class RepeatedForward:
+    """A network that runs from its beginning each time, for any forward. See `RestartableForward`.
 
     A point that runs several times in a forward is stopped at the first run. `act` decides the later runs.
 
@@ -207,10 +208,10 @@ class Rerun:
         self._network = network
 
     @torch.no_grad()
-    def run(self, lr: Tensor, act: Act = identity) -> Tensor:
+    def run(self, lr: Tensor, act: PointFunction = identity) -> Tensor:
         return self._run(lr, {name: partial(act, point) for name, point in self._network.points.items()})
 
-    def stops(self, lr: Tensor, act: Act = identity) -> Iterator[RerunStop]:
+    def stops(self, lr: Tensor, act: PointFunction = identity) -> Iterator[RepeatedPause]:
         first: dict[str, Tensor] = {}
 
         def keep(point: QuantizationPoint, x: Tensor) -> Tensor:
@@ -219,7 +220,7 @@ class Rerun:
 
         self.run(lr, keep)
         for name, x in first.items():
-            yield RerunStop(self, self._network.points[name], x, lr)
+            yield RepeatedPause(self, self._network.points[name], x, lr)
 
     @torch.no_grad()
     def _run(self, lr: Tensor, acts: Mapping[str, Callable[[Tensor], Tensor]]) -> Tensor:
@@ -231,7 +232,7 @@ class Rerun:
         points = self._network.points
         before = {name: point.quantizer for name, point in points.items()}
         for name, point in points.items():
-            point.quantizer = _Acting(acts[name])
+            point.quantizer = _FunctionQuantizer(acts[name])
         try:
             yield
         finally:
@@ -240,18 +241,18 @@ class Rerun:
 
 
 @dataclass(frozen=True)
-class RerunStop:
-    """See `Standing`."""
+class RepeatedPause:
+    """See `PausedForward`."""
 
-    rerun: Rerun
+    forward: RepeatedForward
     point: QuantizationPoint
     x: Tensor
     lr: Tensor
 
-    def finish(self, value: Tensor, act: Act = identity) -> Tensor:
+    def finish(self, value: Tensor, act: PointFunction = identity) -> Tensor:
         given = [value]
 
         def once(point: QuantizationPoint, x: Tensor) -> Tensor:
             return given.pop() if point is self.point and given else act(point, x)
 
-        return self.rerun.run(self.lr, once)
+        return self.forward.run(self.lr, once)
