@@ -8,8 +8,8 @@ the patches (`baselines.assignment.error_model`), so the searches need no forwar
 - `own`: the choice of the network for each patch, at its own mean bits.
 - `oracle, HR`: the best bits of each patch against HR. They also fit the noise in HR.
 - `oracle, output`: for each patch, the bits that change its output least from that at the highest bits, without HR.
-- `oracle, sizes`: the same with only the size of each single change known, not how changes of different points
-  cancel. No rule that predicts the size of changes from content can know more.
+- `oracle, sizes`: as `oracle, output`, but it knows only the size of each single change. It does not know how changes
+  of different points cancel. A rule that predicts the size of changes from content cannot know more.
 - `predicted sizes`: the same with sizes predicted from three features of the patch (`analysis.content.predicted`). A
   choice that can be made at run time.
 - `oracle, other half`: the best bits against HR on one half of the pixels of each patch, evaluated on the other half.

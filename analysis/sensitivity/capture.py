@@ -3,8 +3,8 @@
 All contestants share the weights and ranges of one trained network with candidate bit-widths. Only the choice of bits
 differs. The target is the mean bits of the trained selector on the test patches. It needs no HR.
 
-- Controls of the registry are derived on training patches. The oracle reads HR anyway. Its price of a bit is therefore
-  found on the test patches.
+- Controls of the registry are derived on training patches. The oracle is the exception: it reads HR in any case, so
+  its price of a bit is found on the test patches.
 - The rule of a feature has thresholds for each layer, set on training patches. In the order of the feature, a layer
   gives each candidate to the same share of patches as the oracle. The order ascends if the feature correlates
   positively with the oracle's bits (rank correlation), else it descends.
