@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cadyq.checkpoints.folders import use_zoo, zoo_path
+from cadyq.checkpoints.io import load_model
 from cadyq.commands import derive, train
 from cadyq.commands import zoo as ship
+from cadyq.models.restartable import TracedForward
+from cadyq.utils.errors import UserError
 
 FIXED = ("w8a8", "w8a6", "w8a5", "w8a4", "w4a4")
 FOUR_BITS = ("dorefa", "pact", "lsq", "ddtb", "daq")
@@ -126,6 +129,7 @@ class Matrix:
         self.data = ["--data-root", str(args.data_root), "--cache", str(args.cache), "--threads", str(args.threads)]
 
     def run(self) -> None:
+        self._check_fittings()
         for training in trainings():
             self._fine_tune(training)
         if self._is_missing(LONGER.name):
@@ -136,6 +140,15 @@ class Matrix:
             self._fit(fitting)
         for training in recent():
             self._fine_tune(training)
+
+    def _check_fittings(self) -> None:
+        """Refuse before any training what `profiles` cannot be fitted to, such as RLFN, whose forward branches."""
+        wanted = [fitting.name for fitting in fittings() if self._is_missing(fitting.name)]
+        if wanted:
+            try:
+                TracedForward(load_model(self._parent()).without_scheme().eval())
+            except UserError as error:
+                sys.exit(f"{error}; {', '.join(wanted)} need this, so name the others with --only")
 
     def _fine_tune(self, training: Training) -> None:
         if self._is_missing(training.name):

@@ -196,11 +196,16 @@ def _identity(network: SRNetwork, scheme: str, pair: ImagePair) -> dict[str, Any
 def _write(folder: Path, values: dict[str, Any]) -> Path:
     sink = io.BytesIO()
     np.savez_compressed(sink, **values)
-    names = [str(values[key]) for key in ("backbone", "scheme", "dataset", "image")]
-    stem = "__".join((names[0], names[1].replace(":", "-"), *names[2:]))
+    backbone, scheme, *pair = (str(values[key]) for key in ("backbone", "scheme", "dataset", "image"))
+    stem = "__".join((f"{backbone}_x{_scale(values)}", scheme.replace(":", "-"), *pair))
     safe = "".join(c if c.isalnum() or c in "._-" else "-" for c in stem)
     suffix = hashlib.sha256(stem.encode()).hexdigest()[:6] if safe != stem else ""
     return write_atomic(folder / f"{safe}{suffix}.npz", sink.getvalue())
+
+
+def _scale(values: dict[str, Any]) -> int:
+    """The scale of an artifact. A run may hold several, and its images have the same names at each."""
+    return len(values["hr"]) // len(values["lr"])
 
 
 def _image(image: Tensor) -> NDArray[np.uint8]:
@@ -212,7 +217,7 @@ def read_artifact(path: Path) -> dict[str, Any]:
 
     Keys: ``lr`` (h, w, 3), ``sr``, ``hr`` and ``reference`` (H, W, 3) uint8; ``bits`` (rows, columns), the mean
     activation bits of each tile with a side of ``tile`` LR pixels; ``low`` and ``high``, the lowest and highest bits
-    of any point; ``backbone scheme dataset image psnr_db reference_psnr_db fab``.
+    of any point; ``scale``; ``backbone scheme dataset image psnr_db reference_psnr_db fab``.
 
     Raises:
         UserError: the file is damaged, lacks a key, or its arrays differ in shape.
@@ -228,7 +233,7 @@ def read_crop(path: Path) -> dict[str, Any]:
 
     Keys: ``lr`` (h, w, 3), ``sr`` and ``hr`` (H, W, 3) uint8; ``bits`` (P, rows, columns) uint8, the bits of each point
     for each tile with a side of ``tile`` LR pixels; ``points`` (P,), the names of the points; ``counted`` (P,), whether
-    they count for FAB; ``backbone scheme dataset image mode``.
+    they count for FAB; ``scale``; ``backbone scheme dataset image mode``.
 
     Raises:
         UserError: the file is damaged, lacks a key, or its arrays differ in shape.
@@ -254,4 +259,5 @@ def _checked(path: Path, found: dict[str, Any], fits: bool) -> dict[str, Any]:
     sizes = zip(found["hr"].shape[:2], found["lr"].shape[:2], strict=True) if fits else ()
     if not fits or any(b == 0 or a % b for a, b in sizes):
         raise UserError(f"{path}: shapes of lr, sr, hr, reference or bits do not match; {_REMEDY}")
-    return {name: value.item() if value.ndim == 0 else value for name, value in found.items()}
+    plain = {name: value.item() if value.ndim == 0 else value for name, value in found.items()}
+    return plain | {"scale": _scale(found)}

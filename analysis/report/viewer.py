@@ -23,7 +23,7 @@ from cadyq.data.bicubic import imresize
 BUDGET = 2_200_000  # bytes of crops before base64
 BYTES_A_PIXEL = 2.0  # of the PNG of a textured crop; an estimate that sets the size of crops
 SMALLEST = 96  # HR pixels, side of a crop; below it, crops are left out instead of shrunk
-_IDENTITY = ("backbone", "scheme", "dataset", "image", "mode")
+_IDENTITY = ("backbone", "scheme", "scale", "dataset", "image", "mode")
 
 # column -> (heading, digits after the point)
 _COSTS: dict[str, tuple[str, int]] = {
@@ -106,14 +106,16 @@ def views(df: pd.DataFrame, folder: Path, budget: int = BUDGET) -> tuple[list[di
     rows = {tuple(row[name] for name in _IDENTITY): row for row in df.to_dict("records")}
     order = {key: rank for rank, key in enumerate(rows)}
     stored = [read_crop(path) for path in sorted(folder.glob("*.npz"))]
-    stored = [view for view in stored if _identity(view) in rows]
+    latest = {_identity(view): view for view in stored}  # versions before 0.2.0 left the scale out of file names
+    stored = [view for key, view in latest.items() if key in rows]
     stored.sort(key=lambda view: order[_identity(view)])
-    by_image: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    several = len({view["scale"] for view in stored}) > 1
+    by_image: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for view in stored:
-        by_image.setdefault((view["dataset"], view["image"]), []).append(view)
+        by_image.setdefault((view["dataset"], view["image"], view["scale"]), []).append(view)
     pictures = sum(len(group) + 2 for group in by_image.values())  # HR and bicubic are shown too
     side = max(SMALLEST, int(math.sqrt(budget / (BYTES_A_PIXEL * max(pictures, 1)))))
-    entries: dict[tuple[str, str], dict[str, Any]] = {}
+    entries: dict[tuple[str, str, int], dict[str, Any]] = {}
     spent = count = 0
     for rank in range(max(map(len, by_image.values()), default=0)):  # in turns, so that every image keeps some networks
         for key, group in by_image.items():
@@ -121,7 +123,7 @@ def views(df: pd.DataFrame, folder: Path, budget: int = BUDGET) -> tuple[list[di
                 continue
             part = _cut(group[rank], side)
             if key not in entries:
-                image = entries[key] = _image_entry(part)
+                image = entries[key] = _image_entry(part, several)
                 spent += len(image["hr"] + image["lr"] + image["smooth"]) * 3 // 4
             network = _network_entry(part, rows[_identity(part)])
             entries[key]["networks"].append(network)
@@ -136,8 +138,7 @@ def _identity(view: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _cut(view: dict[str, Any], side: int) -> dict[str, Any]:
     """The middle of a crop, about `side` HR pixels wide, cut at borders of tiles."""
-    scale = len(view["hr"]) // len(view["lr"])
-    tile = view["tile"]
+    scale, tile = view["scale"], view["tile"]
     have = view["bits"].shape[1]
     keep = max(1, min(have, side // (tile * scale)))
     first = (have - keep) // 2
@@ -148,13 +149,12 @@ def _cut(view: dict[str, Any], side: int) -> dict[str, Any]:
     return view | cut
 
 
-def _image_entry(view: dict[str, Any]) -> dict[str, Any]:
-    lr, hr = view["lr"], view["hr"]
-    scale = len(hr) // len(lr)
+def _image_entry(view: dict[str, Any], several_scales: bool) -> dict[str, Any]:
+    lr, hr, scale = view["lr"], view["hr"], view["scale"]
     large = imresize(torch.from_numpy(lr.copy()).permute(2, 0, 1), scale).permute(1, 2, 0).numpy()
     return {
         "dataset": view["dataset"],
-        "image": view["image"],
+        "image": f"{view['image']} x{scale}" if several_scales else view["image"],
         "side": len(hr),
         "tile": view["tile"] * scale,
         "lr": _png(lr),

@@ -175,10 +175,12 @@ class Named:
 def check_weights(df: pd.DataFrame, named: Named) -> Iterator[Finding]:
     """Compare the hashes in the records with the files of the networks, and these with the manifest of their zoo."""
     files: list[Path] = []
-    for (backbone, scheme), rows in df.groupby(["backbone", "scheme"], sort=False):
-        what = f"weights of {backbone} {scheme}"
+    several = df["scale"].nunique() > 1
+    for key, rows in df.groupby(["backbone", "scheme", "scale"], sort=False):
+        backbone, scheme, scale = map(str, key)
+        what = f"weights of {backbone} {scheme}" + (f" x{scale}" if several else "")
         try:
-            source = named.find(str(backbone), str(scheme), int(rows["scale"].iloc[0]))
+            source = named.find(backbone, scheme, int(scale))
             sha256 = "" if source.reason else source.sha256()
         except UserError as error:
             yield Finding(what, UNKNOWN, str(error))
@@ -212,25 +214,29 @@ def check_code(run_dir: Path, df: pd.DataFrame, named: Named) -> Iterator[Findin
     yield Finding("code", UNKNOWN if why else OK, "; ".join(why))
 
 
-def open_datasets(df: pd.DataFrame, data_root: Path | None) -> dict[str, Dataset | str]:
-    """Name -> dataset, for each dataset of the records; the reason instead if it cannot be opened."""
-    found: dict[str, Dataset | str] = {}
-    for name in df["dataset"].unique():
+Opened = dict[tuple[str, int], Dataset | str]  # name and scale -> dataset, or the reason why it cannot be opened
+
+
+def open_datasets(df: pd.DataFrame, data_root: Path | None) -> Opened:
+    """Every dataset of the records, at each of its scales."""
+    found: Opened = {}
+    for name, scale in df[["dataset", "scale"]].drop_duplicates().itertuples(index=False):
         try:
-            found[name] = datasets.load(name, int(df["scale"].iloc[0]), data_root)
+            found[name, scale] = datasets.load(name, int(scale), data_root)
         except UserError as error:
-            found[name] = str(error)
+            found[name, scale] = str(error)
     return found
 
 
-def check_images(df: pd.DataFrame, opened: dict[str, Dataset | str]) -> Iterator[Finding]:
+def check_images(df: pd.DataFrame, opened: Opened) -> Iterator[Finding]:
     """Compare the hashes in the records with the pixels of the images, with a finding for each difference."""
-    for name, dataset in opened.items():
-        what = f"images of {name}"
+    several = df["scale"].nunique() > 1
+    for (name, scale), dataset in opened.items():
+        what = f"images of {name}" + (f" x{scale}" if several else "")
         if isinstance(dataset, str):
             yield Finding(what, UNKNOWN, dataset)
             continue
-        rows = df[df["dataset"] == name].drop_duplicates(["image", "image_sha256"])
+        rows = df[(df["dataset"] == name) & (df["scale"] == scale)].drop_duplicates(["image", "image_sha256"])
         pairs = zip(rows["image"], rows["image_sha256"], strict=True)
         wrong = [Finding(what, WRONG, why) for image, sha256 in pairs if (why := _wrong_image(dataset, image, sha256))]
         yield from wrong or [Finding(what, OK)]
@@ -248,15 +254,15 @@ def _wrong_image(dataset: Dataset, image: str, sha256: str) -> str:
 
 
 def check_sample(
-    df: pd.DataFrame, opened: dict[str, Dataset | str], named: Named, size: int, seed: int, device: torch.device
+    df: pd.DataFrame, opened: Opened, named: Named, size: int, seed: int, device: torch.device
 ) -> Iterator[Finding]:
     """Measure `size` rows again, drawn at random from the datasets that can be opened."""
-    there = {name: dataset for name, dataset in opened.items() if isinstance(dataset, Dataset)}
-    rows = df[df["dataset"].isin(list(there))]
+    there = {key: dataset for key, dataset in opened.items() if isinstance(dataset, Dataset)}
+    rows = df[[key in there for key in zip(df["dataset"], df["scale"], strict=True)]]
     for _, row in rows.sample(min(size, len(rows)), random_state=seed).iterrows():
         what = " ".join(["measured again:", row["backbone"], row["scheme"], row["dataset"], row["image"], row["mode"]])
         try:
-            yield Finding(what, *_measured_again(row, there[row["dataset"]], named, device))
+            yield Finding(what, *_measured_again(row, there[row["dataset"], row["scale"]], named, device))
         except Exception as error:  # a plug-in may raise; the other rows are still checked
             yield Finding(what, UNKNOWN, reason_of(error))
 

@@ -240,7 +240,7 @@ class _Group:
     def _lead(self, scheme: str, rows: Rows) -> Values | None:
         """Gain in PSNR of each image over fixed bits of the same FAB."""
         fixed = self.fixed_at(scheme, rows, fab)
-        return None if fixed is None else psnr(rows) - fixed.psnr
+        return None if fixed is None else _difference(psnr(rows), fixed.psnr)
 
     def _against_controls(self, scheme: str) -> Iterator[Comparison]:
         """Their FABs differ a little, so their gains over fixed bits of their own FAB are compared."""
@@ -266,7 +266,7 @@ class _Group:
         ends = [(name, self._aligned(name, rows)) for name in (floor, oracle)]
         leads = [self._lead(name, own) for name, own in ((scheme, rows), *ends) if own is not None]
         known, top = [lead for lead in leads if lead is not None], ends[1][1]
-        if len(known) == 3 and top is not None:
+        if len(known) == 3 and top is not None and np.isfinite(known).all():
             interval = ratio_bootstrap(known[0] - known[1], known[2] - known[1])
             yield self._one(CAPTURED, scheme, oracle, (fab(top), bitops(top)), interval)
 
@@ -286,10 +286,17 @@ class Mixture:
 
     @property
     def psnr(self) -> Values:
+        if self.share in (0.0, 1.0):  # 0 times an infinite PSNR is not a number
+            return psnr(self.high if self.share else self.low)
         return (1 - self.share) * psnr(self.low) + self.share * psnr(self.high)
 
     def mean(self, cost: Callable[[Rows], float]) -> float:
         return (1 - self.share) * cost(self.low) + self.share * cost(self.high)
+
+
+def _difference(a: Values, b: Values) -> Values:
+    """a - b; 0 where both are infinite, as for images without error."""
+    return np.where(a == b, 0.0, a - np.where(a == b, 0.0, b))
 
 
 def psnr(rows: Rows) -> Values:

@@ -244,9 +244,14 @@ def _best(paper: pd.DataFrame, columns: _Columns) -> pd.DataFrame:
     for _, rows in paper[quantized].groupby([level[quantized] for level in groups], sort=False):
         for column in places:
             _, form, more = columns[column[1]]
-            printed = rows[column].map(lambda value, form=form: float(format(value, form).replace(",", "")))
+            printed = rows[column].map(lambda value, form=form: _value_of(format(value, form)))
             bold.loc[rows.index, column] = printed == (printed.max() if more else printed.min())
     return bold
+
+
+def _value_of(printed: str) -> float:
+    """The number that a cell shows, as "1,234.5" or "61.3%"."""
+    return float(printed.replace(",", "").removesuffix("%"))
 
 
 def _drops(table: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:

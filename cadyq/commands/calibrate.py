@@ -27,9 +27,10 @@ from cadyq.commands.cli import (
     add_overwrite_option,
     add_threads_option,
     check_outputs,
-    check_replaces_no_run,
     check_zoo,
     exit_status,
+    is_finished,
+    model_of,
     nothing,
     open_networks,
     program,
@@ -149,6 +150,7 @@ def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: tor
         "calibrated_from": origin,
         "parent": {"name": args.model if origin else path.stem, "sha256": network_sha256(path)},
         "minutes_allowed": args.minutes,
+        "steps_a_stage": args.steps,
         "batch": args.batch,
         "seed": args.seed,
         "device": device.type,
@@ -164,23 +166,25 @@ def run(args: argparse.Namespace) -> Path:
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.model])
-    check_replaces_no_run(args.out, args.overwrite)
     parent, origin = _fp32_parent(args, device), lasting_name(args.model)
     images, count, called = lr_images(args.images, parent.scale)
     patches = calibration_patches(images, args.patches, args.lr_patch).to(device)
     _say_unused(args)
-    start = time.monotonic()
-    network, reports = _calibrate(args, parent, patches)
-    seconds = time.monotonic() - start
     facts = _facts(args, parent, origin, device) | {
         "data": f"{called}: {len(patches)} patches of {patches.shape[-1]} LR pixels",
         "images": count,
-        "seconds": round(seconds, 1),
-        "stages": [vars(report) for report in reports],
     }
-    out = save_run(network, facts, args.out, origin)
+    if is_finished(args.out, facts, args.overwrite):
+        out = model_of(args.out)
+    else:
+        start = time.monotonic()
+        network, reports = _calibrate(args, parent, patches)
+        seconds = round(time.monotonic() - start, 1)
+        facts |= {"seconds": seconds, "stages": [vars(report) for report in reports]}
+        out = save_run(network, facts, args.out, origin)
     if args.zoo is not None:
-        tuned = bool(reports) and not SCHEMES.get(scheme_name(args.scheme)).trained  # the plain label is without tuning
+        scheme = scheme_of(args.scheme)
+        tuned = bool(scheme.stages()) and not scheme.trained  # the plain label is without tuning
         print(add_run_to_zoo(args.out, args.tag or (TUNED if tuned else ""), args.zoo))
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -14,7 +15,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cadyq.checkpoints.folders import use_zoo
 from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
@@ -227,18 +228,41 @@ def check_outputs(out: Path, inputs: Iterable[str | Path | None]) -> None:
 
 
 def add_overwrite_option(parser: argparse.ArgumentParser) -> None:
-    """Add `--overwrite`, which `check_replaces_no_run` asks for."""
-    parser.add_argument("--overwrite", action="store_true", help="replace the finished run in --out")
+    """Add `--overwrite`, which `is_finished` asks for."""
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
 
 
-def check_replaces_no_run(out: Path, overwrite: bool) -> None:
-    """Check that no finished run is replaced unasked.
+def is_finished(out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
+    """Whether `out` holds the finished run of the same command, so that nothing is left to do.
+
+    Args:
+        out: folder of the run.
+        facts: what training.json of this command says before the work, JSON-ready.
+        overwrite: whether a finished run is to be replaced, also that of the same command.
 
     Raises:
-        UserError: `out` holds a finished run, and `overwrite` is not given.
+        UserError: `out` holds a finished run of another command, and `overwrite` is not given.
     """
-    if not overwrite and all((out / name).exists() for name in RUN_FILES):
-        raise UserError(f"--out {out}: holds a finished run; choose another folder, or add --overwrite to replace it")
+    if overwrite or not all((out / name).exists() for name in RUN_FILES):
+        return False
+    try:
+        found = dict(json.loads((out / RUN_FILES[1]).read_text(encoding="utf-8")))
+    except ValueError:
+        found = {}
+    own = json.loads(json.dumps(facts))
+    other = next((key for key, value in own.items() if found.get(key) != value), None)
+    if other is not None:
+        differs = f"{other}: {found.get(other)} there, {own[other]} here"
+        raise UserError(
+            f"--out {out}: holds a finished run of another command ({differs}); choose another folder, or add "
+            "--overwrite to replace it"
+        )
+    return True
+
+
+def model_of(out: Path) -> Path:
+    """The network of a finished run."""
+    return out / RUN_FILES[0]
 
 
 def check_writable(folder: Path, option: str = "--out") -> None:

@@ -19,9 +19,10 @@ from cadyq.commands.cli import (
     add_overwrite_option,
     add_threads_option,
     check_outputs,
-    check_replaces_no_run,
     check_zoo,
     exit_status,
+    is_finished,
+    model_of,
     nothing,
     open_networks,
     program,
@@ -93,7 +94,6 @@ def run(args: argparse.Namespace) -> Path:
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.parent])
-    check_replaces_no_run(args.out, args.overwrite)
     name, options, tag = parse_scheme(args.scheme)
     options |= parse_options(args.option)
     check_derived(name)
@@ -101,9 +101,6 @@ def run(args: argparse.Namespace) -> Path:
     check_mean_bits(derived_scheme(parent, name, **options), args.mean_bits)
     bank = load_bank(find_photographs(args.data_root), parent.scale, args.lr_patch, args.cache)
     training, _ = bank.split()
-    batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
-    network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **options)
-    reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
     facts = {
         "backbone": parent.name,
         "scheme": tagged(SCHEMES.get(name)(**options), tag),
@@ -113,13 +110,17 @@ def run(args: argparse.Namespace) -> Path:
         f"{len(training.images)} photographs",
         "seed": args.seed,
         "mean_bits_asked": args.mean_bits,
-        "fab_on_patches": reached,
         "torch": torch.__version__,
     }
+    if is_finished(args.out, facts, args.overwrite):
+        return model_of(args.out)
+    batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
+    network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **options)
+    reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
     if args.mean_bits is not None and reached is not None and abs(reached - args.mean_bits) > FAR:
         what = f"{name} takes {reached:.2f} bits on the patches"
         print(f"warning: --mean-bits {args.mean_bits:g}: {what}", file=sys.stderr)
-    return save_run(network, facts, args.out)
+    return save_run(network, facts | {"fab_on_patches": reached}, args.out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

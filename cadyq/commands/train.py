@@ -201,6 +201,7 @@ def provenance_of(
         "scheme": canonical(recipe.scheme),
         "scale": parent.network.scale,
         "data": f"{source.name}: {len(parts[0].images)} photographs, {len(parts[1].images)} more held out",
+        "data_sha256": [part.sha256() for part in parts],
         "torch": torch.__version__,
         "parent": parent.facts,
         "mixed_precision": args.amp,

@@ -141,6 +141,6 @@ def _steps(rows: Tensor) -> Tensor | None:
     found = torch.where(largest > 0, 0.0, 1.0)  # a row of zeros has any step
     for parts in range(1, MOST_CODES + 1):
         codes = rows / (largest / parts).clamp_min(1e-30)[:, None]
-        fits = (codes - codes.round()).abs().amax(1) < 10 * TOLERANCE
+        fits = (codes - codes.round()).abs().amax(1) < 5 * TOLERANCE
         found = torch.where((found == 0) & fits, largest / (parts * (MOST_CODES // parts)), found)
     return None if bool((found == 0).any()) else found

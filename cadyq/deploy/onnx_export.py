@@ -120,7 +120,7 @@ class Exportable(nn.Module):
         for name, module in [*network.named_modules(remove_duplicate=False)]:
             if module in layers:
                 replace_module(self.network, name, layers[module])
-            elif module in points and not name.endswith(".point"):
+            elif module in points and network.get_submodule(name.rpartition(".")[0]) not in layers:
                 replace_module(self.network, name, points[module])
         self.points = sum(point.grid is not None for point in points.values())
         self.layers = sum(layer.integer for layer in layers.values())

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from safetensors import safe_open
@@ -78,10 +78,13 @@ def open_bank_file(path: Path) -> list[Photograph]:
     tensors, metadata = read_tensors(path)
     if "photographs" not in metadata:
         raise UserError(f"{path}: not a file of photographs; make one with python -m cadyq.training.photographs")
-    return [
-        Photograph(f"{path.name}/{name}", _sha256(data), partial(decode_rgb, data, name))
-        for name, data in ((name, tensor.numpy().tobytes()) for name, tensor in sorted(tensors.items()))
-    ]
+    files = [(name, tensor.numpy().tobytes()) for name, tensor in sorted(tensors.items(), key=_in_folder_order)]
+    return [Photograph(f"{path.name}/{name}", _sha256(data), partial(decode_rgb, data, name)) for name, data in files]
+
+
+def _in_folder_order(item: tuple[str, Tensor]) -> tuple[str, ...]:
+    """Sorts as `find_photographs` does: by the parts of the path, so that a file holds the order of its folder."""
+    return PurePosixPath(item[0]).parts
 
 
 def load_bank(photographs: Sequence[Photograph], scale: int, lr_patch: int, cache: Path, why: str = "") -> PatchDataset:
@@ -139,7 +142,10 @@ def with_outputs(
     bank: PatchDataset, teacher: SRNetwork, cache: Path, device: torch.device | None = None
 ) -> PatchDataset:
     """The dataset with the teacher's SR of every photograph, computed once and cached."""
-    key = hashlib.sha256(repr([CACHE_VERSION, teacher.name, teacher.scale]).encode())
+    scheme = teacher.scheme
+    network = [teacher.name, teacher.scale, teacher.options, teacher.excluded]
+    network += [scheme.label(), scheme.options()] if scheme else []  # bits are no tensors
+    key = hashlib.sha256(repr([CACHE_VERSION, *network]).encode())
     for value in teacher.state_dict().values():
         key.update(value.cpu().numpy().tobytes())
     for name, image in zip(bank.names, bank.images, strict=True):

@@ -29,7 +29,7 @@ from cadyq.utils.files import remove_leftovers, write_text
 
 CHECKPOINT_SECONDS = 120.0
 BOARD_EVERY = 20  # steps between points on TensorBoard
-IDENTITY = ("backbone", "scheme", "scale", "data", "parent", "teacher_sha256")
+IDENTITY = ("backbone", "scheme", "scale", "data", "data_sha256", "mixed_precision", "parent", "teacher_sha256")
 
 
 @dataclass(frozen=True)

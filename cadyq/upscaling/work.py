@@ -32,6 +32,7 @@ from cadyq.utils.errors import UserError, reason_of
 from cadyq.utils.extras import needs
 from cadyq.utils.files import write_text
 from cadyq.utils.locks import alone_with
+from cadyq.utils.signals import stopped
 
 MOST_AVOIDED = 1_000_000  # LR pixels, for which two more runs beside the bits are affordable
 
@@ -157,6 +158,9 @@ class Upscaler:
         try:
             self._forward(opened)
         except Exception as error:  # as from a plug-in
+            if stopped():  # a library made an interrupt an error of its own
+                _keep_tiles(opened)
+                raise
             _discard_tiles(opened)
             if len(opened) == 1:
                 yield Result(opened[0].job, error=_as_user_error(opened[0].job, error, self.tiling))

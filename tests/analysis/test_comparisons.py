@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -264,3 +265,16 @@ def test_files_and_their_absence(tmp_path: Path) -> None:
     text = paths[1].read_text()
     assert "| edsr | cadyq | random |" in text and "+0.040 [+0.040, +0.040]" in text
     assert [heading for heading, _ in by_kind(comparisons(frame))] == [h for h in text.split("\n\n") if h[:4] == "Mode"]
+
+
+def test_an_image_without_error_is_compared() -> None:
+    """Its PSNR is infinite under every network, so no network gains on it."""
+    random = {"random": (0.2, 5.5, 50.0, 0.0)}
+    df = _frame(FIXED | CADYQ | random)
+    df.loc[df["image"] == "0.png", "psnr_db"] = np.inf
+    at_a_rung = df.assign(bitops_g=df["bitops_g"].where(df["scheme"] != "random", 60.0))
+    for case in (df, at_a_rung):
+        table = comparisons(case)
+        assert {"cadyq", "random"} <= set(table["scheme"])
+        lead = _line(table[table["scheme"] == "cadyq"], EQUAL_FAB, "random")
+        assert np.isfinite(lead["mean"]) and lead["images"] == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +17,7 @@ from analysis.report.build import build
 from analysis.run import command as run_all
 from analysis.run.verification import OK, verify
 from analysis.tables.metrics import shown
-from analysis.tables.summary import summary, to_text
+from analysis.tables.summary import summary, to_text, write_tables
 from cadyq import plugins
 from cadyq.data import datasets
 from cadyq.data.datasets import photographs
@@ -130,3 +131,12 @@ def test_bad_metrics_and_datasets_are_refused(registries: None) -> None:
         datasets.load("Odd", 4, None)
     assert "Odd" in datasets.available(None)
     assert [metric.name for metric in all_metrics()][:2] == ["psnr_db", "ssim"]
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_metric_may_be_printed_in_percent(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    cadyq.register_metric(Metric("missed", "Missed", "", False, psnr, ".1%"))
+    df = records.load(make_run(datasets=("Set5",)))
+    df["missed"] = df["scheme"].map({"fp32": 0.0}).fillna(0.25)
+    write_tables(df, {}, tmp_path)
+    assert "**25.0%**" in (tmp_path / "tables" / "summary_image.md").read_text(encoding="utf-8")

@@ -93,3 +93,11 @@ def test_missing_table_and_bad_arguments(run_dir: Path, tmp_path: Path) -> None:
     assert any("missing" in f.why for f in _problems(run_dir, sample=0))
     assert main([str(tmp_path / "nothing")]) == 2
     assert len(pd.read_csv(run_dir / "tables" / "summary_patch.csv")) == 1
+
+
+def test_a_run_with_two_scales_holds(run_dir: Path) -> None:
+    command = ["--backbones", "bicubic", "--datasets", "skimage", "--modes", "patch", "--out", str(run_dir)]
+    assert run_all.main([*command, "--scale", "2"]) == 0
+    found = list(verify(run_dir, None, 12, seed=0, device=torch.device("cpu")))
+    assert {finding.status for finding in found} == {OK}
+    assert {"images of skimage x2", "images of skimage x4"} <= {finding.what for finding in found}

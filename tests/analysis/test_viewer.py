@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -96,3 +97,22 @@ def test_damaged_views_are_named(make_run: Runner) -> None:
     (folder / "broken.npz").write_bytes(b"")
     with pytest.raises(UserError, match=r"broken\.npz"):
         views(load(run_dir), folder)
+
+
+def test_each_scale_has_its_own_crops(make_run: Runner, helpers: Helpers) -> None:
+    run_dir = make_run()
+    folder = run_dir / "artifacts" / "crops"
+    helpers["view"](run_dir, "edsr", "fp32")
+    (at_x4,) = folder.glob("*.npz")
+    at_x4.rename(folder / "x4.npz")
+    hr = np.zeros((144, 144, 3), np.uint8)
+    helpers["view"](run_dir, "edsr", "fp32", lr=hr[::2, ::2], sr=hr, hr=hr)
+    df = load(run_dir)
+    at_x2 = df.assign(scale=2, psnr_db=df["psnr_db"] + 5)
+    for both in (pd.concat([df, at_x2]), pd.concat([at_x2, df])):
+        shown, _ = views(both, folder)
+        found = {entry["image"]: entry["networks"][0] for entry in shown}
+        row = df.query("backbone == 'edsr' and scheme == 'fp32' and dataset == 'Set5' and image == 'a.png'")
+        psnr = row["psnr_db"].item()
+        assert found["a.png x4"]["psnr"] == pytest.approx(psnr, rel=1e-5) and "__x4__" in found["a.png x4"]["cell"]
+        assert found["a.png x2"]["psnr"] == pytest.approx(psnr + 5, rel=1e-5) and "__x2__" in found["a.png x2"]["cell"]

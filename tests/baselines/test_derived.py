@@ -112,6 +112,11 @@ def test_a_mean_that_is_not_reached_is_said(tmp_path: Path, capsys: pytest.Captu
     words += ["--lr-patch", "24", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")]
     assert main(["cadyq", "--mean-bits", "7.9", *words]) == 0  # keeps its selectors, whatever is asked for
     assert "warning: --mean-bits 7.9: cadyq takes " in capsys.readouterr().err
+    model = tmp_path / "out" / "model.safetensors"
+    made = model.stat().st_mtime_ns
+    assert main(["cadyq", "--mean-bits", "7.9", *words]) == 0 and model.stat().st_mtime_ns == made
+    assert main(["cadyq", "--mean-bits", "7.8", *words]) == 2
+    assert "(mean_bits_asked: 7.9 there, 7.8 here)" in capsys.readouterr().err
 
 
 def test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing(

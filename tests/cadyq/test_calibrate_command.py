@@ -75,15 +75,20 @@ def test_rounding_takes_a_bit_a_weight(tmp_path: Path, lr: Tensor) -> None:
 
 
 def test_a_finished_run_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_of("minmax:w8a8", "zoo:idn_x4_fp32", tmp_path)
-    words = ["--scheme", "minmax:w4a4", "--model", "zoo:idn_x4_fp32", "--out", str(tmp_path / "run"), *QUICK]
-    facts = tmp_path / "run" / "training.json"
+    run_of("minmax:w8a8", IDN, tmp_path)
+    words = ["--scheme", "minmax:w4a4", "--model", IDN, "--out", str(tmp_path / "run"), *QUICK]
+    facts, model = tmp_path / "run" / "training.json", tmp_path / "run" / "model.safetensors"
     before = facts.read_bytes()
     assert main(words) == 2
-    assert "holds a finished run; choose another folder, or add --overwrite" in capsys.readouterr().err
-    assert facts.read_bytes() == before
+    said = capsys.readouterr().err
+    assert "holds a finished run of another command (scheme: minmax:w8a8 there, minmax:w4a4 here)" in said
+    assert "add --overwrite to replace it" in said and facts.read_bytes() == before
     assert main([*words, "--overwrite"]) == 0
     assert json.loads(facts.read_text())["scheme"] == "minmax:w4a4"
+    made = model.stat().st_mtime_ns
+    zoo = tmp_path / "zoo"
+    assert main([*words, "--zoo", str(zoo)]) == 0  # the same command again: only the zoo is left to do
+    assert model.stat().st_mtime_ns == made and (zoo / "idn_x4_minmax_w4a4.safetensors").exists()
 
 
 def test_a_scheme_that_runs_without_tuning_gets_a_tag(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from cadyq.deploy.onnx_export import Exportable, export_onnx, on_grid
 from cadyq.deploy.runtime import OpenVINOSession, agreement, open_session, run
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
+from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.training.start import quantized_from
@@ -341,3 +343,42 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match=r"m\.onnx: onnxruntime cannot read it"):
         open_session(tmp_path / "m.onnx")
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = QuantConv2d(channels, channels, 3)
+        self.point = QuantizationPoint(channels, feeds=[self.conv])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.point(x))
+
+
+class _Named(SRNetwork):
+    name = "named"
+
+    def __init__(self, scale: int = 4) -> None:
+        super().__init__()
+        self.head, self.block = QuantConv2d(3, 8, 3), _Block(8)
+        self.up, self.shuffle = QuantConv2d(8, 3 * scale * scale, 3), nn.PixelShuffle(scale)
+        self.register_points(scale)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.shuffle(self.up(self.block(self.head(lr))))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def test_a_point_may_be_called_point(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lr = _random_patches(2, 12, 10)
+    network = calibrated_on(_Named().eval(), "minmax:w8a8", lr).eval()
+    export_onnx(network, tmp_path / "n.onnx")
+    torch.testing.assert_close(run(open_session(tmp_path / "n.onnx"), lr), network(lr), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("codes", [[127, 63, 64, 0, -63, 0, 0, 64, 0], [101, 1, -1, 0, 0, 1, 0, 0, 0]])
+def test_a_coarser_grid_that_nearly_fits_is_not_taken(codes: list[int]) -> None:
+    weight = (torch.tensor(codes) * 0.01).view(1, 1, 3, 3)
+    found = weight_codes(weight)
+    assert found is not None and found[0].flatten().tolist() == codes

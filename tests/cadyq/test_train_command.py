@@ -19,7 +19,7 @@ import cadyq
 from analysis.run import models
 from cadyq.commands.train import bank_of, build_parser, main, recipe_of, train
 from cadyq.data.datasets import photographs
-from cadyq.data.images import sha256_file, write_png
+from cadyq.data.images import read_rgb, sha256_file, write_png
 from cadyq.training.distributed import Processes
 
 Start = Callable[..., Any]  # `Program` of conftest.py
@@ -170,6 +170,18 @@ def test_a_finished_run_is_not_trained_again(folder: Path, whole: Path) -> None:
         patch.setattr("cadyq.commands.train.bank_of", lambda *args, **kwargs: pytest.fail("photographs were read"))
         with pytest.raises(cadyq.UserError, match=r"training\.json.*another recipe.*\(seed: 0 there, 5 here\)"):
             _run_here([*arguments, "--seed", "5"])
+
+
+def test_a_run_goes_on_only_with_its_own_photographs_and_precision(folder: Path, whole: Path) -> None:
+    arguments = [*OPTIONS["pams"], *_arguments(folder, "whole_pams")]
+    with pytest.raises(cadyq.UserError, match=r"mixed_precision: False there, True here"):
+        _run_here([*arguments, "--amp"])
+    other = folder / "other" / "photographs"  # of the same name and as many
+    for k, path in enumerate(sorted((folder / "photographs").iterdir())):
+        write_png(other / f"{k}.png", read_rgb(path).flip(2)) if path.suffix == ".png" else None
+    arguments[arguments.index("--data-root") + 1] = str(other)
+    with pytest.raises(cadyq.UserError, match=r"another recipe, seed or set of files \(data_sha256: "):
+        _run_here(arguments)
 
 
 def test_two_processes_train_like_one(folder: Path, start: Start) -> None:

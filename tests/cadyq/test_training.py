@@ -19,15 +19,17 @@ from cadyq.checkpoints.statistics import load_statistics, save_statistics
 from cadyq.checkpoints.tensors import read_tensors, write_tensors
 from cadyq.data.bicubic import downscale, upscale
 from cadyq.data.datasets import photographs
+from cadyq.data.images import write_png
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.context import image_gradient
-from cadyq.schemes.calibration import initialize, observe
+from cadyq.schemes.base import SCHEMES, with_scheme
+from cadyq.schemes.calibration import calibrated_on, initialize, observe
 from cadyq.testing.models import calibrated_model
 from cadyq.training.bit_controller import BitController
 from cadyq.training.checkpoint import require_same
 from cadyq.training.patches import PatchDataset
-from cadyq.training.photographs import find_photographs, load_bank, with_outputs
+from cadyq.training.photographs import find_photographs, load_bank, open_bank_file, pack_photographs, with_outputs
 from cadyq.training.recipes import FOLDER, Recipe, load_recipe
 from cadyq.training.start import quantized_from
 from cadyq.training.trainer import Trainer
@@ -111,8 +113,6 @@ def test_crops_reach_every_photograph_corner_and_orientation(bank: PatchDataset)
 
 
 def test_photographs_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from cadyq.data.images import write_png
-
     root, cache = tmp_path / "photographs", tmp_path / "cache"
     for k, pair in enumerate(list(photographs(4))[:2]):
         write_png(root / "deep" / f"{k}.png", pair.hr[:, :97, :90])
@@ -141,6 +141,25 @@ def test_photographs_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixt
         teacher.get_parameter("tail.bias").add_(1)
     with_outputs(again, teacher, cache)
     assert sorted(path.name.partition("_")[0] for path in cache.iterdir()) == ["patches", "teacher", "teacher"]
+
+
+def test_a_teacher_of_other_bits_has_outputs_of_its_own(tmp_path: Path) -> None:
+    pair = next(iter(photographs(4)))
+    bank = PatchDataset([(pair.lr[:, :24, :24], pair.hr[:, :96, :96])], 4)
+    fine = calibrated_on(_plain(), "minmax:w8a8", pair.lr[None, :, :24, :24].float().repeat(2, 1, 1, 1)).eval()
+    coarse = with_scheme(fine, SCHEMES.get("minmax")(weight_bits=2, act_bits=2))
+    coarse.load_state_dict(fine.state_dict())  # the same tensors
+    found = [with_outputs(bank, teacher.eval(), tmp_path).images[0][2] for teacher in (fine, coarse)]
+    assert not torch.equal(*found)
+
+
+def test_a_file_of_photographs_has_the_order_of_its_folder(tmp_path: Path) -> None:
+    for name in ("set/a", "set/b", "set-extra/a"):  # as text "set-" comes before "set/"
+        write_png(tmp_path / "photographs" / f"{name}.png", torch.zeros(3, 96, 96, dtype=torch.uint8))
+    pack_photographs(tmp_path / "photographs", tmp_path / "bank.safetensors")
+    in_folder = [Path(p.name).relative_to(tmp_path / "photographs") for p in find_photographs(tmp_path / "photographs")]
+    in_file = [Path(p.name).relative_to("bank.safetensors") for p in open_bank_file(tmp_path / "bank.safetensors")]
+    assert in_file == in_folder == [Path("set/a.png"), Path("set/b.png"), Path("set-extra/a.png")]
 
 
 def test_other_pixels_in_files_of_the_same_name_and_size(tmp_path: Path) -> None:

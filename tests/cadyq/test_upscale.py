@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import re
+import signal
 import struct
 import zlib
 from collections.abc import Iterator
@@ -308,6 +309,24 @@ def test_a_large_photograph_goes_on_where_it_was_stopped(
     assert (out / "a_x4.png").read_bytes() == (whole / "a_x4.png").read_bytes()
     facts, expected = (json.loads((folder / "a_x4.json").read_text()) for folder in (out, whole))
     assert facts.pop("seconds") > 0 and expected.pop("seconds") > 0 and facts == expected
+
+
+def test_an_interrupt_that_a_library_turns_into_an_error_keeps_tiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None
+) -> None:
+    def interrupted(*args: Any) -> Iterator[Batch]:
+        for index, batch in enumerate(forward_batches(*args)):
+            if index == 3:
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                except KeyboardInterrupt as error:
+                    raise RuntimeError("as if the computation had failed") from error
+            yield batch
+
+    write_png(tmp_path / "a.png", noise(60, 60))
+    monkeypatch.setattr(work, "forward_batches", interrupted)
+    assert run(tmp_path / "a.png", "--out", tmp_path / "out") == 130
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".a_x4.png.pixels", ".a_x4.png.tiles"]
 
 
 def test_tiles_that_are_computed_again_are_counted(
