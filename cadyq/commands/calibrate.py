@@ -130,7 +130,7 @@ def _calibrate(args: argparse.Namespace, parent: SRNetwork, patches: Tensor) -> 
     """The calibrated network and the reports of its stages, with a progress bar."""
     limit = math.inf if args.minutes is None else 60 * args.minutes
     how = {"seconds": limit, "steps": args.steps, "batch": args.batch, "seed": args.seed}
-    with bar(desc=canonical(args.scheme), unit="step", leave=False) as progress:
+    with bar(desc=canonical(args.scheme), unit="step", leave=False, disable=None) as progress:
 
         def on_step(stage: str, planned: int) -> None:
             progress.total = planned if args.minutes is None else None  # a time limit may end it before
