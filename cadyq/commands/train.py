@@ -30,7 +30,6 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
-from cadyq.models.foreign import ForeignNetwork
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import SIDE
 from cadyq.quantizers.base import FULL_PRECISION
@@ -206,7 +205,8 @@ def provenance_of(
         "parent": parent.facts,
         "mixed_precision": args.amp,
     }
-    return facts | ({"builds_on": authors_name(parent)} if isinstance(parent.network, ForeignNetwork) else {})
+    authors = authors_name(parent)
+    return facts | ({"builds_on": authors} if authors else {})
 
 
 def start_of(args: argparse.Namespace) -> tuple[Start, Recipe, Start | None]:

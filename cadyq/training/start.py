@@ -126,14 +126,15 @@ def load_teacher(source: str | None, recipe: Recipe, parent: Start) -> Start | N
 
 
 def authors_name(start: Start) -> str:
-    """The name of the authors' network that the file of a foreign network builds on; empty for a backbone.
+    """The name of the network of other authors that the file of a training builds on; empty if there is none.
 
-    Only their code builds such a network, so the file of a training needs it too.
+    Only their code builds a foreign network, so its file needs it. A file that builds on a published network holds none
+    of its tensors that training left unchanged.
     """
-    if not isinstance(start.network, ForeignNetwork):
-        return ""
     name = lasting_name(start.name)
-    return base_name(resolve(start.name)) if not name or name.startswith(ZOO_PREFIX) else name
+    if not name or name.startswith(ZOO_PREFIX):
+        name = base_name(resolve(start.name))
+    return name if isinstance(start.network, ForeignNetwork) or name.startswith(published.PREFIX) else ""
 
 
 def lasting_name(source: str) -> str:

@@ -17,6 +17,8 @@ import torch
 
 import cadyq
 from analysis.run import models
+from cadyq.checkpoints.tensors import read_tensors
+from cadyq.checkpoints.zoo import add_run_to_zoo
 from cadyq.commands.train import bank_of, build_parser, main, recipe_of, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import read_rgb, sha256_file, write_png
@@ -182,6 +184,24 @@ def test_a_run_goes_on_only_with_its_own_photographs_and_precision(folder: Path,
     arguments[arguments.index("--data-root") + 1] = str(other)
     with pytest.raises(cadyq.UserError, match=r"another recipe, seed or set of files \(data_sha256: "):
         _run_here(arguments)
+
+
+def test_unchanged_tensors_of_other_authors_are_not_copied(folder: Path, published_folder: Path) -> None:
+    """Two trainings, one from the other: both files build on the authors' network."""
+    where = ["--data-root", str(folder / "photographs"), "--cache", str(folder / "cache"), "--threads", "1"]
+    settings = ["--recipe", "finetune", "--steps", "2", "--set", "batch=2", "lr_patch=12", "validate_every=2"]
+    parent = "published:rlfn_x4"
+    for name, scheme in (("warm", "pams:w8a8"), ("tuned", "pams:w4a4")):
+        out = ["--out", str(folder / name)]
+        parent = str(_run_here([*settings, "--scheme", scheme, "--init", parent, *where, *out]))
+        tensors, header = read_tensors(Path(parent))
+        theirs = cadyq.load_model("published:rlfn_x4").state_dict()
+        assert header["base"] == "published:rlfn_x4" and tensors
+        assert not any(key in theirs and torch.equal(value, theirs[key]) for key, value in tensors.items())
+        shipped = add_run_to_zoo(folder / name, "", folder / "zoo_of_others")
+        assert read_tensors(shipped)[1]["base"] == "published:rlfn_x4"
+        lr = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 255
+        assert torch.equal(cadyq.load_model(shipped)(lr), cadyq.load_model(parent)(lr))
 
 
 def test_two_processes_train_like_one(folder: Path, start: Start) -> None:
