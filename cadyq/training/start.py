@@ -131,6 +131,8 @@ def authors_name(start: Start) -> str:
     Only their code builds a foreign network, so its file needs it. A file that builds on a published network holds none
     of its tensors that training left unchanged.
     """
+    if "sha256" not in start.facts:
+        return ""  # random weights, or tensors of a network for another scale
     name = lasting_name(start.name)
     if not name or name.startswith(ZOO_PREFIX):
         name = base_name(resolve(start.name))
