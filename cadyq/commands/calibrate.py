@@ -6,6 +6,7 @@ No HR image is read. The output stores what calibration found, and refers to the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -173,6 +174,7 @@ def run(args: argparse.Namespace) -> Path:
     facts = _facts(args, parent, origin, device) | {
         "data": f"{called}: {len(patches)} patches of {patches.shape[-1]} LR pixels",
         "images": count,
+        "data_sha256": hashlib.sha256(patches.cpu().numpy().tobytes()).hexdigest(),
     }
     if is_finished(args.out, facts, args.overwrite):
         out = model_of(args.out)

@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> Path:
         "derived_from": file_facts(args.parent),
         "data": f"{args.data_root.name}: {args.patches} patches of {args.lr_patch} LR pixels, "
         f"{len(training.images)} photographs",
+        "data_sha256": training.sha256(),
         "seed": args.seed,
         "mean_bits_asked": args.mean_bits,
         "torch": torch.__version__,
