@@ -10,12 +10,15 @@ setup: $(STAMP)
 run: $(STAMP)
 	$(PY) -m analysis.run_all
 
+# one thread for each of the two processes: with torch's default of all cores they wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
+
 test: $(STAMP)
-	$(PY) -m pytest -n 2 --dist worksteal
+	$(PYTEST)
 
 # without the tests that take more than some seconds each
 test-fast: $(STAMP)
-	$(PY) -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
