@@ -172,13 +172,17 @@ class Named:
         return networks.find(backbone, scheme, scale)
 
 
+def _at_scale(what: str, scale: int | str, df: pd.DataFrame) -> str:
+    """What is checked, with its scale if the records have several."""
+    return f"{what} x{scale}" if df["scale"].nunique() > 1 else what
+
+
 def check_weights(df: pd.DataFrame, named: Named) -> Iterator[Finding]:
     """Compare the hashes in the records with the files of the networks, and these with the manifest of their zoo."""
     files: list[Path] = []
-    several = df["scale"].nunique() > 1
     for key, rows in df.groupby(["backbone", "scheme", "scale"], sort=False):
         backbone, scheme, scale = map(str, key)
-        what = f"weights of {backbone} {scheme}" + (f" x{scale}" if several else "")
+        what = _at_scale(f"weights of {backbone} {scheme}", scale, df)
         try:
             source = named.find(backbone, scheme, int(scale))
             sha256 = "" if source.reason else source.sha256()
@@ -230,9 +234,8 @@ def open_datasets(df: pd.DataFrame, data_root: Path | None) -> Opened:
 
 def check_images(df: pd.DataFrame, opened: Opened) -> Iterator[Finding]:
     """Compare the hashes in the records with the pixels of the images, with a finding for each difference."""
-    several = df["scale"].nunique() > 1
     for (name, scale), dataset in opened.items():
-        what = f"images of {name}" + (f" x{scale}" if several else "")
+        what = _at_scale(f"images of {name}", scale, df)
         if isinstance(dataset, str):
             yield Finding(what, UNKNOWN, dataset)
             continue

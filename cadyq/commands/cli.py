@@ -22,6 +22,7 @@ from cadyq.plugins import Plugin, load_plugins, raised_in_plugin
 from cadyq.utils.errors import UNWRITABLE, UserError, reason_of
 from cadyq.utils.memory import reuse_freed_memory
 from cadyq.utils.signals import STOPPED, stopping_signals
+from cadyq.utils.wording import differences
 
 _called_as: ContextVar[str] = ContextVar("called_as", default="")
 
@@ -250,9 +251,8 @@ def is_finished(out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
     except ValueError:
         found = {}
     own = json.loads(json.dumps(facts))
-    other = next((key for key, value in own.items() if found.get(key) != value), None)
-    if other is not None:
-        differs = f"{other}: {found.get(other)} there, {own[other]} here"
+    differs = next(differences({key: found.get(key) for key in own}, own), None)
+    if differs is not None:
         raise UserError(
             f"--out {out}: holds a finished run of another command ({differs}); choose another folder, or add "
             "--overwrite to replace it"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_atomic
+from cadyq.utils.wording import differences
 
 MOST_DIFFERENCES = 5  # that an error lists
-MOST_CHARACTERS = 40  # of a value in an error
 
 
 def write_checkpoint(state: dict[str, Any], path: Path) -> None:
@@ -49,7 +48,7 @@ def require_same(found: Any, own: dict[str, Any], path: Path) -> None:
     """
     if found == own:
         return
-    differing = list(_differences(found if isinstance(found, dict) else {}, own))
+    differing = list(differences(found if isinstance(found, dict) else {}, own))
     more = len(differing) - MOST_DIFFERENCES
     listed = differing[:MOST_DIFFERENCES] + ([f"{more} more"] if more > 0 else [])
     raise UserError(
@@ -78,20 +77,3 @@ def require_resumable(out: Path, recipe: dict[str, Any], seed: int) -> None:
         return
     own = json.loads(json.dumps({"recipe": recipe, "seed": seed}))
     require_same({key: found.get(key) for key in own}, own, path)
-
-
-def _differences(found: dict[str, Any], own: dict[str, Any], above: str = "") -> Iterator[str]:
-    """ "steps: 6 there, 8 here" for each value that differs, in tables as well; keys of the recipe stand alone."""
-    for key in [*own, *(key for key in found if key not in own)]:
-        there, here = found.get(key), own.get(key)
-        if there == here:
-            continue
-        if isinstance(there, dict) and isinstance(here, dict):
-            yield from _differences(there, here, "" if key == "recipe" else f"{above}{key}.")
-        else:
-            yield f"{above}{key}: {_short(there)} there, {_short(here)} here"
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= MOST_CHARACTERS else f"{text[: MOST_CHARACTERS - 3]}..."

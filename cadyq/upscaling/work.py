@@ -157,20 +157,17 @@ class Upscaler:
         yield from unreadable
         try:
             self._forward(opened)
-        except Exception as error:  # as from a plug-in
-            if stopped():  # a library made an interrupt an error of its own
+        except BaseException as error:
+            if stopped() or not isinstance(error, Exception):  # an interrupt, or the error that a library made of it
                 _keep_tiles(opened)
                 raise
-            _discard_tiles(opened)
+            _discard_tiles(opened)  # as after an error of a plug-in
             if len(opened) == 1:
                 yield Result(opened[0].job, error=_as_user_error(opened[0].job, error, self.tiling))
                 return
             for each in opened:
                 yield from self._upscale_group([each.job])
             return
-        except BaseException:  # an interrupt
-            _keep_tiles(opened)
-            raise
         for number, each in enumerate(opened):
             try:
                 yield self._finish(each)

@@ -57,7 +57,7 @@ def _coarse(point: QuantizationPoint, x: Tensor) -> Tensor:
     return (x * 4).round() / 4
 
 
-def test_a_rerun_is_a_replay() -> None:
+def test_a_repeated_forward_gives_what_a_traced_one_gives() -> None:
     network = cadyq.load_model("zoo:idn_x4_fp32").eval()
     lr = torch.stack([pair.lr[:, :10, :10] for pair in photographs(4)][:2]).float()
     first, second = TracedForward(network), RepeatedForward(network)
