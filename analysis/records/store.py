@@ -111,11 +111,13 @@ class Key:
         inputs: hash of weights, images and the version of the measurement.
         code: hash of the code that made the numbers; empty in records of earlier versions.
         metrics: hash of the code of each metric, by name; empty strings in records of earlier versions.
+        images: hash of each image by its name. Values of two schemes are paired by name.
     """
 
     inputs: str
     code: str = ""
     metrics: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key: Key) -> Path:
@@ -152,7 +154,8 @@ def read_key(run_dir: Path, cell: Cell) -> Key | None:
         _log.warning("%s has another schema version or cell; the cell will be measured again", path)
         return None
     metrics = dict.fromkeys(metrics_of(table.column_names), "") | json.loads(metadata.get("metrics_sha256", "{}"))
-    return Key(metadata.get("inputs_hash", ""), metadata.get("code_sha256", ""), metrics)
+    images = dict(zip(table["image"].to_pylist(), table["image_sha256"].to_pylist(), strict=True))
+    return Key(metadata.get("inputs_hash", ""), metadata.get("code_sha256", ""), metrics, images)
 
 
 def require_records(run_dir: Path) -> list[Path]:

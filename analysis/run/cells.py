@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, astuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from analysis.records import store as records
 from analysis.run.code import function_sha256
+from analysis.run.earlier import check_earlier
 from analysis.run.jobs import Job, Outcome
-from analysis.run.networks import code_of
 from analysis.run.plan import Plan
 from analysis.run.source import Source
 from analysis.tables.summary import REFERENCE
@@ -25,7 +24,6 @@ from cadyq.metrics.measure import MEASUREMENT_VERSION
 from cadyq.metrics.quality import smallest_side
 from cadyq.metrics.registry import all_metrics
 from cadyq.utils.errors import UserError
-from cadyq.utils.wording import counted
 
 
 def find_jobs(
@@ -52,7 +50,8 @@ def find_jobs(
         The jobs, and for each cell its fields, "status", "reason" and, if it is not to be measured, "record_sha256".
 
     Raises:
-        UserError: a dataset is missing (see `load_datasets`), or an image is bad (see `hash_images`).
+        UserError: a dataset is missing (see `load_datasets`), an image is bad (see `hash_images`), or earlier cells of
+            the folder do not fit (see `check_earlier`).
     """
     jobs: list[Job] = []
     statuses: list[dict[str, Any]] = []
@@ -61,20 +60,23 @@ def find_jobs(
     loaded, missing = load_datasets(plan, data_root, named)
     hashes = record_hashes(records.read_manifest(out))
     functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
+    hashed = {name: hash_images(dataset) for name, dataset in loaded.items()}
     for name in plan.datasets:
-        images, pixels = hash_images(loaded[name]) if name in loaded else ([], 0)
+        images, pixels = hashed.get(name, ({}, 0))
         for source in sources:
             cells = plan.cells(source, name)
             reason = source.reason or missing.get(name, "")
             if reason:
                 statuses += _not_run(cells, reason, source.broken)
                 continue
-            key = records.Key(_inputs_sha256(weights[source], images), source.code, functions)
+            inputs = _inputs_sha256(weights[source], images.values())
+            key = records.Key(inputs, source.code, functions, images)
             entries = [entry_of(cell, key, out, hashes, keep) for cell in cells]
             statuses += entries
             if todo := _to_measure(cells, entries):
                 reference = references.get(source.backbone)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
+    check_earlier(plan, out, statuses, {name: images for name, (images, _) in hashed.items()})
     return jobs, statuses
 
 
@@ -83,9 +85,9 @@ def _not_run(cells: Sequence[records.Cell], reason: str, broken: bool) -> list[d
     return [asdict(cell) | {"status": "failed" if broken else "skipped", "reason": reason} for cell in cells]
 
 
-def _inputs_sha256(weights: str, images: Sequence[str]) -> str:
+def _inputs_sha256(weights: str, images: Iterable[str]) -> str:
     """The hash of the data that the numbers of a cell depend on: network, images and version of the measurement."""
-    return hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights, images]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights, list(images)]).encode()).hexdigest()
 
 
 def _to_measure(cells: Sequence[records.Cell], entries: Sequence[Mapping[str, Any]]) -> tuple[records.Cell, ...]:
@@ -111,7 +113,9 @@ def entry_of(cell: records.Cell, key: records.Key, out: Path, hashes: Mapping[st
 
 def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
     """The status of a cell: to be "measured", "cached", or "kept" although its code has changed."""
-    if stored is None or stored.inputs != key.inputs or key.metrics.keys() - stored.metrics.keys():
+    if stored is None or (stored.inputs, stored.images) != (key.inputs, key.images):
+        return "measured"
+    if key.metrics.keys() - stored.metrics.keys():
         return "measured"
     if stored.code == key.code and all(stored.metrics[name] == sha256 for name, sha256 in key.metrics.items()):
         return "cached"
@@ -155,19 +159,20 @@ def with_outcomes(statuses: Sequence[dict[str, Any]], failed: Sequence[Outcome],
     return found
 
 
-def hash_images(dataset: Dataset) -> tuple[list[str], int]:
-    """The hash of every image of a dataset, and the total number of HR pixels.
+def hash_images(dataset: Dataset) -> tuple[dict[str, str], int]:
+    """The hash of every image of a dataset by its name, and the total number of HR pixels.
 
     Raises:
         UserError: an image cannot be read, or is too small for the metrics.
     """
-    need, hashes, pixels = smallest_side(dataset.scale), [], 0
+    need, pixels = smallest_side(dataset.scale), 0
+    hashes: dict[str, str] = {}
     for pair in dataset:
         height, width = pair.hr.shape[-2:]
         if min(height, width) < need:
             size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
             raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
-        hashes.append(pair.sha256)
+        hashes[pair.name] = pair.sha256
         pixels += height * width
     return hashes, pixels
 
@@ -193,31 +198,3 @@ def load_datasets(plan: Plan, data_root: Path | None, named: bool) -> tuple[dict
                 raise
             missing[name] = str(error)
     return loaded, missing
-
-
-def kept_notes(
-    out: Path, cells: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]], named: Sequence[str]
-) -> list[str]:
-    """Notes on cells that other code measured: a line for this command, and a line for earlier ones.
-
-    This command has such cells with `--keep-measured` only. Otherwise it measures them again.
-
-    Args:
-        out: run folder.
-        cells: entries of all commands.
-        now: entries of this command.
-        named: networks of --model.
-    """
-    kept = sum(cell["status"] == "kept" for cell in now)
-    names = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in now]
-    older = 0
-    for entry in cells:
-        cell = records.cell_of(entry)
-        if entry["status"] in records.NOT_RUN or astuple(cell) in names:
-            continue
-        stored = records.read_key(out, cell)
-        with suppress(UserError):  # its plug-in is not loaded, or its network is not named
-            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
-    notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
-    notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
-    return [note for note, count in zip(notes, (kept, older), strict=True) if count]

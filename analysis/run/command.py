@@ -17,11 +17,12 @@ from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
-from analysis.run.cells import find_jobs, kept_notes, with_outcomes
+from analysis.run.cells import find_jobs, with_outcomes
+from analysis.run.earlier import earlier_cells, kept_notes, with_earlier
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
 from analysis.run.latency import measure_latencies
-from analysis.run.manifest import earlier_cells, manifest, with_earlier
+from analysis.run.manifest import manifest
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
@@ -197,7 +198,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         report = make_report.build(out)[-1] if shown else None
     if report is not None:
         print(to_text(summary(records.load(out)), listed))
-        print_end(statuses, kept_notes(out, listed["cells"], statuses, plan.models), report)
+        print_end(statuses, kept_notes(out, statuses, plan.models), report)
     missed = not_measured(plan, statuses) if args.schemes else []
     for line in missed:
         print(f"error: {line}", file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from analysis.records import store as records
+from analysis.run.earlier import earlier_cells, earlier_commands, with_earlier
 from analysis.run.plan import Plan
 from analysis.run.provenance import provenance
 from analysis.run.source import Source
@@ -52,6 +53,7 @@ def manifest(
             "code_sha256": {f"{s.backbone} {s.scheme}": s.code for s in sources if not s.reason},
             "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
             "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in sources if not s.reason},
+            "parents_sha256": before.get("parents_sha256", {}) | plan.parents_sha256(),
             "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
             "earlier_commands": earlier_commands(before),
         }
@@ -63,37 +65,3 @@ def written(plan: Plan) -> dict[str, Any]:
     models = [Path(model).name if "/" in model else model for model in plan.models]
     folder = plan.calibration.name if plan.calibration else ""
     return asdict(plan) | {"models": models, "calibration": folder}
-
-
-def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
-    """The cells of this command and of earlier ones, in the order of the preset; as they are without earlier ones.
-
-    Names that are not in the preset follow in order of appearance, so that the rows of a backbone stay together.
-    """
-    if not earlier:
-        return cells
-    every = earlier + cells
-    names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
-    orders = {column: dict.fromkeys([*known, *(cell[column] for cell in every)]) for column, known in names.items()}
-    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in orders.items()}
-    return sorted(every, key=lambda cell: [rank[cell[column]] for column, rank in ranks.items()])
-
-
-def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measured cells of earlier commands on the same folder, which stay in its tables."""
-    now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
-    return [
-        cell | {"status": "cached"}
-        for cell in before.get("cells", [])
-        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
-    ]
-
-
-def earlier_commands(before: Mapping[str, Any]) -> list[str]:
-    """A line for each earlier command on the same folder that measured a cell, oldest first."""
-    lines: list[str] = before.get("earlier_commands", [])
-    if all(cell["status"] != "measured" for cell in before.get("cells", [])):
-        return lines
-    created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
-    changed = " with changes" if before.get("git_changes") else ""
-    return [*lines, f"{created}, commit {commit[:12]}{changed}: {command}"]

@@ -12,7 +12,9 @@ from typing import Any
 from analysis.records.store import Cell
 from analysis.run import models
 from analysis.run.networks import checked, find, has_weights
-from analysis.run.source import Source
+from analysis.run.source import PARENT, Source
+from cadyq.checkpoints.io import resolve
+from cadyq.checkpoints.tensors import network_sha256
 from cadyq.checkpoints.zoo import zoo_rows
 from cadyq.metrics.measure import MODES
 from cadyq.models import spandrel
@@ -50,7 +52,14 @@ class Plan:
     calibration: Path | None = None
 
     def sources(self) -> list[Source]:
-        """The source of every (backbone, scheme) of the plan. Interpolation is combined with FP32 alone."""
+        """The source of every (backbone, scheme) of the plan. Interpolation is combined with FP32 alone.
+
+        Raises:
+            UserError: a network of --model cannot be read, or has the name of another one or of a backbone.
+        """
+        taken = next((model for model in self.models if models.label(model) in self.backbones), None)
+        if taken is not None:
+            raise UserError(f"--model {taken}: its name is that of --backbones {models.label(taken)}; rename the file")
         found = [
             find(backbone, scheme, self.scale)
             for backbone in self.backbones
@@ -59,6 +68,13 @@ class Plan:
         ]
         found = [source for source in found if not (source.reason and source.scheme in self.of_the_zoo)]
         return found + models.sources(self.models, self.schemes, self.scale, self.calibration)
+
+    def parents_sha256(self) -> dict[str, str]:
+        """The hash of the FP32 network of each backbone and of each FP32 network of --model, by its name."""
+        parents = [find(name, PARENT, self.scale) for name in self.backbones]
+        of_backbones = {parent.backbone: parent.sha256() for parent in parents if not parent.reason}
+        full = [name for name in self.models if parse_scheme(models.opened(name).scheme_label)[0] == PARENT]
+        return of_backbones | {models.label(name): network_sha256(resolve(name)) for name in full}
 
     def cells(self, source: Source, dataset: str) -> list[Cell]:
         """The cells of a source on a dataset, one for each mode."""

@@ -31,7 +31,8 @@ def test_round_trip(tmp_path: Path, helpers: Helpers) -> None:
     frame = load(tmp_path)
     assert frame.to_dict("records") == rows
     assert list(frame.columns) == schema(METRICS).names
-    assert read_key(tmp_path, CELL) == Key("abc", "def", dict.fromkeys(METRICS, ""))
+    images = {row["image"]: row["image_sha256"] for row in rows}
+    assert read_key(tmp_path, CELL) == Key("abc", "def", dict.fromkeys(METRICS, ""), images)
     metadata = pq.read_schema(path).metadata
     assert metadata[b"schema_version"] == b"1"
     assert metadata[b"cell"] == json.dumps(vars(CELL), sort_keys=True).encode()

@@ -257,7 +257,7 @@ def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
 
 
 def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
-    from analysis.run.manifest import with_earlier
+    from analysis.run.earlier import with_earlier
     from analysis.run.plan import Plan
 
     preset = Plan(("bicubic", "edsr"), ("fp32", "cadyq"), ("Set5", "B100"), 4, ("patch",))
@@ -268,7 +268,7 @@ def test_cells_of_several_commands_come_in_the_order_of_the_preset() -> None:
 
 
 def test_cells_of_a_backbone_that_the_preset_lacks_stay_together() -> None:
-    from analysis.run.manifest import with_earlier
+    from analysis.run.earlier import with_earlier
     from analysis.run.plan import Plan
 
     preset = Plan(("edsr",), ("fp32",), ("Set5",), 4, ("image",))
@@ -279,7 +279,7 @@ def test_cells_of_a_backbone_that_the_preset_lacks_stay_together() -> None:
 
 
 def test_commands_that_measured_something_stay_in_the_manifest() -> None:
-    from analysis.run.manifest import earlier_commands
+    from analysis.run.earlier import earlier_commands
 
     first = {"created": "T1", "git_commit": "0123456789abcdef", "command": "one", "cells": [{"status": "measured"}]}
     assert earlier_commands({}) == []

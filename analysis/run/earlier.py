@@ -1,0 +1,114 @@
+"""Cells that earlier commands measured into the same folder. They stay in its tables, beside those of this command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from analysis.records import store as records
+from analysis.run.networks import code_of
+from analysis.run.plan import Plan
+from cadyq.utils.errors import UserError
+from cadyq.utils.wording import counted
+
+
+def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], preset: Plan) -> list[dict[str, Any]]:
+    """The cells of this command and of earlier ones, in the order of the preset; as they are without earlier ones.
+
+    Names that are not in the preset follow in order of appearance, so that the rows of a backbone stay together.
+    """
+    if not earlier:
+        return cells
+    every = earlier + cells
+    names = {"dataset": preset.datasets, "backbone": preset.backbones, "scheme": preset.schemes, "mode": preset.modes}
+    orders = {column: dict.fromkeys([*known, *(cell[column] for cell in every)]) for column, known in names.items()}
+    ranks = {column: {name: rank for rank, name in enumerate(order)} for column, order in orders.items()}
+    return sorted(every, key=lambda cell: [rank[cell[column]] for column, rank in ranks.items()])
+
+
+def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measured cells of earlier commands on the same folder, which stay in its tables."""
+    now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
+    return [
+        cell | {"status": "cached"}
+        for cell in before.get("cells", [])
+        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+    ]
+
+
+def earlier_commands(before: Mapping[str, Any]) -> list[str]:
+    """A line for each earlier command on the same folder that measured a cell, oldest first."""
+    lines: list[str] = before.get("earlier_commands", [])
+    if all(cell["status"] != "measured" for cell in before.get("cells", [])):
+        return lines
+    created, commit, command = (str(before.get(name, "unknown")) for name in ("created", "git_commit", "command"))
+    changed = " with changes" if before.get("git_changes") else ""
+    return [*lines, f"{created}, commit {commit[:12]}{changed}: {command}"]
+
+
+def check_earlier(
+    plan: Plan, out: Path, statuses: list[dict[str, Any]], images: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Refuse to put cells of this command beside earlier ones of other images or another FP32 network.
+
+    A drop between them would compare different things.
+
+    Args:
+        plan: plan of this command.
+        out: run folder.
+        statuses: entries of the cells of this command.
+        images: for each dataset, the hash of each image by its name.
+
+    Raises:
+        UserError: names an earlier record that does not fit, and the remedy.
+    """
+    before = records.read_manifest(out)
+    known: Mapping[str, str] = before.get("parents_sha256", {})
+    other = {name for name, sha256 in plan.parents_sha256().items() if known.get(name, sha256) != sha256}
+    remedy = "delete its record, which is {}, or choose another --out"
+    for entry in earlier_cells(before, statuses):
+        cell = records.cell_of(entry)
+        if cell.scale != plan.scale:
+            continue
+        what = f"{out}: {cell.scheme} of an earlier command"
+        where = remedy.format(records.record_path(out, cell).relative_to(out))
+        if cell.backbone in other:
+            raise UserError(f"{what} was measured on another network called {cell.backbone}; {where}")
+        stored = records.read_key(out, cell)
+        if stored is not None and stored.images != images.get(cell.dataset, stored.images):
+            raise UserError(f"{what} was measured on other images of {cell.dataset}; {where}")
+
+
+def older_code(out: Path, earlier: Sequence[Mapping[str, Any]], named: Sequence[str]) -> int:
+    """The number of earlier cells that were measured with other code.
+
+    Args:
+        out: run folder.
+        earlier: their entries.
+        named: networks of --model.
+    """
+    older = 0
+    for cell in map(records.cell_of, earlier):
+        stored = records.read_key(out, cell)
+        with suppress(UserError):  # its plug-in is not loaded, or its network is not named
+            older += stored is not None and stored.code != code_of(cell.backbone, cell.scheme, named)
+    return older
+
+
+def kept_notes(out: Path, now: list[dict[str, Any]], named: Sequence[str]) -> list[str]:
+    """Notes on cells that other code measured: a line for this command, and a line for earlier ones.
+
+    This command has such cells with `--keep-measured` only. Otherwise it measures them again.
+
+    Args:
+        out: run folder.
+        now: entries of this command.
+        named: networks of --model.
+    """
+    kept = sum(cell["status"] == "kept" for cell in now)
+    older = older_code(out, earlier_cells(records.read_manifest(out), now), named)
+    notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
+    notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
+    return [note for note, count in zip(notes, (kept, older), strict=True) if count]

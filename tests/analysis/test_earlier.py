@@ -1,0 +1,84 @@
+"""Cells of earlier commands in the same folder are never compared with other images or another network."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import cadyq
+from analysis import records, run_all
+
+pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
+IDN = ["--backbones", "idn", "--schemes"]
+
+
+@pytest.fixture
+def root(tiny_root: Path, tmp_path: Path) -> Path:
+    """A copy of the data that a test may change."""
+    return Path(shutil.copytree(tiny_root, tmp_path / "data"))
+
+
+def run(root: Path, *words: str) -> int:
+    """Exit status of a run into the folder beside the data."""
+    fixed = ["--datasets", "Tiny", "--modes", "image", "--jobs", "1", "--data-root", str(root)]
+    return run_all.main([*fixed, *words, "--out", str(root.parent / "run")])
+
+
+def images(root: Path) -> list[Path]:
+    return sorted((root / "benchmark/Tiny/HR").iterdir())
+
+
+def swap_names(root: Path) -> None:
+    first, second = images(root)
+    first.rename(root / "first.png")
+    second.rename(first)
+    (root / "first.png").rename(second)
+
+
+def save_network(path: Path, factor: float) -> str:
+    """Save IDN with changed weights of its first layer."""
+    path.parent.mkdir()
+    network = cadyq.load_model("zoo:idn_x4_fp32")
+    network.get_parameter("features.conv1.weight").data.mul_(factor)
+    cadyq.save_model(network, path)
+    return str(path)
+
+
+def test_renamed_images_are_measured_again(root: Path) -> None:
+    assert run(root, *IDN, "fp32") == 0
+    names = [path.name for path in images(root)]
+    images(root)[1].rename(root / "benchmark/Tiny/HR/another.png")
+    assert [path.name for path in images(root)] != names
+    assert run(root, *IDN, "fp32", "minmax:w8a8") == 0
+    df = records.load(root.parent / "run").set_index(["scheme", "image"])["image_sha256"]
+    assert df["fp32"].to_dict() == df["minmax:w8a8"].to_dict()
+
+
+def test_images_that_changed_their_names_with_each_other_are_not_paired(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(root, *IDN, "fp32") == 0
+    swap_names(root)
+    assert run(root, *IDN, "minmax:w8a8") == 2
+    error = capsys.readouterr().err
+    assert "fp32 of an earlier command was measured on other images of Tiny" in error
+    assert "records/idn__fp32__x4__Tiny__image.parquet" in error
+    (root.parent / "run/records/idn__fp32__x4__Tiny__image.parquet").unlink()
+    assert run(root, *IDN, "minmax:w8a8") == 0
+
+
+def test_another_network_of_the_same_name_is_not_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = (save_network(root.parent / f"{n}/model.safetensors", 1 + 0.01 * n) for n in (1, 2))
+    assert run(root, "--model", first, "--schemes", "fp32", "minmax:w8a8") == 0
+    assert run(root, "--model", first, "--schemes", "minmax:w6a6") == 0
+    assert run(root, "--model", second, "--schemes", "minmax:w4a4") == 2
+    assert "fp32 of an earlier command was measured on another network called model" in capsys.readouterr().err
+    assert run(root, "--model", second, "--schemes", "fp32", "minmax:w8a8", "minmax:w6a6") == 0
+
+
+def test_a_model_with_the_name_of_a_backbone_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_network(root.parent / "own/idn.safetensors", 1.01)
+    assert run(root, *IDN, "fp32", "--model", model) == 2
+    assert "its name is that of --backbones idn; rename the file" in capsys.readouterr().err
