@@ -19,7 +19,7 @@ from analysis.records import store as records
 from analysis.run import models
 from analysis.run.provenance import provenance, without_folders
 from analysis.run.source import PARENT
-from analysis.sensitivity.parts import PARTS, Inputs, Options, run_part, source_of
+from analysis.sensitivity.parts import PARTS, Inputs, Options, check_patches, run_part, source_of
 from analysis.sensitivity.plots import write_plots
 from analysis.sensitivity.tables import write_tables
 from cadyq.commands.cli import (
@@ -202,6 +202,7 @@ def options_of(args: argparse.Namespace) -> Options:
 def measure_and_show(args: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measure the missing parts of one network, then write its tables and plots."""
     inputs, done = Inputs(options_of(args)), dict[str, Any]()
+    check_patches(args.parts, inputs, args.out)
     for name in args.parts:
         done[name] = run_part(name, inputs, args.out)
         note = done[name]["reason"] or f"{done[name]['seconds']:.0f} s"

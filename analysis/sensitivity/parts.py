@@ -227,8 +227,10 @@ def _additivity_key(i: Inputs) -> list[Any]:
 
 def _additivity(i: Inputs, run_dir: Path) -> Tables:
     cells, points = store.read(run_dir, "cells"), store.read(run_dir, "points")
-    if cells is None or points is None:
-        raise UserError(f"{run_dir}: additivity needs single points; measure them first with --parts points")
+    stored = store.is_current(run_dir, PARTS["points"].tables, store.key("points", *_points_key(i)))
+    if cells is None or points is None or not stored:
+        raise UserError(f"{run_dir}: holds no single points of these options, which additivity needs; "
+                        "measure them with it: --parts points additivity")  # fmt: skip
     few = i.patches.head(i.options.additivity_patches)
     counted = points.loc[points["counted"], "point"]
     single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]
@@ -280,21 +282,43 @@ class Part:
         key: inputs to the values that its numbers depend on, ready for JSON.
         measure: inputs and run folder to its tables.
         optional: whether it is skipped, with the reason, if there is no network with selectors.
+        shares_patches: whether it measures `Inputs.patches`, so that its tables are joined with those of other parts.
     """
 
     tables: list[str]
     key: Callable[[Inputs], list[Any]]
     measure: Callable[[Inputs, Path], Tables]
     optional: bool = False
+    shares_patches: bool = False
 
 
 PARTS: dict[str, Part] = {
-    "points": Part(["cells", "layers", "patches", "points"], _points_key, _points),
-    "additivity": Part(["additivity"], _additivity_key, _additivity),
+    "points": Part(["cells", "layers", "patches", "points"], _points_key, _points, shares_patches=True),
+    "additivity": Part(["additivity"], _additivity_key, _additivity, shares_patches=True),
     "outer": Part(["outer_layers"], _outer_key, _outer),
-    "selector": Part(["chosen", "shuffled", "degraded"], _selector_key, _selector, optional=True),
+    "selector": Part(["chosen", "shuffled", "degraded"], _selector_key, _selector, optional=True, shares_patches=True),
     "capture": Part(["capture", "capture_patches"], _capture_key, _capture, optional=True),
 }
+
+
+def check_patches(names: Sequence[str], inputs: Inputs, run_dir: Path) -> None:
+    """Refuse to measure parts beside stored ones of other patches: tables join them by the number of a patch.
+
+    Args:
+        names: parts to measure.
+        inputs: their inputs.
+        run_dir: run folder.
+
+    Raises:
+        UserError: the folder holds another part of other patches.
+    """
+    if not any(PARTS[name].shares_patches for name in names):
+        return
+    same = {"", store.key(inputs.patches.identity())}
+    for name, part in PARTS.items():
+        if part.shares_patches and name not in names and {store.patches_hash(run_dir, t) for t in part.tables} - same:
+            raise UserError(f"{run_dir}: holds the part {name} of other patches; measure it again with these options "
+                            f"(--parts {' '.join([*names, name])}), or choose another --out")  # fmt: skip
 
 
 def run_part(name: str, inputs: Inputs, run_dir: Path) -> dict[str, Any]:
@@ -312,6 +336,7 @@ def run_part(name: str, inputs: Inputs, run_dir: Path) -> dict[str, Any]:
     key = store.key(name, *part.key(inputs))
     if store.is_current(run_dir, part.tables, key):
         return {"status": "cached", "reason": "", "seconds": 0.0}
+    patches = store.key(inputs.patches.identity()) if part.shares_patches else ""
     started = time.perf_counter()
-    store.write(run_dir, part.measure(inputs, run_dir), key)
+    store.write(run_dir, part.measure(inputs, run_dir), key, patches)
     return {"status": "measured", "reason": "", "seconds": round(time.perf_counter() - started, 1)}

@@ -27,8 +27,14 @@ def key(*inputs: Any) -> str:
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, *inputs], sort_keys=True).encode()).hexdigest()
 
 
-def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str) -> None:
+def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str, patches_hash: str = "") -> None:
     """Store the tables of one part of a run.
+
+    Args:
+        run_dir: run folder.
+        tables: content of each table by its name.
+        inputs_hash: hash of all inputs of the part.
+        patches_hash: hash of the patches that several parts share; empty for a part with patches of its own.
 
     Raises:
         UserError: a number is not finite (most likely the network diverged).
@@ -38,20 +44,27 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str) -
             if not np.isfinite(frame[column]).all():
                 raise UserError(f"{name}: {column} holds a value that is not finite; check or retrain the weights")
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        table = table.replace_schema_metadata({"inputs_hash": inputs_hash, "schema_version": str(SCHEMA_VERSION)})
+        header = {"inputs_hash": inputs_hash, "patches_hash": patches_hash, "schema_version": str(SCHEMA_VERSION)}
+        table = table.replace_schema_metadata(header)
         parquet.write(_path(run_dir, name), table, compression="zstd")
 
 
 def is_current(run_dir: Path, names: list[str], inputs_hash: str) -> bool:
     """Whether these tables are stored, undamaged and of the same inputs."""
-    for name in names:
-        try:
-            found = parquet.header(parquet.read(_path(run_dir, name)))
-        except parquet.DAMAGED:
-            return False
-        if found.get("inputs_hash") != inputs_hash:
-            return False
-    return True
+    return all(_header(run_dir, name).get("inputs_hash") == inputs_hash for name in names)
+
+
+def patches_hash(run_dir: Path, name: str) -> str:
+    """The hash of the shared patches of a table; empty if it has none, or is damaged or missing."""
+    return _header(run_dir, name).get("patches_hash", "")
+
+
+def _header(run_dir: Path, name: str) -> dict[str, str]:
+    """The header of a table; empty if it is damaged or missing."""
+    try:
+        return parquet.header(parquet.read(_path(run_dir, name)))
+    except parquet.DAMAGED:
+        return {}
 
 
 def read(run_dir: Path, name: str) -> pd.DataFrame | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -275,6 +276,19 @@ def test_values_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
     assert not (tmp_path / "records").exists()
 
 
+def test_parts_of_other_options_are_not_joined(
+    options: list[str], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables join parts by the number of a patch, and additivity reads the single points."""
+    out = shutil.copytree(finished, tmp_path / "run")
+    words = [*options, "--out", str(out), "--parts"]
+    assert main([*words, "points", "--seed", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "holds the part additivity of other patches" in error and "--parts points additivity" in error
+    assert main([*words, "additivity", "--bits", "4"]) == 2
+    assert "no single points of these options" in capsys.readouterr().err
+
+
 def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records/cells.parquet").write_bytes((finished / "records/cells.parquet").read_bytes()[:300])
@@ -294,7 +308,7 @@ def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
         (["--selector", f"zoo:{BACKBONE}_x4_fp32", "--parts", "selector"], ["no bit selector"]),
         (["--train", "nowhere", "--parts", "capture"], ["nowhere"]),
         (["--controls", "pasm"], ["pasm"]),
-        (["--parts", "additivity"], ["measure them first"]),
+        (["--parts", "additivity"], ["no single points of these options", "--parts points additivity"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
