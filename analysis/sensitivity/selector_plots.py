@@ -82,7 +82,7 @@ def capture(table: pd.DataFrame) -> Figure | None:
     if floor is None:
         return None
     column = f"psnr_over_{floor}_db"
-    part = table.sort_values(column)
+    part = table[table[column].notna()].sort_values(column)
     made = style.figure(style.COLUMN_IN, 0.6 + 0.17 * len(part))
     axis = made.subplots()
     labels = [name.replace("_", " ") for name in part["contestant"]]

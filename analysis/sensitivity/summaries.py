@@ -14,6 +14,7 @@ from analysis.tables.intervals import Interval
 from cadyq.quantizers.base import FULL_PRECISION
 
 FLOORS = ("random", "static")  # controls whose gain is zero by definition
+FURTHEST = 0.05  # bits between the target and the FAB of a contestant whose gain is given
 
 
 def _weights(patches: pd.DataFrame, index: pd.Index[Any]) -> Array:
@@ -149,11 +150,15 @@ def _mixture(part: pd.DataFrame, target: float) -> tuple[float, Array]:
 
 
 def capture(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
-    """A row for each contestant: FAB, mean error at the target, and the share of the oracle's gain over each floor."""
+    """A row for each contestant: FAB, mean error at the target, and the share of the oracle's gain over each floor.
+
+    Gains are NaN for a contestant whose FAB is more than `FURTHEST` from the target: other bits would explain them.
+    """
     target = float(frame["target_bits"].iloc[0])
     weights = resample_weights(list(patches.sort_values("patch")["image"]))
     met = {name: _mixture(part, target) for name, part in frame.groupby("contestant", sort=False)}
     errors = {name: _mean(error, weights) for name, (_, error) in met.items()}
+    missed = {name for name, (fab, _) in met.items() if abs(fab - target) > FURTHEST}
     kinds = frame.drop_duplicates("contestant").set_index("contestant")["kind"]
     best = next((name for name in errors if kinds[name] == "oracle"), None)
     rows = []
@@ -161,10 +166,11 @@ def capture(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
         row = {"contestant": name, "kind": kinds[name], "patches": weights.shape[1], "fab_bits": met[name][0]}
         row |= with_interval("error_luma_sq", error)
         for floor in (f for f in FLOORS if f in errors):
-            row |= with_interval(f"psnr_over_{floor}_db", 10 * np.log10(errors[floor] / error))
+            gain = np.nan if missed & {name, floor} else errors[floor] - error
+            row |= with_interval(f"psnr_over_{floor}_db", 10 * np.log10(errors[floor] / (errors[floor] - gain)))
             if best is not None:
+                room = np.nan if missed & {floor, best} else errors[floor] - errors[best]
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    gain = (errors[floor] - error) / (errors[floor] - errors[best])
-                row |= with_interval(f"share_of_gain_over_{floor}", gain)
+                    row |= with_interval(f"share_of_gain_over_{floor}", gain / room)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis.records import store
@@ -47,9 +48,13 @@ def efforts(folder: Path) -> pd.DataFrame:
 
 
 def measured(df: pd.DataFrame) -> pd.DataFrame:
-    """A row for each (scale, backbone, scheme, dataset) of the image-wise records: PSNR, drop, FAB, BitOPs."""
-    part = summary(df[df["mode"] == MODE])
-    return part[[*NETWORK, "dataset", "psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g"]]
+    """A row for each (scale, backbone, scheme, dataset) of the image-wise records: PSNR, drop, FAB, BitOPs.
+
+    The column `count` is the number of images that they are means of.
+    """
+    part = summary(df[df["mode"] == MODE]).rename(columns={"images": "count"})
+    columns = ["psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g", "count"]
+    return part[[*NETWORK, "dataset", *columns]]
 
 
 def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
@@ -60,7 +65,7 @@ def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """The printed table: a row for each network and scheme, a column for each dataset."""
+    """The printed table: a row for each network and scheme, a column for each dataset; FAB and BitOPs over all images."""
     rows: list[dict[str, str]] = []
     several = table["scale"].nunique() > 1
     for (scale, backbone, scheme), part in table.groupby(NETWORK, sort=False):
@@ -69,8 +74,8 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
         row |= {f"drop on {one['dataset']}": _drop(one, scheme) for one in part.to_dict("records")}
         first = part.iloc[0]
         known = pd.notna(first["seconds"])
-        row["FAB"] = f"{first['fab']:.2f}"
-        row["BitOPs at 720p, G"] = f"{first['bitops_720p_g']:,.0f}"
+        fab, bitops = np.average(part[["fab", "bitops_720p_g"]], axis=0, weights=part["count"])
+        row["FAB"], row["BitOPs at 720p, G"] = f"{fab:.2f}", f"{bitops:,.0f}"
         row["Images"] = f"{first['images']:.0f}" if known else MISSING
         row["Steps"] = f"{first['steps']:.0f}" if known else MISSING
         row["Seconds"] = f"{first['seconds']:.0f}" if known else MISSING

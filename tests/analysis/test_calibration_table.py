@@ -47,6 +47,14 @@ def test_quality_is_that_of_the_records(run: Path) -> None:
         assert table.loc[key, "delta_db"] == pytest.approx(psnr - mean["fp32", key[1]])
 
 
+def test_costs_are_those_of_all_images(run: Path) -> None:
+    """Bits that depend on the photograph differ between datasets."""
+    table = joined(load(run / "run"), run / "zoo")
+    own = (table["backbone"] == "edsr") & (table["scheme"] == "pams:w4a4")
+    table.loc[own, "fab"], table.loc[own, "count"] = [3.0, 4.0], [30, 10]
+    assert texts(table).loc[("edsr", "pams:w4a4"), "FAB"] == "3.25"
+
+
 def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = texts(joined(load(run / "run"), run / "zoo"))
     assert shown.loc[("edsr", "fp32"), "drop on A"] == "\u2013" and shown.loc[("edsr", "fp32"), "Seconds"] == "\u2013"
