@@ -65,7 +65,7 @@ def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """The printed table: a row for each network and scheme, a column for each dataset; FAB and BitOPs over all images."""
+    """The printed table: a row for each network and scheme, a column for each dataset. Costs are over all images."""
     rows: list[dict[str, str]] = []
     several = table["scale"].nunique() > 1
     for (scale, backbone, scheme), part in table.groupby(NETWORK, sort=False):
