@@ -31,6 +31,7 @@ from analysis.tables.summary import REFERENCE, over_all_images, summary
 from cadyq.inference import bit_map
 
 _FRAME = "#FF2D95"  # a colour that photographs rarely hold
+_IDENTITY = ["backbone", "scheme", "dataset", "image"]  # of an artifact, as in records
 _COLUMNS = 3  # axes side by side; more would be too small to read on a page
 
 
@@ -40,7 +41,8 @@ def write_plots(
     """Draw all figures of records and artifacts into ``run_dir/plots`` as PNG and PDF; return the paths.
 
     They are ``psnr_bitops_*`` and ``psnr_fab_*`` for each scale and mode, ``fab_gradient_*`` if the FAB of a scheme
-    varies between images, and ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz``. Older figures are removed.
+    varies between images, and ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz`` whose image has a record. Older
+    figures are removed.
     Error bars are intervals of the drop against the reference.
 
     Raises:
@@ -54,8 +56,11 @@ def write_plots(
     with style.context():
         for name, draw in figures(df, intervals, roles).items():
             written += style.save(draw(), folder / name)
+        measured = set(df[_IDENTITY].itertuples(index=False, name=None))
         for path in sorted((Path(run_dir) / "artifacts").glob("*.npz")):
-            written += style.save(bit_map_figure(read_artifact(path)), folder / f"bits_{path.stem}")
+            artifact = read_artifact(path)
+            if tuple(str(artifact[name]) for name in _IDENTITY) in measured:
+                written += style.save(bit_map_figure(artifact), folder / f"bits_{path.stem}")
     return written
 
 

@@ -167,8 +167,16 @@ def require_records(run_dir: Path) -> list[Path]:
 
 
 def load_file(path: Path) -> pd.DataFrame:
-    """The rows of one record. Raises UserError if it is damaged or of another schema version."""
-    return parquet.load(path, SCHEMA_VERSION)
+    """The rows of one record.
+
+    Raises:
+        UserError: it is damaged, of another schema version, or a record of another command.
+    """
+    frame = parquet.load(path, SCHEMA_VERSION)
+    missing = set(schema([]).names) - set(frame.columns)
+    if missing:
+        raise UserError(f"{path}: has no column {min(missing)!r}, so it is no record of python -m analysis.run_all")
+    return frame
 
 
 def load(run_dir: Path | str, leave_out: Collection[str] = ()) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from analysis.tables.summary import write_tables
 from cadyq.utils.files import remove_leftovers
 from cadyq.utils.locks import alone_in
 
+_TABLES = ("summary", "summary_*", "comparisons", "seeds", "published", "latency")  # of `write_all_tables`
+
 
 def build(run_dir: Path | str) -> list[Path]:
     """Write tables, plots and report of a run; return the paths, the report last.
@@ -36,8 +38,17 @@ def build(run_dir: Path | str) -> list[Path]:
         roles = from_manifest(manifest)
         compared = comparisons(df, roles)  # computed once: the bootstrap takes seconds
         latency = latencies.read(run_dir)
-        shown = write_all_tables(df, compared, manifest, run_dir, latency) + write_plots(df, run_dir, roles=roles)
-        return [*shown, write_report(df, compared, manifest, run_dir, latency)]
+        tables = write_all_tables(df, compared, manifest, run_dir, latency)
+        _remove_older(tables, run_dir / "tables")
+        plots = write_plots(df, run_dir, roles=roles)
+        return [*tables, *plots, write_report(df, compared, manifest, run_dir, latency)]
+
+
+def _remove_older(written: Collection[Path], folder: Path) -> None:
+    """Remove the tables of an earlier call that the records no longer give."""
+    for name in _TABLES:
+        for old in set(folder.glob(f"{name}.*")) - set(written):
+            old.unlink()
 
 
 def write_all_tables(

@@ -68,7 +68,8 @@ def overviews(df: pd.DataFrame, members: Mapping[str, Member], manifest: Mapping
             b: [one.text for one in choices if one.backbone == b] for b in dict.fromkeys(c.backbone for c in choices)
         }
         table = _table(summary(rows), everywhere, members, manifest)
-        found.append(Overview(f"x{scale}, {mode}-wise", _sentence(choices), texts, table))
+        sentence = " ".join(filter(None, (_sentence(choices), _left_out(rows, everywhere))))
+        found.append(Overview(f"x{scale}, {mode}-wise", sentence, texts, table))
     return found
 
 
@@ -103,6 +104,13 @@ def _sentence(choices: Sequence[Choice]) -> str:
     ]
     listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
     return f"To lose at most {_TYPICAL} dB of PSNR at the lowest cost, take {listed}."
+
+
+def _left_out(rows: pd.DataFrame, everywhere: pd.DataFrame) -> str:
+    """A sentence on the networks without a row in the summary over all images; empty if there is none."""
+    networks = rows.loc[rows["macs_g"] > 0, "backbone"].unique()
+    missing = [str(name) for name in networks if name not in set(everywhere["backbone"])]
+    return f"Not measured on all images, so not compared over them: {', '.join(missing)}." if missing else ""
 
 
 def _table(

@@ -8,13 +8,13 @@ class says `dynamic`. This includes schemes of plug-ins.
 
 It is compared with the curve of fixed bits: networks of one scheme with the same weight bits (usually 8) and 4, 5, 6
 and 8 activation bits, trained in the same way. Between two of them the PSNR of an image is interpolated linearly in the
-cost. Such a point can be realized by running one network on some images and the other on the rest.
+cost (`analysis.tables.mixtures`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from analysis.tables.extent import AS_PAPERS, extent
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, Interval, paired_bootstrap, ratio_bootstrap
+from analysis.tables.mixtures import Cost, Measured, Mixture, Values, bitops, bitops_without_selector, fab
 from analysis.tables.roles import Role, role_of
 from analysis.tables.summary import OVERALL, REFERENCE, by_dataset, markdown_table, without_lone_scale
 from cadyq.utils import toml
@@ -47,9 +47,6 @@ MOST_APART = 0.3
 EQUAL_WIDTHS = "against other fixed bits of the same bit-widths"
 EQUAL_FAB = "against other ways to choose, at equal FAB"
 CAPTURED = f"share of the lead of the oracle over {FLOOR}"
-
-Rows = pd.DataFrame  # of one network, index (dataset, image)
-Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
         datasets = list(rows.groupby("dataset", sort=False))
         for dataset, part in [*datasets, (OVERALL, rows)][: len(datasets) + (len(datasets) > 1)]:
             indexed = part.set_index(["dataset", "image"])
-            networks = _sharing_index({str(scheme): own for scheme, own in indexed.groupby("scheme", sort=False)})
+            networks = _on_images({str(scheme): own for scheme, own in indexed.groupby("scheme", sort=False)})
             if dataset == OVERALL:  # a line over fewer images than the others is not comparable
                 most = max(len(own) for own in networks.values())
                 networks = {scheme: own for scheme, own in networks.items() if len(own) == most}
@@ -132,10 +129,11 @@ def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:
                 yield _Group(*where, alike, roles, "" if kind == AS_PAPERS else f", {kind}")
 
 
-def _sharing_index(networks: dict[str, Rows]) -> dict[str, Rows]:
-    """The same rows; where images and order are the same, with one index, so that nothing has to be aligned."""
+def _on_images(networks: dict[str, pd.DataFrame]) -> dict[str, Measured]:
+    """The networks of these rows. Those with the same images share one index, so that nothing has to be aligned."""
     first = next(iter(networks.values())).index
-    return {name: rows.set_axis(first) if rows.index.equals(first) else rows for name, rows in networks.items()}
+    shared = {name: rows.set_axis(first) if rows.index.equals(first) else rows for name, rows in networks.items()}
+    return {name: Measured(rows) for name, rows in shared.items()}
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class _Group:
     mode: str
     backbone: str
     dataset: str
-    networks: dict[str, Rows]
+    networks: dict[str, Measured]
     roles: Mapping[str, Role]
     suffix: str = ""
 
@@ -167,44 +165,32 @@ class _Group:
 
     def _one(self, kind: str, scheme: str, against: str, other: tuple[float, float], interval: Interval) -> Comparison:
         """One comparison. `other` holds FAB and BitOPs of the other network."""
-        rows = self.networks[scheme]
-        if len(rows) == 1:
+        own = self.networks[scheme]
+        if len(own) == 1:
             interval = Interval(interval.mean, math.nan, math.nan)
-        where = (
-            kind + self.suffix,
-            self.scale,
-            self.mode,
-            self.backbone,
-            scheme,
-            against,
-            self.dataset,
-            len(rows),
-            fab(rows),
-        )
-        return Comparison(*where, other[0], 100 * (1 - bitops(rows) / other[1]), *interval)
+        where = (kind + self.suffix, self.scale, self.mode, self.backbone, scheme, against, self.dataset)
+        return Comparison(*where, len(own), own.fab, other[0], 100 * (1 - own.bitops / other[1]), *interval)
 
-    def _aligned(self, name: str, rows: Rows) -> Rows | None:
-        """The rows of another network in the order of `rows`; None if it lacks an image."""
+    def _aligned(self, name: str, own: Measured) -> Measured | None:
+        """Another network on the images of `own`; None if it lacks one."""
         other = self.networks.get(name)
-        if other is None or other.index.is_(rows.index):
-            return other
-        return other.loc[rows.index] if rows.index.isin(other.index).all() else None
+        return None if other is None else other.on(own.rows.index)
 
     def _against_full_precision(self, scheme: str) -> Iterator[Comparison]:
-        rows = self.networks[scheme]
-        full = self._aligned(REFERENCE, rows)
+        own = self.networks[scheme]
+        full = self._aligned(REFERENCE, own)
         if full is not None:
-            interval = paired_bootstrap(psnr(rows), psnr(full))
-            yield self._one(FULL_PRECISION, scheme, REFERENCE, (fab(full), bitops(full)), interval)
+            interval = paired_bootstrap(own.psnr, full.psnr)
+            yield self._one(FULL_PRECISION, scheme, REFERENCE, (full.fab, full.bitops), interval)
 
     def _weight_bits(self, scheme: str) -> int:
         """Weight bits of the fixed bits that a scheme is compared with."""
         return self.roles[scheme].weight_bits or FIXED_WEIGHT_BITS
 
-    def fixed_at(self, scheme: str, rows: Rows, cost: Callable[[Rows], float]) -> Mixture | None:
-        """Fixed bits at the cost of `rows`, of `scheme`, on its images; None if the curve does not reach that cost."""
-        curve = [self._aligned(name, rows) for _, name in sorted(self._ladder(self._weight_bits(scheme)))]
-        wanted = cost(rows)
+    def fixed_at(self, scheme: str, own: Measured, cost: Cost) -> Mixture | None:
+        """Fixed bits at the cost of `own`, of `scheme`, on its images; None if the curve does not reach that cost."""
+        curve = [self._aligned(name, own) for _, name in sorted(self._ladder(self._weight_bits(scheme)))]
+        wanted = cost(own)
         for low, high in pairwise([other for other in curve if other is not None]):
             if cost(low) <= wanted <= cost(high):
                 return Mixture.at(wanted, cost, low, high)
@@ -217,104 +203,65 @@ class _Group:
             if (role.scheme, role.weight_bits, role.tag) == (FIXED, weight_bits, "") and role.act_bits is not None:
                 yield role.act_bits, name
 
-    def _against_fixed(self, scheme: str, kind: str, cost: Callable[[Rows], float]) -> Iterator[Comparison]:
-        rows = self.networks[scheme]
-        fixed = self.fixed_at(scheme, rows, cost)
-        if fixed is not None and fab(fixed.high) - fab(fixed.low) <= WIDEST_GAP:
-            interval = paired_bootstrap(psnr(rows), fixed.psnr)
+    def _against_fixed(self, scheme: str, kind: str, cost: Cost) -> Iterator[Comparison]:
+        own = self.networks[scheme]
+        fixed = self.fixed_at(scheme, own, cost)
+        if fixed is not None and fixed.high.fab - fixed.low.fab <= WIDEST_GAP:
+            interval = paired_bootstrap(own.psnr, fixed.psnr)
             name = f"{FIXED}:w{self._weight_bits(scheme)}a*"
             yield self._one(kind, scheme, name, (fixed.mean(fab), fixed.mean(bitops)), interval)
 
     def _against_peers(self, scheme: str) -> Iterator[Comparison]:
         """Against each of `PEERS` at its bit-widths; of the peers themselves, against those named before them."""
-        rows, role = self.networks[scheme], self.roles[scheme]
+        own, role = self.networks[scheme], self.roles[scheme]
         before = PEERS[: PEERS.index(role.scheme)] if role.scheme in PEERS else PEERS
         for name in self.networks:
             peer = self.roles[name]
             same = (peer.weight_bits, peer.act_bits) == (role.weight_bits, role.act_bits) != (None, None)
-            other = self._aligned(name, rows) if same and peer.scheme in before and not peer.tag else None
+            other = self._aligned(name, own) if same and peer.scheme in before and not peer.tag else None
             if other is not None:
-                interval = paired_bootstrap(psnr(rows), psnr(other))
-                yield self._one(EQUAL_WIDTHS, scheme, name, (fab(other), bitops(other)), interval)
+                interval = paired_bootstrap(own.psnr, other.psnr)
+                yield self._one(EQUAL_WIDTHS, scheme, name, (other.fab, other.bitops), interval)
 
-    def _lead(self, scheme: str, rows: Rows) -> Values | None:
+    def _lead(self, scheme: str, own: Measured) -> Values | None:
         """Gain in PSNR of each image over fixed bits of the same FAB."""
-        fixed = self.fixed_at(scheme, rows, fab)
-        return None if fixed is None else _difference(psnr(rows), fixed.psnr)
+        fixed = self.fixed_at(scheme, own, fab)
+        return None if fixed is None else _difference(own.psnr, fixed.psnr)
 
     def _against_controls(self, scheme: str) -> Iterator[Comparison]:
         """Their FABs differ a little, so their gains over fixed bits of their own FAB are compared."""
-        rows = self.networks[scheme]
-        lead = self._lead(scheme, rows)
+        own = self.networks[scheme]
+        lead = self._lead(scheme, own)
         if lead is None:
             return
         for name in self.networks:
-            other = self._aligned(name, rows) if is_control(name, scheme, self.roles) else None
+            other = self._aligned(name, own) if is_control(name, scheme, self.roles) else None
             other_lead = None if other is None else self._lead(name, other)
-            if other is not None and other_lead is not None and abs(fab(rows) - fab(other)) <= MOST_APART:
+            if other is not None and other_lead is not None and abs(own.fab - other.fab) <= MOST_APART:
                 interval = paired_bootstrap(lead, other_lead)
-                yield self._one(EQUAL_FAB, scheme, name, (fab(other), bitops(other)), interval)
+                yield self._one(EQUAL_FAB, scheme, name, (other.fab, other.bitops), interval)
 
     def _captured(self, scheme: str) -> Iterator[Comparison]:
         """The share of the oracle's gain, for networks with the weights of both controls."""
-        rows, role = self.networks[scheme], self.roles[scheme]
+        own, role = self.networks[scheme], self.roles[scheme]
         same = [n for n in self.networks if n != scheme and _weights(self.roles, n) == _weights(self.roles, scheme)]
         floor = next((name for name in same if self.roles[name].scheme == FLOOR), None)
         oracle = next((name for name in same if self.roles[name].reads_hr), None)
         if floor is None or oracle is None or role.reads_hr:
             return
-        ends = [(name, self._aligned(name, rows)) for name in (floor, oracle)]
-        leads = [self._lead(name, own) for name, own in ((scheme, rows), *ends) if own is not None]
+        ends = [(name, self._aligned(name, own)) for name in (floor, oracle)]
+        leads = [self._lead(name, one) for name, one in ((scheme, own), *ends) if one is not None]
         known, top = [lead for lead in leads if lead is not None], ends[1][1]
         if len(known) == 3 and top is not None and np.isfinite(known).all():
+            if paired_bootstrap(known[2], known[1]).side <= 0:
+                return  # no share of a gain that may be zero
             interval = ratio_bootstrap(known[0] - known[1], known[2] - known[1])
-            yield self._one(CAPTURED, scheme, oracle, (fab(top), bitops(top)), interval)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Two networks on the same images, `share` of the second. Its PSNR and costs are interpolated."""
-
-    share: float
-    low: Rows
-    high: Rows
-
-    @classmethod
-    def at(cls, wanted: float, cost: Callable[[Rows], float], low: Rows, high: Rows) -> Mixture:
-        """The mixture of that cost, which lies between those of the two networks."""
-        return cls((wanted - cost(low)) / (cost(high) - cost(low)) if cost(high) > cost(low) else 0.0, low, high)
-
-    @property
-    def psnr(self) -> Values:
-        if self.share in (0.0, 1.0):  # 0 times an infinite PSNR is not a number
-            return psnr(self.high if self.share else self.low)
-        return (1 - self.share) * psnr(self.low) + self.share * psnr(self.high)
-
-    def mean(self, cost: Callable[[Rows], float]) -> float:
-        return (1 - self.share) * cost(self.low) + self.share * cost(self.high)
+            yield self._one(CAPTURED, scheme, oracle, (top.fab, top.bitops), interval)
 
 
 def _difference(a: Values, b: Values) -> Values:
     """a - b; 0 where both are infinite, as for images without error."""
     return np.where(a == b, 0.0, a - np.where(a == b, 0.0, b))
-
-
-def psnr(rows: Rows) -> Values:
-    return rows["psnr_db"].to_numpy(np.float64)
-
-
-def fab(rows: Rows) -> float:
-    return float(rows["fab"].mean())
-
-
-def bitops(rows: Rows) -> float:
-    """BitOPs over all images, G."""
-    return float(rows["bitops_g"].sum())
-
-
-def bitops_without_selector(rows: Rows) -> float:
-    """BitOPs over all images without the selector, G."""
-    return bitops(rows) - float(rows["bitops_selector_g"].sum())
 
 
 def _weights(roles: Mapping[str, Role], name: str) -> tuple[str, str]:

@@ -23,12 +23,17 @@ DROP, FAB, LEAD = "PSNR drop against fp32, dB", "FAB, bits", f"PSNR {EQUAL_BITOP
 KEYS = ["quantity", "scale", "mode", "backbone", "scheme", "dataset"]
 STATISTICS = ["seeds", "mean", "std", "low", "high"]
 _FORMS = {DROP: "+.3f", FAB: ".2f", LEAD: "+.3f"}
-_TAG = re.compile(r"[:_]seed\d+$")
+_TAG = re.compile(r"[:_]seed(\d+)$")
 
 
 def first_trainings(df: pd.DataFrame) -> pd.DataFrame:
-    """The records without further trainings of a network."""
-    return df[~df["scheme"].str.contains(_TAG)]
+    """The records without further trainings of a network: of those that differ only in the seed, the first stays.
+
+    It is the one without a seed in its tag. Where there is none, it is the one of the lowest seed.
+    """
+    base = df["scheme"].str.replace(_TAG, "", regex=True)
+    seed = df["scheme"].str.extract(_TAG)[0].astype(float).fillna(-1)
+    return df[seed == seed.groupby([df["scale"], df["backbone"], base]).transform("min")]
 
 
 def spread(df: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:

@@ -16,17 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.records import store
-from analysis.tables.comparisons import (
-    EQUAL_BITOPS,
-    FULL_PRECISION,
-    Comparison,
-    Mixture,
-    bitops,
-    comparisons,
-    fab,
-    psnr,
-)
+from analysis.tables.comparisons import EQUAL_BITOPS, FULL_PRECISION, Comparison, comparisons
 from analysis.tables.intervals import Interval, paired_bootstrap
+from analysis.tables.mixtures import Measured, Mixture, bitops, fab
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import first_trainings
 from analysis.tables.summary import MISSING, OVERALL, markdown_lines
@@ -63,12 +55,13 @@ def against_layers(df: pd.DataFrame) -> Iterator[Comparison]:
 def _against_layers(
     backbone: str, dataset: str, scheme: str, rows: pd.DataFrame, low: pd.DataFrame, high: pd.DataFrame
 ) -> Iterator[Comparison]:
-    if not fab(low) <= fab(rows) <= fab(high) or len(rows) != len(low):
+    own, ends = Measured(rows), [Measured(end).on(rows.index) for end in (low, high)]
+    if ends[0] is None or ends[1] is None or not ends[0].fab <= own.fab <= ends[1].fab or len(rows) != len(low):
         return
-    layers = Mixture.at(fab(rows), fab, low.loc[rows.index], high.loc[rows.index])
-    interval, cost = paired_bootstrap(psnr(rows), layers.psnr), layers.mean(bitops)
+    layers = Mixture.at(own.fab, fab, *ends)
+    interval, cost = paired_bootstrap(own.psnr, layers.psnr), layers.mean(bitops)
     where = (BY_LAYER, int(rows["scale"].iloc[0]), "patch", backbone, scheme, "profiles:layers*", dataset)
-    yield Comparison(*where, len(rows), fab(rows), fab(rows), 100 * (1 - bitops(rows) / cost), *interval)
+    yield Comparison(*where, len(own), own.fab, own.fab, 100 * (1 - own.bitops / cost), *interval)
 
 
 def shown(found: pd.DataFrame) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from analysis.tables.comparisons import Mixture, bitops, psnr
 from analysis.tables.intervals import paired_bootstrap
+from analysis.tables.mixtures import Measured, Mixture, bitops
 from cadyq.checkpoints.io import load_model
 from cadyq.data.datasets import ImagePair, load
 from cadyq.inference.threads import one_thread
@@ -73,8 +73,9 @@ def gains() -> pd.DataFrame:
             values = {name: own.set_index(KEY) for name, own in part.groupby("scheme", sort=False)}
             low, high = values.pop(LOW), values.pop(HIGH)
             for name, own in values.items():
-                layers = Mixture.at(bitops(own), bitops, low.loc[own.index], high.loc[own.index])
-                gain = paired_bootstrap(psnr(own), layers.psnr)
+                ends = (Measured(end.loc[own.index]) for end in (low, high))
+                layers = Mixture.at(Measured(own).bitops, bitops, *ends)
+                gain = paired_bootstrap(Measured(own).psnr, layers.psnr)
                 tiles, fab, spread = (own[column].mean() for column in ("tiles", "fab", "fab_deviation"))
                 rows.append([side, dataset, name, len(own), tiles, fab, spread, layers.share, *gain])
     columns = ["side_px", "dataset", "scheme", "images", "tiles", "fab", "fab_deviation", "share", "gain_db"]

@@ -278,3 +278,8 @@ def test_an_image_without_error_is_compared() -> None:
         assert {"cadyq", "random"} <= set(table["scheme"])
         lead = _line(table[table["scheme"] == "cadyq"], EQUAL_FAB, "random")
         assert np.isfinite(lead["mean"]) and lead["images"] == 6
+
+
+def test_a_share_of_no_gain_is_not_given() -> None:
+    ends = {"random": (0.04, 5.5, 55.0, 0.0), "oracle": (0.12, 5.5, 55.0, 0.0)}
+    assert CAPTURED not in set(comparisons(_frame(FIXED | CADYQ | ends))["kind"])

@@ -38,10 +38,10 @@ def test_plots_are_complete_and_reproducible(
     make_run: Runner, helpers: Helpers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(style, "PNG_DPI", 50)  # for speed
-    contents = []
+    contents, hostile = [], "$hostile_<b>.png" + "x" * 99
     for name in ("first", "second"):
-        run_dir = _small_run(make_run, name=name)
-        helpers["artifact"](run_dir, "edsr_cadyq", image="$hostile_<b>.png" + "x" * 99)
+        run_dir = _small_run(make_run, name=name, images=("a.png", "b.png", hostile))
+        helpers["artifact"](run_dir, "edsr_cadyq", image=hostile)
         df = load(run_dir)
         paths = write_plots(df[(df["backbone"] != "carn_m") & ~df["scheme"].str.contains(":")], run_dir)
         contents.append({path.name: path.read_bytes() for path in paths})
@@ -291,3 +291,11 @@ def test_png_and_pdf_share_one_layout(tmp_path: Path, monkeypatch: pytest.Monkey
         made.subplots().plot([1, 2])
         assert [path.suffix for path in style.save(made, tmp_path / "x")] == [".png", ".pdf"]
     assert len(draws) == 3  # to find the layout, and for each file
+
+
+def test_bit_maps_of_images_without_a_record_are_not_drawn(make_run: Runner, helpers: Helpers) -> None:
+    run = make_run()
+    helpers["artifact"](run, "known")
+    helpers["artifact"](run, "gone", image="gone.png")
+    names = {path.stem for path in write_plots(load(run), run)}
+    assert "bits_known" in names and "bits_gone" not in names

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -176,3 +177,11 @@ def test_runs_that_ship_are_found_from_anywhere(tmp_path: Path, monkeypatch: pyt
     assert len(load(records.shipped("paper"))) > 1000
     with pytest.raises(UserError, match="no records of none or nothing"):
         records.shipped("none", "nothing")
+
+
+def test_a_record_of_another_command_is_refused(tmp_path: Path) -> None:
+    table = pa.table({"patch": [0]}).replace_schema_metadata({"schema_version": "1"})
+    (tmp_path / "records").mkdir()
+    pq.write_table(table, tmp_path / "records/cells.parquet")
+    with pytest.raises(UserError, match=r"cells\.parquet: has no column .* no record of python -m analysis\.run_all"):
+        load(tmp_path)

@@ -154,3 +154,21 @@ def test_main_reports_user_errors_in_one_line(tmp_path: Path, capsys: pytest.Cap
     assert main([str(tmp_path / "nothing")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "nothing" in error and error.count("\n") == 1
+
+
+def test_a_network_that_lacks_a_dataset_is_named(make_run: Runner) -> None:
+    df = load(make_run())
+    partly = df[(df["backbone"] != "edsr") | (df["dataset"] == "Set5")]
+    sentence = overviews(partly, families(partly), {})[0].sentence
+    assert sentence.endswith("Not measured on all images, so not compared over them: edsr.")
+
+
+def test_tables_that_records_no_longer_give_are_removed(make_run: Runner) -> None:
+    run = make_run(modes=("image",))
+    build(run)
+    for name in ("summary_patch.md", "seeds.csv", "calibration.md"):
+        (run / "tables" / name).write_text("of an earlier run")
+    build(run)
+    left = {path.name for path in (run / "tables").iterdir()}
+    assert {"summary_patch.md", "seeds.csv"}.isdisjoint(left)
+    assert {"calibration.md", "summary_image.md"} <= left  # calibration.md is made by another command

@@ -97,3 +97,8 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert "| edsr | cadyq | -0.100 ± 0.020 (-0.120 to -0.080; 3 seeds) | -0.100" in text
     assert "| edsr | cadyq | 5.70 ± 0.20 (5.50 to 5.90; 3 seeds) | 5.70" in text
     assert [heading for heading, _ in by_quantity(table)] == [f"Mode patch: {name}" for name in (DROP, FAB, LEAD)]
+
+
+def test_the_first_of_several_seeds_stays_where_no_other_training_is() -> None:
+    df = _frame({"fp32": NETWORKS["fp32"], "pams:w8a5:seed2": (0.1, 5.0, 55.0), "pams:w8a5:seed1": (0.1, 5.0, 55.0)})
+    assert set(first_trainings(df)["scheme"]) == {"fp32", "pams:w8a5:seed1"}
