@@ -262,9 +262,23 @@ def _config_of(path: Path, metadata: Mapping[str, str], remedy: str) -> ModelCon
 
 def _filled(network: SRNetwork, tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> SRNetwork:
     """A network with the tensors of a file and of its base, in eval mode."""
-    tensors = _complete_from_base(network, tensors, path, metadata)
-    load_state(network, _unpack(network, tensors, str(path)), str(path))
+    state = _unpack(network, _complete_from_base(network, tensors, path, metadata), str(path))
+    _untie(network, state)
+    load_state(network, state, str(path))
     return network.eval()
+
+
+def _untie(network: SRNetwork, state: Mapping[str, Tensor]) -> None:
+    """Give layers parameters of their own where they share one and `state` holds several values of it.
+
+    Packed weights differ where layers share a weight and have other bits, or one of them is in FP32.
+    """
+    first: dict[nn.Parameter, str] = {}
+    for key, shared in list(network.named_parameters(remove_duplicate=False)):
+        other = first.setdefault(shared, key)
+        if {key, other} <= state.keys() and not torch.equal(state[key], state[other]):
+            place, _, name = key.rpartition(".")
+            setattr(network.get_submodule(place), name, nn.Parameter(shared.detach().clone(), shared.requires_grad))
 
 
 def _authors_network(base: str) -> nn.Module | None:
@@ -298,6 +312,8 @@ def load_published(name: str) -> SRNetwork:
 
 def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
     """A quantized copy of `network`, with the scheme, the ranges and all weights from a file that `save` wrote.
+
+    Layers that share a weight have one each in the copy if they are stored at other bits.
 
     Args:
         network: of the same architecture, with any weights. It is unchanged.

@@ -452,27 +452,52 @@ def test_a_trained_network_gets_outer_bits_afterwards() -> None:
     assert whole.scheme.outer_bits == 8 and model.scheme.outer_bits == 32  # type: ignore[union-attr, attr-defined]
 
 
+class Tied(nn.Module):
+    """A layer of two names, and one that shares its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 12, 1)
+        self.first = nn.Conv2d(4, 4, 3, padding=1)
+        self.second = self.first
+        self.third = nn.Conv2d(4, 4, 3, padding=1)
+        self.third.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.third(self.second(self.first(self.head(x)).relu()))
+        return F.pixel_shuffle(self.tail(y), 2) * 0.01 + F.interpolate(x, scale_factor=2)
+
+
 @torch.no_grad()
 def test_a_layer_of_two_names_and_tied_weights(tmp_path: Path) -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.tail = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 12, 1)
-            self.first = nn.Conv2d(4, 4, 3, padding=1)
-            self.second = self.first
-            self.third = nn.Conv2d(4, 4, 3, padding=1)
-            self.third.weight = self.first.weight
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.third(self.second(self.first(self.head(x)).relu()))
-            return F.pixel_shuffle(self.tail(y), 2) * 0.01 + F.interpolate(x, scale_factor=2)
-
     made, lr = _quantized(Tied().eval(), "minmax:w4a4"), photographs(1, 20)
     sr, trace = cadyq.trace(made, lr)
     assert list(trace.bits) == ["first", "first@2", "third"]
     assert float(trace.bitops_split().quantized) == 3 * 400 * 144 * 16
     path = cadyq.save(made, tmp_path / "tied.safetensors")
-    assert torch.equal(cadyq.load_into(Tied(), path)(lr), sr)
+    loaded = cadyq.load_into(Tied(), path)
+    assert torch.equal(loaded(lr), sr)
+    assert loaded.get_parameter("network.first.weight") is loaded.get_parameter("network.third.weight")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("scheme", "exclude"),
+    [
+        ("minmax:w2a8", ["head", "tail", "third"]),
+        ("minmax:w2a8", ["head", "tail", "first"]),
+        ("ilp:w4a4,by_layer=28", None),
+        ("ilp:w4a4,by_layer=82", None),
+    ],
+)
+def test_tied_weights_of_other_bits_are_loaded_apart(scheme: str, exclude: list[str] | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made, lr = _quantized(Tied().eval(), scheme, exclude=exclude), photographs(1, 20)
+    sr, network = made(lr), Tied()
+    loaded = cadyq.load_into(network, cadyq.save(made, tmp_path / "tied.safetensors"))
+    assert torch.equal(loaded(lr), sr)
+    assert torch.equal(cadyq.load_into(network, cadyq.save(loaded, tmp_path / "again.safetensors"))(lr), sr)
+    assert network.third.weight is network.first.weight, "the network in hand is unchanged"
 
 
 @torch.no_grad()
