@@ -42,8 +42,8 @@ def evaluate(
         One row per image and mode; columns as in `analysis.records.load`.
 
     Raises:
-        UserError: pandas is not installed, the network is not one of this project, a mode is unknown, the dataset is
-            missing or is no dataset, or an image is unreadable.
+        UserError: pandas is not installed, the network is not one of this project or has frozen bits, a mode is
+            unknown, the dataset is missing or is no dataset, or an image is unreadable.
     """
     with needs("analysis", "cadyq.evaluate"):
         import pandas as pd
@@ -52,6 +52,7 @@ def evaluate(
         raise UserError(
             f"cadyq.evaluate: {kind} has no points; call cadyq.quantize(network, 'fp32', calibration) first"
         )
+    network.require_scheme("cadyq.evaluate")
     modes = [modes] if isinstance(modes, str) else modes
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UserError(f"cadyq.evaluate: unknown mode {unknown[0]!r}; choose from {', '.join(MODES)}")

@@ -45,9 +45,11 @@ def save_model(
         parent: instead of `base`, the network it comes from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
 
     Raises:
-        UserError: a point has no range yet, `base` or `parent` cannot be read, or the file cannot be written.
+        UserError: a point has no range yet or a quantizer of no scheme, `base` or `parent` cannot be read, or the file
+            cannot be written.
     """
     path = Path(path)
+    network.require_scheme(f"{path}: not written")
     for point in network.points.values():
         if point.quantizer is not None and not point.quantizer.calibrated:
             what = f"point {point.name!r} has no range yet"
@@ -107,7 +109,7 @@ def save_packed(network: SRNetwork, path: str | Path) -> Path:
         The path.
 
     Raises:
-        UserError: a point has no range yet, or the file cannot be written.
+        UserError: a point has no range yet or a quantizer of no scheme, or the file cannot be written.
     """
     if not isinstance(network, SRNetwork):
         raise UserError(f"{path}: a {type(network).__name__} is not quantized; save what cadyq.quantize returns")

@@ -30,8 +30,8 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
         photographs: LR images, uint8 (3, h, w).
 
     Returns:
-        The network with fixed bits, of no scheme any more: to run and to export, not to save. Of two candidates chosen
-        equally often the wider one is taken.
+        The network with fixed bits, of no scheme any more: to run and to export, not to save or to evaluate. Of two
+        candidates chosen equally often the wider one is taken.
 
     Raises:
         UserError: a point has other ranges than one learned bound for each bit-width.

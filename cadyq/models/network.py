@@ -147,6 +147,14 @@ class SRNetwork(nn.Module, ABC):
         """The scheme as written in a command, as in "pams:w8a8"; "fp32" without one."""
         return "fp32" if self.scheme is None else self.scheme.label()
 
+    def require_scheme(self, doing: str) -> None:
+        """Raise UserError if there are quantizers of no scheme, as `cadyq.deploy.frozen.freeze` makes. Neither a file
+        nor a label can say what they are. `doing` begins the message.
+        """
+        if self.scheme is None and any(point.quantizer is not None for point in self.points.values()):
+            what = f"{self.name} has quantizers but no scheme, as a network with frozen bits"
+            raise UserError(f"{doing}: {what}; give the network that it was made from")
+
     @property
     def architecture(self) -> Hashable:
         """A key that networks with the same operations share, for any weights and scheme.

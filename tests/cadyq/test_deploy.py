@@ -297,6 +297,16 @@ def test_frozen_bits_of_a_point_that_runs_twice() -> None:
     assert not is_dynamic(frozen)
 
 
+def test_a_frozen_network_is_not_saved_and_not_measured_as_fp32(tmp_path: Path) -> None:
+    lr = photographs(4)[0].lr[:, :40, :40]
+    frozen, path = freeze(cadyq.load_model("zoo:carn_m_x4_cadyq"), [lr]), tmp_path / "frozen.safetensors"
+    with pytest.raises(UserError, match=r"frozen\.safetensors: .*carn_m .*no scheme"):
+        cadyq.save(frozen, path)
+    assert not path.exists()
+    with pytest.raises(UserError, match=r"cadyq\.evaluate: .*carn_m .*no scheme"):
+        cadyq.evaluate(frozen, "skimage")
+
+
 @pytest.mark.parametrize("ranges", ["fitted", "sample"])
 def test_ranges_of_another_kind_are_not_frozen(ranges: str) -> None:
     network = _network(f"profiles,ranges={ranges}")
