@@ -30,6 +30,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import SCHEMES, transplant
+from cadyq.schemes.calibration import with_outer_bits
 from cadyq.testing.models import calibrated_model
 from cadyq.training.derive import derive, mean_fab
 from cadyq.utils.errors import UserError
@@ -103,6 +104,39 @@ def test_derive_refuses_the_wrong_parent(parent: SRNetwork, pairs: tuple[Tensor,
     with pytest.raises(UserError, match="NAME=VALUE"):
         parse_options(["objective"])
     assert parse_options(["objective=db", "sweeps=1"]) == {"objective": "db", "sweeps": 1}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cabm", "cadyq"])
+def test_outer_layers_are_quantized_after_the_choice(
+    name: str, parent: SRNetwork, pairs: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    lr, hr = (side[:2] for side in pairs)
+    network = derive(parent, name, lr, hr, None, outer_bits=8)
+    assert torch.equal(network(lr), with_outer_bits(derive(parent, name, lr, hr, None), lr, 8)(lr))
+    assert len(network.layer_names) > len(parent.layer_names)
+    assert {layer.weight_bits for layer in network.layer_names} == {8}
+    assert network.scheme.outer_bits == 8 and parent.scheme.outer_bits == 32  # type: ignore[union-attr, attr-defined]
+    save_model(network, tmp_path / "whole.safetensors")
+    assert torch.equal(cadyq.load_model(tmp_path / "whole.safetensors")(lr), network(lr))
+    with pytest.raises(UserError, match="outer_bits=6: the parent has 8"):
+        derive(network if name == "cadyq" else with_outer_bits(parent, lr), name, lr, hr, None, outer_bits=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"outer_bits": 9}, "outer_bits=9 is out of range"),
+        ({"outer_bits": "8"}, "outer_bits='8' is out of range"),
+        ({"search_space": 5}, "scheme 'static': .*'int' object is not iterable; give other values"),
+        ({"search_space": "4-5"}, "search_space='4' is out of range"),
+    ],
+)
+def test_options_of_another_type_are_refused(
+    options: dict[str, Any], message: str, parent: SRNetwork, pairs: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        derive(parent, "static", *pairs, mean_bits=None, **options)
 
 
 def test_a_mean_that_is_not_reached_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
