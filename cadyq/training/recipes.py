@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -127,7 +127,8 @@ def load_recipe(name: str, backbone: str | None = None) -> Recipe:
     single backbones.
 
     Raises:
-        UserError: unknown name, missing or unknown key, a value of the wrong type or out of range.
+        UserError: unknown name, a file that cannot be read or builds on itself, missing or unknown key, a value of the
+            wrong type or out of range.
     """
     path = _path(name)
     values = _read(path)
@@ -147,14 +148,44 @@ def _path(name: str) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The keys of a file over those of its bases."""
+def _read(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The keys of a file over those of its bases. `readers` are the files that it is a base of."""
+    values = _parsed(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base = {base!r} is no name; write a recipe or a .toml file in quotes")
+    readers = (*readers, path.resolve())
+    below = _path(base)
+    if below.resolve() in readers:
+        raise UserError(f"{path}: base = {base!r} leads back to this file; name another recipe")
+    return _over(_read(below, readers), values)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """The keys of one file. Those that must be tables are."""
     try:
-        values = toml.loads(path.read_text())
+        values = toml.loads(path.read_text(encoding="utf-8"))
     except toml.TOMLDecodeError as error:
         raise UserError(f"{path}: invalid TOML ({error}); fix the syntax") from error
-    base = values.pop("base", None)
-    return values if base is None else _over(_read(_path(base)), values)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a .toml file") from error
+    for key, table in _tables(values):
+        if not isinstance(table, dict):
+            raise UserError(f"{path}: {key} = {table!r} is no table; write [{key}]")
+    return values
+
+
+def _tables(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys that must be tables, each before those inside it."""
+    yield "scheme_options", values.get("scheme_options", {})
+    yield "backbone", values.get("backbone", {})
+    for name, table in values.get("backbone", {}).items():
+        yield f"backbone.{name}", table
+        yield f"backbone.{name}.scheme_options", table.get("scheme_options", {})
 
 
 def _over(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,44 @@ def test_a_recipe_takes_over_its_base_and_its_backbone(tmp_path: Path) -> None:
     assert (carn.rate_selector, carn.steps) == (published.rate_selector, published.steps)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('backbone = "edsr"', "mine.toml: backbone = 'edsr' is no table; write [backbone]"),
+        ("[backbone]\nedsr = 3", "mine.toml: backbone.edsr = 3 is no table; write [backbone.edsr]"),
+        ("[backbone.carn]\nscheme_options = 3", "mine.toml: backbone.carn.scheme_options = 3 is no table"),
+        ('scheme_options = "x"', "mine.toml: scheme_options = 'x' is no table; write [scheme_options]"),
+        ("base = 3", "mine.toml: base = 3 is no name; write a recipe or a .toml file in quotes"),
+        ('base = "{path}"', "mine.toml: base = '{path}' leads back to this file; name another recipe"),
+        ("# größe".encode("latin-1"), "mine.toml: is not UTF-8 (byte 4); save it as UTF-8"),
+        (None, "mine.toml: cannot be read (Is a directory); give a .toml file"),
+    ],
+)
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_mistake_in_a_recipe_is_one_line(
+    text: str | bytes | None, message: str, taken_over: bool, tmp_path: Path
+) -> None:
+    path = outer = tmp_path / "mine.toml"
+    if taken_over:
+        outer = tmp_path / "outer.toml"
+        outer.write_text(f"base = {str(path)!r}")
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.replace("{path}", str(path)).encode())
+    with pytest.raises(UserError) as caught:
+        load_recipe(str(outer), "edsr")
+    assert message.replace("{path}", str(path)) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_two_recipes_that_take_over_each_other(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text(f"base = {str(second)!r}")
+    second.write_text(f"base = {str(first)!r}")
+    with pytest.raises(UserError, match=r"second\.toml: base = '.*first\.toml' leads back"):
+        load_recipe(str(first))
+
+
 def test_cpu_is_cadyq_under_another_name() -> None:
     assert load_recipe("cpu").with_changes(name="cadyq") == load_recipe("cadyq")
 
