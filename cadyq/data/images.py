@@ -73,8 +73,8 @@ def unreadable(name: str, error: Exception) -> UserError:
 
 def to_rgb(image: Image.Image, file_format: str | None, name: str) -> NDArray[np.uint8]:
     """Return the pixels of a loaded image as uint8 (H, W, 3)."""
-    # Older Pillow opens 16-bit grayscale PNG in mode "I"; a PNG never holds 32-bit samples.
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PNG"):
+    # Pillow opens 16-bit PGM, and an older one PNG, in mode "I"; neither holds 32-bit samples.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         gray = (np.asarray(image).astype(np.int64) >> 8).astype(np.uint8)
         return np.stack([gray] * 3, axis=-1)
     if image.mode in ("I", "F"):

@@ -53,6 +53,9 @@ def read_photograph(path: Path) -> Photograph:
     try:
         with Image.open(path) as image:
             notes = list(_notes(image))
+            if image.mode == "RGB" and _bits_per_sample(image) > 8 and image.info.pop("transparency", None) is not None:
+                # Pillow keeps the high bytes alone, and other colours have the same
+                notes.append("the transparent colour of its 16-bit samples is left out")
             icc = image.info.get("icc_profile")
             image.load()
             if icc and icc[16:20] != b"RGB ":
@@ -94,5 +97,9 @@ def _bits_per_sample(image: Image.Image) -> int:
     tags = getattr(image, "tag_v2", {})
     if _BITS_PER_SAMPLE in tags:
         return int(max(tags[_BITS_PER_SAMPLE]))
-    decoders = [str(tile[3]) for tile in getattr(image, "tile", [])]
-    return 16 if image.mode.startswith("I") or any(";16" in words for words in decoders) else 8
+    arguments = [tile[3] for tile in getattr(image, "tile", [])]
+    if image.format == "PPM":  # its decoder gets the value of white
+        deep = any(isinstance(value, int) and value > 255 for words in arguments for value in words)
+    else:
+        deep = any(";16" in str(words) for words in arguments)
+    return 16 if deep or image.mode.startswith("I") else 8

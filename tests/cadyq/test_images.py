@@ -47,7 +47,7 @@ def test_one_bit(tmp_path: Path) -> None:
     assert torch.equal(read_rgb(path), _as_read(((GRAY > 127) * 255).astype(np.uint8)))
 
 
-@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 @pytest.mark.parametrize("factor", [256, 257])
 def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str, factor: int) -> None:
     path = _save(Image.fromarray(GRAY.astype(np.uint16) * np.uint16(factor)), tmp_path / f"a.{suffix}")

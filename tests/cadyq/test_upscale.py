@@ -32,6 +32,7 @@ from cadyq.upscaling import canvas, work
 from cadyq.upscaling import estimate as estimating
 from cadyq.upscaling.canvas import FileCanvas
 from cadyq.upscaling.files import plan
+from cadyq.upscaling.photograph import read_photograph
 from cadyq.upscaling.work import Tiling, Upscaler
 
 CPU = torch.device("cpu")
@@ -531,21 +532,47 @@ def test_a_colour_profile_is_kept_or_named(tmp_path: Path, capsys: pytest.Captur
     assert len(notes) == 1 and "b.png" in notes[0] and "is of GRAY colours and is left out" in notes[0]
 
 
-def test_samples_of_16_bits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    deep = np.arange(5 * 3 * 3, dtype=np.uint16).reshape(5, 3, 3) * 1000
-    Image.fromarray(deep[..., 0]).save(tmp_path / "gray.png")
-    header = struct.pack(">IIBBBBB", 3, 5, 16, 2, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+DEEP = np.arange(5 * 3 * 3, dtype=np.uint16).reshape(5, 3, 3) * 1000
+
+
+def deep_png(path: Path, pixels: Any, transparent: int | None = None) -> Path:
+    """A PNG of 16 bits from (5, 3) or (5, 3, 3); colour `transparent` of equal channels is transparent."""
+    colours = pixels[..., None] if pixels.ndim == 2 else pixels
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 3, 5, 16, colours.shape[2] - 1, 0, 0, 0))]
+    if transparent is not None:
+        chunks.append((b"tRNS", struct.pack(">H", transparent) * colours.shape[2]))
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     text = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    (tmp_path / "colour.png").write_bytes(b"\x89PNG\r\n\x1a\n" + text)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + text)
+    return path
+
+
+def test_samples_of_16_bits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(DEEP[..., 0]).save(tmp_path / "gray.png")
+    deep_png(tmp_path / "colour.png", DEEP)
+    for name, magic, pixels in (("pgm.pgm", b"P5", DEEP[..., 0]), ("ppm.ppm", b"P6", DEEP)):
+        (tmp_path / name).write_bytes(magic + b" 3 5 65535\n" + pixels.astype(">u2").tobytes())
     photo_file(tmp_path / "plain.png", "RGB", 5, 3)
-    names = ["gray.png", "colour.png", "plain.png"]
-    assert run(*(tmp_path / name for name in names), "--out", tmp_path / "out") == 0
+    photo_file(tmp_path / "plain.ppm", "RGB", 5, 300)
+    names = ["gray.png", "colour.png", "pgm.pgm", "ppm.ppm", "plain.png", "plain.ppm"]
+    for name in names:
+        notes = ("its 16-bit samples are reduced to 8 bits",) if "plain" not in name else ()
+        assert read_photograph(tmp_path / name).notes == notes
+    assert run(*(tmp_path / name for name in names[:2]), "--out", tmp_path / "out") == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if "16-bit samples are reduced to 8 bits" in line]
     assert len(notes) == 2 and "gray.png" in notes[0] and "colour.png" in notes[1]
     facts = json.loads((tmp_path / "out/colour_x4.json").read_text())
     assert facts["notes"] == ["its 16-bit samples are reduced to 8 bits"]
+
+
+def test_a_transparent_colour_of_16_bits_is_exact_or_left_out(tmp_path: Path) -> None:
+    gray = np.arange(15, dtype=np.uint16).reshape(5, 3) * 100
+    alpha = read_photograph(deep_png(tmp_path / "gray.png", gray, transparent=100)).alpha
+    assert alpha is not None and np.argwhere(np.asarray(alpha) == 0).tolist() == [[0, 1]]
+    photograph = read_photograph(deep_png(tmp_path / "colour.png", np.stack([gray] * 3, -1), transparent=3))
+    assert photograph.alpha is None, "colours whose high bytes are 3 are others"
+    assert photograph.notes[1:] == ("the transparent colour of its 16-bit samples is left out",)
 
 
 def test_of_a_moving_picture_the_first_is_enlarged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
