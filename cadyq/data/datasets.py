@@ -1,6 +1,5 @@
 """Test sets: benchmark folders, and the photographs inside scikit-image's wheel."""
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cadyq.data.bicubic import crop_to_multiple, downscale
-from cadyq.data.images import images_among, read_rgb
+from cadyq.data.images import images_among, pixel_sha256, read_rgb
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 from cadyq.utils.registry import Entries, closest
@@ -92,7 +91,7 @@ class Dataset:
         source = self._sources[index]
         hr = _read_hr(source.hr, self.scale)
         lr = downscale(hr, self.scale) if source.lr is None else _read_lr(source.lr, hr, self.scale)
-        return ImagePair(self.name, source.hr.stem, hr, lr, source.hr, _pixel_hash(hr, lr))
+        return ImagePair(self.name, source.hr.stem, hr, lr, source.hr, pixel_sha256(hr, lr))
 
 
 def _read_hr(path: Path, scale: int) -> Tensor:
@@ -118,15 +117,6 @@ def _read_lr(path: Path, hr: Tensor, scale: int) -> Tensor:
 def _size(image: Tensor) -> str:
     """Height x width, for messages."""
     return f"{image.shape[-2]}x{image.shape[-1]}"
-
-
-def _pixel_hash(*images: Tensor) -> str:
-    """SHA-256 over shapes and bytes, as hex digits."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(repr(tuple(image.shape)).encode())
-        digest.update(image.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _pngs(folder: Path) -> list[Path]:

@@ -116,3 +116,12 @@ def sha256_file(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     return digest.hexdigest()
+
+
+def pixel_sha256(*images: Tensor) -> str:
+    """SHA-256 over the shapes and pixels of images in their order, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(repr(tuple(image.shape)).encode())
+        digest.update(image.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

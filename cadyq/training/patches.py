@@ -6,7 +6,6 @@ one, with any number of workers or processes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cadyq.data.images import pixel_sha256
 from cadyq.quantizers.context import image_gradient
 from cadyq.utils.errors import UserError
 
@@ -72,11 +72,7 @@ class PatchDataset:
 
     def sha256(self) -> str:
         """Hash of the photographs in their order, hex digits. Names and the teacher's outputs do not count."""
-        digest = hashlib.sha256()
-        for lr, hr, *_ in self.images:
-            for image in (lr, hr):
-                digest.update(repr(tuple(image.shape)).encode() + image.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return pixel_sha256(*(image for lr, hr, *_ in self.images for image in (lr, hr)))
 
     def to(self, device: torch.device) -> PatchDataset:
         """The same dataset with its images on a device, where batches are cropped."""
