@@ -201,13 +201,15 @@ def prepare(
         chosen, reason = set(ran[:1] + ran[-1:]), ENDS
     else:
         chosen, reason = matching(exclude, [*ran, *(layer.name for layer in skipped)]), "excluded"
-    skipped += [Skipped(name, reason) for name in ran if name in chosen]
+    outside = [name for name in ran if name in chosen]
+    skipped += [Skipped(name, reason) for name in outside]
     layers = [name for name in ran if name not in chosen]
     if not layers:
         kept = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped[:3])
         remedy = "pass exclude=[] to quantize these too" if exclude is None and ran else "exclude fewer"
         raise UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
-    return wrap(network, seen.interface, layers, [name for name in ran if name in chosen], skipped)
+    outer = outside if exclude is None else []  # no scheme quantizes what the user leaves out
+    return wrap(network, seen.interface, layers, outer, skipped)
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

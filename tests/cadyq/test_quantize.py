@@ -424,6 +424,17 @@ def test_outer_bits_quantize_every_layer(network: Mixed, scheme: str, tmp_path: 
 
 
 @torch.no_grad()
+def test_outer_bits_leave_out_what_was_excluded(network: Mixed, tmp_path: Path) -> None:
+    made, lr = _quantized(network, exclude=["dilated", "tail"], outer_bits=8), photographs(1, 20)
+    sr, trace = cadyq.trace(made, lr)
+    assert list(trace.bits) == ["head", "down", "attention.qkv", "attention.project", "up"]
+    found = {line.split()[0]: line.split()[1:] for line in repr(made).splitlines()[2:]}
+    assert found["network.dilated"] == found["network.tail"] == ["FP32", "FP32", "excluded"]
+    path = cadyq.save(made, tmp_path / "q.safetensors")
+    assert torch.equal(cadyq.load_into(Mixed(), path)(lr), sr)
+
+
+@torch.no_grad()
 def test_a_parent_without_outer_points_passes_on_its_ranges() -> None:
     from cadyq.training.start import quantized_from
 
