@@ -16,7 +16,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import ActivationQuantizer, QuantizerOutput
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import signed_levels
-from cadyq.quantizers.layers import QuantConv2d, QuantizedLayer, replace_module
+from cadyq.quantizers.layers import ContiguousConv2d, QuantConv2d, QuantizedLayer, replace_module
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
 from cadyq.schemes.base import Scheme
@@ -183,13 +183,14 @@ def bit_serial_layers(network: nn.Module) -> list[str]:
 
 
 def _is_simple(layer: QuantConv2d, network: SRNetwork) -> bool:
-    """Whether a convolution keeps the size, and every point that it reads is quantized."""
+    """Whether a convolution keeps the size, may give channels last, and every point that it reads is quantized."""
     side = layer.kernel_size[0]
     keeps_size = layer.padding in ("same", (side // 2, side // 2)) and layer.padding_mode == "zeros"
     plain = layer.stride == layer.dilation == (1, 1) and layer.kernel_size == (side, side) and side % 2 == 1
     reads = [point for point in network.points.values() if layer in point.layers]
     quantized = all(point.quantizer is not None and layer in point.feeds for point in reads)
-    return keeps_size and plain and quantized and layer.weight_quantizer is not None
+    free_layout = not isinstance(layer, ContiguousConv2d)
+    return keeps_size and plain and free_layout and quantized and layer.weight_quantizer is not None
 
 
 def _packing(point: QuantizationPoint, pad: int | None) -> PackingQuantizer:

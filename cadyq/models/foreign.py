@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from cadyq.models.inspection import Interface, inspect_network, padded
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import (
+    ContiguousConv2d,
+    ContiguousConvTranspose2d,
     QuantConv2d,
     QuantConvTranspose2d,
     QuantizedLayer,
@@ -23,7 +25,7 @@ from cadyq.quantizers.layers import (
     replace_module,
 )
 from cadyq.quantizers.points import QuantizationPoint
-from cadyq.utils.errors import UserError
+from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
@@ -50,26 +52,36 @@ class ForeignNetwork(SRNetwork):
         layers: dotted names of the layers that a scheme may quantize: convolutions of any stride, dilation, padding and
             groups, transposed convolutions and linear layers.
         outer: dotted names of layers that stay in FP32 unless a scheme has `outer_bits`.
+        contiguous: whether all feature maps are in torch's default layout, as in the wrapped network alone. By default
+            they are channels last. CPUs convolve these faster, but not every view of them exists.
 
     Attributes:
         skipped: layers that stay in FP32, with the reason.
     """
 
     def __init__(
-        self, network: nn.Module, interface: Interface, layers: Sequence[str], outer: Sequence[str] = ()
+        self,
+        network: nn.Module,
+        interface: Interface,
+        layers: Sequence[str],
+        outer: Sequence[str] = (),
+        contiguous: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.interface = interface
+        self.contiguous = contiguous
         self.kind = type(network).__name__
         self.skipped: list[Skipped] = []
         self._token = uuid4().hex  # copies, stored ones too, have the same token, since they run the same operations
         twins = {name: network.get_submodule(name) for name in (*layers, *outer)}
-        made = {layer: _twin(layer, name, with_point=name in layers) for name, layer in twins.items()}
+        kinds = _TWINS | _CONTIGUOUS if contiguous else _TWINS
+        made = {layer: _twin(layer, name, kinds, with_point=name in layers) for name, layer in twins.items()}
         for name, module in [*network.named_modules(remove_duplicate=False)]:
             if module in made:  # a layer may have more than one name
                 replace_module(network, name, made[module])
         options = asdict(interface) | {"layers": list(layers), "outer": list(outer)}
+        options |= {"contiguous": True} if contiguous else {}  # files of other networks are as before
         self.register_points(options.pop("scale"), **options)
 
     @property
@@ -93,6 +105,7 @@ class ForeignNetwork(SRNetwork):
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         x = padded(lr, self.interface.multiple_of) * (self.interface.pixel_range / 255)
+        x = x.contiguous() if self.contiguous else x
         with _modules_run():
             sr = self.network(x)
         if not isinstance(sr, Tensor):
@@ -134,23 +147,23 @@ def _obstacle(module: nn.Module) -> str:
     return ""
 
 
-def _twin(layer: nn.Module, name: str, with_point: bool) -> QuantizedLayer:
+_Kinds = dict[type[nn.Module], type[QuantizedLayer]]  # of a layer -> of its quantizable counterpart
+
+
+def _twin(layer: nn.Module, name: str, kinds: _Kinds, with_point: bool) -> QuantizedLayer:
     """The quantizable counterpart of a layer, with or without a point in front of it."""
-    if type(layer) not in _TWINS:
+    if type(layer) not in kinds:
         raise UserError(
             f"layer {name!r} is a {type(layer).__name__}: only plain convolutions and linear layers can be quantized"
         )
-    twin = _TWINS[type(layer)].like(layer)  # type: ignore[attr-defined]
+    twin = kinds[type(layer)].like(layer)  # type: ignore[attr-defined]
     channels, dim = twin.inputs
     twin.point = QuantizationPoint(channels, feeds=[twin], channel_dim=dim) if with_point else None
     return twin  # type: ignore[no-any-return]
 
 
-_TWINS: dict[type[nn.Module], type[QuantizedLayer]] = {
-    nn.Conv2d: QuantConv2d,
-    nn.ConvTranspose2d: QuantConvTranspose2d,
-    nn.Linear: QuantLinear,
-}
+_TWINS: _Kinds = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
+_CONTIGUOUS: _Kinds = {nn.Conv2d: ContiguousConv2d, nn.ConvTranspose2d: ContiguousConvTranspose2d}
 
 
 def wrap(
@@ -158,12 +171,10 @@ def wrap(
     interface: Interface,
     layers: Sequence[str],
     outer: Sequence[str] = (),
-    skipped: Sequence[Skipped] = (),
+    contiguous: bool = False,
 ) -> ForeignNetwork:
     """A copy of a network, with points at the named layers, in eval mode."""
-    wrapped = ForeignNetwork(copy.deepcopy(network), interface, layers, outer)
-    wrapped.skipped = list(skipped)
-    return wrapped.eval()
+    return ForeignNetwork(copy.deepcopy(network), interface, layers, outer, contiguous).eval()
 
 
 def prepare(
@@ -185,13 +196,15 @@ def prepare(
         multiple_of: see `Interface`.
 
     Raises:
-        UserError: see `inspect_network` and `matching`.
+        UserError: no layer is left to quantize, or the network fails with quantizable layers; see `inspect_network` and
+            `matching`.
     """
     parameter = next(network.parameters(), None)
     if parameter is None:
         raise UserError(f"{type(network).__name__} has no parameters, so there is nothing to quantize")
+    lr = _two_unlike(patches).to(parameter.device)
     with in_eval(network):
-        seen = inspect_network(network, _two_unlike(patches).to(parameter.device), scale, pixel_range, multiple_of)
+        seen = inspect_network(network, lr, scale, pixel_range, multiple_of)
     usable, skipped = quantizable_layers(network)
     ran = [name for name in seen.order if name in usable]
     never = "it never ran as a layer; what reads its weight is not seen"
@@ -209,7 +222,36 @@ def prepare(
         remedy = "pass exclude=[] to quantize these too" if exclude is None and ran else "exclude fewer"
         raise UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
     outer = outside if exclude is None else []  # no scheme quantizes what the user leaves out
-    return wrap(network, seen.interface, layers, outer, skipped)
+    made = _tried(network, seen.interface, layers, outer, lr)
+    made.skipped = skipped
+    return made
+
+
+@torch.no_grad()
+def _tried(
+    network: nn.Module, interface: Interface, layers: Sequence[str], outer: Sequence[str], lr: Tensor
+) -> ForeignNetwork:
+    """A wrapped copy of a network that has run on `lr`, with contiguous maps only if it fails on others.
+
+    `lr` are two patches: a single sample may be viewed in more shapes.
+
+    Raises:
+        UserError: it fails in both layouts.
+    """
+    for contiguous in (False, True):
+        made = wrap(network, interface, layers, outer, contiguous=contiguous)
+        try:
+            made(lr)
+        except UserError:
+            raise
+        except Exception as error:  # a foreign network may fail in any way
+            failure = error
+        else:
+            return made
+    raise UserError(
+        f"{made.kind} runs alone, but not with quantizable layers: {one_line(failure)}; exclude the layers of the "
+        "module that fails: exclude=[...]"
+    ) from failure
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

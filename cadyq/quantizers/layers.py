@@ -180,6 +180,23 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
         return F.conv_transpose2d(x, weight, self.bias, *where)  # type: ignore[arg-type]
 
 
+class ContiguousConv2d(QuantConv2d):
+    """`QuantConv2d` whose maps are in the default layout, for networks that run in no other."""
+
+    def freeze(self) -> None:
+        QuantizedLayer.freeze(self)
+
+    def apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x.contiguous(), weight.contiguous(), self.bias)  # type: ignore[no-any-return]
+
+
+class ContiguousConvTranspose2d(QuantConvTranspose2d):
+    """`QuantConvTranspose2d` whose maps are in the default layout, for networks that run in no other."""
+
+    def apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
+        return super().apply_to(x.contiguous(), weight.contiguous())
+
+
 class QuantLinear(QuantizedLayer, nn.Linear):  # type: ignore[misc]
     """`nn.Linear`, whose weight is (Cout, Cin).
 

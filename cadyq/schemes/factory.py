@@ -128,8 +128,8 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
         raise another
     else:
         options = dict(config.backbone_options)
-        layers, outer = options.pop("layers"), options.pop("outer")
-        prepared = wrap(network, Interface(config.scale, **options), layers, outer)
+        layers, outer, contiguous = options.pop("layers"), options.pop("outer"), options.pop("contiguous", False)
+        prepared = wrap(network, Interface(config.scale, **options), layers, outer, contiguous=contiguous)
     apply_scheme(prepared, SCHEMES.get(config.scheme)(**config.scheme_options))
     return prepared.eval()
 

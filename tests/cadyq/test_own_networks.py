@@ -269,3 +269,89 @@ def test_a_block_may_return_several_outputs() -> None:
     with watched(prepared, blocks_of(prepared)) as seen:
         prepared(LR[0][None, :, :16, :16].float())
     assert [value.shape for value in seen.values()] == [(1, 8, 16, 16)] * 2
+
+
+class Blur(nn.Module):
+    """Reads maps with `view`, which only maps in the default layout allow, and in windows of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.window, self.last = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+        self.up = nn.ConvTranspose2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        b, c, h, w = y.shape
+        y = F.avg_pool2d(y.view(b * c, 1, h, w), 3, 1, 1).view(b, c, h, w)
+        windows = torch.cat([y[:, None, :, : h // 2], y[:, None, :, h // 2 :]], 1).view(b * 2, c, h // 2, w)
+        windows = self.up(self.window(windows)).view(b, 2, c, h // 2, w)
+        y = self.last(torch.cat([windows[:, 0], windows[:, 1]], 2).relu())
+        return y * y.view(b, -1).mean(1).view(b, 1, 1, 1).sigmoid()
+
+
+@torch.no_grad()
+def test_a_network_may_view_its_maps(tmp_path: Path) -> None:
+    network, lr = network_of(Blur()), LR[0][None, :, :32, :32].float()
+    quantized = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4)
+    assert torch.equal(quantized.without_scheme()(lr), network(lr * (1 / 255)) * 255), "maps in the layout it has alone"
+    with frozen_weights(quantized):
+        frozen = quantized(lr)
+    cadyq.save(quantized, tmp_path / "q.safetensors")
+    loaded = cadyq.load_into(network, tmp_path / "q.safetensors")
+    assert torch.equal(loaded(lr), frozen) and torch.equal(quantized(lr), frozen)
+    assert torch.equal(quantized(lr.contiguous(memory_format=torch.channels_last)), frozen), "as in training"
+
+
+@torch.no_grad()
+def test_channels_of_a_batch_are_viewed_as_samples() -> None:
+    """One sample allows that in any layout."""
+
+    class Apart(Blur):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            b, c, h, w = y.shape
+            return self.last(F.avg_pool2d(y.view(b * c, 1, h, w), 3, 1, 1).view(b, c, h, w))
+
+    quantized = cadyq.quantize(network_of(Apart()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    assert quantized(LR[0][None, :, :16, :16].float()).shape == (1, 3, 32, 32)
+
+
+def test_maps_keep_the_faster_layout_elsewhere() -> None:
+    quantized = cadyq.quantize(network_of(TwoNames()), "fp32", LR, pixel_range=1, patches=4)
+    assert {type(layer) for layer in quantized.layer_names} == {QuantConv2d}
+    assert "contiguous" not in quantized.options
+
+
+class Stubborn(nn.Module):
+    """Asks for the class of its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.conv) is not nn.Conv2d:
+            raise TypeError("no convolution")
+        return self.conv(x)  # type: ignore[no-any-return]
+
+
+def test_a_network_that_its_points_break_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Bicubic runs alone, but not with quantizable layers: .*no convolution; .*"):
+        cadyq.quantize(network_of(Stubborn()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+
+
+@torch.no_grad()
+def test_a_layer_with_an_output_size_is_excluded() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.up = nn.Conv2d(8, 8, 3, 2, 1), nn.ConvTranspose2d(8, 8, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.up(self.conv(x), list(x.shape[-2:]))  # type: ignore[no-any-return]
+
+    network, lr = network_of(Sized()), LR[0][None, :, :32, :32].float()
+    with pytest.raises(UserError, match="output_size cannot be quantized; exclude it"):
+        cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4)
+    quantized = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4, exclude=["body.up"])
+    assert list(cadyq.trace(quantized, lr)[1].bits) == ["head", "body.conv", "tail"]
