@@ -30,6 +30,7 @@ from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
 ENDS = "first or last layer"  # the reason of layers that stay in FP32 by default
+COMPUTED = "its weight is computed in each forward"
 
 
 @dataclass(frozen=True)
@@ -214,15 +215,16 @@ def prepare(
         chosen, reason = set(ran[:1] + ran[-1:]), ENDS
     else:
         chosen, reason = matching(exclude, [*ran, *(layer.name for layer in skipped)]), "excluded"
-    outside = [name for name in ran if name in chosen]
-    skipped += [Skipped(name, reason) for name in outside]
-    layers = [name for name in ran if name not in chosen]
+    layers, outside = [name for name in ran if name not in chosen], [name for name in ran if name in chosen]
+    outer = outside if exclude is None else []  # no scheme quantizes what the user leaves out
+    contiguous, computed = _tried(network, seen.interface, layers, outer, lr)
+    layers, outer = [n for n in layers if n not in computed], [n for n in outer if n not in computed]
+    skipped = [Skipped(n, COMPUTED if n in computed else reason) for n in ran if n not in layers] + skipped
     if not layers:
         kept = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped[:3])
         remedy = "pass exclude=[] to quantize these too" if exclude is None and ran else "exclude fewer"
         raise UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
-    outer = outside if exclude is None else []  # no scheme quantizes what the user leaves out
-    made = _tried(network, seen.interface, layers, outer, lr)
+    made = wrap(network, seen.interface, layers, outer, contiguous)
     made.skipped = skipped
     return made
 
@@ -230,16 +232,24 @@ def prepare(
 @torch.no_grad()
 def _tried(
     network: nn.Module, interface: Interface, layers: Sequence[str], outer: Sequence[str], lr: Tensor
-) -> ForeignNetwork:
-    """A wrapped copy of a network that has run on `lr`, with contiguous maps only if it fails on others.
+) -> tuple[bool, set[str]]:
+    """Whether a network runs only on contiguous maps, and the layers whose weight each forward computes.
 
-    `lr` are two patches: a single sample may be viewed in more shapes.
+    Args:
+        network: not changed.
+        interface: see `Interface`.
+        layers, outer: see `ForeignNetwork`.
+        lr: two patches, since a single sample may be viewed in more shapes.
 
     Raises:
         UserError: it fails in both layouts.
     """
     for contiguous in (False, True):
-        made = wrap(network, interface, layers, outer, contiguous=contiguous)
+        made = wrap(network, interface, layers, outer, contiguous)
+        weights = {name: made.network.get_parameter(f"{name}.weight") for name in (*layers, *outer)}
+        for k, weight in enumerate(weights.values()):
+            weight.mul_(1 + 0.01 / (k + 1))  # if the forward computes it, it has other values afterwards
+        before = {name: weight.clone() for name, weight in weights.items()}
         try:
             made(lr)
         except UserError:
@@ -247,11 +257,16 @@ def _tried(
         except Exception as error:  # a foreign network may fail in any way
             failure = error
         else:
-            return made
+            after = {name: made.network.get_parameter(f"{name}.weight") for name in before}
+            return contiguous, {name for name in before if not _same(before[name], after[name])}
     raise UserError(
         f"{made.kind} runs alone, but not with quantizable layers: {one_line(failure)}; exclude the layers of the "
         "module that fails: exclude=[...]"
     ) from failure
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:

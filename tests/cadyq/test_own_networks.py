@@ -355,3 +355,37 @@ def test_a_layer_with_an_output_size_is_excluded() -> None:
         cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4)
     quantized = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4, exclude=["body.up"])
     assert list(cadyq.trace(quantized, lr)[1].bits) == ["head", "body.conv", "tail"]
+
+
+class Merging(nn.Module):
+    """As SPAN: three layers in training mode, in eval mode one whose weight each forward makes of theirs."""
+
+    def __init__(self, data: bool) -> None:
+        super().__init__()
+        self.data = data
+        self.wide, self.narrow, self.conv = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.merged = nn.Conv2d(8, 8, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return self.conv(self.narrow(self.wide(x)))  # type: ignore[no-any-return]
+        weight = (self.narrow.weight[..., 0, 0] @ self.wide.weight[..., 0, 0])[..., None, None]
+        if self.data:
+            self.merged.weight.data = weight.detach()
+        else:
+            self.merged.weight.data.copy_(weight)
+        return self.conv(self.merged(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("data", [True, False])
+@torch.no_grad()
+def test_a_weight_that_each_forward_computes_stays_in_fp32(data: bool, tmp_path: Path) -> None:
+    network, lr = network_of(Merging(data)), LR[0][None, :, :32, :32].float()
+    made = cadyq.quantize(network, "minmax:w3a8", LR, pixel_range=1, patches=4, outer_bits=8)
+    assert {"network.body.merged": "its weight is computed in each forward"}.items() <= made.reasons().items()
+    assert list(made.points) == ["head", "body.conv", "tail"]
+    cadyq.save(made, tmp_path / "q.safetensors")
+    other = network_of(Merging(data))
+    assert torch.equal(cadyq.load_into(other, tmp_path / "q.safetensors")(lr), made(lr))
+    with pytest.raises(UserError, match=r"no layer is left to quantize .*body\.merged: its weight is computed"):
+        cadyq.quantize(network, "minmax:w3a8", LR, pixel_range=1, patches=4, exclude=["head", "tail", "body.conv"])
