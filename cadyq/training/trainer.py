@@ -26,6 +26,7 @@ from cadyq.training.recipes import Recipe
 from cadyq.training.validation import validate
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import remove_leftovers, write_text
+from cadyq.utils.seeds import repeatable
 
 CHECKPOINT_SECONDS = 120.0
 BOARD_EVERY = 20  # steps between points on TensorBoard
@@ -103,12 +104,19 @@ class Trainer:
         return self.network if self.average is None else self.average.network
 
     def run(self) -> Path:
-        """Train to the last step; return the path of the full-precision model."""
+        """Train to the last step; return the path of the full-precision model.
+
+        Raises:
+            UserError: training would not meet all quantization points, the folder holds another run, or the loss is not
+                finite.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         if self._finished():
             return self.out / "model.safetensors"
         self._resume()
         recipe, before = self.recipe, self.seconds
+        if self.step < recipe.steps:
+            _require_points(self.network, self.bank.batch(self.seed, 0, 2, recipe.lr_patch).lr.to(self.device))
         first = self.processes.first
         progress = TrainingProgress(self.out.name, self.step, recipe.steps, recipe.batch, first)
         board = TensorBoard(self.out / "tensorboard", self.step) if first else None
@@ -269,6 +277,24 @@ class Trainer:
             remove_leftovers(self.out)
         self.processes.wait()
         return path
+
+
+@torch.no_grad()
+def _require_points(network: SRNetwork, lr: Tensor) -> None:
+    """Raises UserError if a forward in training mode, the mode of `network`, does not meet all points of eval mode.
+
+    Networks that merge layers in eval mode, or leave layers out in training, would learn no ranges there.
+    """
+    plain = network.without_scheme()  # a copy, since layers such as batch normalization learn in each forward
+    with repeatable():
+        met = trace_forward(plain, lr)[1].records
+        measured = trace_forward(plain.eval(), lr)[1].records
+    for name in measured:
+        if name not in met:
+            raise UserError(
+                f"{network.name}: training would not meet the quantization point {name!r}, since the network computes "
+                "otherwise in training mode; leave the layer out with exclude=[...], or use a scheme without training"
+            )
 
 
 def _attention(network: SRNetwork, teacher: SRNetwork | None, recipe: Recipe) -> AttentionTransfer | None:

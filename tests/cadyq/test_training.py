@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import cadyq
 from cadyq.checkpoints.statistics import load_statistics, save_statistics
@@ -355,6 +356,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchDataset, tmp_path: P
         Trainer(network, _recipe(), broken, bank, tmp_path, {}, seed=0).run()
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert not (tmp_path / "model.safetensors").exists()
+
+
+class Otherwise(nn.Module):
+    """Runs one layer in training mode and another one in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 48, 3, padding=1)
+        self.trained, self.merged, self.norm = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.head(x))
+        return F.pixel_shuffle(self.tail(self.trained(y) if self.training else self.merged(y)), 4)
+
+
+def test_training_that_would_not_meet_a_point_is_refused(bank: PatchDataset, tmp_path: Path) -> None:
+    patches = bank.batch(0, 0, 4, SIDE).lr
+    network = cadyq.quantize(Otherwise(), "pams:w4a4", patches, pixel_range=1)
+    recipe = _recipe().without_teacher()
+    with pytest.raises(UserError, match="otherwise: training would not meet the quantization point 'merged'"):
+        Trainer(network, recipe, bank, bank, tmp_path / "refused", {}, seed=0).run()
+    left_out = cadyq.quantize(Otherwise(), "pams:w4a4", patches, pixel_range=1, exclude=["merged"])
+    trainer = Trainer(left_out, recipe, bank, bank, tmp_path / "run", {}, seed=0)
+    trainer.train_step = lambda: pytest.fail("the check is over")  # type: ignore[method-assign, misc, return-value]
+    before = {key: value.clone() for key, value in left_out.state_dict().items()}
+    with pytest.raises(pytest.fail.Exception, match="the check is over"):
+        trainer.run()
+    assert all(torch.equal(value, before[key]) for key, value in left_out.state_dict().items()), (
+        "as statistics of norms"
+    )
+    assert left_out.training
 
 
 def test_a_missed_target_is_told(caplog: pytest.LogCaptureFixture) -> None:
