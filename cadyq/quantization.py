@@ -67,7 +67,8 @@ def quantize(
 
     Raises:
         UserError: unknown scheme or option, a scheme that needs HR, a pattern without a match, an unreadable image, a
-            network that fails on the images, or a pixel range that cannot be detected.
+            network that fails on the images or was loaded with quantized weights, or a pixel range that cannot be
+            detected.
     """
     name, _, tag = parse_scheme(scheme)
     if tag:
@@ -102,7 +103,12 @@ def quantize(
 def _check_known(
     network: SRNetwork, exclude: Sequence[str] | None, scale: int | None, pixel_range: float | None, multiple_of: int
 ) -> None:
-    """Raises UserError for arguments that contradict what a network of this project says of itself."""
+    """Raises UserError for a packed network, and for arguments that contradict what the network says of itself."""
+    if network.packed:
+        raise UserError(
+            f"quantize: {network.name} is already quantized by {network.scheme_label}, and its FP32 weights are not in "
+            "its file; pass its FP32 network"
+        )
     own, ends = Interface(network.scale, pixel_range=255), list[str]()
     if isinstance(network, ForeignNetwork):
         own, ends = network.interface, [layer.name for layer in network.skipped if layer.reason == ENDS]

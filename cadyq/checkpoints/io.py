@@ -54,7 +54,7 @@ def save_model(
         if point.quantizer is not None and not point.quantizer.calibrated:
             what = f"point {point.name!r} has no range yet"
             raise UserError(f"{path}: not written, as {what}; calibrate or train it first")
-    packed = packed or any(isinstance(layer.weight_quantizer, PackedWeight) for layer in network.layer_names)
+    packed = packed or network.packed
     # copies, since two layers may share a tensor, which safetensors does not allow
     state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     if packed:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.models.summary import layer_lines
-from cadyq.quantizers.base import ActivationQuantizer, WeightQuantizer
+from cadyq.quantizers.base import ActivationQuantizer, PackedWeight, WeightQuantizer
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
@@ -154,6 +154,11 @@ class SRNetwork(nn.Module, ABC):
         if self.scheme is None and any(point.quantizer is not None for point in self.points.values()):
             what = f"{self.name} has quantizers but no scheme, as a network with frozen bits"
             raise UserError(f"{doing}: {what}; give the network that it was made from")
+
+    @property
+    def packed(self) -> bool:
+        """Whether it was loaded with weights on their grids. Its FP32 weights are then not known."""
+        return any(isinstance(layer.weight_quantizer, PackedWeight) for layer in self.layer_names)
 
     @property
     def architecture(self) -> Hashable:

@@ -674,3 +674,15 @@ def test_what_cannot_be_quantized_or_saved_is_named(tmp_path: Path) -> None:
         cadyq.quantize(cadyq.load_model("zoo:idn_x4_fp32"), "minmax:w8a8", tmp_path / "nope")
     with pytest.raises(UserError, match="a Conv2d is not quantized; save what"):
         cadyq.save(nn.Conv2d(3, 3, 3), tmp_path / "q.safetensors")  # type: ignore[arg-type]
+
+
+def test_a_network_without_its_fp32_weights_is_not_quantized(network: Mixed, tmp_path: Path) -> None:
+    own = cadyq.quantize(cadyq.create_model("edsr", n_feats=8, n_resblocks=1), "pams:w4a4", photographs())
+    for made in (own, _quantized(network)):
+        assert cadyq.quantize(made, "mse:w8a8", photographs()).scheme_label == "mse:w8a8", "its FP32 weights are there"
+        path = cadyq.save(made, tmp_path / "q.safetensors")
+        packed = cadyq.load_into(network, path) if isinstance(made, ForeignNetwork) else cadyq.load_model(path)
+        for scheme in ("fp32", "minmax:w8a8"):
+            what = f"{made.name} is already quantized by {made.scheme_label}, and its FP32 weights are not in its file"
+            with pytest.raises(UserError, match=f"{what}; pass its FP32 network"):
+                cadyq.quantize(packed, scheme, photographs())
