@@ -83,8 +83,8 @@ class _Layer(nn.Module):
         self.plain.weight_quantizer = self.plain.point = None
         self.plain.register_parameter("weight", None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x if self.point is None else self.point(x)
+    def forward(self, input: Tensor) -> Tensor:  # the name of torch's layers, for calls by keyword
+        x = input if self.point is None else self.point(input)
         rows = from_codes(self.codes, self.steps, self.zeros) if self.integer else self.rows
         return self.plain.apply_to(x, self.plain.from_rows(rows))
 

@@ -110,10 +110,10 @@ class BitSerialConv2d(QuantConv2d):
         made.offsets = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().clone()
         return made
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if self.weight_quantizer is None:
-            return super().forward(x)
-        x = x if self.point is None else self.point(x)
+            return super().forward(input)
+        x = input if self.point is None else self.point(input)
         planes = next((given for source in self.sources if (given := source.planes_of(x)) is not None), None)
         if planes is None:
             raise UserError(

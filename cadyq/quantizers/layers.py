@@ -87,9 +87,8 @@ class QuantizedLayer(nn.Module, ABC):
     def apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
         """The plain layer's function with another weight."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.point is not None:
-            x = self.point(x)
+    def forward(self, input: Tensor) -> Tensor:  # the name of torch's layers, for calls by keyword
+        x = input if self.point is None else self.point(input)
         if self.arithmetic is None:
             return self.apply_to(x, self.quantized_weight())
         with torch.autocast(x.device.type, self.arithmetic):
@@ -170,10 +169,10 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
         grouped = rows.reshape(self.groups, outputs // self.groups, inputs, *kernel)
         return grouped.transpose(1, 2).reshape(self.groups * inputs, outputs // self.groups, *kernel)
 
-    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         if output_size is not None:
             raise UserError("a transposed convolution with output_size cannot be quantized; exclude it: exclude=[...]")
-        return super().forward(x)
+        return super().forward(input)
 
     def apply_to(self, x: Tensor, weight: Tensor) -> Tensor:
         where = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import cadyq
 from baselines.daq import DAQWeight
 from cadyq.data.datasets import folder, photographs
-from cadyq.deploy.onnx_export import export_onnx
+from cadyq.deploy.onnx_export import Exportable, export_onnx
 from cadyq.deploy.runtime import open_session, run
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import calibration_patches
@@ -389,3 +389,21 @@ def test_a_weight_that_each_forward_computes_stays_in_fp32(data: bool, tmp_path:
     assert torch.equal(cadyq.load_into(other, tmp_path / "q.safetensors")(lr), made(lr))
     with pytest.raises(UserError, match=r"no layer is left to quantize .*body\.merged: its weight is computed"):
         cadyq.quantize(network, "minmax:w3a8", LR, pixel_range=1, patches=4, exclude=["head", "tail", "body.conv"])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@torch.no_grad()
+def test_a_layer_is_called_by_keyword(transposed: bool) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+            self.conv, self.linear = kind(8, 8, 3, padding=1), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(input=self.conv(input=x).movedim(1, -1)).movedim(-1, 1)  # type: ignore[no-any-return]
+
+    quantized = cadyq.quantize(network_of(Named()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    lr = LR[0][None, :, :16, :16].float()
+    assert list(cadyq.trace(quantized, lr)[1].bits) == ["body.conv", "body.linear"]
+    assert float((Exportable(quantized)(lr) - quantized(lr)).abs().max()) < 1
