@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from cadyq.quantizers.layers import (
     replace_module,
 )
 from cadyq.quantizers.points import QuantizationPoint
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
@@ -175,7 +175,7 @@ def wrap(
     contiguous: bool = False,
 ) -> ForeignNetwork:
     """A copy of a network, with points at the named layers, in eval mode."""
-    return ForeignNetwork(copy.deepcopy(network), interface, layers, outer, contiguous).eval()
+    return ForeignNetwork(copied(network), interface, layers, outer, contiguous).eval()
 
 
 def prepare(

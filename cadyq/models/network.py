@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol
@@ -16,6 +15,7 @@ from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.running import Listener, forward_of
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import Registry, closest
 
@@ -189,7 +189,7 @@ class SRNetwork(nn.Module, ABC):
 
     def without_scheme(self) -> SRNetwork:
         """A copy with the same weights and without quantizers."""
-        plain = copy.deepcopy(self)
+        plain = copied(self)
         plain.scheme = None
         for point in plain.points.values():
             point.quantizer = None

@@ -407,3 +407,22 @@ def test_a_layer_is_called_by_keyword(transposed: bool) -> None:
     lr = LR[0][None, :, :16, :16].float()
     assert list(cadyq.trace(quantized, lr)[1].bits) == ["body.conv", "body.linear"]
     assert float((Exportable(quantized)(lr) - quantized(lr)).abs().max()) < 1
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_a_fresh_network_with_a_computed_weight_is_copied(tmp_path: Path) -> None:
+    """Its weight has a history until a forward without gradients."""
+
+    def fresh() -> nn.Module:
+        network = network_of(TwoNames())
+        nn.utils.weight_norm(network.body.conv1)
+        return network
+
+    network, lr = fresh().train(), LR[0][None, :, :32, :32].float()
+    network(lr)
+    quantized = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4)
+    cadyq.save(quantized, tmp_path / "q.safetensors")
+    expected = quantized(lr)
+    assert torch.equal(cadyq.load_into(fresh(), tmp_path / "q.safetensors")(lr), expected)
+    torch.testing.assert_close(quantized.without_scheme()(lr), network.eval()(lr / 255) * 255, atol=1e-2, rtol=0)
+    assert not network.body.conv1.weight.is_leaf, "the original is unchanged"
