@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor, nn
 
-from cadyq.data.images import images_among, read_rgb
+from cadyq.data.datasets import ImagePair
+from cadyq.data.images import from_pillow, images_among, read_rgb
 from cadyq.models.foreign import ENDS, ForeignNetwork, matching, prepare
 from cadyq.models.inspection import Interface
 from cadyq.models.network import SRNetwork
@@ -29,7 +31,8 @@ LEAST_SIDE = 8
 log = logging.getLogger(__name__)
 
 # what calibration images may be given as
-Images = str | Path | Tensor | NDArray[np.uint8] | Iterable[str | Path | Tensor | NDArray[np.uint8]]
+OneImage = str | Path | Image | ImagePair | Tensor | NDArray[np.uint8]
+Images = OneImage | Iterable[OneImage]
 
 
 def quantize(
@@ -53,7 +56,8 @@ def quantize(
     Args:
         network: any `nn.Module` from (N, 3, h, w) to (N, 3, h scale, w scale). It is not changed.
         scheme: name and bit-widths: "pams:w8a8", "minmax:w4a8", "cadyq".
-        calibration: LR images: a folder, paths, uint8 arrays (h, w, 3), tensors (3, h, w) or (N, 3, h, w) in 0..255.
+        calibration: LR images: a folder, paths, images of Pillow, uint8 arrays (h, w, 3), tensors (3, h, w) or
+            (N, 3, h, w) in 0..255, or a `cadyq` dataset, of which the LR images are taken.
         exclude: shell patterns ("head*") of layers (for a backbone of this project, of points) to keep in FP32.
             Default: the first and the last layer of the forward pass; `[]` excludes none.
         scale: upscaling factor. Default: measured by running the network.
@@ -85,8 +89,9 @@ def quantize(
         remedy = f"python -m cadyq.{kind.made_by()} {does}"
         log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
     parameter = next(network.parameters(), None)
-    if parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16):
-        dtype = str(parameter.dtype).removeprefix("torch.")
+    other = next((p.dtype for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
+    if other is not None:
+        dtype = str(other).removeprefix("torch.")
         raise UserError(f"quantize: the weights are {dtype}; give them in float32, as from network.float()")
     lr = calibration_patches(calibration, patches)
     if isinstance(network, SRNetwork):
@@ -185,9 +190,16 @@ def _each(images: Images) -> Iterable[Tensor]:
     elif isinstance(images, np.ndarray):
         arrays = images if images.ndim == 4 else [images]
         yield from (_in_range(torch.from_numpy(np.ascontiguousarray(a)).movedim(-1, 0)) for a in arrays)
-    else:
+    elif isinstance(images, Image):
+        yield from_pillow(images, "calibration")
+    elif isinstance(images, ImagePair):
+        yield images.lr
+    elif isinstance(images, Iterable):
         for image in images:
             yield from _each(image)
+    else:
+        forms = "a folder, paths, Pillow's images, arrays or tensors of LR images"
+        raise UserError(f"calibration: {images!r} is no image; give {forms}")
 
 
 def _in_range(image: Tensor) -> Tensor:

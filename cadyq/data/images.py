@@ -56,8 +56,16 @@ def decode_rgb(data: bytes, name: str) -> Tensor:
 def _read_rgb(source: Path | io.BytesIO, name: str) -> Tensor:
     try:
         with Image.open(source) as image:
-            image.load()
-            pixels = to_rgb(ImageOps.exif_transpose(image), image.format, name)
+            return from_pillow(image, name)
+    except DECODE_ERRORS as error:
+        raise unreadable(name, error) from error
+
+
+def from_pillow(image: Image.Image, name: str) -> Tensor:
+    """`read_rgb` of an image that Pillow has opened; `name` is for messages."""
+    try:
+        image.load()
+        pixels = to_rgb(ImageOps.exif_transpose(image), image.format, name)
     except DECODE_ERRORS as error:
         raise unreadable(name, error) from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

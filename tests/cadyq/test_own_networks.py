@@ -190,6 +190,8 @@ def test_arguments_that_contradict_the_network_are_refused() -> None:
         cadyq.quantize(wrapped, "mse:w8a8", LR, exclude=[], patches=4)
     with pytest.raises(UserError, match="the weights are float16; give them in float32"):
         cadyq.quantize(network_of(TwoNames()).half(), "mse:w8a8", LR, patches=4)
+    with pytest.raises(UserError, match=r"the weights are float64; give them in float32, as from network\.float\(\)"):
+        cadyq.quantize(network_of(TwoNames()).double(), "mse:w8a8", LR, patches=4)
 
 
 def test_frozen_weights_are_released_after_an_error() -> None:

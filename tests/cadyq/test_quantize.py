@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 import cadyq
 from cadyq import UserError
+from cadyq.data import datasets
 from cadyq.models.foreign import ForeignNetwork
 from cadyq.quantization import calibration_patches
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
@@ -228,8 +231,29 @@ def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
         write_png(tmp_path / f"{index}.png", image)
     expected = calibration_patches(images)
     assert expected.shape == (64, 3, 48, 48)
-    for given in (list(images), arrays, np.stack(arrays), tmp_path, str(tmp_path), sorted(tmp_path.iterdir())):
+    opened = [Image.fromarray(array) for array in arrays]
+    pairs = [datasets.ImagePair("mine", str(k), lr, lr, None, "") for k, lr in enumerate(images)]
+    files = tmp_path, str(tmp_path), sorted(tmp_path.iterdir())
+    for given in (list(images), arrays, np.stack(arrays), *files, opened, pairs):
         assert torch.equal(calibration_patches(given), expected)
+    assert torch.equal(calibration_patches(opened[0]), calibration_patches(images[:1]))
+    few = datasets.photographs(4)
+    assert torch.equal(calibration_patches(few, 8), calibration_patches([pair.lr for pair in few], 8))
+
+
+@pytest.mark.parametrize(("given", "named"), [(None, "None"), ([3], "3"), (len, "<built-in function len>")])
+def test_what_is_no_image(given: Any, named: str) -> None:
+    with pytest.raises(UserError, match=f"calibration: {named} is no image; give a folder, paths, .*arrays or tensors"):
+        calibration_patches(given)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_opened_images_are_read_as_files(mode: str, tmp_path: Path) -> None:
+    image = Image.fromarray(photographs(1, 60)[0].byte().permute(1, 2, 0).numpy()).convert(mode)
+    image.save(tmp_path / "image.png")
+    assert torch.equal(calibration_patches([image]), calibration_patches(tmp_path))
+    with pytest.raises(UserError, match="has 32-bit samples"):
+        calibration_patches([image.convert("L").convert("F")])
 
 
 class Folded(nn.Module):
