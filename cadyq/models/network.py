@@ -19,6 +19,8 @@ from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import Registry, closest
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class AppliedScheme(Protocol):
     """The interface of a network's scheme; `cadyq.schemes.base.Scheme` has it."""
@@ -122,7 +124,7 @@ class SRNetwork(nn.Module, ABC):
             listener: called with what each point does.
 
         Raises:
-            UserError: `context.lr` is no LR image (B, 3, H, W) of floating point.
+            UserError: `context.lr` is no LR image (B, 3, H, W) of float32, or the weights are of half precision.
         """
         _require_images(self, context.lr)
         with forward_of(context, listener):
@@ -212,20 +214,34 @@ class SRNetwork(nn.Module, ABC):
 
 
 def _require_images(network: SRNetwork, lr: Any) -> None:
-    """Raises UserError for anything but RGB images. Those of float64 need a network of float64."""
+    """Raises UserError for anything but RGB images, and for half precision, which changes bits and pixels.
+
+    Images of float64 need a network of float64.
+    """
+    parameter = next(network.parameters(), None)
+    if parameter is not None and parameter.dtype in HALF:
+        raise UserError(
+            f"{network.name}: its weights are {_dtype(parameter)}; load it again, and leave them in float32"
+        )
     if not isinstance(lr, Tensor):
         given = type(lr).__name__
-    elif lr.dim() != 4 or lr.shape[1] != 3 or not lr.is_floating_point() or _too_precise(network, lr):
-        given = f"{tuple(lr.shape)} {str(lr.dtype).removeprefix('torch.')}"
+    elif lr.dim() != 4 or lr.shape[1] != 3 or not _precise(network, lr):
+        given = f"{tuple(lr.shape)} {_dtype(lr)}"
     else:
         return
     wanted = "RGB images, a tensor (B, 3, H, W) of float32 in 0..255"
     raise UserError(f"{network.name}: its input is {given}; give {wanted}")
 
 
-def _too_precise(network: SRNetwork, lr: Tensor) -> bool:
-    """Whether the images are of float64 and the network is not."""
-    return lr.dtype == torch.float64 and all(one.dtype != torch.float64 for one in network.parameters())
+def _precise(network: SRNetwork, lr: Tensor) -> bool:
+    """Whether the images are of float32, or of float64 as the network is."""
+    if lr.dtype == torch.float64:
+        return any(one.dtype == torch.float64 for one in network.parameters())
+    return lr.dtype == torch.float32
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 class BackboneRegistry(Registry[SRNetwork]):

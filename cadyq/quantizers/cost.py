@@ -117,7 +117,7 @@ def count_macs(network: HasPoints, height: int, width: int) -> Macs:
 
 
 def _counter(network: HasPoints) -> _Counter:
-    plain = network.without_scheme().eval()
+    plain = network.without_scheme().float().eval()  # networks do not run in half precision
     try:
         first, counted = count_by_fvcore(plain, *PROBES[0]), pixels_of(PROBES[0])
         for size in PROBES[1:]:

@@ -323,3 +323,22 @@ def test_what_is_no_image_is_named(lr: Any, given: str) -> None:
     for run in (network, partial(cadyq.trace, network)):
         with pytest.raises(UserError, match=rf"edsr: its input is {given}; give RGB images, a tensor \(B, 3, H, W\)"):
             run(lr)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+    """It would change bits and pixels."""
+    network, lr = cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval(), torch.rand(1, 3, 12, 8) * 255
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UserError, match=rf"edsr: its input is \(1, 3, 12, 8\) {name}; give RGB .* of float32"):
+        network(lr.to(dtype))
+    with pytest.raises(UserError, match=rf"edsr: its weights are {name}; load it again, and leave them in float32"):
+        cadyq.trace(network.to(dtype), lr)
+    with pytest.raises(UserError, match="its weights are"):
+        network(lr.to(dtype))
+
+
+def test_autocast_runs_with_weights_and_images_of_float32() -> None:
+    network, lr = cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval(), torch.rand(1, 3, 12, 8) * 255
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(lr).shape == (1, 3, 48, 32)
