@@ -70,7 +70,11 @@ class Canvas(ABC):
         """The rows from top to bottom, at most `STRIP_ROWS` (rows, W, 3) at a time."""
 
     def keep(self) -> None:
-        """Keep finished tiles for a later command, if the canvas is a file."""
+        """Keep finished tiles for a later command, if the canvas is a file.
+
+        Raises:
+            OSError: the list of finished tiles cannot be written. The tiles of the last list that was are kept.
+        """
 
     def discard(self) -> None:
         """Delete the temporary files beside the result."""
@@ -183,13 +187,20 @@ class FileCanvas(Canvas):
         try:
             self._save()
         except OSError:
-            self.discard()
+            if self._list.is_file():  # that of the last save, whose tiles no later tile has touched
+                self._close()
+            else:
+                self.discard()
             raise
         self._file.close()
 
-    def discard(self) -> None:
-        with suppress(OSError):  # closing may fail on a full disk; the file is deleted anyway
+    def _close(self) -> None:
+        """Close the file of pixels. This may fail on a full disk, which loses only pixels of no list."""
+        with suppress(OSError):
             self._file.close()
+
+    def discard(self) -> None:
+        self._close()
         for path in (self._pixels, self._list):
             path.unlink(missing_ok=True)
 

@@ -161,7 +161,11 @@ class Upscaler:
             if stopped() or not isinstance(error, Exception):  # an interrupt, or the error that a library made of it
                 _keep_tiles(opened)
                 raise
-            _discard_tiles(opened)  # as after an error of a plug-in
+            if _is_shortage(error):  # a later command may have more room, and the finished tiles are sound
+                with suppress(OSError):
+                    _keep_tiles(opened)
+            else:
+                _discard_tiles(opened)  # as after an error of a plug-in
             if len(opened) == 1:
                 yield Result(opened[0].job, error=_as_user_error(opened[0].job, error, self.tiling))
                 return
@@ -330,10 +334,19 @@ def _as_user_error(job: UpscaleJob, error: Exception, tiling: Tiling) -> UserErr
     return user_error
 
 
+def _is_shortage(error: Exception) -> bool:
+    """Whether the disk or the memory was too small for more tiles."""
+    return isinstance(error, OSError) or _is_out_of_memory(error)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+
+
 def _words(job: UpscaleJob, error: Exception, tiling: Tiling) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or job.sr}: cannot be written ({error.strerror or error}); choose another output"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+    if _is_out_of_memory(error):
         height, width = photograph_size(job.source)
         remedy = "leave --whole out" if tiling.whole else f"use a --patch below {tiling.patch}"
         return f"{job.source}: {width}x{height} pixels need too much memory; {remedy}"

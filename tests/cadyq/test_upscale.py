@@ -245,15 +245,15 @@ def test_short_memory_is_said_in_one_line(network: SRNetwork, tmp_path: Path, mo
 
 
 class Stop:
-    """`forward_batches` that is interrupted before its N-th batch, and counts the batches that it gave."""
+    """`forward_batches` that fails before its N-th batch, by default by an interrupt, and counts those that it gave."""
 
-    def __init__(self, before: int) -> None:
-        self.before, self.given = before, 0
+    def __init__(self, before: int, error: BaseException | None = None) -> None:
+        self.before, self.given, self.error = before, 0, error or KeyboardInterrupt()
 
     def __call__(self, *args: Any) -> Iterator[Batch]:
         for batch in forward_batches(*args):
             if self.given == self.before:
-                raise KeyboardInterrupt
+                raise self.error
             self.given += 1
             yield batch
 
@@ -310,6 +310,52 @@ def test_a_large_photograph_goes_on_where_it_was_stopped(
     assert (out / "a_x4.png").read_bytes() == (whole / "a_x4.png").read_bytes()
     facts, expected = (json.loads((folder / "a_x4.json").read_text()) for folder in (out, whole))
     assert facts.pop("seconds") > 0 and expected.pop("seconds") > 0 and facts == expected
+
+
+SHORTAGES = [
+    OSError(errno.ENOSPC, "No space left on device", "a_x4.png"),
+    MemoryError("no memory"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: type(error).__name__)
+def test_short_disk_or_memory_keeps_tiles(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_batches: None
+) -> None:
+    write_png(tmp_path / "a.png", noise(60, 60))
+    out = tmp_path / "out"
+    counts = []
+    for stop, status in ((Stop(3), 130), (Stop(1, error), 2), (Stop(0, error), 2)):
+        monkeypatch.setattr(work, "forward_batches", stop)
+        assert run(tmp_path / "a.png", "--out", out, "--resume") == status
+        counts.append(len(json.loads((out / ".a_x4.png.tiles").read_text())["indices"]))
+    first, second, third = counts
+    assert first < second == third
+    monkeypatch.setattr(work, "forward_batches", forward_batches)
+    assert run(tmp_path / "a.png", "--out", out, "--resume") == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a_x4.json", "a_x4.png"]
+
+
+def test_a_list_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles, result = tile_grid(8, 8, 4, 4), tmp_path / "a.png"
+
+    def part(index: int) -> FileCanvas:
+        made = FileCanvas(tiles, 2, result, "key", True)
+        made.put(index, noise(8, 8), 4.0, torch.ones(4), 1.0)
+        return made
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    part(0).keep()
+    second = part(1)
+    monkeypatch.setattr(canvas, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        second.keep()
+    assert FileCanvas(tiles, 2, result, "key", True).missing == [1, 2, 3]
+    assert canvas.finished_tiles(result, "key") == {0}
 
 
 def test_an_interrupt_that_a_library_turns_into_an_error_keeps_tiles(
