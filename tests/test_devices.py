@@ -25,6 +25,7 @@ from cadyq.quantizers.trace import trace_forward
 from cadyq.testing.subject import backbones_to_check, small_sizes
 from cadyq.training.distributed import choose_device, join
 from cadyq.training.start import quantized_from
+from cadyq.utils.devices import pick_device
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 # A meta tensor has a shape and a device, but no values: what meets it has to lie on its device, and what reads a value
@@ -62,6 +63,31 @@ def test_a_training_step_makes_no_tensor_on_another_device(backbone: str, scheme
     sr, trace = trace_forward(network, patches.to("meta"))
     (sr.mean() + trace.bit_penalty().mean()).backward()
     assert all(p.grad is None or p.grad.device == sr.device for p in network.parameters())
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    for name in ("auto", "cuda", "cuda:0", "cuda:1"):
+        assert pick_device(name).type == "cuda"
+    for pick in (pick_device, choose_device):
+        with pytest.raises(cadyq.UserError, match=r"--device cuda:2 .*: 2 GPUs found; use one of cuda:0, cuda:1"):
+            pick("cuda:2")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_each_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("auto") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(cadyq.UserError, match=r"LOCAL_RANK=2: 2 GPUs found; .*--nproc-per-node 2"):
+        choose_device("cuda")
 
 
 @needs_gpu

@@ -15,6 +15,7 @@ from torch import Tensor, distributed, nn
 from cadyq.utils.devices import pick_device
 from cadyq.utils.errors import UserError
 from cadyq.utils.locks import alone_in
+from cadyq.utils.wording import counted
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -119,11 +120,25 @@ def choose_device(name: str) -> torch.device:
     """
     device = pick_device(name)
     if device.type == "cuda":
-        device = device if device.index is not None else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = device if device.index is not None else _gpu_of_this_process()
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UserError(f"--device {name}: not supported for training; use auto, cpu or cuda")
     return device
+
+
+def _gpu_of_this_process() -> torch.device:
+    """The GPU of the local rank that torchrun gave this process.
+
+    Raises:
+        UserError: there are fewer GPUs than processes on this machine.
+    """
+    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= count:
+        raise UserError(
+            f"LOCAL_RANK={rank}: {counted(count, 'GPU')} found; start torchrun with --nproc-per-node {count}"
+        )
+    return torch.device("cuda", rank)
 
 
 def join(device: torch.device) -> Processes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cadyq.utils.errors import UserError
+from cadyq.utils.wording import counted
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,4 +24,7 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: no such device; use one of {', '.join(usable)}") from error
     if device.type not in usable:
         raise UserError(f"--device {name} is not available: use one of {', '.join(usable)}")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        gpus = ", ".join(f"cuda:{index}" for index in range(count))
+        raise UserError(f"--device {name} is not available: {counted(count, 'GPU')} found; use one of {gpus}")
     return device
