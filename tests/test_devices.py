@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,8 @@ from cadyq.commands import calibrate
 from cadyq.commands.train import build_parser, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
+from cadyq.deploy import frozen, onnx_export
+from cadyq.kernels.network import bit_serial
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
 from cadyq.testing.subject import backbones_to_check, small_sizes
@@ -63,6 +66,72 @@ def test_a_training_step_makes_no_tensor_on_another_device(backbone: str, scheme
     sr, trace = trace_forward(network, patches.to("meta"))
     (sr.mean() + trace.bit_penalty().mean()).backward()
     assert all(p.grad is None or p.grad.device == sr.device for p in network.parameters())
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Callable[[SRNetwork], SRNetwork]:
+    """Moves a network to a device without values; its copy on the CPU is the network as it was."""
+
+    def move(network: SRNetwork) -> SRNetwork:
+        kept = copy.deepcopy(network)
+        monkeypatch.setattr(SRNetwork, "cpu", lambda self: copy.deepcopy(kept))
+        return network.to("meta")
+
+    return move
+
+
+def states(network: SRNetwork) -> list[tuple[bool, set[str]]]:
+    """Mode of each module, and where its tensors lie."""
+    return [(part.training, {t.device.type for t in part.state_dict().values()}) for part in network.modules()]
+
+
+@torch.no_grad()
+def test_a_network_on_any_device_is_exported(
+    patches: Tensor, elsewhere: Callable[[SRNetwork], SRNetwork], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx", reason="the extra `deploy` is not installed")
+    monkeypatch.setattr(onnx_export, "_model", lambda exportable, size: exportable)  # what torch would write
+    network = network_of("edsr", "pams", patches).eval()
+    expected = onnx_export.onnx_graph(network).model(patches)
+    moved = elsewhere(network.train())
+    before = states(moved)
+    assert torch.equal(onnx_export.onnx_graph(moved).model(patches), expected)
+    assert states(moved) == before
+
+
+@torch.no_grad()
+def test_a_network_on_any_device_runs_bit_by_bit(patches: Tensor, elsewhere: Callable[[SRNetwork], SRNetwork]) -> None:
+    pytest.importorskip("cffi", reason="the extra `kernels` is not installed")
+    network = network_of("edsr", "cadyq", patches).eval()
+    expected = bit_serial(network)(patches)
+    moved = elsewhere(network.train())
+    before = states(moved)
+    assert torch.equal(bit_serial(moved)(patches), expected)
+    assert states(moved) == before
+
+
+def test_frozen_bits_lie_where_the_network_does(patches: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of("edsr", "cadyq", patches).eval()
+    _, trace = trace_forward(network, patches[:1])
+    seen = []
+    monkeypatch.setattr(frozen, "trace_forward", lambda network, lr: (seen.append(lr.device.type), trace))
+    made = frozen.freeze(network.to("meta"), [patches[0].byte()])
+    assert set(seen) == {"meta"}
+    assert {tensor.device.type for tensor in made.state_dict().values()} == {"meta"}
+
+
+@needs_gpu
+@torch.no_grad()
+def test_a_network_on_a_gpu_is_frozen_and_exported(tmp_path: Path, patches: Tensor) -> None:
+    network = network_of("edsr", "cadyq", patches).eval()
+    photograph = [patches[0].byte()]
+    cpu, gpu = frozen.freeze(network, photograph), frozen.freeze(network.to("cuda"), photograph)
+    bits = [[int(point.quantizer.bits) for point in one.points.values() if point.quantizer] for one in (cpu, gpu)]
+    assert bits[0] == bits[1]
+    for name, one in (("cpu", cpu), ("gpu", gpu)):
+        onnx_export.export_onnx(one, tmp_path / name)
+    assert (tmp_path / "cpu").read_bytes() == (tmp_path / "gpu").read_bytes()
+    assert torch.equal(bit_serial(gpu)(patches), bit_serial(cpu)(patches))
 
 
 @pytest.fixture

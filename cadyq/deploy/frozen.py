@@ -26,7 +26,7 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
     """A copy whose points always use the bits that they chose most often for the tiles of `photographs`.
 
     Args:
-        network: in eval mode, of CADyQ or a scheme with its candidates.
+        network: in eval mode, on any device, of CADyQ or a scheme with its candidates.
         photographs: LR images, uint8 (3, h, w).
 
     Returns:
@@ -42,10 +42,11 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
             raise UserError(
                 f"point {name!r}: {kind} has ranges of its own, so its bits cannot be fixed; give a CADyQ network"
             )
+    device = next(network.parameters()).device
     counts: dict[str, Counter[int]] = {name: Counter() for name in network.points}
     for lr in photographs:
         for tile in split(lr, tile_grid(*lr.shape[-2:])):
-            _, trace = trace_forward(network, tile[None].float())
+            _, trace = trace_forward(network, tile[None].float().to(device))
             for record in trace.records.values():  # several for a point that runs several times
                 counts[record.point.name].update(record.bits.tolist())
     frozen = copy.deepcopy(network)
@@ -53,7 +54,12 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
     for name, point in frozen.points.items():
         if isinstance(point.quantizer, CandidateActivation):
             most = max(counts[name], key=lambda bits: (counts[name][bits], bits))
-            fixed = LearnedBoundActivation(most)
-            fixed.set_largest(point.quantizer.bounds[(point.quantizer.candidates == most).nonzero()[0]].detach())
+            fixed = LearnedBoundActivation(most).to(device)
+            fixed.set_largest(point.quantizer.bounds[_index_of(most, point.quantizer.candidates)].detach())
             point.quantizer = fixed
     return frozen.eval()
+
+
+def _index_of(bits: int, candidates: Tensor) -> Tensor:
+    """The place of a bit-width among the candidates, int64 (1,)."""
+    return (candidates == bits).int().argmax(0, keepdim=True)

@@ -93,7 +93,7 @@ class Exportable(nn.Module):
     """A network with its grids and integer weights in place of its quantizers: the same function of LR (B, 3, H, W).
 
     Args:
-        network: in eval mode, each point with a fixed grid.
+        network: in eval mode, on the CPU, each point with a fixed grid.
 
     Raises:
         UserError: the scheme chooses bits by content, or a point has no fixed grid; see `grid_of`.
@@ -182,7 +182,8 @@ def export_onnx(
     """Write `network` to `path`: from "lr" (B, 3, H, W) to "sr" (B, 3, H scale, W scale), float32 RGB in 0..255.
 
     Args:
-        network: of a fixed-bit scheme of 8 bits or fewer, or FP32; or with bits frozen, see `cadyq.deploy.frozen`.
+        network: on any device, of a fixed-bit scheme of 8 bits or fewer, or FP32; or with bits frozen, see
+            `cadyq.deploy.frozen`.
         path: of the .onnx file, written whole or not at all.
         size: LR height and width, for a network whose graph cannot be written for every size.
         runtime: "onnxruntime" or "openvino", whose fast kernels the graph is written for; both can read either file.
@@ -197,7 +198,7 @@ def export_onnx(
 def onnx_graph(network: SRNetwork, size: tuple[int, int] | None = None) -> Graph:
     """The graph of a network, to be written for one runtime or several; see `export_onnx`."""
     _onnx()
-    exportable = Exportable(network.eval()).eval()
+    exportable = Exportable(copy.deepcopy(network).cpu().eval()).eval()
     return Graph(_model(exportable, size), exportable.points, exportable.layers, size is None)
 
 

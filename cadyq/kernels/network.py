@@ -150,7 +150,7 @@ def bit_serial(network: SRNetwork) -> SRNetwork:
     dense ones. All other layers stay as they are. Its trace is that of the simulation.
 
     Args:
-        network: in eval mode, each point with a fixed grid, or with candidates chosen by content as in CADyQ.
+        network: on any device, each point with a fixed grid, or with candidates chosen by content as in CADyQ.
 
     Raises:
         UserError: the scheme sets bits before each forward, a point or a weight has no integer grid, no convolution can
@@ -158,7 +158,7 @@ def bit_serial(network: SRNetwork) -> SRNetwork:
     """
     if network.scheme is not None and type(network.scheme).before_forward is not Scheme.before_forward:
         raise UserError(f"scheme {network.scheme.name!r} sets bits before each forward; run it in simulation")
-    made = copy.deepcopy(network).eval()
+    made = copy.deepcopy(network).cpu().eval()
     found = [layer for layer in made.layer_names if isinstance(layer, QuantConv2d) and _is_simple(layer, made)]
     if not found:
         raise UserError(
