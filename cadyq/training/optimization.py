@@ -16,6 +16,7 @@ from cadyq.training.recipes import Recipe
 from cadyq.utils.errors import UserError
 
 COLOURS = 3
+PROBE_SIDE = 48  # LR pixels
 
 
 def use_half_precision(network: SRNetwork, device: torch.device) -> None:
@@ -23,9 +24,23 @@ def use_half_precision(network: SRNetwork, device: torch.device) -> None:
 
     Layers that read or return pixels stay FP32: bfloat16 has 8 significant bits, as many as an image.
     """
-    for layer in network.modules():
-        if isinstance(layer, QuantizedLayer) and COLOURS not in layer.weight.shape[:2]:
+    last = _last_layer(network)
+    for name, layer in network.named_modules():
+        if isinstance(layer, QuantizedLayer) and name != last and COLOURS not in layer.weight.shape[:2]:
             layer.arithmetic = torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+@torch.no_grad()
+def _last_layer(network: SRNetwork) -> str | None:
+    """Name of the layer that a forward calls last. It returns pixels, if only as the channels of a pixel shuffle."""
+    plain = network.without_scheme().eval()
+    called: list[str] = []
+    for name, layer in plain.named_modules():
+        if isinstance(layer, QuantizedLayer):
+            layer.register_forward_hook(lambda *_, name=name: called.append(name))
+    parameter = next(plain.parameters(), torch.zeros(()))
+    plain(parameter.new_zeros(1, COLOURS, PROBE_SIDE, PROBE_SIDE))
+    return called[-1] if called else None
 
 
 def freeze_fp32_layers(network: SRNetwork) -> None:

@@ -13,7 +13,7 @@ import cadyq
 from cadyq.checkpoints.zoo import save_run
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import image_gradient
-from cadyq.quantizers.layers import QuantConv2d
+from cadyq.quantizers.layers import QuantConv2d, QuantizedLayer
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import Scheme
 from cadyq.schemes.bit_selector import channel_std, subsample
@@ -24,7 +24,7 @@ from cadyq.training.checkpoint import read_checkpoint, write_checkpoint
 from cadyq.training.distributed import Processes
 from cadyq.training.gradients import backward
 from cadyq.training.losses import AttentionTaps, AttentionTransfer, attention_distance, reconstruction_loss
-from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor
+from cadyq.training.optimization import WeightAverage, parameter_groups, rate_factor, use_half_precision
 from cadyq.training.patches import Batch, PatchDataset, Prefetcher
 from cadyq.training.photographs import load_bank
 from cadyq.training.recipes import load_recipe
@@ -456,6 +456,28 @@ def test_half_precision_is_only_in_the_multiplications() -> None:
     assert 0 < float((rounded - exact).abs().max()) < 0.1 * float(exact.abs().max())
     rounded.sum().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "exact"),
+    [
+        ("edsr", {"head", "tail"}),
+        ("srresnet", {"head", "tail"}),
+        ("carn_m", {"entry", "exit"}),
+        ("idn", {"features.conv1", "upsample"}),
+        ("imdn", {"head", "upsample.0"}),
+        ("rlfn", {"head", "upsample.0"}),
+    ],
+)
+def test_layers_that_read_or_return_pixels_multiply_in_full_precision(backbone: str, exact: set[str]) -> None:
+    sizes = small_sizes(backbone) | {"n_feats": 32}  # no hidden layer with three channels
+    network = cadyq.create_model(backbone, **sizes).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    use_half_precision(network, torch.device("cpu"))
+    layers = {name: module for name, module in network.named_modules() if isinstance(module, QuantizedLayer)}
+    assert {name for name, layer in layers.items() if layer.arithmetic is None} == exact
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(module.training for module in network.modules())
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
