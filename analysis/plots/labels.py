@@ -124,8 +124,8 @@ def _around(axis: Axes, label: Label, size: float, unit: float) -> _Candidates:
 def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, texts: _Array, frame: _Array) -> _Array:
     """The part of the cost of each place that does not depend on other labels (n,)."""
     outside = (one.boxes[:, :2] < frame[:2]).any(axis=1) | (one.boxes[:, 2:] > frame[2:]).any(axis=1)
-    on_mark = (_overlap(one.boxes, marks) > 0).sum(axis=1)
-    on_line = (_overlap(one.boxes, lines) > 0).any(axis=1)
+    on_mark = _cover(one.boxes, marks).sum(axis=1)
+    on_line = _cover(one.boxes, lines).any(axis=1)
     through = _lies_in(one.leaders, marks).sum(axis=1)
     distance = np.array([math.hypot(dx, dy) for dx, dy, _ in _CANDIDATES])
     own = _OUTSIDE * outside + _ON_MARK * on_mark + _ON_LINE * on_line + _THROUGH_MARK * through + distance
@@ -134,27 +134,28 @@ def _fixed_cost(one: _Candidates, marks: _Array, lines: _Array, texts: _Array, f
 
 def _cost_beside(one: _Candidates, boxes: _Array, leaders: _Array) -> _Array:
     """The part of the cost of each place from other labels and leader lines (n,)."""
-    on_text = (_overlap(one.boxes, boxes) > 0).sum(axis=1)
+    on_text = _cover(one.boxes, boxes).sum(axis=1)
     through_text = _lies_in(one.leaders, boxes).sum(axis=1) + _lies_in(leaders, one.boxes).sum(axis=0)
     crossing = _cross(one.leaders, leaders).sum(axis=1)
     return np.asarray(_ON_TEXT * on_text + _THROUGH_TEXT * through_text + _CROSSING * crossing)
 
 
-def _overlap(boxes: _Array, others: _Array) -> _Array:
-    """Area shared by each pair of boxes (n, m)."""
-    low = np.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    return np.asarray(np.prod(np.clip(high - low, 0, None), axis=2))
+def _cover(boxes: _Array, others: _Array) -> NDArray[np.bool_]:
+    """Whether each box covers a part of each other box (n, m)."""
+    left, bottom, right, top = boxes.T[:, :, None]
+    others_left, others_bottom, others_right, others_top = others.T[:, None]
+    beside = (left < others_right) & (others_left < right)
+    return np.asarray(beside & (bottom < others_top) & (others_bottom < top))
 
 
 def _lies_in(lines: _Array, boxes: _Array) -> NDArray[np.bool_]:
     """Whether each line passes through each box (n, m), its start at the mark left out. Lines of length 0 do not."""
-    start, step = lines[:, None, :2], (lines[:, 2:] - lines[:, :2])[:, None]
+    start, step = lines.T[:2, :, None], (lines[:, 2:] - lines[:, :2]).T[..., None]
     with np.errstate(divide="ignore", invalid="ignore"):  # a line without a step in x or y gives infinite shares
-        low, high = (boxes[None, :, :2] - start) / step, (boxes[None, :, 2:] - start) / step
-    enters = np.fmin(low, high).max(axis=2)
-    leaves = np.fmax(low, high).min(axis=2)
-    drawn = (step != 0).any(axis=2)
+        low, high = (boxes.T[:2, None] - start) / step, (boxes.T[2:, None] - start) / step
+    enters = np.maximum(*np.fmin(low, high))
+    leaves = np.minimum(*np.fmax(low, high))
+    drawn = (step != 0).any(axis=0)
     return np.asarray(drawn & (np.fmax(enters, _LEADER_START) < np.fmin(leaves, 1.0)))
 
 
