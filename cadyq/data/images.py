@@ -40,7 +40,7 @@ def read_rgb(path: Path) -> Tensor:
     """Read an image file as a uint8 tensor (3, H, W), RGB in 0..255.
 
     Grayscale becomes three equal channels. An alpha channel is dropped. The EXIF orientation is applied. 16-bit samples
-    keep their high byte, which is exact for 8-bit data stored in 16 bits.
+    keep their high byte, which is exact for 8-bit data stored in 16 bits. (Pillow rounds those of a colour PPM.)
 
     Raises:
         UserError: the file is missing, is not an image, is damaged, or holds 32-bit samples.
