@@ -107,7 +107,7 @@ def test_the_page_on_whole_networks_shows_its_records() -> None:
     page, forms = (run / "README.md").read_text(), dict[tuple[str, str], dict[str, dict[Hashable, Any]]]()
     for row in table.to_dict("records"):
         forms.setdefault((row["backbone"], inner(row["scheme"])), {})[extent(row["scheme"])] = row
-    assert len(forms) == 44
+    assert len(forms) == 48
     for (backbone, scheme), form in forms.items():
         papers, whole = form[AS_PAPERS], form[WHOLE_NETWORK]
         drop = MISSING if scheme == REFERENCE else drop_text(papers)
