@@ -58,7 +58,8 @@ def quantize(
         scheme: name and bit-widths: "pams:w8a8", "minmax:w4a8", "cadyq".
         calibration: LR images: a folder, paths, images of Pillow, uint8 arrays (h, w, 3), tensors (3, h, w) or
             (N, 3, h, w) in 0..255, or a `cadyq` dataset, of which the LR images are taken.
-        exclude: shell patterns ("head*") of layers (for a backbone of this project, of points) to keep in FP32.
+        exclude: shell patterns ("head*") of layers (for a backbone of this project, of points) to keep in FP32, also
+            under `outer_bits`.
             Default: the first and the last layer of the forward pass; `[]` excludes none.
         scale: upscaling factor. Default: measured by running the network.
         pixel_range: value of white in the network's input and output, 1 or 255. Default: detected.
@@ -89,10 +90,10 @@ def quantize(
         remedy = f"python -m cadyq.{kind.made_by()} {does}"
         log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
     parameter = next(network.parameters(), None)
-    other = next((p.dtype for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32), None)
-    if other is not None:
-        dtype = str(other).removeprefix("torch.")
-        raise UserError(f"quantize: the weights are {dtype}; give them in float32, as from network.float()")
+    for key, value in network.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"quantize: parameter {key!r} is {dtype}; give float32, as from network.float()")
     lr = calibration_patches(calibration, patches)
     if isinstance(network, SRNetwork):
         _check_known(network, exclude, scale, pixel_range, multiple_of)
@@ -194,12 +195,14 @@ def _each(images: Images) -> Iterable[Tensor]:
         yield from_pillow(images, "calibration")
     elif isinstance(images, ImagePair):
         yield images.lr
-    elif isinstance(images, Iterable):
-        for image in images:
-            yield from _each(image)
     else:
-        forms = "a folder, paths, Pillow's images, arrays or tensors of LR images"
-        raise UserError(f"calibration: {images!r} is no image; give {forms}")
+        try:
+            several = iter(images)  # also of a class that has only __getitem__, such as torch's datasets
+        except TypeError:
+            forms = "a folder, paths, Pillow's images, arrays or tensors of LR images"
+            raise UserError(f"calibration: {images!r} is no image; give {forms}") from None
+        for image in several:
+            yield from _each(image)
 
 
 def _in_range(image: Tensor) -> Tensor:

@@ -18,10 +18,12 @@ from analysis.tables.published_values import write_published
 from analysis.tables.roles import from_manifest
 from analysis.tables.seeds import spread, write_seeds
 from analysis.tables.summary import write_tables
+from cadyq.metrics.measure import MODES
 from cadyq.utils.files import remove_leftovers
 from cadyq.utils.locks import alone_in
 
-_TABLES = ("summary", "summary_*", "comparisons", "seeds", "published", "latency")  # of `write_all_tables`
+# of `write_all_tables`
+_TABLES = ("summary", *(f"summary_{mode}" for mode in MODES), "comparisons", "seeds", "published", "latency")
 
 
 def build(run_dir: Path | str) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis.records import store as records
 from analysis.run.networks import code_of
-from analysis.run.plan import Plan
+from analysis.run.plan import Plan, parent_name
 from cadyq.utils.errors import UserError
 from cadyq.utils.wording import counted
 
@@ -51,9 +51,9 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
 def check_earlier(
     plan: Plan, out: Path, statuses: list[dict[str, Any]], images: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Refuse to put cells of this command beside earlier ones of other images or another FP32 network.
+    """Refuse to put cells of this command beside earlier ones of different images or another FP32 network.
 
-    A drop between them would compare different things.
+    A drop between them would compare different things. An earlier cell whose record was deleted is not compared.
 
     Args:
         plan: plan of this command.
@@ -67,18 +67,21 @@ def check_earlier(
     before = records.read_manifest(out)
     known: Mapping[str, str] = before.get("parents_sha256", {})
     other = {name for name, sha256 in plan.parents_sha256().items() if known.get(name, sha256) != sha256}
-    remedy = "delete its record, which is {}, or choose another --out"
-    for entry in earlier_cells(before, statuses):
-        cell = records.cell_of(entry)
-        if cell.scale != plan.scale:
+    wrong: list[tuple[records.Cell, str]] = []
+    for cell in map(records.cell_of, earlier_cells(before, statuses)):
+        stored = records.read_key(out, cell) if cell.scale == plan.scale else None
+        if stored is None:
             continue
-        what = f"{out}: {cell.scheme} of an earlier command"
-        where = remedy.format(records.record_path(out, cell).relative_to(out))
-        if cell.backbone in other:
-            raise UserError(f"{what} was measured on another network called {cell.backbone}; {where}")
-        stored = records.read_key(out, cell)
-        if stored is not None and stored.images != images.get(cell.dataset, stored.images):
-            raise UserError(f"{what} was measured on other images of {cell.dataset}; {where}")
+        if parent_name(cell.backbone, cell.scale) in other:
+            wrong.append((cell, f"on another network called {cell.backbone}"))
+        elif stored.images != images.get(cell.dataset, stored.images):
+            wrong.append((cell, f"on different images of {cell.dataset}"))
+    if wrong:
+        cell, what = wrong[0]
+        path = records.record_path(out, cell).relative_to(out)
+        alike = f" and {counted(len(wrong) - 1, 'more record')}" if len(wrong) > 1 else ""
+        raise UserError(f"{out}: an earlier command measured {cell.scheme} {what}; delete {path}{alike} like it, "
+                        "or choose another --out")  # fmt: skip
 
 
 def older_code(out: Path, earlier: Sequence[Mapping[str, Any]], named: Sequence[str]) -> int:

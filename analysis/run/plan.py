@@ -70,15 +70,21 @@ class Plan:
         return found + models.sources(self.models, self.schemes, self.scale, self.calibration)
 
     def parents_sha256(self) -> dict[str, str]:
-        """The hash of the FP32 network of each backbone and of each FP32 network of --model, by its name."""
+        """The hash of the FP32 network of each backbone and of each FP32 network of --model, by `parent_name`."""
         parents = [find(name, PARENT, self.scale) for name in self.backbones]
-        of_backbones = {parent.backbone: parent.sha256() for parent in parents if not parent.reason}
+        of_backbones = {parent_name(one.backbone, self.scale): one.sha256() for one in parents if not one.reason}
         full = [name for name in self.models if parse_scheme(models.opened(name).scheme_label)[0] == PARENT]
-        return of_backbones | {models.label(name): network_sha256(resolve(name)) for name in full}
+        of_models = {parent_name(models.label(name), self.scale): network_sha256(resolve(name)) for name in full}
+        return of_backbones | of_models
 
     def cells(self, source: Source, dataset: str) -> list[Cell]:
         """The cells of a source on a dataset, one for each mode."""
         return [Cell(source.backbone, source.scheme, self.scale, dataset, mode) for mode in self.modes]
+
+
+def parent_name(backbone: str, scale: int) -> str:
+    """The name of an FP32 network in `Plan.parents_sha256`: one run folder may hold several scales."""
+    return f"{backbone} x{scale}"
 
 
 def _applies(scheme: str, backbone: str) -> bool:

@@ -229,8 +229,8 @@ def _additivity(i: Inputs, run_dir: Path) -> Tables:
     cells, points = store.read(run_dir, "cells"), store.read(run_dir, "points")
     stored = store.is_current(run_dir, PARTS["points"].tables, store.key("points", *_points_key(i)))
     if cells is None or points is None or not stored:
-        raise UserError(f"{run_dir}: holds no single points of these options, which additivity needs; "
-                        "measure them with it: --parts points additivity")  # fmt: skip
+        raise UserError(f"{run_dir}: additivity needs the single points measured with the same options; "
+                        "give --parts points additivity")  # fmt: skip
     few = i.patches.head(i.options.additivity_patches)
     counted = points.loc[points["counted"], "point"]
     single = cells[(cells["background_bits"] == 32) & cells["point"].isin(counted)]
@@ -302,7 +302,9 @@ PARTS: dict[str, Part] = {
 
 
 def check_patches(names: Sequence[str], inputs: Inputs, run_dir: Path) -> None:
-    """Refuse to measure parts beside stored ones of other patches: tables join them by the number of a patch.
+    """Refuse to measure parts beside stored ones of different patches: tables join them by the number of a patch.
+
+    Tables of earlier versions do not say their patches and are accepted.
 
     Args:
         names: parts to measure.
@@ -310,14 +312,14 @@ def check_patches(names: Sequence[str], inputs: Inputs, run_dir: Path) -> None:
         run_dir: run folder.
 
     Raises:
-        UserError: the folder holds another part of other patches.
+        UserError: the folder holds another part, of different patches.
     """
     if not any(PARTS[name].shares_patches for name in names):
         return
     same = {"", store.key(inputs.patches.identity())}
     for name, part in PARTS.items():
         if part.shares_patches and name not in names and {store.patches_hash(run_dir, t) for t in part.tables} - same:
-            raise UserError(f"{run_dir}: holds the part {name} of other patches; measure it again with these options "
+            raise UserError(f"{run_dir}: holds the part {name} of different patches; measure it with these options too "
                             f"(--parts {' '.join([*names, name])}), or choose another --out")  # fmt: skip
 
 

@@ -77,12 +77,14 @@ def _bars(axis: Axes, names: list[str], table: pd.DataFrame, column: str, colour
 
 
 def capture(table: pd.DataFrame) -> Figure | None:
-    """Gain in PSNR over the first floor at equal mean bits, the best on top; None without a floor."""
+    """Gain in PSNR over the first floor at equal mean bits, the best on top; None without a floor that meets them."""
     floor = next((f for f in FLOORS if f"psnr_over_{f}_db" in table), None)
     if floor is None:
         return None
     column = f"psnr_over_{floor}_db"
     part = table[table[column].notna()].sort_values(column)
+    if part.empty:
+        return None
     made = style.figure(style.COLUMN_IN, 0.6 + 0.17 * len(part))
     axis = made.subplots()
     labels = [name.replace("_", " ") for name in part["contestant"]]

@@ -166,11 +166,11 @@ def capture(frame: pd.DataFrame, patches: pd.DataFrame) -> pd.DataFrame:
         row = {"contestant": name, "kind": kinds[name], "patches": weights.shape[1], "fab_bits": met[name][0]}
         row |= with_interval("error_luma_sq", error)
         for floor in (f for f in FLOORS if f in errors):
-            gain = np.full_like(error, np.nan) if missed & {name, floor} else errors[floor] - error
-            row |= with_interval(f"psnr_over_{floor}_db", 10 * np.log10(errors[floor] / (errors[floor] - gain)))
+            own = np.full_like(error, np.nan) if missed & {name, floor} else error
+            row |= with_interval(f"psnr_over_{floor}_db", 10 * np.log10(errors[floor] / own))
             if best is not None:
                 room = np.full_like(error, np.nan) if missed & {floor, best} else errors[floor] - errors[best]
                 with np.errstate(invalid="ignore", divide="ignore"):
-                    row |= with_interval(f"share_of_gain_over_{floor}", gain / room)
+                    row |= with_interval(f"share_of_gain_over_{floor}", (errors[floor] - own) / room)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -40,9 +40,9 @@ _SHUFFLES = (
     "Means of three shuffles."
 )
 _CAPTURE = (
-    "All contestants share one trained network's weights and ranges and spend the same mean bits, within "
-    f"{summaries.FURTHEST} bits; gains of others are left out. Gain of the oracle: mean squared error of luma it saves "
-    "against a floor; the share of it that a contestant saves."
+    "All contestants share one trained network's weights and ranges and spend the same mean bits. Gains are left out "
+    f"for contestants more than {summaries.FURTHEST} bits from the target. Gain of the oracle: mean squared error of "
+    "luma it saves against a floor; the share of it that a contestant saves."
 )
 
 

@@ -27,13 +27,14 @@ _TAG = re.compile(r"[:_]seed(\d+)$")
 
 
 def first_trainings(df: pd.DataFrame) -> pd.DataFrame:
-    """The records without further trainings of a network: of those that differ only in the seed, the first stays.
+    """The records without further trainings of a network, for each scale and mode.
 
-    It is the one without a seed in its tag. Where there is none, it is the one of the lowest seed.
+    Of trainings that differ only in the seed, the one without a seed in its tag stays or, if there is none, that of the
+    lowest seed.
     """
     base = df["scheme"].str.replace(_TAG, "", regex=True)
     seed = df["scheme"].str.extract(_TAG)[0].astype(float).fillna(-1)
-    return df[seed == seed.groupby([df["scale"], df["backbone"], base]).transform("min")]
+    return df[seed == seed.groupby([df["scale"], df["mode"], df["backbone"], base]).transform("min")]
 
 
 def spread(df: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:

@@ -271,16 +271,22 @@ def _filled(network: SRNetwork, tensors: dict[str, Tensor], path: Path, metadata
 
 
 def _untie(network: SRNetwork, state: Mapping[str, Tensor]) -> None:
-    """Give layers parameters of their own where they share one and `state` holds several values of it.
+    """Give layers that share a parameter one for each value that `state` holds of it.
 
-    Packed weights differ where layers share a weight and have other bits, or one of them is in FP32.
+    Packed weights differ where layers share a weight and have different bits, or one of them is in FP32.
     """
-    first: dict[nn.Parameter, str] = {}
-    for key, shared in list(network.named_parameters(remove_duplicate=False)):
-        other = first.setdefault(shared, key)
-        if {key, other} <= state.keys() and not torch.equal(state[key], state[other]):
+    uses: dict[nn.Parameter, list[str]] = {}
+    for key, shared in network.named_parameters(remove_duplicate=False):
+        if key in state:
+            uses.setdefault(shared, []).append(key)
+    for shared, keys in uses.items():
+        made = {keys[0]: shared}
+        for key in keys[1:]:
+            alike = next((other for other in made if torch.equal(state[key], state[other])), "")
+            own = made[alike] if alike else nn.Parameter(shared.detach().clone(), shared.requires_grad)
+            made[key] = own
             place, _, name = key.rpartition(".")
-            setattr(network.get_submodule(place), name, nn.Parameter(shared.detach().clone(), shared.requires_grad))
+            setattr(network.get_submodule(place), name, own)
 
 
 def _authors_network(base: str) -> nn.Module | None:
@@ -315,7 +321,7 @@ def load_published(name: str) -> SRNetwork:
 def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
     """A quantized copy of `network`, with the scheme, the ranges and all weights from a file that `save` wrote.
 
-    Layers that share a weight have one each in the copy if they are stored at other bits.
+    Layers that share a weight but are stored at different bits have separate weights in the copy.
 
     Args:
         network: of the same architecture, with any weights. It is unchanged.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable
 
@@ -13,6 +12,7 @@ from cadyq.inference.tiles import split, tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
 from cadyq.quantizers.trace import trace_forward
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 
 
@@ -49,7 +49,7 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
             _, trace = trace_forward(network, tile[None].float().to(device))
             for record in trace.records.values():  # several for a point that runs several times
                 counts[record.point.name].update(record.bits.tolist())
-    frozen = copy.deepcopy(network)
+    frozen = copied(network)
     frozen.scheme = None
     for name, point in frozen.points.items():
         if isinstance(point.quantizer, CandidateActivation):

@@ -19,6 +19,7 @@ from cadyq.deploy.rewrites import simplify
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantizedLayer, replace_module
 from cadyq.schemes.base import Scheme
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 from cadyq.utils.files import replacing
@@ -115,7 +116,7 @@ class Exportable(nn.Module):
             for module in network.modules()
             if isinstance(module, QuantizedLayer)
         }
-        self.network = copy.deepcopy(network)
+        self.network = copied(network)
         # a layer may be called by more than one name; the copy is walked in the original's order
         for name, module in [*network.named_modules(remove_duplicate=False)]:
             if module in layers:
@@ -198,7 +199,7 @@ def export_onnx(
 def onnx_graph(network: SRNetwork, size: tuple[int, int] | None = None) -> Graph:
     """The graph of a network, to be written for one runtime or several; see `export_onnx`."""
     _onnx()
-    exportable = Exportable(copy.deepcopy(network).cpu().eval()).eval()
+    exportable = Exportable(copied(network).cpu().eval()).eval()
     return Graph(_model(exportable, size), exportable.points, exportable.layers, size is None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Iterable
 from math import gcd
@@ -20,6 +19,7 @@ from cadyq.quantizers.layers import ContiguousConv2d, QuantConv2d, QuantizedLaye
 from cadyq.quantizers.points import QuantizationPoint
 from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
 from cadyq.schemes.base import Scheme
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 
 
@@ -158,7 +158,7 @@ def bit_serial(network: SRNetwork) -> SRNetwork:
     """
     if network.scheme is not None and type(network.scheme).before_forward is not Scheme.before_forward:
         raise UserError(f"scheme {network.scheme.name!r} sets bits before each forward; run it in simulation")
-    made = copy.deepcopy(network).cpu().eval()
+    made = copied(network).cpu().eval()
     found = [layer for layer in made.layer_names if isinstance(layer, QuantConv2d) and _is_simple(layer, made)]
     if not found:
         raise UserError(

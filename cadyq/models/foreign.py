@@ -30,7 +30,7 @@ from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
 ENDS = "first or last layer"  # the reason of layers that stay in FP32 by default
-COMPUTED = "its weight is computed in each forward"
+COMPUTED = "its weight is changed in each forward"
 
 
 @dataclass(frozen=True)
@@ -233,7 +233,9 @@ def prepare(
 def _tried(
     network: nn.Module, interface: Interface, layers: Sequence[str], outer: Sequence[str], lr: Tensor
 ) -> tuple[bool, set[str]]:
-    """Whether a network runs only on contiguous maps, and the layers whose weight each forward computes.
+    """Whether a network runs only on contiguous maps, and the layers whose weight each forward changes.
+
+    A copy with slightly changed weights runs once, or once in each layout.
 
     Args:
         network: not changed.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from cadyq.quantizers.functional import (
     quantize_symmetric,
     signed_levels,
 )
+from cadyq.utils.copies import copied
 
 INITIAL_BOUND = 10.0  # replaced by calibration or a file; a quantizer that was not calibrated raises
 Network = TypeVar("Network", bound=Any)  # with points and a scheme
@@ -235,7 +235,7 @@ def with_constant_candidate(network: Network, candidate: int) -> Network:
         network: in eval mode. Points without candidates are unchanged.
         candidate: index into the candidates of each point.
     """
-    constant = copy.deepcopy(network)
+    constant = copied(network)
     constant.scheme = None  # no scheme chooses bits
     for point in constant.points.values():
         if isinstance(point.quantizer, CandidateActivation):

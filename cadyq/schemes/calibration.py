@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from cadyq.quantizers.ranges import MinMaxRange
 from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
 from cadyq.schemes.specs import merged_options
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 
 BATCH = 16
@@ -207,7 +207,7 @@ def with_outer_bits(network: SRNetwork, patches: Tensor, bits: int = 8) -> SRNet
     fp32 = network.without_scheme().eval()
     fp32.add_outer_points()
     statistics = observe(fp32, patches)
-    whole = copy.deepcopy(network)
+    whole = copied(network)
     whole.add_outer_points()
     if isinstance(network.scheme, Scheme):
         whole.scheme = replace(network.scheme, outer_bits=bits)

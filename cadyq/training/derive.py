@@ -65,7 +65,8 @@ def derive(parent: SRNetwork, name: str, lr: Tensor, hr: Tensor, mean_bits: floa
         UserError: see `derived_scheme`.
     """
     scheme = derived_scheme(parent, name, **options)
-    if scheme.outer_bits != FULL_PRECISION and not parent.outer_layers:
+    assert parent.scheme is not None  # else `derived_scheme` raises
+    if scheme.outer_bits != parent.scheme.options()["outer_bits"]:
         inner = derive(parent, name, lr, hr, mean_bits, **(options | {"outer_bits": FULL_PRECISION}))
         return with_outer_bits(inner, lr, scheme.outer_bits)
     target = mean_fab(parent, lr) if mean_bits is None else mean_bits

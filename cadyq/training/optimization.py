@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.schemes.tuning import cosine
 from cadyq.training.recipes import Recipe
+from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 
 COLOURS = 3
@@ -22,7 +22,8 @@ PROBE_SIDE = 48  # LR pixels
 def use_half_precision(network: SRNetwork, device: torch.device) -> None:
     """Multiply in float16 on a GPU and in bfloat16 on a CPU. Quantizers and weights stay FP32.
 
-    Layers that read or return pixels stay FP32: bfloat16 has 8 significant bits, as many as an image.
+    Layers of three channels and the layer called last stay FP32, since they read or return pixels: bfloat16 has 8
+    significant bits, as many as an image.
     """
     last = _last_layer(network)
     for name, layer in network.named_modules():
@@ -104,7 +105,7 @@ class WeightAverage:
 
     def __init__(self, network: SRNetwork, decay: float) -> None:
         self.decay = decay
-        self.network = copy.deepcopy(network).eval()
+        self.network = copied(network).eval()
 
     @torch.no_grad()
     def update(self, network: SRNetwork, step: int) -> None:

@@ -29,6 +29,7 @@ from cadyq.utils.files import remove_leftovers, write_text
 from cadyq.utils.seeds import repeatable
 
 CHECKPOINT_SECONDS = 120.0
+MOST_FORWARDS = 16  # in which a network that skips layers at random has to meet each of them once
 BOARD_EVERY = 20  # steps between points on TensorBoard
 IDENTITY = ("backbone", "scheme", "scale", "data", "data_sha256", "mixed_precision", "parent", "teacher_sha256")
 
@@ -281,20 +282,23 @@ class Trainer:
 
 @torch.no_grad()
 def _require_points(network: SRNetwork, lr: Tensor) -> None:
-    """Raises UserError if a forward in training mode, the mode of `network`, does not meet all points of eval mode.
+    """Raises UserError if forwards in training mode, the mode of `network`, do not meet all points of eval mode.
 
-    Networks that merge layers in eval mode, or leave layers out in training, would learn no ranges there.
+    A network that merges layers in eval mode would learn no ranges there. One that skips layers at random, as
+    stochastic depth does, meets each of them in some forwards.
     """
     plain = network.without_scheme()  # a copy, since layers such as batch normalization learn in each forward
-    with repeatable():
-        met = trace_forward(plain, lr)[1].records
-        measured = trace_forward(plain.eval(), lr)[1].records
-    for name in measured:
-        if name not in met:
-            raise UserError(
-                f"{network.name}: training would not meet the quantization point {name!r}, since the network computes "
-                "otherwise in training mode; leave the layer out with exclude=[...], or use a scheme without training"
-            )
+    missing = set(trace_forward(network.without_scheme().eval(), lr)[1].records)
+    for seed in range(MOST_FORWARDS):
+        if missing:
+            with repeatable(seed):
+                missing -= set(trace_forward(plain, lr)[1].records)
+    if missing:
+        raise UserError(
+            f"{network.name}: training would not meet the quantization point {min(missing)!r}, since the network "
+            "computes differently in training mode; leave the layer out with exclude=[...], or use a scheme without "
+            "training"
+        )
 
 
 def _attention(network: SRNetwork, teacher: SRNetwork | None, recipe: Recipe) -> AttentionTransfer | None:

@@ -28,7 +28,7 @@ from cadyq.quantizers.ranges import CandidateActivation, with_constant_candidate
 from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
 from cadyq.upscaling.files import UpscaleJob
 from cadyq.upscaling.photograph import Photograph, photograph_size, read_photograph
-from cadyq.utils.errors import UserError, reason_of
+from cadyq.utils.errors import UNWRITABLE, UserError, reason_of
 from cadyq.utils.extras import needs
 from cadyq.utils.files import write_text
 from cadyq.utils.locks import alone_with
@@ -336,11 +336,13 @@ def _as_user_error(job: UpscaleJob, error: Exception, tiling: Tiling) -> UserErr
 
 def _is_shortage(error: Exception) -> bool:
     """Whether the disk or the memory was too small for more tiles."""
-    return isinstance(error, OSError) or _is_out_of_memory(error)
+    return _is_out_of_memory(error) or (isinstance(error, OSError) and error.errno in UNWRITABLE)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower())
+    words = ("out of memory", "not enough memory", "can't allocate memory")  # of torch, on a GPU and on a CPU
+    spoken = isinstance(error, RuntimeError) and any(one in str(error).lower() for one in words)
+    return isinstance(error, MemoryError) or spoken
 
 
 def _words(job: UpscaleJob, error: Exception, tiling: Tiling) -> str:

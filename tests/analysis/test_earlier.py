@@ -63,7 +63,7 @@ def test_images_that_changed_their_names_with_each_other_are_not_paired(
     swap_names(root)
     assert run(root, *IDN, "minmax:w8a8") == 2
     error = capsys.readouterr().err
-    assert "fp32 of an earlier command was measured on other images of Tiny" in error
+    assert "an earlier command measured fp32 on different images of Tiny" in error
     assert "records/idn__fp32__x4__Tiny__image.parquet" in error
     (root.parent / "run/records/idn__fp32__x4__Tiny__image.parquet").unlink()
     assert run(root, *IDN, "minmax:w8a8") == 0
@@ -74,8 +74,17 @@ def test_another_network_of_the_same_name_is_not_compared(root: Path, capsys: py
     assert run(root, "--model", first, "--schemes", "fp32", "minmax:w8a8") == 0
     assert run(root, "--model", first, "--schemes", "minmax:w6a6") == 0
     assert run(root, "--model", second, "--schemes", "minmax:w4a4") == 2
-    assert "fp32 of an earlier command was measured on another network called model" in capsys.readouterr().err
-    assert run(root, "--model", second, "--schemes", "fp32", "minmax:w8a8", "minmax:w6a6") == 0
+    error = capsys.readouterr().err
+    assert "an earlier command measured fp32 on another network called model" in error and "2 more records" in error
+    for record in (root.parent / "run/records").iterdir():
+        record.unlink()
+    assert run(root, "--model", second, "--schemes", "minmax:w4a4") == 0
+
+
+def test_one_folder_may_hold_two_scales(root: Path) -> None:
+    assert run(root, *IDN, "fp32") == 0
+    assert run(root, *IDN, "fp32", "--scale", "2") == 0
+    assert run(root, *IDN, "minmax:w8a8") == 0
 
 
 def test_a_model_with_the_name_of_a_backbone_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

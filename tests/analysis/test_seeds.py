@@ -102,3 +102,10 @@ def test_what_is_written(tmp_path: Path) -> None:
 def test_the_first_of_several_seeds_stays_where_no_other_training_is() -> None:
     df = _frame({"fp32": NETWORKS["fp32"], "pams:w8a5:seed2": (0.1, 5.0, 55.0), "pams:w8a5:seed1": (0.1, 5.0, 55.0)})
     assert set(first_trainings(df)["scheme"]) == {"fp32", "pams:w8a5:seed1"}
+
+
+def test_each_mode_keeps_a_training_of_its_own() -> None:
+    df = _frame({"cadyq": NETWORKS["cadyq"], "cadyq:seed1": NETWORKS["cadyq:seed1"]})
+    image = df[df["scheme"] == "cadyq:seed1"].assign(mode="image")
+    kept = first_trainings(pd.concat([df, image]))
+    assert set(zip(kept["mode"], kept["scheme"], strict=True)) == {("patch", "cadyq"), ("image", "cadyq:seed1")}

@@ -284,9 +284,9 @@ def test_parts_of_other_options_are_not_joined(
     words = [*options, "--out", str(out), "--parts"]
     assert main([*words, "points", "--seed", "1"]) == 2
     error = capsys.readouterr().err
-    assert "holds the part additivity of other patches" in error and "--parts points additivity" in error
+    assert "holds the part additivity of different patches" in error and "--parts points additivity" in error
     assert main([*words, "additivity", "--bits", "4"]) == 2
-    assert "no single points of these options" in capsys.readouterr().err
+    assert "additivity needs the single points measured with the same options" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
         (["--selector", f"zoo:{BACKBONE}_x4_fp32", "--parts", "selector"], ["no bit selector"]),
         (["--train", "nowhere", "--parts", "capture"], ["nowhere"]),
         (["--controls", "pasm"], ["pasm"]),
-        (["--parts", "additivity"], ["no single points of these options", "--parts points additivity"]),
+        (["--parts", "additivity"], ["needs the single points", "--parts points additivity"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -234,7 +234,8 @@ def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
     opened = [Image.fromarray(array) for array in arrays]
     pairs = [datasets.ImagePair("mine", str(k), lr, lr, None, "") for k, lr in enumerate(images)]
     files = tmp_path, str(tmp_path), sorted(tmp_path.iterdir())
-    for given in (list(images), arrays, np.stack(arrays), *files, opened, pairs):
+    subset = torch.utils.data.Subset(images, range(len(images)))  # type: ignore[arg-type, var-annotated]
+    for given in (list(images), arrays, np.stack(arrays), *files, opened, pairs, subset):
         assert torch.equal(calibration_patches(given), expected)
     assert torch.equal(calibration_patches(opened[0]), calibration_patches(images[:1]))
     few = datasets.photographs(4)

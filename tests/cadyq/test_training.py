@@ -358,6 +358,26 @@ def test_a_loss_that_is_not_finite_stops_the_run(bank: PatchDataset, tmp_path: P
     assert not (tmp_path / "model.safetensors").exists()
 
 
+class Dropped(nn.Module):
+    """Leaves a layer out at random in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 48, 3, padding=1)
+        self.kept, self.block = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.kept(self.head(x))
+        if not self.training or float(torch.rand(())) < 0.4:
+            y = y + self.block(y)
+        return F.pixel_shuffle(self.tail(y), 4)
+
+
+def test_a_network_that_skips_layers_at_random_is_trained(bank: PatchDataset, tmp_path: Path) -> None:
+    network = cadyq.quantize(Dropped(), "pams:w4a4", bank.batch(0, 0, 4, SIDE).lr, pixel_range=1)
+    Trainer(network, _recipe().without_teacher(), bank, bank, tmp_path, {}, seed=0).run()
+
+
 class Otherwise(nn.Module):
     """Runs one layer in training mode and another one in eval mode."""
 
