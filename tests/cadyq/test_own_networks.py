@@ -188,7 +188,7 @@ def test_arguments_that_contradict_the_network_are_refused() -> None:
         cadyq.quantize(wrapped, "mse:w8a8", LR, pixel_range=255, patches=4)
     with pytest.raises(UserError, match=r"exclude=\[\]; bicubic was wrapped with 'head' in FP32"):
         cadyq.quantize(wrapped, "mse:w8a8", LR, exclude=[], patches=4)
-    with pytest.raises(UserError, match="parameter 'head.weight' is float16; give float32"):
+    with pytest.raises(UserError, match=r"parameter 'head\.weight' is float16; give float32"):
         cadyq.quantize(network_of(TwoNames()).half(), "mse:w8a8", LR, patches=4)
     with pytest.raises(
         UserError, match=r"parameter 'head.weight' is float64; give float32, as from network\.float\(\)"
