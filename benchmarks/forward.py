@@ -2,20 +2,27 @@
 
 `python benchmarks/forward.py [--backbones edsr ...] [--threads N]`: one 96x96 LR patch, eval mode;
 beside it what the published code takes. "Weights once" is the forward inside `frozen_weights`, as tiles, validation and
-`upscale` run it; in the other rows every forward quantizes the weights again, as in the published code.
+`upscale` run it; in the other rows every forward quantizes the weights again, as in the published code. EDSR's FP32
+forward is also timed as exported for each installed runtime.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from timing import Seconds, machine, table, take_turns
 from torch import Tensor, nn
 
 import cadyq
+from cadyq.deploy.onnx_export import export_onnx
+from cadyq.deploy.runtime import RUNTIMES, run
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.training.start import quantized_from
@@ -93,6 +100,16 @@ def networks_of(backbone: str, patches: Tensor, stack: ExitStack) -> dict[str, S
     return networks
 
 
+def exported_runs(network: SRNetwork, lr: Tensor, threads: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """The name of each installed runtime, and a forward of the network by it."""
+    for runtime, opened in RUNTIMES.items():
+        if find_spec(runtime) is not None and find_spec("onnx") is not None:
+            with TemporaryDirectory() as folder:
+                export_onnx(network, Path(folder, "network.onnx"), runtime=runtime)
+                session = opened(Path(folder, "network.onnx"), threads)
+            yield runtime, lambda session=session: run(session, lr)  # type: ignore[misc]
+
+
 def row(what: str, ours: Seconds, base: Seconds, published: float | None, aim: float | None) -> list[str]:
     shown = ["-" if value is None else f"{value:.2f}" for value in (published, aim)]
     ratios = [f"{ours.clock / base.clock:.2f}", f"{ours.processor / base.processor:.2f}"]
@@ -117,9 +134,12 @@ def main() -> None:
             if backbone == "edsr":
                 plain, channels_first = PlainEDSR(networks["fp32"]).eval(), lr.contiguous()
                 runs["plain"] = lambda p=plain, x=channels_first: p(x)
+                runs |= dict(exported_runs(networks["fp32"], channels_first, args.threads))
             seconds = take_turns(runs, args.repetitions)
         if "plain" in seconds:
-            rows.append(row("edsr fp32 / plain torch, channels first", seconds["fp32"], seconds["plain"], 1, PLAIN_AIM))
+            for name in ("fp32", *(runtime for runtime in RUNTIMES if runtime in seconds)):
+                what = f"edsr fp32{'' if name == 'fp32' else f' by {name}'} / plain torch, channels first"
+                rows.append(row(what, seconds[name], seconds["plain"], 1, PLAIN_AIM))
         for name in (name for name in networks if name != "fp32"):
             key = (backbone, name)
             rows.append(
