@@ -42,8 +42,7 @@ def write_plots(
 
     They are ``psnr_bitops_*`` and ``psnr_fab_*`` for each scale and mode, ``fab_gradient_*`` if the FAB of a scheme
     varies between images, and ``bits_<artifact>`` for each ``run_dir/artifacts/*.npz`` whose image has a record. Older
-    figures are removed.
-    Error bars are intervals of the drop against the reference.
+    figures are removed. Error bars are intervals of the drop against the reference.
 
     Raises:
         UserError: an artifact is damaged or incomplete.

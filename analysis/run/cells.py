@@ -58,7 +58,8 @@ def find_jobs(
     weights = {source: source.sha256() for source in sources if not source.reason}
     references = {s.backbone: s for s in reversed(sources) if s.scheme == REFERENCE and not s.reason}
     loaded, missing = load_datasets(plan, data_root, named)
-    hashes = record_hashes(records.read_manifest(out))
+    before = records.read_manifest(out)
+    hashes = record_hashes(before)
     functions = {metric.name: function_sha256(metric.function) for metric in all_metrics()}
     hashed = {name: hash_images(dataset) for name, dataset in loaded.items()}
     for name in plan.datasets:
@@ -76,7 +77,7 @@ def find_jobs(
             if todo := _to_measure(cells, entries):
                 reference = references.get(source.backbone)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
-    check_earlier(plan, out, statuses, {name: images for name, (images, _) in hashed.items()})
+    check_earlier(plan, out, before, statuses, {name: images for name, (images, _) in hashed.items()})
     return jobs, statuses
 
 

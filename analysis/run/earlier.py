@@ -49,7 +49,11 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
 
 
 def check_earlier(
-    plan: Plan, out: Path, statuses: list[dict[str, Any]], images: Mapping[str, Mapping[str, str]]
+    plan: Plan,
+    out: Path,
+    before: Mapping[str, Any],
+    statuses: list[dict[str, Any]],
+    images: Mapping[str, Mapping[str, str]],
 ) -> None:
     """Refuse to put cells of this command beside earlier ones of different images or another FP32 network.
 
@@ -58,13 +62,13 @@ def check_earlier(
     Args:
         plan: plan of this command.
         out: run folder.
+        before: its manifest, which earlier commands wrote.
         statuses: entries of the cells of this command.
         images: for each dataset, the hash of each image by its name.
 
     Raises:
         UserError: names an earlier record that does not fit, and the remedy.
     """
-    before = records.read_manifest(out)
     known: Mapping[str, str] = before.get("parents_sha256", {})
     other = {name for name, sha256 in plan.parents_sha256().items() if known.get(name, sha256) != sha256}
     wrong: list[tuple[records.Cell, str]] = []

@@ -26,6 +26,7 @@ from cadyq.training.recipes import Recipe
 from cadyq.training.validation import validate
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import remove_leftovers, write_text
+from cadyq.utils.modes import in_eval
 from cadyq.utils.seeds import repeatable
 
 CHECKPOINT_SECONDS = 120.0
@@ -288,7 +289,8 @@ def _require_points(network: SRNetwork, lr: Tensor) -> None:
     stochastic depth does, meets each of them in some forwards.
     """
     plain = network.without_scheme()  # a copy, since layers such as batch normalization learn in each forward
-    missing = set(trace_forward(network.without_scheme().eval(), lr)[1].records)
+    with in_eval(plain):
+        missing = set(trace_forward(plain, lr)[1].records)
     for seed in range(MOST_FORWARDS):
         if missing:
             with repeatable(seed):
