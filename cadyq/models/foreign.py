@@ -53,8 +53,9 @@ class ForeignNetwork(SRNetwork):
         layers: dotted names of the layers that a scheme may quantize: convolutions of any stride, dilation, padding and
             groups, transposed convolutions and linear layers.
         outer: dotted names of layers that stay in FP32 unless a scheme has `outer_bits`.
-        contiguous: whether all feature maps are in torch's default layout, as in the wrapped network alone. By default
-            they are channels last. CPUs convolve these faster, but not every view of them exists.
+        contiguous: whether all feature maps are in torch's default layout, as the image is, and as in the wrapped
+            network alone. By default they are channels last. CPUs convolve these faster, but not every view of them
+            exists.
 
     Attributes:
         skipped: layers that stay in FP32, with the reason.
@@ -71,7 +72,6 @@ class ForeignNetwork(SRNetwork):
         super().__init__()
         self.network = network
         self.interface = interface
-        self.contiguous = contiguous
         self.kind = type(network).__name__
         self.skipped: list[Skipped] = []
         self._token = uuid4().hex  # copies, stored ones too, have the same token, since they run the same operations
@@ -106,7 +106,7 @@ class ForeignNetwork(SRNetwork):
     def forward(self, lr: Tensor) -> Tensor:
         height, width = lr.shape[-2:]
         x = padded(lr, self.interface.multiple_of) * (self.interface.pixel_range / 255)
-        x = x.contiguous() if self.contiguous else x
+        x = x.contiguous()  # as its authors give it; it may be viewed
         with _modules_run():
             sr = self.network(x)
         if not isinstance(sr, Tensor):

@@ -320,6 +320,23 @@ def test_channels_of_a_batch_are_viewed_as_samples() -> None:
     assert quantized(LR[0][None, :, :16, :16].float()).shape == (1, 3, 32, 32)
 
 
+@torch.no_grad()
+def test_the_image_itself_may_be_viewed() -> None:
+    """Tiles and training batches are channels last; the network gets them as its authors give them."""
+
+    class Centered(Bicubic):
+        def forward(self, x: Tensor) -> Tensor:
+            mean = x.view(len(x), -1).mean(1)[:, None, None, None]
+            return super().forward(x - mean) + mean
+
+    network = network_of(TwoNames())
+    network.__class__ = Centered
+    quantized = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4)
+    lr = torch.stack([image[:, :16, :16] for image in LR[:2]]).float()
+    assert torch.equal(quantized(lr.contiguous(memory_format=torch.channels_last)), quantized(lr))
+    assert {type(layer) for layer in quantized.layer_names} == {QuantConv2d}, "maps keep the faster layout"
+
+
 def test_maps_keep_the_faster_layout_elsewhere() -> None:
     quantized = cadyq.quantize(network_of(TwoNames()), "fp32", LR, pixel_range=1, patches=4)
     assert {type(layer) for layer in quantized.layer_names} == {QuantConv2d}
