@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ CANDIDATES = (2, 3, 4, 5, 6, 8)
 MEASURED, SIDE = 8, 32  # how many patches errors are measured on, and their side in LR pixels
 ROUNDING = 1e-9  # relative rounding error of sums of costs
 ROUNDS = 2  # of the joint refinement, over all groups of points
+
+Bits = tuple[int | None, int | None]  # of the weights and of the activations of a group; None is FP32
+FP32: Bits = (None, None)
 
 
 def solve(sensitivity: NDArray[np.float64], costs: NDArray[np.float64], budget: float) -> NDArray[np.int64]:
@@ -72,6 +77,25 @@ def groups_of(network: SRNetwork) -> list[list[str]]:
     return [names for _, names in groups]
 
 
+@dataclass(frozen=True)
+class Options:
+    """What each of P groups of points can choose from: K pairs of bits, cheapest first.
+
+    Attributes:
+        bits: P lists of K pairs.
+        omega: (P, K), the mean squared error of the output with one group quantized.
+        costs: (P, K), BitOPs at the size of the measured patches.
+    """
+
+    bits: list[list[Bits]]
+    omega: NDArray[np.float64]
+    costs: NDArray[np.float64]
+
+    def chosen(self, indices: NDArray[np.int64]) -> list[Bits]:
+        """The pair of each group at these indices (P,)."""
+        return [own[k] for own, k in zip(self.bits, indices, strict=True)]
+
+
 class OutputErrors:
     """Errors of the output under any bits. The ranges of each candidate are calibrated once."""
 
@@ -89,50 +113,81 @@ class OutputErrors:
             self.target = parent(self.lr)
 
     @torch.no_grad()
-    def of(self, bits: Sequence[int | None]) -> float:
-        """Mean squared error with these bits at the groups of points; None is FP32."""
-        for group, own in zip(self.groups, bits, strict=True):
+    def of(self, bits: Sequence[Bits]) -> float:
+        """Mean squared error with these bits at the groups of points."""
+        for group, (of_weights, of_activations) in zip(self.groups, bits, strict=True):
             for name in group:
                 point = self.network.points[name]
-                point.quantizer = None if own is None else self.ranges[own].points[name].quantizer
+                point.quantizer = None if of_activations is None else self.ranges[of_activations].points[name].quantizer
                 for layer in point.layers:
-                    layer.weight_quantizer = None if own is None else MSEWeight(own)
+                    layer.weight_quantizer = None if of_weights is None else MSEWeight(of_weights)
         return float((self.network(self.lr) - self.target).square().mean())
 
-    def alone(self) -> NDArray[np.float64]:
-        """Omega (P, K): the errors with one group of points quantized at a time."""
+    def alone(self, candidates: Sequence[Bits]) -> NDArray[np.float64]:
+        """The errors (P, K) with one group of points quantized at a time."""
         count = len(self.groups)
         return np.array(
-            [[self.of([b if j == i else None for j in range(count)]) for b in CANDIDATES] for i in range(count)]
+            [[self.of([b if j == i else FP32 for j in range(count)]) for b in candidates] for i in range(count)]
         )
 
-    def costs(self) -> NDArray[np.float64]:
-        """BitOPs (P, K) at the size of the measured patches."""
+    def macs(self) -> NDArray[np.float64]:
+        """MACs (P,) of the layers that read each group, at the size of the measured patches."""
         macs = count_macs(self.network, *self.lr.shape[-2:]).by_layer
         names = self.network.layer_names
         read = [{layer for name in group for layer in self.network.points[name].feeds} for group in self.groups]
-        own = [sum(macs[names[layer]] for layer in layers) for layers in read]
-        return np.array([[count * b * b for b in CANDIDATES] for count in own])
+        return np.array([sum(macs[names[layer]] for layer in layers) for layers in read])
 
 
-def refine(
-    errors: OutputErrors,
-    choice: NDArray[np.int64],
-    omega: NDArray[np.float64],
-    costs: NDArray[np.float64],
-    budget: float,
-) -> NDArray[np.int64]:
+def equal_bits(errors: OutputErrors) -> Options:
+    """The same bits for the weights and the activations of a group."""
+    bits: list[Bits] = [(b, b) for b in CANDIDATES]
+    costs = np.outer(errors.macs(), [b * b for b in CANDIDATES])
+    return Options([bits] * len(errors.groups), errors.alone(bits), costs)
+
+
+def separate_bits(errors: OutputErrors) -> Options:
+    """Weights and activations of a group each have their own bits. The errors of both are taken to add up.
+
+    Of all pairs, a group keeps those that no cheaper pair has a smaller error than. The last is repeated where others
+    keep more.
+    """
+    of_weights = errors.alone([(b, None) for b in CANDIDATES])
+    of_activations = errors.alone([(None, b) for b in CANDIDATES])
+    kept = [_front(*errors_of_group) for errors_of_group in zip(of_weights, of_activations, strict=True)]
+    most = max(map(len, kept))
+    kept = [front + front[-1:] * (most - len(front)) for front in kept]
+    bits: list[list[Bits]] = [[(CANDIDATES[w], CANDIDATES[a]) for w, a in front] for front in kept]
+    omega = [[of_weights[i, w] + of_activations[i, a] for w, a in front] for i, front in enumerate(kept)]
+    costs = [
+        [macs * CANDIDATES[w] * CANDIDATES[a] for w, a in front]
+        for macs, front in zip(errors.macs(), kept, strict=True)
+    ]
+    return Options(bits, np.array(omega), np.array(costs))
+
+
+def _front(of_weights: NDArray[np.float64], of_activations: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Indices of bits (weights, activations) that no cheaper pair has a smaller error than, cheapest first."""
+    pairs = itertools.product(range(len(CANDIDATES)), repeat=2)
+    ordered = sorted(
+        pairs, key=lambda p: (CANDIDATES[p[0]] * CANDIDATES[p[1]], of_weights[p[0]] + of_activations[p[1]])
+    )
+    front: list[tuple[int, int]] = []
+    least = float("inf")
+    for w, a in ordered:
+        if (error := of_weights[w] + of_activations[a]) < least:
+            front.append((w, a))
+            least = error
+    return front
+
+
+def refine(errors: OutputErrors, choice: NDArray[np.int64], options: Options, budget: float) -> NDArray[np.int64]:
     """Exchange bits between groups of points while the error of the whole network falls and the budget holds."""
-    groups = np.arange(len(choice))
-
-    def error(trial: NDArray[np.int64]) -> float:
-        return errors.of([CANDIDATES[k] for k in trial])
-
-    least = error(choice)
+    groups, omega, costs = np.arange(len(choice)), options.omega, options.costs
+    least = errors.of(options.chosen(choice))
     for _ in range(ROUNDS):
         before = least
         for up in groups:
-            if choice[up] + 1 == len(CANDIDATES):
+            if choice[up] + 1 == omega.shape[1]:
                 continue
             trial = choice.copy()
             trial[up] += 1
@@ -143,7 +198,8 @@ def refine(
                 rises = {i: omega[i, trial[i] - 1] - omega[i, trial[i]] for i in can}
                 saved = {i: costs[i, trial[i]] - costs[i, trial[i] - 1] for i in can}
                 trial[min(can, key=lambda i: rises[i] / max(saved[i], 1e-30))] -= 1
-            if costs[groups, trial].sum() <= budget * (1 + ROUNDING) and (now := error(trial)) < least:
+            fits = costs[groups, trial].sum() <= budget * (1 + ROUNDING)
+            if fits and (now := errors.of(options.chosen(trial))) < least:
                 choice, least = trial, now
         if least == before:
             break

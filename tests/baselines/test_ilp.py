@@ -10,8 +10,18 @@ import pytest
 import torch
 
 import cadyq
-from baselines.assignment.program import CANDIDATES, OutputErrors, groups_of, refine, solve
-from baselines.ilp import ILP
+from baselines.assignment.program import (
+    CANDIDATES,
+    FP32,
+    Options,
+    OutputErrors,
+    equal_bits,
+    groups_of,
+    refine,
+    separate_bits,
+    solve,
+)
+from baselines.ilp import ILP, digits_of
 from baselines.ilp_brecq import ILPBRECQ
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
@@ -65,47 +75,93 @@ def test_a_budget_below_the_lowest_bits() -> None:
         solve(np.ones((2, 2)), np.array([[2.0, 4], [2, 4]]), 3)
 
 
-def test_error_grows_as_bits_fall(plain: SRNetwork, lr: torch.Tensor) -> None:
-    errors = OutputErrors(plain, lr)
-    omega = errors.alone()
+@pytest.fixture(scope="module")
+def errors(plain: SRNetwork, lr: torch.Tensor) -> OutputErrors:
+    return OutputErrors(plain, lr)
+
+
+@pytest.fixture(scope="module", params=[equal_bits, separate_bits])
+def options(request: pytest.FixtureRequest, errors: OutputErrors) -> Options:
+    found: Options = request.param(errors)
+    return found
+
+
+def test_error_grows_as_bits_fall(errors: OutputErrors) -> None:
+    omega = equal_bits(errors).omega
     assert omega.shape == (len(errors.groups), len(CANDIDATES)) and bool((omega[:, 0] > omega[:, -1]).all())
-    assert errors.of([None] * len(errors.groups)) == 0
+    assert errors.of([FP32] * len(errors.groups)) == 0
 
 
-def test_costs_are_those_of_the_trace(plain: SRNetwork, lr: torch.Tensor) -> None:
-    errors = OutputErrors(plain, lr)
-    for k, bits in enumerate(CANDIDATES):
-        network = with_scheme(plain, ILP(weight_bits=bits, act_bits=bits)).eval()
+def test_costs_are_those_of_the_trace(plain: SRNetwork, errors: OutputErrors, options: Options) -> None:
+    for k in range(options.costs.shape[1]):
+        pairs = [own[k] for own in options.bits]
+        weights, activations = (digits_of(bits) for bits in zip(*pairs, strict=True))
+        network = with_scheme(plain, ILP(by_layer=activations, weights_by_layer=weights)).eval()
         for point in network.points.values():
             if point.quantizer is not None:
                 point.quantizer.calibrated = True
         _, trace = trace_forward(network, errors.lr[:1])
-        assert errors.costs()[:, k].sum() == pytest.approx(float(trace.bitops_split().quantized))
+        assert options.costs[:, k].sum() == pytest.approx(float(trace.bitops_split().quantized))
 
 
-def test_the_refinement_only_improves(plain: SRNetwork, lr: torch.Tensor) -> None:
-    errors = OutputErrors(plain, lr)
-    omega, costs = errors.alone(), errors.costs()
-    budget = float(costs[:, CANDIDATES.index(4)].sum())
-    first = solve(omega, costs, budget)
-    best = refine(errors, first, omega, costs, budget)
+def test_the_refinement_only_improves(errors: OutputErrors, options: Options) -> None:
+    budget = float(errors.macs().sum()) * 16
+    first = solve(options.omega, options.costs, budget)
+    best = refine(errors, first, options, budget)
     points = np.arange(len(first))
-    assert costs[points, best].sum() <= budget * (1 + 1e-6)
-    assert errors.of([CANDIDATES[k] for k in best]) <= errors.of([CANDIDATES[k] for k in first])
+    assert options.costs[points, best].sum() <= budget * (1 + 1e-6)
+    assert errors.of(options.chosen(best)) <= errors.of(options.chosen(first))
 
 
-def test_bits_are_used_and_come_back(plain: SRNetwork, lr: torch.Tensor, tmp_path: Path) -> None:
-    network, reports = calibrate(plain, "ilp:w4a4", lr)
+def test_separate_bits_by_hand() -> None:
+    """Two groups of 10 and 1 MACs. An error is 100 for weights and 1 for activations, over their levels."""
+
+    class Errors:
+        groups = ("a", "b")
+
+        def alone(self, candidates: list[tuple[int | None, int | None]]) -> np.ndarray:
+            one = [(0 if w is None else 100 / 2**w) + (0 if a is None else 1 / 2**a) for w, a in candidates]
+            return np.array([one, one])
+
+        def macs(self) -> np.ndarray:
+            return np.array([10.0, 1.0])
+
+    found = separate_bits(Errors())  # type: ignore[arg-type]
+    assert found.bits[0] == found.bits[1]
+    assert found.bits[0][0] == (2, 2) and found.bits[0][-1] == (8, 8)
+    assert all(w >= a for w, a in found.bits[0]), "bits go where the error is"
+    assert found.omega[0, 0] == 25 + 0.25 and found.costs[:, 0].tolist() == [40, 4]
+    assert bool((np.diff(found.omega) < 0).all() and (np.diff(found.costs) >= 0).all())
+
+
+def test_separate_bits_lose_less(plain: SRNetwork, lr: torch.Tensor) -> None:
+    """At the same BitOPs: every choice of equal bits is also one of separate bits."""
+    losses = []
+    for spec in ("ilp:w3a3", "ilp:w3a3,separate=true"):
+        network, _ = calibrate(plain, spec, lr)
+        with torch.no_grad():
+            losses.append(float((network(lr) - plain(lr)).square().mean()))
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_bits_are_used_and_come_back(plain: SRNetwork, lr: torch.Tensor, tmp_path: Path, separate: bool) -> None:
+    network, reports = calibrate(plain, f"ilp:w4a4,separate={str(separate).lower()}", lr)
     assert reports == [] and isinstance(network.scheme, ILP)
     digits = [int(digit) for digit in network.scheme.by_layer]
+    of_weights = [int(digit) for digit in network.scheme.weights_by_layer or network.scheme.by_layer]
+    assert (of_weights != digits) == separate
     expected, trace = trace_forward(network, lr)
     used = {name: int(bits[0]) for name, bits in trace.bits.items()}
-    for group, digit in zip(groups_of(network), digits, strict=True):
+    for group, digit, of_weight in zip(groups_of(network), digits, of_weights, strict=True):
         assert [used.pop(name) for name in group] == [digit] * len(group)
+        layers = [layer for name in group for layer in network.points[name].layers]
+        assert {layer.weight_quantizer.bits for layer in layers if layer.weight_quantizer} == {of_weight}
     assert set(used.values()) <= {4}, "points that no layer reads keep the bits of the scheme"
     budget = calibrated_on(plain, "mse:w4a4", lr).eval()
     spent, allowed = (float(t.bitops_split().quantized.sum()) for t in (trace, trace_forward(budget, lr)[1]))
-    assert spent <= allowed * (1 + 1e-6) and len(network.scheme.program) == len(digits)
+    assert spent <= allowed * (1 + 1e-6)
+    assert [len(part) for part in network.scheme.program.split("-")] == [len(digits)] * (1 + separate)
     cadyq.save_model(network, tmp_path / "n.safetensors", packed=True)
     assert torch.equal(cadyq.load_model(tmp_path / "n.safetensors")(lr), expected)
 
@@ -114,6 +170,8 @@ def test_digits_of_another_network_are_refused(plain: SRNetwork) -> None:
     count = len(groups_of(with_scheme(plain, ILP())))
     with pytest.raises(UserError, match=rf"by_layer has 20 digits for {count} points; calibrate it anew"):
         with_scheme(plain, ILP(by_layer="4" * 20))
+    with pytest.raises(UserError, match=f"weights_by_layer has 20 digits for {count} points"):
+        with_scheme(plain, ILP(by_layer="4" * count, weights_by_layer="4" * 20))
 
 
 def test_rounding_and_bounds_are_learned_at_the_chosen_bits(plain: SRNetwork, lr: torch.Tensor, tmp_path: Path) -> None:
