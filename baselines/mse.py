@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cadyq.quantizers import AffineRange, PointStatistics, WeightQuantizer
-from cadyq.quantizers.functional import fake_quantize_affine, quantize_symmetric, signed_levels, straight_through
+from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
 from cadyq.schemes import FixedBitScheme
 
 SHARES = torch.linspace(0.02, 1, 50)
@@ -36,15 +36,33 @@ def least_error_range(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits:
         bits: bits of the grid, 2 to 8.
     """
 
-    def error(low: Tensor, high: Tensor) -> float:
-        return float((count * (fake_quantize_affine(x, low, high, bits) - x).square()).sum())
-
     lows, highs = SHARES.to(x) * low.clamp_max(0), SHARES.to(x) * high.clamp_min(0)
     low, high = lows[-1], highs[-1]
     for _ in range(ROUNDS):
-        high = min(highs, key=lambda end: error(low, end))
-        low = min(lows, key=lambda end: error(end, high))
+        high = highs[errors_of_ranges(x, count, low, highs, bits).argmin()]
+        low = lows[errors_of_ranges(x, count, lows, high, bits).argmin()]
     return low, high
+
+
+def errors_of_ranges(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    """Squared error of `fake_quantize_affine` over a histogram, for many ranges at once.
+
+    Args:
+        x: middles of the bins (N,).
+        count: weight of each bin (N,).
+        low: ends of the ranges (K,), or a scalar, at most 0.
+        high: the other ends (K,), or a scalar, at least 0.
+        bits: bits of the grid, 2 to 8.
+
+    Returns:
+        The weighted sum of squared errors of each range (K,).
+    """
+    steps = 2**bits - 1
+    step = ((high - low) / steps).clamp_min(1e-12)[:, None]
+    zero_point = (-low[..., None] / step).round_().clamp_(0, steps)
+    codes = (x * (1 / step)).round_().add_(zero_point).clamp_(0, steps)
+    errors: Tensor = codes.sub_(zero_point).mul_(step).sub_(x).square_().mul_(count).sum(1)
+    return errors
 
 
 def least_error_bound(weight: Tensor, bits: int) -> Tensor:

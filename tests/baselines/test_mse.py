@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.mse import SHARES, MSEActivation, MSEWeight
+from baselines.mse import SHARES, MSEActivation, MSEWeight, errors_of_ranges
 from cadyq.quantizers.base import PointStatistics
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, signed_levels
@@ -33,6 +33,17 @@ def test_activation_range_is_a_minimum(bits: int, unsigned: bool, seen: Seen) ->
         assert found <= error(share * values.min(), quantizer.high) * 1.02 + 1e-6
     assert found <= error(values.min().clamp_max(0), values.max())
     assert unsigned == (float(quantizer.low) == 0)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_all_ranges_at_once_are_the_ranges_one_by_one(bits: int) -> None:
+    generator = torch.Generator().manual_seed(bits)
+    x, count = torch.randn(2000, generator=generator) * 40, torch.rand(2000, generator=generator)
+    low, high = SHARES * x.min(), SHARES * x.max()
+    for lows, highs in ((low, high), (low, high[-1]), (torch.zeros(()), high)):
+        pairs = zip(lows.expand(len(SHARES)), highs.expand(len(SHARES)), strict=True)
+        single = [(count * (fake_quantize_affine(x, a, b, bits) - x).square()).sum() for a, b in pairs]
+        assert torch.equal(errors_of_ranges(x, count, lows, highs, bits), torch.stack(single))
 
 
 def test_evenly_spread_values_need_no_clipping(seen: Seen) -> None:
