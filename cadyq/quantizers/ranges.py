@@ -175,21 +175,25 @@ class CandidateActivation(ActivationQuantizer):
         self.bounds.data.copy_(self._shares() * statistics.max_abs)
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """Take over a parent's bounds.
+        """Take over a parent's bounds, and from a parent that chooses alike all that it learned.
 
         From a fixed-bit parent, every candidate starts at its bound in proportion to `RANGE_SHARE`. From a parent with
-        candidates, it starts at the bound of the nearest candidate. CADyQ's paper starts all candidates at the 8-bit
-        bound, but few steps are not enough to shrink a 4-bit range from there.
+        candidates, it starts at the bound of the nearest candidate, in the same proportion. CADyQ's paper starts all
+        candidates at the 8-bit bound, but few steps are not enough to shrink a 4-bit range from there.
         """
         if isinstance(parent, LearnedRange):
             self.bounds.data.copy_(parent.largest() * self._shares() / RANGE_SHARE[parent.bits])
             self.calibrated = True
-        elif type(parent) is type(self):
+        elif self.chooses_like(parent):
             super().inherit(parent)
         elif isinstance(parent, CandidateActivation):
             nearest = (parent.candidates[None] - self.candidates[:, None]).abs().argmin(1)
             self.bounds.data.copy_(parent.bounds.data[nearest] * (self._shares() / parent._shares()[nearest]))
             self.calibrated = True
+
+    def chooses_like(self, parent: ActivationQuantizer) -> bool:
+        """Whether all that `parent` learned serves here: it is of this class and has the same candidates."""
+        return type(parent) is type(self) and parent.candidates.tolist() == self.candidates.tolist()
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         choice = self.choose(x, context)
