@@ -183,6 +183,11 @@ class WeightQuantizer(nn.Module, ABC):
     def initialize(self, weight: Tensor) -> None:
         """Set learned steps from the weight. A quantizer without learned steps does nothing."""
 
+    def inherit(self, parent: WeightQuantizer) -> None:
+        """Take over what the trained quantizer of the same layer learned. By default only from the same class and bits."""
+        if type(parent) is type(self) and parent.bits == self.bits and _shapes(parent) == _shapes(self):
+            self.load_state_dict(parent.state_dict())
+
     def learning_unit(self, parameter: str) -> float:
         """The unit of a parameter's learning rate: its mean magnitude at the start."""
         return float(self.get_parameter(parameter).detach().abs().mean())
