@@ -65,11 +65,13 @@ class Inspection:
         interface: its image format.
         order: its layers in the order of their runs, if their input depends on each image by itself.
         elsewhere: layers that ran on other inputs, such as a table of relative positions.
+        sr: its output for the photographs (2, 3, h scale, w scale), not clamped, with white at 255.
     """
 
     interface: Interface
     order: list[str]
     elsewhere: list[str]
+    sr: Tensor
 
 
 CONSISTENT_DB = 25.0  # smallest PSNR of a downscaled SR image against its LR image
@@ -92,6 +94,7 @@ def inspect_network(
         UserError: the network fails on the photographs, returns no image, or its pixel range cannot be detected.
     """
     name, ranges = type(network).__name__, [1.0, 255.0] if pixel_range is None else [float(pixel_range)]
+    height, width = lr.shape[-2:]
     lr = padded(lr, multiple_of)
     runs = {white: _run(network, lr * (white / 255)) for white in ranges}
     quality = {white: _agreement_db(sr * (255 / white), lr) for white, (sr, _) in runs.items()}
@@ -109,7 +112,9 @@ def inspect_network(
     together = runs[best][1]
     _, alone = _run(network, lr[1:] * (best / 255))
     own = [key for key, value in together.items() if len(value) == len(lr) and _alike(value[1:], alone[key])]
-    return Inspection(Interface(found, best, multiple_of), own, [key for key in together if key not in own])
+    elsewhere = [key for key in together if key not in own]
+    sr = runs[best][0][..., : height * found, : width * found] * (255 / best)
+    return Inspection(Interface(found, best, multiple_of), own, elsewhere, sr)
 
 
 def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -184,7 +184,7 @@ class WeightQuantizer(nn.Module, ABC):
         """Set learned steps from the weight. A quantizer without learned steps does nothing."""
 
     def inherit(self, parent: WeightQuantizer) -> None:
-        """Take over what the trained quantizer of the same layer learned. By default only from the same class and bits."""
+        """Take over what the trained quantizer of this layer learned. By default only from the same class and bits."""
         if type(parent) is type(self) and parent.bits == self.bits and _shapes(parent) == _shapes(self):
             self.load_state_dict(parent.state_dict())
 

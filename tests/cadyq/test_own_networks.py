@@ -361,6 +361,43 @@ def test_a_network_that_its_points_break_is_refused() -> None:
         cadyq.quantize(network_of(Stubborn()), "minmax:w8a8", LR, pixel_range=1, patches=4)
 
 
+def test_a_layer_with_a_forward_of_its_own_stays_in_fp32() -> None:
+    network, lr = network_of(TwoNames()), LR[0][None, :, :32, :32].float()
+    doubled, padded = network.body.conv1, network.body.conv2  # type: ignore[union-attr]
+    doubled.forward = lambda x: 2 * nn.Conv2d.forward(doubled, x)  # type: ignore[union-attr, arg-type]
+
+    def circular(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+    padded._conv_forward = circular  # type: ignore[union-attr]
+    made = cadyq.quantize(network, "fp32", LR, pixel_range=1, patches=4, exclude=[])
+    assert list(made.points) == ["head", "tail"]
+    assert set(made.reasons().values()) == {"its forward is changed, which a replacement would lose"}
+    with torch.no_grad():
+        torch.testing.assert_close(made(lr), network(lr / 255) * 255)
+
+
+class Asking(Stubborn):
+    """Computes something else where its layer has another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (10 if type(self.conv) is nn.Conv2d else 1)  # type: ignore[no-any-return]
+
+
+class Noisy(Bicubic):
+    """Draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr = super().forward(x)
+        return sr + 0.1 * torch.randn_like(sr)
+
+
+def test_a_network_that_computes_something_else_with_its_points_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Bicubic computes something else with quantizable layers, .*: exclude=\["):
+        cadyq.quantize(network_of(Asking()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    assert cadyq.quantize(Noisy(TwoNames()).eval(), "minmax:w8a8", LR, pixel_range=1, patches=4).points
+
+
 @torch.no_grad()
 def test_a_layer_with_an_output_size_is_excluded() -> None:
     class Sized(nn.Module):
