@@ -232,6 +232,25 @@ def test_transformer_layers_run_their_linear_layers() -> None:
     assert torch.backends.mha.get_fastpath_enabled() is before
 
 
+class TokensFirst(nn.Module):
+    """A layer on tokens (T, B, C). All tokens have the same mean, deviation and maximum, as behind a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).permute(2, 0, 1)
+        tokens = tokens + self.linear(tokens.argsort(2).float())
+        return tokens.permute(1, 2, 0).reshape(x.shape)
+
+
+def test_layers_that_read_the_batch_in_the_second_dimension_stay_in_fp32() -> None:
+    made = cadyq.quantize(network_of(TokensFirst()), "fp32", LR, pixel_range=1, patches=4, exclude=[])
+    assert list(made.points) == ["head", "tail"]
+    assert made.reasons() == {"network.body.linear": "its input is no feature map of the images"}
+
+
 def test_two_photographs_of_one_name_are_refused(tmp_path: Path) -> None:
     for suffix in ("png", "jpg"):
         Image.new("RGB", (16, 16)).save(tmp_path / f"a.{suffix}")
