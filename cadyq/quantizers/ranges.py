@@ -88,6 +88,7 @@ class LearnedRange(ActivationQuantizer):
             super().inherit(parent)
         elif isinstance(parent, LearnedRange):
             self.set_largest(parent.largest() * RANGE_SHARE[self.bits] / RANGE_SHARE[parent.bits])
+            self.calibrated = True
 
 
 class LearnedBoundActivation(LearnedRange):
@@ -142,7 +143,6 @@ class LearnedBounds(LearnedRange):
         factor = value / self.largest().clamp_min(1e-12)
         self.low.data.mul_(factor)
         self.high.data.mul_(factor)
-        self.calibrated = True
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bound, scalars or one value per sample (B, 1, 1, 1)."""
