@@ -159,6 +159,11 @@ def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: tor
     }
 
 
+def _stage_facts(report: StageReport) -> dict[str, Any]:
+    """What `training.json` says of a stage."""
+    return {key: value for key, value in vars(report).items() if key != "untuned"}
+
+
 def run(args: argparse.Namespace) -> Path:
     """Calibrate what the command line asks for; return the path of the model."""
     if args.threads:
@@ -182,7 +187,7 @@ def run(args: argparse.Namespace) -> Path:
         start = time.monotonic()
         network, reports = _calibrate(args, parent, patches)
         seconds = round(time.monotonic() - start, 1)
-        facts |= {"seconds": seconds, "stages": [vars(report) for report in reports]}
+        facts |= {"seconds": seconds, "stages": [_stage_facts(report) for report in reports]}
         out = save_run(network, facts, args.out, origin)
     if args.zoo is not None:
         scheme = scheme_of(args.scheme)

@@ -64,6 +64,13 @@ def test_bounds_take_kilobytes_and_are_found(tmp_path: Path, lr: Tensor) -> None
         assert not torch.equal(load_model(IDN)(lr), network(lr))
 
 
+def test_a_stage_without_a_step_is_valid_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cadyq.training.reconstruction.shares", lambda steps, seconds: iter(()))
+    _, facts = run_of("ptq4sr:w4a4", IDN, tmp_path)
+    assert facts["stages"][0] == {"name": "activation bounds", "steps": 0, "first_loss": None, "last_loss": None}
+    assert "NaN" not in (tmp_path / "run" / "training.json").read_text()
+
+
 def test_rounding_takes_a_bit_a_weight(tmp_path: Path, lr: Tensor) -> None:
     zoo = tmp_path / "zoo"
     network, _ = run_of("adaround:w4a4", IDN, tmp_path, "--zoo", str(zoo))

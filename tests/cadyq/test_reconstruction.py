@@ -74,6 +74,7 @@ def test_tuning_brings_the_output_nearer(plain: SRNetwork, lr: Tensor) -> None:
     start = calibrated_on(plain, "ptq4sr:w4a4", lr).eval()
     tuned, (report,) = run(plain, lr, "ptq4sr:w4a4", bounds_stage())
     assert error(tuned, plain, lr) < 0.9 * error(start, plain, lr)
+    assert report.first_loss is not None and report.last_loss is not None
     assert report.steps == 40 and report.last_loss < report.first_loss
 
 
@@ -124,6 +125,19 @@ def test_a_time_limit_is_shared(plain: SRNetwork, lr: Tensor) -> None:
     _, reports = run(plain, lr, "ptq4sr:w4a4", bounds_stage(10**6), bounds_stage(10**6), seconds=4)
     assert time.monotonic() - start < 20
     assert all(report.steps > 0 for report in reports)
+
+
+def test_parts_that_a_time_limit_leaves_out_are_named(
+    plain: SRNetwork, lr: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = replace(bounds_stage(3), over="block")
+    _, reports = run(plain, lr, "ptq4sr:w4a4", stage, seconds=0)
+    assert [(report.steps, report.first_loss, report.untuned) for report in reports] == [(0, None, True)] * 2
+    assert "2 of 2 parts stay as calibrated (bounds blocks.0; bounds blocks.1), as the time limit" in caplog.text
+    caplog.clear()
+    run(plain, lr, "minmax:w4a4", stage)  # nothing to tune
+    run(plain, lr, "ptq4sr:w4a4", stage)
+    assert not caplog.text
 
 
 def test_blocks_and_layers(plain: SRNetwork, lr: Tensor) -> None:
