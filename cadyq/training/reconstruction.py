@@ -29,7 +29,7 @@ from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.schemes.tuning import Role, Stage, Step
-from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
+from cadyq.training.units import Passage, blocks_of, in_run_order, quantized_layers, watched
 from cadyq.utils.errors import UserError
 from cadyq.utils.seeds import repeatable
 
@@ -151,7 +151,7 @@ def _run_stage(
         loss_of = _whole_network(network, reference, patches)
         return [_descend(network, network, stage, stage.name, loss_of, len(patches), seconds, generator, tell)]
     reports, end = list[StageReport](), time.monotonic() + seconds
-    units = _units(network, stage)
+    units = in_run_order(network, _units(network, stage), patches[:1])  # a unit reads what is tuned before it
     for i, name in enumerate(units):
         unit = network.get_submodule(name)
         loss_of = _one_unit(network, reference, name, patches, stage, generator)

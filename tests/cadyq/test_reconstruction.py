@@ -19,8 +19,10 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext, RoundedWeight
 from cadyq.schemes import Scheme, Stage, Step, normalized_distance
 from cadyq.schemes.calibration import calibrated_on
+from cadyq.testing.models import calibrated_model
+from cadyq.testing.subject import small_sizes
 from cadyq.training.reconstruction import calibrate, planned_steps, shares, tune
-from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
+from cadyq.training.units import Passage, blocks_of, in_run_order, quantized_layers, watched
 from cadyq.utils.errors import UserError
 
 
@@ -145,6 +147,39 @@ def test_blocks_and_layers(plain: SRNetwork, lr: Tensor) -> None:
     assert blocks_of(network) == ["blocks.0", "blocks.1"]
     assert quantized_layers(network) == [f"blocks.{i}.conv{k}" for i in (0, 1) for k in (1, 2)]
     assert planned_steps(network, [replace(bounds_stage(5), over=over) for over in ("network", "block", "layer")]) == 35
+
+
+class Backwards(nn.Module):
+    """Its modules are defined in another order than they run, and one block has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = nn.Conv2d(8, 12, 3, padding=1)
+        self.second, self.first, self.head = (nn.Conv2d(n, 8, 3, padding=1) for n in (8, 8, 3))
+        self.steps = nn.ModuleList([self.first, self.second])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        for step in self.steps:
+            y = step(y).relu()
+        up = nn.functional.interpolate(x, scale_factor=2, mode="bicubic")
+        return nn.functional.pixel_shuffle(self.tail(y), 2) * 0.05 + up
+
+
+@pytest.mark.parametrize("scheme", ["brecq", "adaround"])
+def test_parts_come_in_the_order_of_their_runs_and_once(scheme: str, lr: Tensor) -> None:
+    plain = cadyq.quantize(Backwards().eval(), "fp32", lr, pixel_range=1)
+    seen: list[int] = []
+    _, reports = calibrate(plain, f"{scheme}:w4a4", lr, steps=1, on_step=lambda name, planned: seen.append(planned))
+    assert [report.name.split()[-1] for report in reports] == ["network.first", "network.second"]
+    assert seen == [2, 2]
+
+
+@pytest.mark.parametrize("backbone", ["edsr", "idn", "imdn", "rlfn", "srresnet"])
+def test_the_parts_of_backbones_run_in_the_order_of_their_modules(backbone: str, lr: Tensor) -> None:
+    network = calibrated_model(backbone, "brecq:w4a4", **small_sizes(backbone)).eval()
+    for names in (blocks_of(network), quantized_layers(network)):
+        assert in_run_order(network, names, lr[:1]) == names
 
 
 def test_progress_is_told_against_the_planned_steps(plain: SRNetwork, lr: Tensor) -> None:
