@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -177,6 +178,9 @@ class Passage:
             )
 
     def _enter(self, unit: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if not inputs:  # called by keyword alone
+            bound = signature(unit.forward).bind(**options)
+            inputs, options = bound.args, bound.kwargs
         if inputs and isinstance(inputs[0], Tensor):
             self._read.append(inputs[0].clone())  # the unit may write into it
             self._keywords = tuple(options)

@@ -175,6 +175,41 @@ def test_parts_come_in_the_order_of_their_runs_and_once(scheme: str, lr: Tensor)
     assert seen == [2, 2]
 
 
+class Scaled(nn.Module):
+    """A block that gets its feature map by keyword, and gives it to its layer by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return self.conv(input=x).relu() * factor  # type: ignore[no-any-return]
+
+
+class ByKeyword(Foreign):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([Scaled(), Scaled()])  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        for block in self.body:
+            y = block(factor=2.0, x=y)
+        up = nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
+        return self.tail(y) * 0.05 + up  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scheme", ["brecq", "adaround"])
+def test_parts_may_be_called_by_keyword(scheme: str, lr: Tensor) -> None:
+    plain = cadyq.quantize(ByKeyword().eval(), "fp32", lr, pixel_range=1)
+    _, reports = calibrate(plain, f"{scheme}:w4a4", lr, steps=1)
+    assert [report.steps for report in reports] == [1, 1]
+    with torch.no_grad():
+        passage, block = Passage(plain, "network.body.1", lr), plain.get_submodule("network.body.1")
+        rest, options = passage.arguments(torch.arange(len(lr)))
+        torch.testing.assert_close(block(passage.read, *rest, **options), passage.gives)
+
+
 @pytest.mark.parametrize("backbone", ["edsr", "idn", "imdn", "rlfn", "srresnet"])
 def test_the_parts_of_backbones_run_in_the_order_of_their_modules(backbone: str, lr: Tensor) -> None:
     network = calibrated_model(backbone, "brecq:w4a4", **small_sizes(backbone)).eval()
