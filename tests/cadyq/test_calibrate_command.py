@@ -165,6 +165,7 @@ def test_a_plain_file_holds_all_tensors(tmp_path: Path, lr: Tensor) -> None:
         (["--scheme", "mse:w4a4", "--model", IDN, "--images", "nowhere"], "--images nowhere: no such folder"),
         (["--scheme", "mse:w4a4", "--model", "zoo:idn_x4_pams_w4a4"], "is already quantized; give its FP32 network"),
         (["--scheme", "mse:w4a4", "--model", "zoo:none"], "zoo has no 'none'"),
+        (["--scheme", "mse:w4a4", "--model", IDN, "--tag", "a/b"], "--tag 'a/b' cannot be part of a file name"),
     ],
 )
 def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,10 +177,11 @@ def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pyt
 def test_options_of_the_tuning_without_stages_are_said_to_do_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_of("minmax:w8a8", IDN, tmp_path, "--steps", "3")
+    run_of("minmax:w8a8", IDN, tmp_path, "--steps", "3", "--tag", "mine")
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     why = "warning: minmax has no tuning stages, so {} has no effect; leave it out"
-    assert warned == [why.format("--minutes"), why.format("--steps")]
+    tag = "warning: --tag has no effect without --zoo; leave it out, or give --zoo"
+    assert warned == [tag, why.format("--minutes"), why.format("--steps")]
     run_of("ptq4sr:w8a8", IDN, tmp_path, "--steps", "1", "--overwrite")
     assert "no effect" not in capsys.readouterr().err
 
