@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,12 @@ def test_the_oracle_is_told_hr_and_others_are_not() -> None:
     assert [name for name in cadyq.list_schemes() if SCHEMES.get(name).reads_hr] == ["oracle"]
     with pytest.raises(UserError, match="choose one of mse, db"):
         Oracle(objective="psnr")
+
+
+@pytest.mark.parametrize("options", [{"price": -1.0}, {"price": math.nan}, {"sweeps": 0}, {"sweeps": 1.5}])
+def test_the_oracle_refuses_options_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"(price|sweeps)=.*: give a (whole )?number of [01] or more"):
+        Oracle(**options)
 
 
 def test_edge_score_of_a_step() -> None:
