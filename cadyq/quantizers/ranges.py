@@ -117,11 +117,12 @@ class LearnedBoundActivation(LearnedRange):
 class LearnedBounds(LearnedRange):
     """A learned lower and a learned upper bound; zero is a level between them.
 
-    If calibration saw no negative value, the lower bound starts at 0. It stays there, since its learning rate is
-    relative to its size.
+    If calibration saw no negative value, the lower bound starts at 0. It stays there if its learning rate is relative
+    to its size, which is the default. With `range_rate_relative = false`, as in the recipe `paper`, it moves, and
+    nothing keeps it below 0.
 
     Attributes:
-        low: lower bound (1,), in the units of the feature map; low <= 0 <= high.
+        low: lower bound (1,), in the units of the feature map; at the start low <= 0 <= high.
         high: upper bound (1,), in the same units.
     """
 
