@@ -91,7 +91,7 @@ class GranularActivation(ActivationQuantizer):
 
     def inherit(self, parent: ActivationQuantizer) -> None:
         if isinstance(parent, LearnedRange):
-            self._start(parent.largest() / RANGE_SHARE[parent.bits])
+            self._start(parent.largest() / RANGE_SHARE[parent.bits])  # not calibrated: thresholds are missing
         else:
             super().inherit(parent)
 

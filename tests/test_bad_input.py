@@ -617,6 +617,11 @@ def calibrating_a_trained_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
     return calibrate.main, words
 
 
+@case("brecq:w4a4", "python -m cadyq.calibrate")
+def training_a_calibrated_scheme(tmp: Path) -> tuple[Callable[..., int], Words]:
+    return train(tmp, "--recipe", "finetune", "--scheme", "brecq:w4a4", "--steps", "1")
+
+
 @case("no-run", "no such folder")
 def shipping_a_missing_run(tmp: Path) -> tuple[Callable[..., int], Words]:
     return cadyq.zoo.ship.main, ["run", str(tmp / "no-run"), "--zoo", str(tmp / "zoo")]

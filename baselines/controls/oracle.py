@@ -9,6 +9,7 @@ the target is the output of the network itself at its highest candidates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -35,8 +36,8 @@ class Oracle(AssignedScheme):
 
     Attributes:
         objective: "mse" or "db".
-        price: of one more bit at every point, in units of the objective.
-        sweeps: how often the search visits every point. Each visit takes K - 1 forwards.
+        price: of one more bit at every point, in units of the objective; 0 or more.
+        sweeps: how often the search visits every point, 1 or more. Each visit takes K - 1 forwards.
     """
 
     name = "oracle"
@@ -51,6 +52,10 @@ class Oracle(AssignedScheme):
         super().__post_init__()
         if self.objective not in OBJECTIVES:
             raise UserError(f"objective={self.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+        if not 0 <= self.price < math.inf:
+            raise UserError(f"price={self.price!r} is out of range: give a number of 0 or more")
+        if type(self.sweeps) is not int or self.sweeps < 1:
+            raise UserError(f"sweeps={self.sweeps!r}: give a whole number of 1 or more")
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> Oracle:
         network, context = transplant(parent, self), search_patches(lr, hr)

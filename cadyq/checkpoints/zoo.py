@@ -165,6 +165,12 @@ def save_run(network: SRNetwork, facts: dict[str, Any], run_dir: Path, parent: s
     return path
 
 
+def check_tag(tag: str) -> None:
+    """Raise UserError if a tag cannot be part of a file name."""
+    if not re.fullmatch(r"[\w.-]*", tag):
+        raise UserError(f"--tag {tag!r} cannot be part of a file name; use letters, digits, '_', '-' and '.'")
+
+
 def add_run_to_zoo(run_dir: Path, tag: str, folder: Path, overwrite: bool = False) -> Path:
     """Add the run of `cadyq.train`, `cadyq.derive` or `cadyq.calibrate` in `run_dir` to a zoo.
 
@@ -175,8 +181,7 @@ def add_run_to_zoo(run_dir: Path, tag: str, folder: Path, overwrite: bool = Fals
         UserError: the run is not finished, its facts are damaged, `tag` cannot be part of a file name, or without
             `overwrite`, the zoo holds the network of another run under that name.
     """
-    if not re.fullmatch(r"[\w.-]*", tag):
-        raise UserError(f"--tag {tag!r} cannot be part of a file name; use letters, digits, '_', '-' and '.'")
+    check_tag(tag)
     facts_file = run_dir / "training.json"
     if not run_dir.is_dir():
         raise UserError(f"{run_dir}: no such folder; give the --out of cadyq.train, derive or calibrate")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cadyq.checkpoints.io import load_model, resolve
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.checkpoints.zoo import add_run_to_zoo, save_run
+from cadyq.checkpoints.zoo import add_run_to_zoo, check_tag, save_run
 from cadyq.commands.cli import (
     MOST_SEED,
     Numbers,
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--steps", type=Numbers(1), help="steps of each tuning stage (default: set by the scheme)")
     parser.add_argument("--batch", type=Numbers(1, 1_000_000), help="patches per step (default: set by the scheme)")
-    parser.add_argument("--tag", default="", help="name of this variant, listed as ptq4sr:w4a4:TAG")
+    parser.add_argument("--tag", default="", help="name of this variant in --zoo, listed as ptq4sr:w4a4:TAG")
     parser.add_argument(
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed that draws the patches of each step (default: 0)"
     )
@@ -104,7 +104,9 @@ def lr_images(folder: Path | None, scale: int) -> tuple[Images, int, str]:
 
 
 def _say_unused(args: argparse.Namespace) -> None:
-    """Warn of options of the tuning where the scheme has no stage to tune."""
+    """Warn of a tag without a zoo, and of options of the tuning where the scheme has no stage to tune."""
+    if args.tag and args.zoo is None:
+        print("warning: --tag has no effect without --zoo; leave it out, or give --zoo", file=sys.stderr)
     if scheme_of(args.scheme).stages():
         return
     for option in ("minutes", "steps", "batch"):
@@ -159,11 +161,17 @@ def _facts(args: argparse.Namespace, parent: SRNetwork, origin: str, device: tor
     }
 
 
+def _stage_facts(report: StageReport) -> dict[str, Any]:
+    """What `training.json` says of a stage."""
+    return {key: value for key, value in vars(report).items() if key != "untuned"}
+
+
 def run(args: argparse.Namespace) -> Path:
     """Calibrate what the command line asks for; return the path of the model."""
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    check_tag(args.tag)
     check_zoo(args.zoo)  # a new zoo is made
     open_networks(args)
     check_outputs(args.out, inputs=[args.model])
@@ -182,7 +190,7 @@ def run(args: argparse.Namespace) -> Path:
         start = time.monotonic()
         network, reports = _calibrate(args, parent, patches)
         seconds = round(time.monotonic() - start, 1)
-        facts |= {"seconds": seconds, "stages": [vars(report) for report in reports]}
+        facts |= {"seconds": seconds, "stages": [_stage_facts(report) for report in reports]}
         out = save_run(network, facts, args.out, origin)
     if args.zoo is not None:
         scheme = scheme_of(args.scheme)

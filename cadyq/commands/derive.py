@@ -29,12 +29,11 @@ from cadyq.commands.cli import (
 )
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES, Scheme
-from cadyq.schemes.specs import parse_scheme, tagged
+from cadyq.schemes.specs import parse_scheme, read_options, tagged
 from cadyq.training.derive import derive, derived_scheme, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import file_facts
 from cadyq.utils.errors import UserError
-from cadyq.utils.options import parse_options
 
 FAR = 0.2  # bits between the mean that is asked for and the one that is reached
 
@@ -52,7 +51,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="target FAB (default: the FAB of the parent)",
     )
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the scheme; may be repeated"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of the scheme; may be repeated",
     )
     parser.add_argument(
         "--patches", type=Numbers(1, 1_000_000), default=96, help="number of training patches (default: 96)"
@@ -95,7 +98,7 @@ def run(args: argparse.Namespace) -> Path:
     open_networks(args)
     check_outputs(args.out, inputs=[args.parent])
     name, options, tag = parse_scheme(args.scheme)
-    options |= parse_options(args.option)
+    options |= read_options(name, args.option)
     check_derived(name)
     parent = load_model(args.parent)
     check_mean_bits(derived_scheme(parent, name, **options), args.mean_bits)

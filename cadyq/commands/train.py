@@ -49,7 +49,7 @@ from cadyq.training.start import (
     load_teacher,
     quantized_from,
     random_parent,
-    require_chosen,
+    require_trainable,
 )
 from cadyq.training.trainer import CHECKPOINT_SECONDS, Settings, Trainer
 from cadyq.utils.errors import UserError
@@ -222,7 +222,7 @@ def start_of(args: argparse.Namespace) -> tuple[Start, Recipe, Start | None]:
             f"--model {args.init}: was trained at another scale than x{args.scale}; "
             f"train it with --recipe fp32 --scale {args.scale} before it is quantized"
         )
-    require_chosen(parent.network, recipe.scheme)
+    require_trainable(parent.network, recipe.scheme)
     teacher = load_teacher(args.teacher, recipe, parent)
     return parent, recipe if teacher else recipe.without_teacher(), teacher
 

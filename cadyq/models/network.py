@@ -183,11 +183,19 @@ class SRNetwork(nn.Module, ABC):
         return {self.layer_names[layer]: "excluded" for name in self.excluded for layer in self.points[name].layers}
 
     def inherit_ranges(self, parent: SRNetwork) -> None:
-        """Take over the ranges of `parent`, a network of the same backbone, as far as each quantizer can use them."""
+        """Take over the ranges of `parent`, a network of the same backbone, as far as each quantizer can use them.
+
+        Weight quantizers take over what they learned too, such as steps.
+        """
         for name, point in self.points.items():
             source = parent.points.get(name)  # the parent may have no outer points
             if point.quantizer is not None and source is not None and source.quantizer is not None:
                 point.quantizer.inherit(source.quantizer)
+        sources = {name: layer.weight_quantizer for layer, name in parent.layer_names.items()}
+        for layer, name in self.layer_names.items():
+            learned = sources.get(name)
+            if layer.weight_quantizer is not None and learned is not None:
+                layer.weight_quantizer.inherit(learned)
 
     def without_scheme(self) -> SRNetwork:
         """A copy with the same weights and without quantizers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -102,10 +102,6 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {key: value.shape for key, value in module.state_dict().items()}
 
 
-def _mark_calibrated(quantizer: Any, incompatible_keys: Any) -> None:
-    quantizer.calibrated = quantizer.calibrated or not incompatible_keys.missing_keys
-
-
 class ActivationQuantizer(nn.Module, ABC):
     """Fake-quantizes a feature map at one quantization point.
 
@@ -113,7 +109,8 @@ class ActivationQuantizer(nn.Module, ABC):
         granularity: what shares one grid of 2^bits levels: "tensor" (the feature map of a sample) or "channel" (one
             channel of it).
         idempotent: False if the grid depends on the values that it quantizes.
-        calibrated: whether the range is set, by calibration, by a parent or by trained weights.
+        calibrated: whether the range is set, by calibration, a parent or trained weights. `state_dict` holds it in
+            its metadata. A state without it, such as that of a file, is of a calibrated quantizer.
     """
 
     granularity: ClassVar[Granularity] = "tensor"
@@ -123,7 +120,6 @@ class ActivationQuantizer(nn.Module, ABC):
         super().__init__()
         # a quantizer without `initialize` has no range to calibrate
         self.calibrated = type(self).initialize is ActivationQuantizer.initialize
-        self.register_load_state_dict_post_hook(_mark_calibrated)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
@@ -140,6 +136,18 @@ class ActivationQuantizer(nn.Module, ABC):
     def overhead_macs(self, height: int, width: int) -> int:
         """FP32 multiply-adds that choosing bits or ranges takes for one sample of that size. By default 0."""
         return 0
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):  # as in torch
+            destination._metadata[prefix[:-1]]["calibrated"] = self.calibrated
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if all(prefix + key in state_dict for key in self.state_dict()):
+            self.calibrated = local_metadata.get("calibrated", True)
 
     def used_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that a forward reads. They are trained and stored. By default all."""
@@ -182,6 +190,11 @@ class WeightQuantizer(nn.Module, ABC):
 
     def initialize(self, weight: Tensor) -> None:
         """Set learned steps from the weight. A quantizer without learned steps does nothing."""
+
+    def inherit(self, parent: WeightQuantizer) -> None:
+        """Take over what the trained quantizer of this layer learned. By default only from the same class and bits."""
+        if type(parent) is type(self) and parent.bits == self.bits and _shapes(parent) == _shapes(self):
+            self.load_state_dict(parent.state_dict())
 
     def learning_unit(self, parameter: str) -> float:
         """The unit of a parameter's learning rate: its mean magnitude at the start."""

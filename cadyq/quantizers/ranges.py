@@ -88,6 +88,7 @@ class LearnedRange(ActivationQuantizer):
             super().inherit(parent)
         elif isinstance(parent, LearnedRange):
             self.set_largest(parent.largest() * RANGE_SHARE[self.bits] / RANGE_SHARE[parent.bits])
+            self.calibrated = True
 
 
 class LearnedBoundActivation(LearnedRange):
@@ -116,11 +117,12 @@ class LearnedBoundActivation(LearnedRange):
 class LearnedBounds(LearnedRange):
     """A learned lower and a learned upper bound; zero is a level between them.
 
-    If calibration saw no negative value, the lower bound starts at 0. It stays there, since its learning rate is
-    relative to its size.
+    If calibration saw no negative value, the lower bound starts at 0. It stays there if its learning rate is relative
+    to its size, which is the default. With `range_rate_relative = false`, as in the recipe `paper`, it moves, and
+    nothing keeps it below 0.
 
     Attributes:
-        low: lower bound (1,), in the units of the feature map; low <= 0 <= high.
+        low: lower bound (1,), in the units of the feature map; at the start low <= 0 <= high.
         high: upper bound (1,), in the same units.
     """
 
@@ -142,7 +144,6 @@ class LearnedBounds(LearnedRange):
         factor = value / self.largest().clamp_min(1e-12)
         self.low.data.mul_(factor)
         self.high.data.mul_(factor)
-        self.calibrated = True
 
     def bounds(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lower and upper bound, scalars or one value per sample (B, 1, 1, 1)."""
@@ -175,21 +176,25 @@ class CandidateActivation(ActivationQuantizer):
         self.bounds.data.copy_(self._shares() * statistics.max_abs)
 
     def inherit(self, parent: ActivationQuantizer) -> None:
-        """Take over a parent's bounds.
+        """Take over a parent's bounds, and from a parent that chooses alike all that it learned.
 
         From a fixed-bit parent, every candidate starts at its bound in proportion to `RANGE_SHARE`. From a parent with
-        candidates, it starts at the bound of the nearest candidate. CADyQ's paper starts all candidates at the 8-bit
-        bound, but few steps are not enough to shrink a 4-bit range from there.
+        candidates, it starts at the bound of the nearest candidate, in the same proportion. CADyQ's paper starts all
+        candidates at the 8-bit bound, but few steps are not enough to shrink a 4-bit range from there.
         """
         if isinstance(parent, LearnedRange):
             self.bounds.data.copy_(parent.largest() * self._shares() / RANGE_SHARE[parent.bits])
             self.calibrated = True
-        elif type(parent) is type(self):
+        elif self.chooses_like(parent):
             super().inherit(parent)
         elif isinstance(parent, CandidateActivation):
             nearest = (parent.candidates[None] - self.candidates[:, None]).abs().argmin(1)
             self.bounds.data.copy_(parent.bounds.data[nearest] * (self._shares() / parent._shares()[nearest]))
             self.calibrated = True
+
+    def chooses_like(self, parent: ActivationQuantizer) -> bool:
+        """Whether all that `parent` learned serves here: it is of this class and has the same candidates."""
+        return type(parent) is type(self) and parent.candidates.tolist() == self.candidates.tolist()
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         choice = self.choose(x, context)

@@ -234,9 +234,17 @@ def with_scheme(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
     return network
 
 
+def initialize_weights(network: SRNetwork) -> None:
+    """Start what the weight quantizers learn, such as steps, from the weights of the network, in place."""
+    for layer in network.layer_names:
+        if layer.weight_quantizer is not None:
+            layer.weight_quantizer.initialize(layer.rows(layer.weight.detach()))
+
+
 def transplant(parent: SRNetwork, scheme: Scheme) -> SRNetwork:
     """A copy of `parent` with its weights and its ranges under another scheme, in eval mode."""
     network = with_scheme(parent, scheme)
+    initialize_weights(network)
     network.inherit_ranges(parent)
     for layer, source in zip(network.layer_names, parent.layer_names, strict=True):
         if isinstance(source.weight_quantizer, PackedWeight):

@@ -23,6 +23,7 @@ from cadyq.schemes.base import register_scheme
 from cadyq.schemes.bit_selector import BitSelector
 from cadyq.schemes.candidates import CandidateScheme
 from cadyq.utils.errors import UserError
+from cadyq.utils.options import written
 
 RANGE_STARTS = ("share", "parent")
 
@@ -57,6 +58,11 @@ class DynamicActivation(CandidateActivation):
             self.calibrated = True
         else:
             super().inherit(parent)
+
+    def chooses_like(self, parent: ActivationQuantizer) -> bool:
+        """As `CandidateActivation`. Selectors that read other inputs learned something else."""
+        same_inputs = isinstance(parent, DynamicActivation) and parent.selector.inputs == self.selector.inputs
+        return same_inputs and super().chooses_like(parent)
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         if not torch.is_grad_enabled():
@@ -110,7 +116,19 @@ class CADyQ(CandidateScheme):
             raise UserError(f"stats_stride={self.stats_stride!r}: give a whole number of 1 or more")
 
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CADyQ:
-        """Unchanged: the parent's selectors under other options (`stats_stride`). `mean_bits` is not used."""
+        """Unchanged: the parent's selectors under other options (`stats_stride`). `mean_bits` is not used.
+
+        Raises:
+            UserError: the parent's selectors choose among other candidates, or read other inputs.
+        """
+        assert isinstance(parent.scheme, CADyQ)
+        for option in ("search_space", "selector_inputs"):
+            own, theirs = getattr(self, option), getattr(parent.scheme, option)
+            if own != theirs:
+                raise UserError(
+                    f"{option}={written(own)}: the parent's selectors learned {option}={written(theirs)}; leave the "
+                    f"option out, or train them anew: python -m cadyq.train --scheme {self.label()}"
+                )
         return self
 
     def candidate_quantizer(self, channels: int) -> DynamicActivation:

@@ -20,7 +20,7 @@ from cadyq.quantizers.base import (
 )
 from cadyq.quantizers.context import PatchContext, image_gradient, patch_entropy
 from cadyq.quantizers.ranges import MinMaxRange
-from cadyq.schemes.base import SCHEMES, Scheme, with_scheme
+from cadyq.schemes.base import SCHEMES, Scheme, initialize_weights, with_scheme
 from cadyq.schemes.bit_selector import LOG_FLOOR, channel_std
 from cadyq.schemes.specs import merged_options
 from cadyq.utils.copies import copied
@@ -137,9 +137,7 @@ def initialize(network: SRNetwork, statistics: dict[str, PointStatistics]) -> No
             if name not in statistics:
                 raise UserError(f"calibration has no point {name!r} of {network.name}: calibrate this very network")
             _initialize(point.quantizer, statistics[name])
-    for layer in network.layer_names:
-        if layer.weight_quantizer is not None:
-            layer.weight_quantizer.initialize(layer.rows(layer.weight.detach()))
+    initialize_weights(network)
     if isinstance(network.scheme, Scheme):
         network.scheme.allocate(network, statistics)
 

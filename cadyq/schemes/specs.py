@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, replace
 from typing import Any, get_type_hints
 
@@ -10,7 +11,7 @@ import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
 from cadyq.quantizers.base import FULL_PRECISION, check_bits
 from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.utils.errors import UserError
-from cadyq.utils.options import read_as, written
+from cadyq.utils.options import parse_options, read_as, written
 from cadyq.utils.registry import closest
 
 FORMS = "NAME, NAME:wXaY, NAME:TAG or NAME:wXaY:TAG, options as in NAME:wXaY,OPTION=VALUE"
@@ -145,6 +146,22 @@ def _option(spec: str, scheme: type[Scheme], word: str) -> tuple[str, Any]:
         default = next(field.default for field in fields(scheme) if field.name == name)
         example = "" if default is MISSING else f", such as {written(default)}"
         raise UserError(f"scheme {spec!r}: {name}={text!r} is out of range: give {error}{example}") from error
+
+
+def read_options(scheme: str, words: Iterable[str]) -> dict[str, Any]:
+    """Options given one by one, ["search_space=4-5-6", "price=0.1"]: values as in a spec, or as TOML.
+
+    Args:
+        scheme: name of the scheme.
+        words: NAME=VALUE.
+
+    Raises:
+        UserError: see `parse_options`; unknown option, or a text of a wrong type.
+    """
+    kind = SCHEMES.get(scheme)
+    given = parse_options(words)
+    texts = {name: value for name, value in given.items() if isinstance(value, str)}  # others are TOML
+    return given | dict(_option(scheme, kind, f"{name}={text}") for name, text in texts.items())
 
 
 def _check_known(spec: str, scheme: type[Scheme], option: str) -> dict[str, Any]:

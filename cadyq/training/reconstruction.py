@@ -7,6 +7,7 @@ is ahead, so each schedule reaches its end.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +29,11 @@ from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.schemes.tuning import Role, Stage, Step
-from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
+from cadyq.training.units import Passage, blocks_of, in_run_order, quantized_layers, watched
 from cadyq.utils.errors import UserError
 from cadyq.utils.seeds import repeatable
+
+log = logging.getLogger(__name__)
 
 OnStep = Callable[[str, int], object]  # called after each step with the stage's name and the planned steps in all
 
@@ -42,13 +45,15 @@ class StageReport:
     Attributes:
         name: of the stage, or of the stage and the unit.
         steps: number of steps taken.
-        first_loss, last_loss: of its first and last step; NaN without a step.
+        first_loss, last_loss: of its first and last step; None without a step.
+        untuned: whether the time limit left no step for what it has to tune.
     """
 
     name: str
     steps: int
-    first_loss: float
-    last_loss: float
+    first_loss: float | None
+    last_loss: float | None
+    untuned: bool = False
 
 
 def calibrate(
@@ -101,7 +106,8 @@ def tune(
 ) -> list[StageReport]:
     """Run stages on a calibrated network, in place.
 
-    `reference` is the FP32 network. The other arguments are those of `calibrate`.
+    `reference` is the FP32 network. The other arguments are those of `calibrate`. A warning names the parts for which
+    the time limit leaves no step.
 
     Raises:
         UserError: see `calibrate`.
@@ -118,6 +124,12 @@ def tune(
             share = stage.steps / sum(later.steps for later in stages[i:])
             limit = (end - time.monotonic()) * share
             reports += _run_stage(network, reference, patches, stage, limit, generator, tell)
+    if untuned := [report.name for report in reports if report.untuned]:
+        named = "; ".join(untuned[:3]) + ("; ..." if len(untuned) > 3 else "")
+        log.warning(
+            "%s: %d of %d parts stay as calibrated (%s), as the time limit left no step for them; give it more time",
+            *(network.name, len(untuned), len(reports), named),
+        )
     return reports
 
 
@@ -139,7 +151,7 @@ def _run_stage(
         loss_of = _whole_network(network, reference, patches)
         return [_descend(network, network, stage, stage.name, loss_of, len(patches), seconds, generator, tell)]
     reports, end = list[StageReport](), time.monotonic() + seconds
-    units = _units(network, stage)
+    units = in_run_order(network, _units(network, stage), patches[:1])  # a unit reads what is tuned before it
     for i, name in enumerate(units):
         unit = network.get_submodule(name)
         loss_of = _one_unit(network, reference, name, patches, stage, generator)
@@ -172,7 +184,7 @@ def _descend(
         groups = tuned_parameter_groups(unit, stage)
         if not groups:
             if unit is not network:
-                return StageReport(name, 0, math.nan, math.nan)
+                return StageReport(name, 0, None, None)
             raise UserError(f"{network.name}: stage {name!r} has no parameter to tune; check its learning rates")
         for group in groups:
             group["params"][0].requires_grad_(True)
@@ -191,7 +203,9 @@ def _descend(
             tell(name)
         for group in groups:
             group["params"][0].requires_grad_(False)
-    return StageReport(name, len(losses), *((losses[0], losses[-1]) if losses else (math.nan, math.nan)))
+    if not losses:
+        return StageReport(name, 0, None, None, untuned=True)
+    return StageReport(name, len(losses), losses[0], losses[-1])
 
 
 def shares(steps: int, seconds: float) -> Iterator[float]:

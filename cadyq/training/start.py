@@ -201,9 +201,19 @@ def quantized_from(
     return network
 
 
-def require_chosen(parent: SRNetwork, spec: str) -> None:
-    """Raise UserError if scheme `spec` chooses its bits on photographs, and `parent` has no such choice."""
+def require_trainable(parent: SRNetwork, spec: str) -> None:
+    """Check that training makes networks of scheme `spec` from `parent`.
+
+    Raises:
+        UserError: calibration makes them, and training would discard what it tunes; or the scheme chooses its bits on
+            photographs, and `parent` has no such choice.
+    """
     name = scheme_name(spec)
+    if SCHEMES.get(name).made_by() == "calibrate":
+        raise UserError(
+            f"scheme {spec!r} is calibrated, not trained, and training would discard what calibration tunes: run "
+            f"python -m cadyq.calibrate --scheme {spec} --model FP32_NETWORK --out RUN"
+        )
     if SCHEMES.get(name).made_by() == "derive" and not isinstance(parent.scheme, SCHEMES.get(name)):
         raise UserError(
             f"scheme {name!r} chooses its bits on photographs before it is trained: run python -m cadyq.derive "

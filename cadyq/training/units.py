@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -46,7 +47,23 @@ def blocks_of(network: SRNetwork) -> list[str]:
     found = [*_blocks(root, prefix, outer)]
     while len(found) == 1 and not isinstance(network.get_submodule(found[0]), QuantizedLayer):
         found = [*_blocks(network.get_submodule(found[0]), f"{found[0]}.", outer)]
-    return found
+    by_block = {network.get_submodule(name): name for name in reversed(found)}  # of several names the first
+    return [name for name in found if name in by_block.values()]
+
+
+@torch.no_grad()
+def in_run_order(network: SRNetwork, names: Sequence[str], lr: Tensor) -> list[str]:
+    """The named modules in the order of their first runs on LR patches (N, 3, h, w). Those that never run are last."""
+    ran: dict[str, None] = {}
+
+    def note(name: str, module: nn.Module, inputs: Any) -> None:
+        ran.setdefault(name)
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(network.get_submodule(name).register_forward_pre_hook(partial(note, name)))
+        network(lr)
+    return [*ran, *(name for name in names if name not in ran)]
 
 
 def _blocks(module: nn.Module, prefix: str, outer: set[QuantizedLayer]) -> Iterator[str]:
@@ -161,6 +178,9 @@ class Passage:
             )
 
     def _enter(self, unit: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if not inputs:  # called by keyword alone
+            bound = signature(unit.forward).bind(**options)
+            inputs, options = bound.args, bound.kwargs
         if inputs and isinstance(inputs[0], Tensor):
             self._read.append(inputs[0].clone())  # the unit may write into it
             self._keywords = tuple(options)

@@ -27,7 +27,7 @@ from cadyq.quantizers.ranges import CandidateActivation
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import transplant
 from cadyq.training.derive import derive
-from cadyq.training.start import quantized_from, require_chosen
+from cadyq.training.start import quantized_from, require_trainable
 from cadyq.utils.errors import UserError
 
 BITS = torch.tensor([3.0, 5.0, 8.0], dtype=torch.float64)
@@ -231,9 +231,15 @@ def test_training_keeps_what_was_fitted(small_pams: SRNetwork, pairs: tuple[Tens
 
 def test_training_needs_fitted_bits(small_pams: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UserError, match="chooses its bits on photographs before it is trained: run python -m"):
-        require_chosen(small_pams, "profiles")
-    require_chosen(small_pams, "cadyq")
-    require_chosen(derive(small_pams, "profiles", *pairs, mean_bits=5.0, profiles=1), "profiles")
+        require_trainable(small_pams, "profiles")
+    require_trainable(small_pams, "cadyq")
+    require_trainable(derive(small_pams, "profiles", *pairs, mean_bits=5.0, profiles=1), "profiles")
+
+
+@pytest.mark.parametrize("name", ["adaround", "brecq", "ilp", "ilp_brecq", "ptq4sr", "twodquant"])
+def test_calibrated_schemes_are_not_trained(name: str, small_pams: SRNetwork) -> None:
+    with pytest.raises(UserError, match=f"'{name}:w4a4' is calibrated, not trained, .*run python -m cadyq.calibrate"):
+        require_trainable(small_pams, f"{name}:w4a4")
 
 
 def test_candidates_that_the_parent_lacks_start_at_its_nearest(small_cadyq: SRNetwork) -> None:

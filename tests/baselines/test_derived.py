@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from cadyq.commands.derive import main
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.models.network import SRNetwork
+from cadyq.quantizers.base import RANGE_SHARE
 from cadyq.quantizers.context import PatchContext, image_gradient
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.base import SCHEMES, transplant
+from cadyq.schemes.cadyq import CADyQ, DynamicActivation
 from cadyq.schemes.calibration import with_outer_bits
 from cadyq.testing.models import calibrated_model
 from cadyq.training.derive import derive, mean_fab
@@ -169,6 +172,39 @@ def test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing(
     assert abs(float(trace.fab().mean() - trace_thin.fab().mean())) < 1, "the samples tell little of the deviations"
     save_model(thin, tmp_path / "thin.safetensors")
     assert cadyq.load_model(tmp_path / "thin.safetensors").scheme == thin.scheme
+
+
+@pytest.mark.parametrize("space", [(3, 4, 5), (4, 5, 6, 8), (4, 6, 8)])
+def test_candidates_start_at_the_nearest_bound_of_a_cadyq_parent(
+    space: tuple[int, ...], small_parent: SRNetwork
+) -> None:
+    network = transplant(small_parent, CADyQ(search_space=space))
+    for name, point in network.points.items():
+        own, other = point.quantizer, small_parent.points[name].quantizer
+        if not isinstance(own, DynamicActivation):
+            continue
+        assert isinstance(other, DynamicActivation)
+        for bits, bound in zip(space, own.bounds.tolist(), strict=True):
+            k = min(range(3), key=lambda k: abs(SEARCH_SPACE[k] - bits))
+            assert bound == pytest.approx(other.bounds.tolist()[k] * RANGE_SHARE[bits] / RANGE_SHARE[SEARCH_SPACE[k]])
+        same = space == SEARCH_SPACE
+        assert (own.selector.linear.weight.tolist() == other.selector.linear.weight.tolist()) == same
+
+
+def test_selectors_of_other_inputs_are_not_taken_over(small_parent: SRNetwork) -> None:
+    network = transplant(small_parent, CADyQ(selector_inputs="paper"))
+    own, other = (net.points["blocks.0.input"].quantizer for net in (network, small_parent))
+    assert isinstance(own, DynamicActivation) and isinstance(other, DynamicActivation)
+    assert own.bounds.tolist() == pytest.approx(other.bounds.tolist())
+    assert own.selector.linear.weight.eq(1).all()
+
+
+@pytest.mark.parametrize("options", [{"search_space": (3, 4, 5)}, {"selector_inputs": "paper"}])
+def test_selectors_are_not_derived_for_what_they_did_not_learn(
+    options: dict[str, Any], small_parent: SRNetwork, pairs: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(UserError, match=r"the parent's selectors learned .*; leave the option out"):
+        derive(small_parent, "cadyq", *pairs, None, **options)
 
 
 @given(st.lists(st.integers(2, 8), min_size=2, max_size=4, unique=True), st.floats(0.02, 0.98))
@@ -314,6 +350,12 @@ def test_the_oracle_is_told_hr_and_others_are_not() -> None:
     assert [name for name in cadyq.list_schemes() if SCHEMES.get(name).reads_hr] == ["oracle"]
     with pytest.raises(UserError, match="choose one of mse, db"):
         Oracle(objective="psnr")
+
+
+@pytest.mark.parametrize("options", [{"price": -1.0}, {"price": math.nan}, {"sweeps": 0}, {"sweeps": 1.5}])
+def test_the_oracle_refuses_options_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"(price|sweeps)=.*: give a (whole )?number of [01] or more"):
+        Oracle(**options)
 
 
 def test_edge_score_of_a_step() -> None:

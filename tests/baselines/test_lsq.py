@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baselines.lsq import LSQActivation, LSQWeight, quantize_lsq
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import RANGE_SHARE, PointStatistics
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.ranges import LearnedBoundActivation
+from cadyq.schemes.base import transplant
+from cadyq.schemes.specs import scheme_of
 
 Seen = Callable[[Tensor], PointStatistics]
 
@@ -94,3 +97,11 @@ def test_start_and_parent(bits: int, seen: Seen) -> None:
         assert quantizer.step.item() == pytest.approx(RANGE_SHARE[bits] * max(map(abs, values)) / q_p)
         quantizer.inherit(parent)
         assert quantizer.step.item() == pytest.approx(RANGE_SHARE[bits] * 5 / q_p)
+
+
+@pytest.mark.parametrize("scheme", ["lsq", "pact", "pams", "quantsr", "odm", "ddtb"])
+def test_an_inherited_range_is_a_range(scheme: str, small_pams: SRNetwork, pairs: tuple[Tensor, Tensor]) -> None:
+    with torch.no_grad():
+        network = transplant(small_pams, scheme_of(f"{scheme}:w4a4"))
+        own, other = network(pairs[0]), small_pams(pairs[0])
+    assert (own - other).square().mean() < 0.1 * other.var()

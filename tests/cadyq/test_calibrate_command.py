@@ -64,6 +64,13 @@ def test_bounds_take_kilobytes_and_are_found(tmp_path: Path, lr: Tensor) -> None
         assert not torch.equal(load_model(IDN)(lr), network(lr))
 
 
+def test_a_stage_without_a_step_is_valid_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cadyq.training.reconstruction.shares", lambda steps, seconds: iter(()))
+    _, facts = run_of("ptq4sr:w4a4", IDN, tmp_path)
+    assert facts["stages"][0] == {"name": "activation bounds", "steps": 0, "first_loss": None, "last_loss": None}
+    assert "NaN" not in (tmp_path / "run" / "training.json").read_text()
+
+
 def test_rounding_takes_a_bit_a_weight(tmp_path: Path, lr: Tensor) -> None:
     zoo = tmp_path / "zoo"
     network, _ = run_of("adaround:w4a4", IDN, tmp_path, "--zoo", str(zoo))
@@ -158,6 +165,7 @@ def test_a_plain_file_holds_all_tensors(tmp_path: Path, lr: Tensor) -> None:
         (["--scheme", "mse:w4a4", "--model", IDN, "--images", "nowhere"], "--images nowhere: no such folder"),
         (["--scheme", "mse:w4a4", "--model", "zoo:idn_x4_pams_w4a4"], "is already quantized; give its FP32 network"),
         (["--scheme", "mse:w4a4", "--model", "zoo:none"], "zoo has no 'none'"),
+        (["--scheme", "mse:w4a4", "--model", IDN, "--tag", "a/b"], "--tag 'a/b' cannot be part of a file name"),
     ],
 )
 def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,10 +177,11 @@ def test_bad_input(options: list[str], message: str, tmp_path: Path, capsys: pyt
 def test_options_of_the_tuning_without_stages_are_said_to_do_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_of("minmax:w8a8", IDN, tmp_path, "--steps", "3")
+    run_of("minmax:w8a8", IDN, tmp_path, "--steps", "3", "--tag", "mine")
     warned = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     why = "warning: minmax has no tuning stages, so {} has no effect; leave it out"
-    assert warned == [why.format("--minutes"), why.format("--steps")]
+    tag = "warning: --tag has no effect without --zoo; leave it out, or give --zoo"
+    assert warned == [tag, why.format("--minutes"), why.format("--steps")]
     run_of("ptq4sr:w8a8", IDN, tmp_path, "--steps", "1", "--overwrite")
     assert "no effect" not in capsys.readouterr().err
 

@@ -1,5 +1,6 @@
 """Backbones: what they compute, and that their points sit where they say."""
 
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -342,3 +343,29 @@ def test_autocast_runs_with_weights_and_images_of_float32() -> None:
     network, lr = cadyq.create_model("edsr", n_feats=8, n_resblocks=1).eval(), torch.rand(1, 3, 12, 8) * 255
     with torch.autocast("cpu", torch.bfloat16):
         assert network(lr).shape == (1, 3, 48, 32)
+
+
+def _calibrated(network: SRNetwork) -> set[bool]:
+    return {point.quantizer.calibrated for point in network.points.values() if point.quantizer is not None}
+
+
+@pytest.mark.parametrize("scheme", ["pams", "cadyq"])
+def test_a_state_keeps_whether_it_is_calibrated(scheme: str) -> None:
+    fresh, known = (
+        cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1),
+        calibrated_model("edsr", scheme, n_feats=8, n_resblocks=1),
+    )
+    assert (_calibrated(fresh), _calibrated(known)) == ({False}, {True})
+    whole = known.state_dict()
+    file = io.BytesIO()
+    torch.save(fresh.state_dict(), file)
+    file.seek(0)
+    known.load_state_dict(torch.load(file, weights_only=True))
+    assert _calibrated(known) == {False}
+    for part in (whole, {key: value for key, value in whole.items() if not key.startswith("head.")}):
+        other = cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1)
+        other.load_state_dict(part, strict=False)
+        assert _calibrated(other) == {True}
+    other = cadyq.create_model("edsr", scheme, n_feats=8, n_resblocks=1)
+    other.load_state_dict({key: value for key, value in whole.items() if "bound" not in key}, strict=False)
+    assert _calibrated(other) == {False}

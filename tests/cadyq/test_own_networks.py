@@ -232,6 +232,25 @@ def test_transformer_layers_run_their_linear_layers() -> None:
     assert torch.backends.mha.get_fastpath_enabled() is before
 
 
+class TokensFirst(nn.Module):
+    """A layer on tokens (T, B, C). All tokens have the same mean, deviation and maximum, as behind a LayerNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).permute(2, 0, 1)
+        tokens = tokens + self.linear(tokens.argsort(2).float())
+        return tokens.permute(1, 2, 0).reshape(x.shape)
+
+
+def test_layers_that_read_the_batch_in_the_second_dimension_stay_in_fp32() -> None:
+    made = cadyq.quantize(network_of(TokensFirst()), "fp32", LR, pixel_range=1, patches=4, exclude=[])
+    assert list(made.points) == ["head", "tail"]
+    assert made.reasons() == {"network.body.linear": "its input is no feature map of the images"}
+
+
 def test_two_photographs_of_one_name_are_refused(tmp_path: Path) -> None:
     for suffix in ("png", "jpg"):
         Image.new("RGB", (16, 16)).save(tmp_path / f"a.{suffix}")
@@ -359,6 +378,43 @@ class Stubborn(nn.Module):
 def test_a_network_that_its_points_break_is_refused() -> None:
     with pytest.raises(UserError, match=r"Bicubic runs alone, but not with quantizable layers: .*no convolution; .*"):
         cadyq.quantize(network_of(Stubborn()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_in_fp32() -> None:
+    network, lr = network_of(TwoNames()), LR[0][None, :, :32, :32].float()
+    doubled, padded = network.body.conv1, network.body.conv2  # type: ignore[union-attr]
+    doubled.forward = lambda x: 2 * nn.Conv2d.forward(doubled, x)  # type: ignore[union-attr, arg-type]
+
+    def circular(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+    padded._conv_forward = circular  # type: ignore[union-attr]
+    made = cadyq.quantize(network, "fp32", LR, pixel_range=1, patches=4, exclude=[])
+    assert list(made.points) == ["head", "tail"]
+    assert set(made.reasons().values()) == {"its forward is changed, which a replacement would lose"}
+    with torch.no_grad():
+        torch.testing.assert_close(made(lr), network(lr / 255) * 255)
+
+
+class Asking(Stubborn):
+    """Computes something else where its layer has another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * (10 if type(self.conv) is nn.Conv2d else 1)  # type: ignore[no-any-return]
+
+
+class Noisy(Bicubic):
+    """Draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sr = super().forward(x)
+        return sr + 0.1 * torch.randn_like(sr)
+
+
+def test_a_network_that_computes_something_else_with_its_points_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Bicubic computes something else with quantizable layers, .*: exclude=\["):
+        cadyq.quantize(network_of(Asking()), "minmax:w8a8", LR, pixel_range=1, patches=4)
+    assert cadyq.quantize(Noisy(TwoNames()).eval(), "minmax:w8a8", LR, pixel_range=1, patches=4).points
 
 
 @torch.no_grad()

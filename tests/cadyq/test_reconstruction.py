@@ -19,8 +19,10 @@ from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext, RoundedWeight
 from cadyq.schemes import Scheme, Stage, Step, normalized_distance
 from cadyq.schemes.calibration import calibrated_on
+from cadyq.testing.models import calibrated_model
+from cadyq.testing.subject import small_sizes
 from cadyq.training.reconstruction import calibrate, planned_steps, shares, tune
-from cadyq.training.units import Passage, blocks_of, quantized_layers, watched
+from cadyq.training.units import Passage, blocks_of, in_run_order, quantized_layers, watched
 from cadyq.utils.errors import UserError
 
 
@@ -74,6 +76,7 @@ def test_tuning_brings_the_output_nearer(plain: SRNetwork, lr: Tensor) -> None:
     start = calibrated_on(plain, "ptq4sr:w4a4", lr).eval()
     tuned, (report,) = run(plain, lr, "ptq4sr:w4a4", bounds_stage())
     assert error(tuned, plain, lr) < 0.9 * error(start, plain, lr)
+    assert report.first_loss is not None and report.last_loss is not None
     assert report.steps == 40 and report.last_loss < report.first_loss
 
 
@@ -126,11 +129,92 @@ def test_a_time_limit_is_shared(plain: SRNetwork, lr: Tensor) -> None:
     assert all(report.steps > 0 for report in reports)
 
 
+def test_parts_that_a_time_limit_leaves_out_are_named(
+    plain: SRNetwork, lr: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage = replace(bounds_stage(3), over="block")
+    _, reports = run(plain, lr, "ptq4sr:w4a4", stage, seconds=0)
+    assert [(report.steps, report.first_loss, report.untuned) for report in reports] == [(0, None, True)] * 2
+    assert "2 of 2 parts stay as calibrated (bounds blocks.0; bounds blocks.1), as the time limit" in caplog.text
+    caplog.clear()
+    run(plain, lr, "minmax:w4a4", stage)  # nothing to tune
+    run(plain, lr, "ptq4sr:w4a4", stage)
+    assert not caplog.text
+
+
 def test_blocks_and_layers(plain: SRNetwork, lr: Tensor) -> None:
     network = calibrated_on(plain, "brecq:w4a4", lr)
     assert blocks_of(network) == ["blocks.0", "blocks.1"]
     assert quantized_layers(network) == [f"blocks.{i}.conv{k}" for i in (0, 1) for k in (1, 2)]
     assert planned_steps(network, [replace(bounds_stage(5), over=over) for over in ("network", "block", "layer")]) == 35
+
+
+class Backwards(nn.Module):
+    """Its modules are defined in another order than they run, and one block has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = nn.Conv2d(8, 12, 3, padding=1)
+        self.second, self.first, self.head = (nn.Conv2d(n, 8, 3, padding=1) for n in (8, 8, 3))
+        self.steps = nn.ModuleList([self.first, self.second])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        for step in self.steps:
+            y = step(y).relu()
+        up = nn.functional.interpolate(x, scale_factor=2, mode="bicubic")
+        return nn.functional.pixel_shuffle(self.tail(y), 2) * 0.05 + up
+
+
+@pytest.mark.parametrize("scheme", ["brecq", "adaround"])
+def test_parts_come_in_the_order_of_their_runs_and_once(scheme: str, lr: Tensor) -> None:
+    plain = cadyq.quantize(Backwards().eval(), "fp32", lr, pixel_range=1)
+    seen: list[int] = []
+    _, reports = calibrate(plain, f"{scheme}:w4a4", lr, steps=1, on_step=lambda name, planned: seen.append(planned))
+    assert [report.name.split()[-1] for report in reports] == ["network.first", "network.second"]
+    assert seen == [2, 2]
+
+
+class Scaled(nn.Module):
+    """A block that gets its feature map by keyword, and gives it to its layer by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+        return self.conv(input=x).relu() * factor  # type: ignore[no-any-return]
+
+
+class ByKeyword(Foreign):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.ModuleList([Scaled(), Scaled()])  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        for block in self.body:
+            y = block(factor=2.0, x=y)
+        up = nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
+        return self.tail(y) * 0.05 + up  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scheme", ["brecq", "adaround"])
+def test_parts_may_be_called_by_keyword(scheme: str, lr: Tensor) -> None:
+    plain = cadyq.quantize(ByKeyword().eval(), "fp32", lr, pixel_range=1)
+    _, reports = calibrate(plain, f"{scheme}:w4a4", lr, steps=1)
+    assert [report.steps for report in reports] == [1, 1]
+    with torch.no_grad():
+        passage, block = Passage(plain, "network.body.1", lr), plain.get_submodule("network.body.1")
+        rest, options = passage.arguments(torch.arange(len(lr)))
+        torch.testing.assert_close(block(passage.read, *rest, **options), passage.gives)
+
+
+@pytest.mark.parametrize("backbone", ["edsr", "idn", "imdn", "rlfn", "srresnet"])
+def test_the_parts_of_backbones_run_in_the_order_of_their_modules(backbone: str, lr: Tensor) -> None:
+    network = calibrated_model(backbone, "brecq:w4a4", **small_sizes(backbone)).eval()
+    for names in (blocks_of(network), quantized_layers(network)):
+        assert in_run_order(network, names, lr[:1]) == names
 
 
 def test_progress_is_told_against_the_planned_steps(plain: SRNetwork, lr: Tensor) -> None:

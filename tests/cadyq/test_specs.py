@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import cadyq
 from cadyq.quantizers.base import ActivationQuantizer, WeightQuantizer
 from cadyq.schemes.base import SCHEMES, FixedBitScheme, Scheme
-from cadyq.schemes.specs import canonical, option_kinds, parse_scheme, scheme_name, scheme_of
+from cadyq.schemes.specs import canonical, option_kinds, parse_scheme, read_options, scheme_name, scheme_of
 from cadyq.utils.errors import UserError
 
 
@@ -207,3 +207,17 @@ def test_options_reach_the_network() -> None:
 def test_bits_in_the_other_order_are_no_tag() -> None:
     with pytest.raises(UserError, match="weights come first; write pams:w8a5"):
         parse_scheme("pams:a5w8")
+
+
+def test_options_given_one_by_one_have_the_form_of_a_spec_or_of_toml() -> None:
+    for text in ("4-5-6", "[4, 5, 6]"):
+        assert tuple(read_options("static", [f"search_space={text}"])["search_space"]) == (4, 5, 6)
+    assert read_options("oracle", ["objective=db", "sweeps=1", "price=0.5"]) == {
+        "objective": "db",
+        "sweeps": 1,
+        "price": 0.5,
+    }
+    with pytest.raises(UserError, match=r"scheme 'static': search_space='4-x' is out of range: give a whole number"):
+        read_options("static", ["search_space=4-x"])
+    with pytest.raises(UserError, match="static has no option 'spaces'"):
+        read_options("static", ["spaces=4-6"])

@@ -155,6 +155,23 @@ def test_candidates_start_at_the_parents_bound_as_in_the_paper() -> None:
         cadyq.create_model("edsr", "cadyq", range_start="mine")
 
 
+@pytest.mark.parametrize("scheme", ["lsq:w4a4", "odm:w4a4", "quantsr:w4a4"])
+def test_training_goes_on_with_the_parents_quantizers(scheme: str) -> None:
+    patches = _photographs().batch(0, 0, 4, SIDE).lr
+    parent = _network(scheme=scheme)
+    with torch.no_grad():
+        for name in parent.quantizer_tensors():
+            if name in dict(parent.named_parameters()):
+                parent.get_parameter(name).mul_(0.7)
+    network = quantized_from(parent, _network(), scheme, patches)
+    for name in parent.quantizer_tensors():
+        assert torch.equal(network.state_dict()[name], parent.state_dict()[name]), name
+    fewer = quantized_from(parent, _network(), scheme.replace("w4", "w3"), patches)  # another grid starts anew
+    fresh = quantized_from(_network(), _network(), scheme.replace("w4", "w3"), patches)
+    name = next(name for name in sorted(parent.quantizer_tensors()) if ".weight_quantizer." in name)
+    assert torch.equal(fewer.state_dict()[name], fresh.state_dict()[name])
+
+
 # losses
 
 
