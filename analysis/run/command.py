@@ -17,7 +17,7 @@ from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
-from analysis.run.cells import find_jobs, with_outcomes
+from analysis.run.cells import delete_outdated, find_jobs, with_outcomes
 from analysis.run.earlier import earlier_cells, kept_notes, with_earlier
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
@@ -184,6 +184,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         check_any(statuses)
         for file, why in wrong_files(of_zoos(sources)):
             print(f"warning: {file}: {why}", file=sys.stderr)
+        delete_outdated(jobs, out)
         listed = manifest(plan, preset, sources, statuses, out, device, argv)
         records.write_manifest(out, listed)
         failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import analysis.run.jobs as program
 import cadyq
 from analysis import records, run_all
 
@@ -79,6 +81,40 @@ def test_another_network_of_the_same_name_is_not_compared(root: Path, capsys: py
     for record in (root.parent / "run/records").iterdir():
         record.unlink()
     assert run(root, "--model", second, "--schemes", "minmax:w4a4") == 0
+
+
+def interrupt_after(jobs: int, patch: pytest.MonkeyPatch) -> None:
+    """End the next command in its job number `jobs`, counted from 0."""
+    real, calls = program.measure_job, iter(range(100))
+
+    def interrupted(*args: Any) -> None:
+        if next(calls) == jobs:
+            raise KeyboardInterrupt
+        real(*args)
+
+    patch.setattr(program, "measure_job", interrupted)
+
+
+def test_an_interrupted_command_leaves_no_record_of_the_network_before(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (save_network(root.parent / f"{n}/model.safetensors", 1 + 0.01 * n) for n in (1, 2))
+    schemes = ["--schemes", "fp32", "minmax:w8a8", "minmax:w4a4"]
+    assert run(root, "--model", first, *schemes) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        assert run(root, "--model", second, *schemes) == 130
+    assert records.load(root.parent / "run")["weights_sha256"].nunique() == 1
+    assert run(root, "--model", second, "--schemes", "fp32") == 0
+    assert records.load(root.parent / "run")["scheme"].unique().tolist() == ["fp32"]
+
+
+def test_an_interrupted_command_keeps_records_of_earlier_code(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(root, *IDN, "fp32") == 0
+    monkeypatch.setattr("analysis.run.networks.code_sha256", lambda classes: "edited")
+    interrupt_after(0, monkeypatch)
+    assert run(root, *IDN, "fp32") == 130
+    assert len(records.load(root.parent / "run")) == 2
 
 
 def test_one_folder_may_hold_two_scales(root: Path) -> None:
