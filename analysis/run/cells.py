@@ -77,7 +77,7 @@ def find_jobs(
             if todo := _to_measure(cells, entries):
                 reference = references.get(source.backbone)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
-    check_earlier(plan, out, before, statuses, {name: images for name, (images, _) in hashed.items()})
+    check_earlier(plan, sources, out, before, statuses, {name: images for name, (images, _) in hashed.items()})
     return jobs, statuses
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records import store as records
+from analysis.run import models
 from analysis.run.networks import code_of
 from analysis.run.plan import Plan, parent_name
+from analysis.run.source import Source
 from cadyq.utils.errors import UserError
 from cadyq.utils.wording import counted
 
@@ -50,17 +52,19 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
 
 def check_earlier(
     plan: Plan,
+    sources: Sequence[Source],
     out: Path,
     before: Mapping[str, Any],
     statuses: list[dict[str, Any]],
     images: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Refuse to put cells of this command beside earlier ones of different images or another FP32 network.
+    """Refuse to put cells of this command beside earlier ones of different images, weights or calibration.
 
-    A drop between them would compare different things. An earlier cell whose record was deleted is not compared.
+    A row of a table or a drop would mix different things. An earlier cell whose record was deleted is not compared.
 
     Args:
         plan: plan of this command.
+        sources: its networks.
         out: run folder.
         before: its manifest, which earlier commands wrote.
         statuses: entries of the cells of this command.
@@ -76,8 +80,11 @@ def check_earlier(
         stored = records.read_key(out, cell) if cell.scale == plan.scale else None
         if stored is None:
             continue
+        now = _source_now(plan, sources, cell)
         if parent_name(cell.backbone, cell.scale) in other:
             wrong.append((cell, f"on another network called {cell.backbone}"))
+        elif now is not None and now.sha256() != stored.weights:
+            wrong.append((cell, f"on {cell.backbone} with other weights or another calibration"))
         elif stored.images != images.get(cell.dataset, stored.images):
             wrong.append((cell, f"on different images of {cell.dataset}"))
     if wrong:
@@ -86,6 +93,19 @@ def check_earlier(
         alike = f" and {counted(len(wrong) - 1, 'more record')}" if len(wrong) > 1 else ""
         raise UserError(f"{out}: an earlier command measured {cell.scheme} {what}; delete {path}{alike} like it, "
                         "or choose another --out")  # fmt: skip
+
+
+def _source_now(plan: Plan, sources: Sequence[Source], cell: records.Cell) -> Source | None:
+    """The network of an earlier cell as this command has it: its own, or a --model that it calibrates.
+
+    None if this command has neither the network nor its calibration.
+    """
+    own = [source for source in sources if source.backbone == cell.backbone]
+    model = next((source.model for source in own if source.model and source.calibration_sha256), None)
+    if model is not None and cell.scheme not in [source.scheme for source in own]:
+        with suppress(UserError):  # the plug-in of the scheme is not loaded
+            own = models.sources([model], [cell.scheme], plan.scale, plan.calibration)
+    return next((source for source in own if source.scheme == cell.scheme and not source.reason), None)
 
 
 def older_code(out: Path, earlier: Sequence[Mapping[str, Any]], named: Sequence[str]) -> int:

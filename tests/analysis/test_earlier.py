@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import analysis.run.jobs as program
 import cadyq
 from analysis import records, run_all
+from cadyq.data import datasets
 
 pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
 IDN = ["--backbones", "idn", "--schemes"]
@@ -81,6 +83,37 @@ def test_another_network_of_the_same_name_is_not_compared(root: Path, capsys: py
     for record in (root.parent / "run/records").iterdir():
         record.unlink()
     assert run(root, "--model", second, "--schemes", "minmax:w4a4") == 0
+
+
+def save_quantized(path: Path, calibration: list[Tensor]) -> str:
+    """Save a quantized IDN."""
+    path.parent.mkdir()
+    cadyq.save(cadyq.quantize(cadyq.load_model("zoo:idn_x4_fp32"), "minmax:w2a2", calibration=calibration), path)
+    return str(path)
+
+
+def test_one_row_holds_one_network(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(root / "benchmark/Tiny", root / "benchmark/Other")
+    patches = [pair.lr for pair in datasets.load("Tiny", 4, root)]
+    first, second = (save_quantized(root.parent / f"{n}/q.safetensors", patches[:n]) for n in (1, 2))
+    assert run(root, "--model", first, "--datasets", "Other") == 0
+    assert run(root, "--model", second) == 2
+    error = capsys.readouterr().err
+    assert "an earlier command measured minmax:w2a2 on q with other weights or another calibration" in error
+    assert run(root, "--model", second, "--datasets", "Other") == 0
+
+
+def test_two_calibrations_are_not_compared(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_network(root.parent / "own/model.safetensors", 1.01)
+    other = root.parent / "calibration"
+    other.mkdir()
+    shutil.copy(images(root)[0], other)
+    assert run(root, "--model", model, "--schemes", "fp32", "minmax:w8a8") == 0
+    assert run(root, "--model", model, "--schemes", "fp32") == 0
+    assert run(root, "--model", model, "--schemes", "minmax:w4a4", "--calibration", str(other)) == 2
+    error = capsys.readouterr().err
+    assert "an earlier command measured minmax:w8a8 on model with other weights or another calibration" in error
+    assert run(root, "--model", model, "--schemes", "minmax:w4a4") == 0
 
 
 def interrupt_after(jobs: int, patch: pytest.MonkeyPatch) -> None:
