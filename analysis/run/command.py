@@ -193,7 +193,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             time_networks(plan, sources, statuses, args.data_root, out, device)
         if (out / latencies.NAME).is_file() and (args.latency or "latency_sha256" not in listed):
             listed["latency_sha256"] = sha256_file(out / latencies.NAME)
-        listed["cells"] = with_earlier(statuses, earlier_cells(listed, statuses), preset)
+        listed["cells"] = with_earlier(statuses, earlier_cells(out, listed, statuses), preset)
         records.write_manifest(out, listed)
         shown = any(entry["status"] not in records.NOT_RUN for entry in listed["cells"])
         report = make_report.build(out)[-1] if shown else None

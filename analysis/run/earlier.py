@@ -30,13 +30,23 @@ def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], pre
     return sorted(every, key=lambda cell: [rank[cell[column]] for column, rank in ranks.items()])
 
 
-def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measured cells of earlier commands on the same folder, which stay in its tables."""
+def earlier_cells(out: Path, before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells of earlier commands on the same folder that have a record. They stay in its tables.
+
+    An interrupted command lists cells that it did not reach; a record may have been deleted. Both are left out.
+
+    Args:
+        out: run folder.
+        before: its manifest, which earlier commands wrote.
+        statuses: entries of the cells of this command.
+    """
     now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
     return [
         cell | {"status": "cached"}
         for cell in before.get("cells", [])
-        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+        if cell["status"] not in records.NOT_RUN
+        and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+        and records.record_path(out, records.cell_of(cell)).is_file()
     ]
 
 
@@ -76,7 +86,7 @@ def check_earlier(
     known: Mapping[str, str] = before.get("parents_sha256", {})
     other = {name for name, sha256 in plan.parents_sha256().items() if known.get(name, sha256) != sha256}
     wrong: list[tuple[records.Cell, str]] = []
-    for cell in map(records.cell_of, earlier_cells(before, statuses)):
+    for cell in map(records.cell_of, earlier_cells(out, before, statuses)):
         stored = records.read_key(out, cell) if cell.scale == plan.scale else None
         if stored is None:
             continue
@@ -135,7 +145,7 @@ def kept_notes(out: Path, now: list[dict[str, Any]], named: Sequence[str]) -> li
         named: networks of --model.
     """
     kept = sum(cell["status"] == "kept" for cell in now)
-    older = older_code(out, earlier_cells(records.read_manifest(out), now), named)
+    older = older_code(out, earlier_cells(out, records.read_manifest(out), now), named)
     notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
     notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
     return [note for note, count in zip(notes, (kept, older), strict=True) if count]

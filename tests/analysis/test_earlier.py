@@ -11,7 +11,7 @@ from torch import Tensor
 
 import analysis.run.jobs as program
 import cadyq
-from analysis import records, run_all
+from analysis import records, run_all, verify
 from cadyq.data import datasets
 
 pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
@@ -140,6 +140,18 @@ def test_an_interrupted_command_leaves_no_record_of_the_network_before(
     assert records.load(root.parent / "run")["weights_sha256"].nunique() == 1
     assert run(root, "--model", second, "--schemes", "fp32") == 0
     assert records.load(root.parent / "run")["scheme"].unique().tolist() == ["fp32"]
+
+
+def test_cells_that_an_interrupted_command_did_not_reach_are_not_listed_as_measured(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        assert run(root, *IDN, "fp32", "minmax:w8a8") == 130
+    assert run(root, *IDN, "fp32") == 0
+    cells = records.read_manifest(root.parent / "run")["cells"]
+    assert [(cell["scheme"], cell["status"]) for cell in cells] == [("fp32", "cached")]
+    assert verify.main([str(root.parent / "run"), "--data-root", str(root), "--sample", "0"]) == 0
 
 
 def test_an_interrupted_command_keeps_records_of_earlier_code(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
