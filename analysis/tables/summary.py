@@ -312,7 +312,7 @@ def markdown_table(texts: pd.DataFrame) -> str:
 def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) -> str:
     head = [_md(str(name)) for name in [*frame.index.names, *headings]]
     rule = ["---"] * frame.index.nlevels + ["---:"] * len(headings)
-    labels = [[_md(label) for label in key] for key in frame.index]
+    labels = [[_md(str(label)) for label in key] for key in frame.index]
     lines = [key + line for key, line in zip(labels, cells, strict=True)]
     return markdown_lines([head, rule, *lines])
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from analysis.commands.report import main
 from analysis.plots import style
-from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
+from analysis.records import latencies
+from analysis.records.store import CELL_COLUMNS, Cell, Key, load, read_manifest, write_cell, write_manifest
 from analysis.report import page as report
 from analysis.report.build import build
 from analysis.report.overview import overviews
@@ -30,6 +31,19 @@ EVIL = '<script>alert("x")</script>&\'.png'
 def _page(run_dir: Path) -> str:
     df = load(run_dir)
     return write_report(df, comparisons(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
+
+
+def test_a_run_of_two_scales_has_all_tables(
+    make_run: Runner, helpers: Helpers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.report.build.write_plots", lambda *args, **options: [])
+    run_dir = make_run(datasets=("Set5",))
+    for key, rows in load(run_dir).assign(scale=2).groupby(list(CELL_COLUMNS), sort=False):
+        write_cell(run_dir, Cell(*key), rows.to_dict("records"), Key("hash"))
+    latencies.write(run_dir, [helpers["latency"]("fp32", scale=scale) for scale in (2, 4)])
+    build(run_dir)
+    for name, line in (("comparisons", "| 2 | edsr | cadyq |"), ("latency", "| edsr | fp32 | 2 |")):
+        assert line in (run_dir / f"tables/{name}.md").read_text(encoding="utf-8")
 
 
 def test_build_remakes_everything_from_records(
