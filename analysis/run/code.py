@@ -22,7 +22,7 @@ from typing import Any
 from cadyq.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("cadyq", "baselines", "analysis.run")
+PACKAGES = ("cadyq", "baselines", "analysis.run", "analysis.sensitivity")
 # Left out, since they change no number: names, locks, messages, command lines, checks, and this module. The folder of a
 # network does not matter either, since its weights have their own hash.
 WITHOUT_NUMBERS = ("cadyq.utils", "cadyq.commands", "cadyq.testing", "cadyq.checkpoints.folders", "analysis.run.code")
