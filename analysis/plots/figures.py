@@ -29,6 +29,7 @@ from analysis.tables.roles import Role
 from analysis.tables.seeds import first_trainings
 from analysis.tables.summary import REFERENCE, over_all_images, summary
 from cadyq.inference import bit_map
+from cadyq.utils.wording import counted
 
 _FRAME = "#FF2D95"  # a colour that photographs rarely hold
 _IDENTITY = ["backbone", "scheme", "dataset", "image"]  # of an artifact, as in records
@@ -68,28 +69,45 @@ def figures(
 ) -> dict[str, Callable[[], Figure]]:
     """Name of file -> a function that draws the figure, for every figure of the records. Further seeds are left out.
 
-    PSNR against BitOPs is drawn over all images and, if there are several datasets, for each of them. In a notebook:
+    PSNR against BitOPs is drawn over all images and, if there are several datasets, for each of them. An image that a
+    network reproduces exactly is left out for all networks, and the figure says so. In a notebook:
     ``style.picture(figures(df)["psnr_fab_x4_image"])``.
     """
     found: dict[str, Callable[[], Figure]] = {}
     df = first_trainings(df)
-    df = df[(df["macs_g"] <= 0) | np.isfinite(df["psnr_db"])]
     members = families(df, roles)
     for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
-        if not (rows["macs_g"] > 0).any():
+        kept, note = without_exact(rows)
+        if not (kept["macs_g"] > 0).any():
             continue
-        everywhere = summary(over_all_images(rows))
+        everywhere = summary(over_all_images(kept))
         for cost in COSTS:
-            found[f"psnr_{cost}_x{scale}_{mode}"] = partial(quality_figure, everywhere, members, cost, intervals)
-        table = summary(rows)
-        for dataset, part in table.groupby("dataset", sort=False) if rows["dataset"].nunique() > 1 else ():
+            found[f"psnr_{cost}_x{scale}_{mode}"] = partial(quality_figure, everywhere, members, cost, intervals, note)
+        table = summary(kept)
+        for dataset, part in table.groupby("dataset", sort=False) if kept["dataset"].nunique() > 1 else ():
             name = f"psnr_bitops_x{scale}_{mode}_{_file_name(str(dataset))}"
-            found[name] = partial(quality_figure, part, members, "bitops", intervals)
+            of_set = without_exact(rows[rows["dataset"] == dataset])[1]
+            found[name] = partial(quality_figure, part, members, "bitops", intervals, of_set)
     as_papers = df[df["scheme"].map(extent) == AS_PAPERS]
     for (scale, mode), rows in as_papers.groupby(["scale", "mode"], sort=False):
         for part, suffix in _by_columns(_varying(rows)):
             found[f"fab_gradient_x{scale}_{mode}{suffix}"] = partial(gradient_figure, part)
     return found
+
+
+def without_exact(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of images of which no network has an infinite PSNR, and a note on the others; empty without others.
+
+    A mean over the remaining images of one network cannot be compared with a mean over all images of another. A network
+    with an infinite PSNR on all images of a set is left out there in their place.
+    """
+    infinite = (rows["macs_g"] > 0) & np.isinf(rows["psnr_db"])
+    everywhere = infinite.groupby([rows[name] for name in ("backbone", "scheme", "dataset")]).transform("all")
+    rows, exact = rows[~everywhere], rows[infinite & ~everywhere]
+    images = set(zip(exact["dataset"], exact["image"], strict=True))
+    kept = [image not in images for image in zip(rows["dataset"], rows["image"], strict=True)]
+    note = f"without {counted(len(images), 'image')} that a network reproduces exactly" if images else ""
+    return rows[kept], note
 
 
 def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure | None:

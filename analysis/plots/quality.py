@@ -40,7 +40,7 @@ _Looks = dict[str, tuple[str, str]]
 
 
 def quality_figure(
-    table: pd.DataFrame, members: Mapping[str, Member], cost: str = "bitops", intervals: bool = True
+    table: pd.DataFrame, members: Mapping[str, Member], cost: str = "bitops", intervals: bool = True, note: str = ""
 ) -> Figure:
     """Mean PSNR against a cost, with a panel for each backbone and extent, in two columns.
 
@@ -52,6 +52,7 @@ def quality_figure(
         members: members of its schemes, see `families`.
         cost: a key of `COSTS`.
         intervals: whether error bars of the drop are drawn. A bar is left out if another is at the same place.
+        note: on the images, written below the figure.
     """
     column, label = COSTS[cost]
     networks = table[table["macs_g"] > 0]
@@ -78,7 +79,7 @@ def quality_figure(
         drawn.append((axis, marks[~far], taken))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    made.supxlabel(label, fontsize=8)
+    made.supxlabel(f"{label}\n{note}" if note else label, fontsize=8)
     made.supylabel(f"PSNR (dB, mean over {short(str(table['dataset'].iloc[0]))})", fontsize=8)
     made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=2 * columns)
     made.draw_without_rendering()  # settles the layout, which labels need

@@ -92,6 +92,22 @@ def test_interpolation_and_full_precision_are_lines_and_quantized_networks_marks
         assert {"fp32", "bicubic", "pams:w8a8", "cadyq"} <= {text.get_text() for text in axis.texts}
 
 
+def test_an_image_of_infinite_psnr_is_left_out_for_all_networks(make_run: Runner) -> None:
+    df = load(make_run())
+    exact = (df["scheme"] == "pams:w8a8") & (df["dataset"] == "Set5") & (df["image"] == "a.png")
+    df.loc[exact & (df["backbone"] == "edsr"), "psnr_db"] = np.inf
+    made = {name: draw() for name, draw in plots.figures(df).items()}
+    wanted = df[(df["dataset"] == "Set5") & (df["image"] != "a.png")].groupby(["backbone", "scheme"])["psnr_db"].mean()
+    marks = {height for line in made["psnr_bitops_x4_image_Set5"].axes[0].lines for height in line.get_ydata()}
+    assert {wanted["edsr", "pams:w8a8"], wanted["edsr", "pams:w4a4"], wanted["edsr", "cadyq"]} <= marks
+    notes = {
+        name: "without 1 image that a network reproduces exactly" in figure.get_supxlabel()
+        for name, figure in made.items()
+    }
+    assert notes["psnr_bitops_x4_image"] and notes["psnr_fab_x4_image"] and notes["psnr_bitops_x4_image_Set5"]
+    assert not notes["psnr_bitops_x4_image_B100"]
+
+
 def test_every_line_has_its_label_and_no_legend_names_schemes(make_run: Runner) -> None:
     df = load(_small_run(make_run))
     edsr, carn_m = _panels(df)
