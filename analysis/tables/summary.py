@@ -75,18 +75,20 @@ def summary(
 def over_all_images(df: pd.DataFrame) -> pd.DataFrame:
     """Records with all datasets as one, named `OVERALL`. Networks that were not measured on every image are left out.
 
-    If none was measured on every image, those with the images of the largest set are kept. Records of a single dataset
-    are unchanged.
+    If none was measured on every image, those with the largest number of images are kept, and the name lists the
+    datasets of these images. Records of a single dataset are unchanged.
     """
     if df["dataset"].nunique() == 1:
         return df
-    together = df.assign(image=df["dataset"] + "/" + df["image"], dataset=OVERALL)
+    together = df.assign(image=df["dataset"] + "/" + df["image"])
     parts = []
     for _, rows in together.groupby(["scale", "mode"], sort=False):
         images = rows.groupby(["backbone", "scheme"], sort=False)["image"].agg(frozenset)
         most = max(images, key=len)
         alike = {key for key, own in images.items() if own == most}
-        parts.append(rows[[key in alike for key in zip(rows["backbone"], rows["scheme"], strict=True)]])
+        kept = rows[[key in alike for key in zip(rows["backbone"], rows["scheme"], strict=True)]]
+        complete = len(most) == rows["image"].nunique()
+        parts.append(kept.assign(dataset=OVERALL if complete else ", ".join(kept["dataset"].unique())))
     return pd.concat(parts).sort_index()
 
 

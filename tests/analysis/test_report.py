@@ -174,7 +174,23 @@ def test_a_network_that_lacks_a_dataset_is_named(make_run: Runner) -> None:
     df = load(make_run())
     partly = df[(df["backbone"] != "edsr") | (df["dataset"] == "Set5")]
     sentence = overviews(partly, families(partly), {})[0].sentence
-    assert sentence.endswith("Not measured on all images, so not compared over them: edsr.")
+    assert sentence.endswith("Not measured on all images, so not compared there: edsr.")
+
+
+def test_a_scheme_that_lacks_a_dataset_is_named(make_run: Runner) -> None:
+    df = load(make_run())
+    partly = df[(df["scheme"] != "pams:w4a4") | (df["backbone"] != "edsr") | (df["dataset"] == "Set5")]
+    sentence = overviews(partly, families(partly), {})[0].sentence
+    assert sentence.endswith("Not measured on all images, so not compared there: edsr (pams:w4a4).")
+
+
+def test_networks_of_different_datasets_are_not_compared_over_all_images(make_run: Runner) -> None:
+    df = load(make_run())
+    apart = df[(df["backbone"] == "edsr") == (df["dataset"] == "Set5")]
+    apart = apart[apart["image"].ne("d.png") | apart["dataset"].eq("Set5")]
+    (shown,) = overviews(apart, families(apart), {})
+    assert shown.table["over"] == "Set5"
+    assert shown.sentence.endswith("Not measured on Set5, so not compared there: carn_m.")
 
 
 def test_tables_that_records_no_longer_give_are_removed(make_run: Runner) -> None:

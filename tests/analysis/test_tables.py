@@ -58,9 +58,18 @@ def test_all_images_are_the_same_images(make_run: Runner) -> None:
     second = first[first["scheme"] == "fp32"].assign(dataset="Other")
     third = first[first["scheme"] == "pams:w4a4"].assign(dataset="Third")
     together = over_all_images(pd.concat([first, second, third], ignore_index=True))
-    assert set(together["dataset"]) == {OVERALL}
+    assert set(together["dataset"]) == {"Set5, Other"}  # nothing was measured on Third too
     sets = together.groupby(["backbone", "scheme"])["image"].agg(frozenset)
     assert sets.nunique() == 1 and {scheme for _, scheme in sets.index} == {"fp32"}
+
+
+def test_all_images_is_a_name_of_all_of_them_only(make_run: Runner) -> None:
+    df = load(make_run())
+    assert set(over_all_images(df)["dataset"]) == {OVERALL}
+    of_one_set = df[(df["backbone"] == "edsr") == (df["dataset"] == "Set5")]
+    apart = of_one_set[of_one_set["image"].ne("d.png") | of_one_set["dataset"].eq("Set5")]
+    together = over_all_images(apart)
+    assert set(together["dataset"]) == {"Set5"} and set(together["backbone"]) == {"edsr"}
 
 
 def test_no_reference_no_drop(make_run: Runner) -> None:
