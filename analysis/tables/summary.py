@@ -18,6 +18,7 @@ from analysis.records.store import metrics_of, skipped_cells
 from analysis.tables.extent import EXTENT_NOTE, HEADING, extent, holds_both, inner
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
 from analysis.tables.metrics import Shown, shown
+from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 
 REFERENCE = "fp32"
@@ -53,7 +54,11 @@ def summary(
     compare with the scheme ``reference`` on the same backbone: ``delta_db`` (PSNR minus that of the reference),
     ``delta_low_db`` and ``delta_high_db`` (paired bootstrap over shared images) and ``saved_percent`` (BitOPs saved).
     They are NaN without a reference. The ends of the interval are also NaN for a single shared image.
+
+    Raises:
+        UserError: two rows are of the same image under the same names, as of two networks of one class.
     """
+    _check_once(df)
     groups = dict(iter(df.groupby(GROUP, sort=False)))
     means = [*metrics_of(df.columns), *COSTS]
     rows: list[dict[str, Any]] = []
@@ -70,6 +75,17 @@ def summary(
     ranks = table[["mode", "scale", "dataset"]].apply(lambda names: pd.Series(pd.factorize(names)[0]))
     order = ranks.sort_values(["mode", "scale", "dataset"], kind="stable").index
     return table.loc[order].reset_index(drop=True)
+
+
+def _check_once(df: pd.DataFrame) -> None:
+    """Raises UserError if an image has two rows in one group: its networks would be averaged as one."""
+    twice = df[df.duplicated([*GROUP, "image"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise UserError(
+            f"{first['backbone']} {first['scheme']}: has two rows of image {first['image']!r} on {first['dataset']}; "
+            "give two networks different names, as by rows.assign(backbone=NAME)"
+        )
 
 
 def over_all_images(df: pd.DataFrame) -> pd.DataFrame:

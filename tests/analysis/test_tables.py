@@ -23,6 +23,7 @@ from analysis.tables.summary import (
     to_text,
     write_tables,
 )  # fmt: skip
+from cadyq.utils.errors import UserError
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]
@@ -61,6 +62,16 @@ def test_all_images_are_the_same_images(make_run: Runner) -> None:
     assert set(together["dataset"]) == {"Set5, Other"}  # nothing was measured on Third too
     sets = together.groupby(["backbone", "scheme"])["image"].agg(frozenset)
     assert sets.nunique() == 1 and {scheme for _, scheme in sets.index} == {"fp32"}
+
+
+def test_two_networks_of_one_name_are_not_averaged(make_run: Runner) -> None:
+    df = load(make_run())
+    other = df[(df["backbone"] == "edsr") & (df["scheme"] == "fp32")]
+    with pytest.raises(
+        UserError, match=r"edsr fp32: has two rows of image 'a.png' on Set5; give two networks different"
+    ):
+        summary(pd.concat([df, other.assign(weights_sha256="2" * 64)]))
+    assert len(summary(pd.concat([df, other.assign(backbone="edsr_2")]))) == len(summary(df)) + 2
 
 
 def test_all_images_is_a_name_of_all_of_them_only(make_run: Runner) -> None:
