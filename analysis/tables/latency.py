@@ -18,10 +18,17 @@ LATENCY_NOTE = (
 )
 
 
+# of two times that are compared
+_ALIKE = ["backbone", "scale", "device", "lr_height", "lr_width", "machine", "torch", "threads"]
+
+
 def latency_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of texts, with a row for each network and device."""
-    full = frame[frame["scheme"] == REFERENCE].set_index(["backbone", "scale", "device"])["latency_ms"]
-    keys = pd.MultiIndex.from_frame(frame[["backbone", "scale", "device"]])
+    """A table of texts, with a row for each network and device.
+
+    A time is compared with that of the reference only if both are of the same tile, machine, torch and threads.
+    """
+    full = frame[frame["scheme"] == REFERENCE].set_index(_ALIKE)["latency_ms"]
+    keys = pd.MultiIndex.from_frame(frame[_ALIKE])
     ratios = frame["latency_ms"].to_numpy(float) / full.reindex(keys).to_numpy(float)
     texts = pd.DataFrame(
         {
