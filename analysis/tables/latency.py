@@ -14,7 +14,7 @@ LATENCY_NOTE = (
     "Median time of one forward on one LR tile, on one thread, after a warm-up and after all other jobs; IQR: between "
     "the quartiles. Quantization is simulated in floating point here, so these times are the cost of running the "
     "networks in PyTorch. They say nothing about integer arithmetic: for that, export a network and time it "
-    "(docs/deploy.md)."
+    "(docs/deploy.md). Times of different tiles, machines, versions of torch or numbers of threads are not compared."
 )
 
 

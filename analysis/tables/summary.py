@@ -18,6 +18,7 @@ from analysis.records.store import metrics_of, skipped_cells
 from analysis.tables.extent import EXTENT_NOTE, HEADING, extent, holds_both, inner
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
 from analysis.tables.metrics import Shown, shown
+from cadyq.metrics.registry import TITLES_OF_COSTS
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 
@@ -29,10 +30,11 @@ AGAINST = ["delta_db", "delta_low_db", "delta_high_db", "saved_percent"]
 OVERALL = "all images"
 MISSING = "\u2013"
 # column -> (heading, format, whether higher is better); metrics come first
+_FAB, _BITOPS, _STORAGE = TITLES_OF_COSTS
 _SHOWN: dict[str, tuple[str, str, bool]] = {
-    "fab": ("FAB", ".2f", False),
-    "bitops_720p_g": ("BitOPs (G, 720p)", ",.1f", False),
-    "storage_mb": ("Storage (MB)", ".3f", False),
+    "fab": (_FAB, ".2f", False),
+    "bitops_720p_g": (_BITOPS, ",.1f", False),
+    "storage_mb": (_STORAGE, ".3f", False),
 }
 _Columns = dict[str, tuple[str, str, bool]]
 _BOLD = f"Bold: best quantized row of each backbone in a column. '{OVERALL}': mean over all datasets' images."
