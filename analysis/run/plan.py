@@ -215,4 +215,4 @@ def _check(modes: Sequence[str], scale: int, sets: Sequence[str]) -> None:
         raise UserError(f"--datasets {OVERALL!r}: tables give the means over all datasets this name; rename the folder")
     wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
     if wrong is not None:
-        raise UserError(f"--datasets {wrong!r} is not a folder name; write it as in --data-root/benchmark")
+        raise UserError(f"--datasets {wrong!r}: may hold letters, digits, space, . _ - only; rename the folder")

@@ -74,7 +74,11 @@ def test_calibration_images_without_a_model_are_refused(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("all images", "tables give the means over all datasets this name; rename the folder")]
+    ("name", "words"),
+    [
+        ("all images", "tables give the means over all datasets this name; rename the folder"),
+        ("My photos (2024)", "may hold letters, digits, space, . _ - only; rename the folder"),
+    ],
 )
 def test_names_of_datasets_that_cannot_be_used(name: str, words: str) -> None:
     with pytest.raises(UserError, match=f"--datasets '{re.escape(name)}'.*{words}"):
