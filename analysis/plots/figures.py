@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,9 @@ def figures(
         for cost in COSTS:
             found[f"psnr_{cost}_x{scale}_{mode}"] = partial(quality_figure, everywhere, members, cost, intervals, note)
         table = summary(kept)
+        files = _file_names(table["dataset"].unique())
         for dataset, part in table.groupby("dataset", sort=False) if kept["dataset"].nunique() > 1 else ():
-            name = f"psnr_bitops_x{scale}_{mode}_{_file_name(str(dataset))}"
+            name = f"psnr_bitops_x{scale}_{mode}_{files[str(dataset)]}"
             of_set = without_exact(rows[rows["dataset"] == dataset])[1]
             found[name] = partial(quality_figure, part, members, "bitops", intervals, of_set)
     as_papers = df[df["scheme"].map(extent) == AS_PAPERS]
@@ -144,8 +147,19 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
     return made
 
 
-def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
+def _file_names(datasets: Iterable[str]) -> dict[str, str]:
+    """The part of a file name for each dataset: letters, digits, ``.``, ``_`` and ``-``.
+
+    If two would be equal, those that are changed get a hash of their dataset.
+    """
+    plain = {name: re.sub(r"[^A-Za-z0-9._]+", "-", name) for name in datasets}
+    counts = Counter(plain.values())
+
+    def file_name(dataset: str) -> str:
+        unique = counts[plain[dataset]] == 1 or plain[dataset] == dataset
+        return plain[dataset] if unique else f"{plain[dataset]}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
+
+    return {name: file_name(name) for name in plain}
 
 
 def _varying(df: pd.DataFrame) -> pd.DataFrame:

@@ -108,6 +108,15 @@ def test_an_image_of_infinite_psnr_is_left_out_for_all_networks(make_run: Runner
     assert not notes["psnr_bitops_x4_image_B100"]
 
 
+def test_every_dataset_has_a_figure_of_its_own(make_run: Runner) -> None:
+    df = load(make_run()).replace({"dataset": {"Set5": "My set", "B100": "My-set"}})
+    names = [name for name in plots.figures(df) if name.startswith("psnr_bitops_x4_image_")]
+    assert len(names) == 2 and names[0].startswith("psnr_bitops_x4_image_My-set-")
+    assert names[1] == "psnr_bitops_x4_image_My-set"
+    alone = plots.figures(df.replace({"dataset": {"My-set": "Other"}}))
+    assert "psnr_bitops_x4_image_My-set" in alone  # as before where names do not clash
+
+
 def test_every_line_has_its_label_and_no_legend_names_schemes(make_run: Runner) -> None:
     df = load(_small_run(make_run))
     edsr, carn_m = _panels(df)
