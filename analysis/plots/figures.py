@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.plots import style
 from analysis.plots.quality import COSTS, quality_figure
-from analysis.plots.style import short
+from analysis.plots.style import short, short_names
 from analysis.records.artifacts import read_artifact
 from analysis.records.crops import textured
 from analysis.tables.extent import AS_PAPERS, extent
@@ -129,6 +129,7 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
     most = max(len(part) for _, part in panels)
     made = style.figure(max(style.COLUMN_IN, 3.0 * columns), 0.5 + rows * (0.4 + 0.19 * most))
     axes = made.subplots(rows, columns, squeeze=False, sharex="col").ravel()
+    names = {column: short_names(known[column]) for column in ("dataset", "backbone", "scheme")}
     for axis, ((dataset, backbone), part) in zip(axes, panels, strict=False):
         place = np.arange(len(part))[::-1]
         values = part["delta_db"].to_numpy(np.float64)
@@ -136,9 +137,10 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
         axis.errorbar(values, place, xerr=ends, color=style.COLOURS[0], marker="o", markersize=4, linestyle="none",
                       elinewidth=0.8, capsize=2)  # fmt: skip
         axis.axvline(0, color="0.4", linewidth=0.8, linestyle="--", zorder=1)
-        axis.set_yticks(place, [f"{short(s)} ({f:.1f})" for s, f in zip(part["scheme"], part["fab"], strict=True)])
+        schemes = part["scheme"].map(names["scheme"])
+        axis.set_yticks(place, [f"{name} ({fab:.1f})" for name, fab in zip(schemes, part["fab"], strict=True)])
         axis.set_ylim(-0.6, len(part) - 0.4)
-        axis.set_title(f"{short(str(dataset))} · {short(str(backbone))}")
+        axis.set_title(f"{names['dataset'][str(dataset)]} · {names['backbone'][str(backbone)]}")
         axis.xaxis.set_major_locator(MaxNLocator(5))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
@@ -182,6 +184,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
         df: records, or their columns backbone, scheme, dataset, gradient and fab; a row for each image (or patch).
     """
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
+    names = short_names(backbones) | short_names(schemes)
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
     handles = _handles(looks)
@@ -191,7 +194,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
     for (i, backbone), (j, scheme) in itertools.product(enumerate(backbones), enumerate(schemes)):
         here = df[(df["backbone"] == backbone) & (df["scheme"] == scheme)]
         axis = axes[i, j]
-        axis.set_title(f"{short(backbone)} · {short(scheme)}" + _rank_text(here))
+        axis.set_title(f"{names[backbone]} · {names[scheme]}" + _rank_text(here))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         axis.margins(0.08)
         if here.empty:
@@ -219,8 +222,9 @@ def _rank_text(rows: pd.DataFrame) -> str:
 
 
 def _handles(looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    labels = short_names(looks)
     return [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=short(name))
+        Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=labels[name])
         for name, (colour, marker) in looks.items()
     ]
 

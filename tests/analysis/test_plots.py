@@ -108,6 +108,30 @@ def test_an_image_of_infinite_psnr_is_left_out_for_all_networks(make_run: Runner
     assert not notes["psnr_bitops_x4_image_B100"]
 
 
+def test_different_names_have_different_labels() -> None:
+    same = "my_scheme:w4a4,share=0.8,granularity="
+    assert style.short("pams:w4a4") == "pams:w4a4" and len(style.short(same)) == 22
+    assert style.short_names([f"{same}channel", f"{same}tensor"]) == {
+        f"{same}channel": "my_scheme:w…ty=channel",
+        f"{same}tensor": "my_scheme:w…ity=tensor",
+    }
+    in_the_middle = [f"swinir_lightweight_x4_{middle}_of_the_second_stage" for middle in ("ema", "raw")]
+    assert len(set(style.short_names(in_the_middle).values())) == 2
+
+
+def test_panels_of_long_names_are_told_apart(make_run: Runner) -> None:
+    long = {"edsr": "swinir_lightweight_x4_ema", "carn_m": "swinir_lightweight_x4_raw"}
+    schemes = {f"pams:w{n}a{n}": f"mine:w{n}a{n},share=0.8,granularity={kind}" for n, kind in ((4, "row"), (8, "all"))}
+    df = load(_small_run(make_run)).replace({"backbone": long, "scheme": schemes})
+    panels = _panels(df)
+    assert len({axis.get_title() for axis in panels}) == 2
+    (of_one, *_) = panels
+    texts = [text.get_text() for text in of_one.texts]
+    assert len(set(texts)) == len(texts)
+    difference = plots.difference_figure(summary(df))
+    assert difference is not None and len({axis.get_title() for axis in difference.axes}) == 2
+
+
 def test_every_dataset_has_a_figure_of_its_own(make_run: Runner) -> None:
     df = load(make_run()).replace({"dataset": {"Set5": "My set", "B100": "My-set"}})
     names = [name for name in plots.figures(df) if name.startswith("psnr_bitops_x4_image_")]
