@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from analysis.run import models
-from analysis.run.code import code_sha256
+from analysis.run.code import code_sha256, libraries_of
 from analysis.run.networks import find, load
 from analysis.run.source import PARENT, Source
 from analysis.sensitivity import outer_layers, store
@@ -334,7 +334,7 @@ def code_of(name: str, inputs: Inputs) -> str:
     """
     part = PARTS[name]
     modules = (f"analysis.sensitivity.{part.module}", "analysis.sensitivity.patches")
-    return code_sha256(part.classes(inputs), modules)
+    return code_sha256(part.classes(inputs), modules, libraries_of(inputs.network))
 
 
 def is_stored(name: str, inputs: Inputs, run_dir: Path) -> bool:
