@@ -145,7 +145,7 @@ def float_image(tmp: Path) -> tuple[Callable[..., int], Words]:
     return enlarge(tmp / "f.tif", "--out", tmp / "out")
 
 
-@case("ax4.png", "does not fit", "remove the file")
+@case("ax4.png", "does not fit", "remove its folder")
 def lr_of_another_size(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(hr(tmp))
     photograph(tmp / "benchmark" / "Mine" / "LR_bicubic" / "X4" / "ax4.png", side=10)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.plots import style
 from analysis.plots.quality import COSTS, quality_figure
-from analysis.plots.style import short
+from analysis.plots.style import short, short_names
 from analysis.records.artifacts import read_artifact
 from analysis.records.crops import textured
 from analysis.tables.extent import AS_PAPERS, extent
@@ -29,6 +31,7 @@ from analysis.tables.roles import Role
 from analysis.tables.seeds import first_trainings
 from analysis.tables.summary import REFERENCE, over_all_images, summary
 from cadyq.inference import bit_map
+from cadyq.utils.wording import counted
 
 _FRAME = "#FF2D95"  # a colour that photographs rarely hold
 _IDENTITY = ["backbone", "scheme", "dataset", "image"]  # of an artifact, as in records
@@ -68,28 +71,46 @@ def figures(
 ) -> dict[str, Callable[[], Figure]]:
     """Name of file -> a function that draws the figure, for every figure of the records. Further seeds are left out.
 
-    PSNR against BitOPs is drawn over all images and, if there are several datasets, for each of them. In a notebook:
+    PSNR against BitOPs is drawn over all images and, if there are several datasets, for each of them. An image that a
+    network reproduces exactly is left out for all networks, and the figure says so. In a notebook:
     ``style.picture(figures(df)["psnr_fab_x4_image"])``.
     """
     found: dict[str, Callable[[], Figure]] = {}
     df = first_trainings(df)
-    df = df[(df["macs_g"] <= 0) | np.isfinite(df["psnr_db"])]
     members = families(df, roles)
     for (scale, mode), rows in df.groupby(["scale", "mode"], sort=False):
-        if not (rows["macs_g"] > 0).any():
+        kept, note = without_exact(rows)
+        if not (kept["macs_g"] > 0).any():
             continue
-        everywhere = summary(over_all_images(rows))
+        everywhere = summary(over_all_images(kept))
         for cost in COSTS:
-            found[f"psnr_{cost}_x{scale}_{mode}"] = partial(quality_figure, everywhere, members, cost, intervals)
-        table = summary(rows)
-        for dataset, part in table.groupby("dataset", sort=False) if rows["dataset"].nunique() > 1 else ():
-            name = f"psnr_bitops_x{scale}_{mode}_{_file_name(str(dataset))}"
-            found[name] = partial(quality_figure, part, members, "bitops", intervals)
+            found[f"psnr_{cost}_x{scale}_{mode}"] = partial(quality_figure, everywhere, members, cost, intervals, note)
+        table = summary(kept)
+        files = _file_names(table["dataset"].unique())
+        for dataset, part in table.groupby("dataset", sort=False) if kept["dataset"].nunique() > 1 else ():
+            name = f"psnr_bitops_x{scale}_{mode}_{files[str(dataset)]}"
+            of_set = without_exact(rows[rows["dataset"] == dataset])[1]
+            found[name] = partial(quality_figure, part, members, "bitops", intervals, of_set)
     as_papers = df[df["scheme"].map(extent) == AS_PAPERS]
     for (scale, mode), rows in as_papers.groupby(["scale", "mode"], sort=False):
         for part, suffix in _by_columns(_varying(rows)):
             found[f"fab_gradient_x{scale}_{mode}{suffix}"] = partial(gradient_figure, part)
     return found
+
+
+def without_exact(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of images of which no network has an infinite PSNR, and a note on the others; empty without others.
+
+    A mean over the remaining images of one network cannot be compared with a mean over all images of another. A network
+    with an infinite PSNR on all images of a set is left out there in their place.
+    """
+    infinite = (rows["macs_g"] > 0) & np.isinf(rows["psnr_db"])
+    everywhere = infinite.groupby([rows[name] for name in ("backbone", "scheme", "dataset")]).transform("all")
+    rows, exact = rows[~everywhere], rows[infinite & ~everywhere]
+    images = set(zip(exact["dataset"], exact["image"], strict=True))
+    kept = [image not in images for image in zip(rows["dataset"], rows["image"], strict=True)]
+    note = f"without {counted(len(images), 'image')} that a network reproduces exactly" if images else ""
+    return rows[kept], note
 
 
 def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure | None:
@@ -108,6 +129,7 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
     most = max(len(part) for _, part in panels)
     made = style.figure(max(style.COLUMN_IN, 3.0 * columns), 0.5 + rows * (0.4 + 0.19 * most))
     axes = made.subplots(rows, columns, squeeze=False, sharex="col").ravel()
+    names = {column: short_names(known[column]) for column in ("dataset", "backbone", "scheme")}
     for axis, ((dataset, backbone), part) in zip(axes, panels, strict=False):
         place = np.arange(len(part))[::-1]
         values = part["delta_db"].to_numpy(np.float64)
@@ -115,9 +137,10 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
         axis.errorbar(values, place, xerr=ends, color=style.COLOURS[0], marker="o", markersize=4, linestyle="none",
                       elinewidth=0.8, capsize=2)  # fmt: skip
         axis.axvline(0, color="0.4", linewidth=0.8, linestyle="--", zorder=1)
-        axis.set_yticks(place, [f"{short(s)} ({f:.1f})" for s, f in zip(part["scheme"], part["fab"], strict=True)])
+        schemes = part["scheme"].map(names["scheme"])
+        axis.set_yticks(place, [f"{name} ({fab:.1f})" for name, fab in zip(schemes, part["fab"], strict=True)])
         axis.set_ylim(-0.6, len(part) - 0.4)
-        axis.set_title(f"{short(str(dataset))} · {short(str(backbone))}")
+        axis.set_title(f"{names['dataset'][str(dataset)]} · {names['backbone'][str(backbone)]}")
         axis.xaxis.set_major_locator(MaxNLocator(5))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
@@ -126,8 +149,19 @@ def difference_figure(table: pd.DataFrame, reference: str = REFERENCE) -> Figure
     return made
 
 
-def _file_name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", text)
+def _file_names(datasets: Iterable[str]) -> dict[str, str]:
+    """The part of a file name for each dataset: letters, digits, ``.``, ``_`` and ``-``.
+
+    If two would be equal, those that are changed get a hash of their dataset.
+    """
+    plain = {name: re.sub(r"[^A-Za-z0-9._]+", "-", name) for name in datasets}
+    counts = Counter(plain.values())
+
+    def file_name(dataset: str) -> str:
+        unique = counts[plain[dataset]] == 1 or plain[dataset] == dataset
+        return plain[dataset] if unique else f"{plain[dataset]}-{hashlib.sha256(dataset.encode()).hexdigest()[:8]}"
+
+    return {name: file_name(name) for name in plain}
 
 
 def _varying(df: pd.DataFrame) -> pd.DataFrame:
@@ -150,6 +184,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
         df: records, or their columns backbone, scheme, dataset, gradient and fab; a row for each image (or patch).
     """
     backbones, schemes = list(df["backbone"].unique()), list(df["scheme"].unique())
+    names = short_names(backbones) | short_names(schemes)
     looks = style.look(list(df["dataset"].unique()))
     width = max(style.COLUMN_IN, 0.3 + 2.3 * len(schemes))
     handles = _handles(looks)
@@ -159,7 +194,7 @@ def gradient_figure(df: pd.DataFrame) -> Figure:
     for (i, backbone), (j, scheme) in itertools.product(enumerate(backbones), enumerate(schemes)):
         here = df[(df["backbone"] == backbone) & (df["scheme"] == scheme)]
         axis = axes[i, j]
-        axis.set_title(f"{short(backbone)} · {short(scheme)}" + _rank_text(here))
+        axis.set_title(f"{names[backbone]} · {names[scheme]}" + _rank_text(here))
         axis.yaxis.set_major_locator(MaxNLocator(5))
         axis.margins(0.08)
         if here.empty:
@@ -187,8 +222,9 @@ def _rank_text(rows: pd.DataFrame) -> str:
 
 
 def _handles(looks: Mapping[str, tuple[str, str]]) -> list[Line2D]:
+    labels = short_names(looks)
     return [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=short(name))
+        Line2D([], [], color=colour, marker=marker, markersize=5, linestyle="none", label=labels[name])
         for name, (colour, marker) in looks.items()
     ]
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from analysis.plots import labels, style
-from analysis.plots.style import short, short_number
+from analysis.plots.style import short, short_names, short_number
 from analysis.tables.extent import AS_PAPERS
 from analysis.tables.families import CONTROL, DYNAMIC, FIXED, FULL, Member, extents
 
@@ -40,7 +40,7 @@ _Looks = dict[str, tuple[str, str]]
 
 
 def quality_figure(
-    table: pd.DataFrame, members: Mapping[str, Member], cost: str = "bitops", intervals: bool = True
+    table: pd.DataFrame, members: Mapping[str, Member], cost: str = "bitops", intervals: bool = True, note: str = ""
 ) -> Figure:
     """Mean PSNR against a cost, with a panel for each backbone and extent, in two columns.
 
@@ -52,6 +52,7 @@ def quality_figure(
         members: members of its schemes, see `families`.
         cost: a key of `COSTS`.
         intervals: whether error bars of the drop are drawn. A bar is left out if another is at the same place.
+        note: on the images, written below the figure.
     """
     column, label = COSTS[cost]
     networks = table[table["macs_g"] > 0]
@@ -61,12 +62,12 @@ def quality_figure(
     rows = -(-len(panels) // columns)
     made = style.figure(_PANEL_IN[0] * columns, _panel_height(networks, members) * rows + 0.35)
     axes = made.subplots(rows, columns, squeeze=False).ravel()
-    looks = _looks(members)
+    looks, names = _looks(members), short_names(backbones)
     drawn = []
     for axis, (backbone, quantized) in zip(axes, panels, strict=False):
         here = networks[networks["backbone"] == backbone]
         points = here[[members[name].extent == quantized and members[name].kind != FULL for name in here["scheme"]]]
-        axis.set_title(short(backbone) + ("" if shown == [AS_PAPERS] else f" · {quantized}"))
+        axis.set_title(names[backbone] + ("" if shown == [AS_PAPERS] else f" · {quantized}"))
         full = here[
             [members[name].kind == FULL and members[name].extent in (AS_PAPERS, quantized) for name in here["scheme"]]
         ]
@@ -78,7 +79,7 @@ def quality_figure(
         drawn.append((axis, marks[~far], taken))
     for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    made.supxlabel(label, fontsize=8)
+    made.supxlabel(f"{label}\n{note}" if note else label, fontsize=8)
     made.supylabel(f"PSNR (dB, mean over {short(str(table['dataset'].iloc[0]))})", fontsize=8)
     made.legend(handles=_legend(members, networks), loc="outside upper center", ncols=2 * columns)
     made.draw_without_rendering()  # settles the layout, which labels need
@@ -180,8 +181,9 @@ def _labels(points: pd.DataFrame, column: str, members: Mapping[str, Member], lo
         member = members[last["scheme"]]
         text = str(line) if len(part) > 1 else member.label
         order = (DYNAMIC, FIXED, CONTROL, FULL).index(member.kind)
-        found.append((order, labels.Label(last[column], last["psnr_db"], short(text), looks[member.scheme][0])))
-    return [label for _, label in sorted(found, key=lambda one: one[0])]
+        found.append((order, labels.Label(last[column], last["psnr_db"], text, looks[member.scheme][0])))
+    names = short_names(label.text for _, label in found)
+    return [label._replace(text=names[label.text]) for _, label in sorted(found, key=lambda one: one[0])]
 
 
 def _legend(members: Mapping[str, Member], networks: pd.DataFrame) -> list[Line2D]:
@@ -207,7 +209,9 @@ def _reference_lines(
     axis.margins(y=0.12)
     low, high = float(points["psnr_db"].min()), float(points["psnr_db"].max())
     reach = low - 1.5 * max(high - low, 0.1)  # a line farther away would squeeze the points together
-    named = beside.assign(name=beside["scheme"].where(beside["macs_g"] > 0, beside["backbone"]).map(short))
+    full = beside["scheme"].where(beside["macs_g"] > 0, beside["backbone"])
+    names = short_names([*full, *far["scheme"]])
+    named = beside.assign(name=full.map(names))
     near = named["psnr_db"] >= reach
     taken = []
     for row in named[near].to_dict("records"):
@@ -218,7 +222,7 @@ def _reference_lines(
     look: dict[str, Any] = {"fontsize": 6.5, "color": "0.35"}
     for height, name in _above(named[near], room):
         axis.text(0.01, height, name, transform=axis.get_yaxis_transform(), va="bottom", **look)
-    below = pd.concat([far.assign(name=far["scheme"].map(short)), named[~near]])
+    below = pd.concat([far.assign(name=far["scheme"].map(names)), named[~near]])
     notes = [f"{row['name']} {row['psnr_db']:.2f} dB, below" for row in below.to_dict("records")]
     if len(notes) > _MOST_NOTES:
         notes = [*notes[: _MOST_NOTES - 1], f"{len(notes) - _MOST_NOTES + 1} more below"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,22 @@ def picture(
 
 
 def short(text: str, limit: int = 22) -> str:
-    """One line of at most ``limit`` characters."""
+    """One line of at most ``limit`` characters, cut in its middle: names often differ at the end."""
     text = " ".join(str(text).split())
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    kept = limit - 1
+    return text if len(text) <= limit else f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
+
+
+def short_names(names: Iterable[str], limit: int = 22) -> dict[str, str]:
+    """A label for each name: `short`, with more characters where two names need them to differ."""
+    alike: dict[str, list[str]] = {}
+    for name in dict.fromkeys(map(str, names)):
+        alike.setdefault(short(name, limit), []).append(name)
+    found: dict[str, str] = {}
+    for label, same in alike.items():
+        complete = limit >= max(map(len, same))
+        found |= dict.fromkeys(same, label) if len(same) == 1 or complete else short_names(same, limit + 4)
+    return found
 
 
 def short_number(value: float) -> str:

@@ -53,3 +53,10 @@ def read(run_dir: Path) -> pd.DataFrame:
     """All latencies of a run; empty if none were measured. Raises UserError for a damaged file."""
     path = Path(run_dir) / NAME
     return parquet.load(path, VERSION) if path.is_file() else pd.DataFrame(columns=SCHEMA.names)
+
+
+def of_records(latency: pd.DataFrame, df: pd.DataFrame) -> pd.DataFrame:
+    """The latencies of networks that have records of the same weights."""
+    names = [*NETWORK[:3], "weights_sha256"]
+    measured = set(df[names].itertuples(index=False, name=None))
+    return latency[[key in measured for key in latency[names].itertuples(index=False, name=None)]]

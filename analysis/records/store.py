@@ -112,12 +112,14 @@ class Key:
         code: hash of the code that made the numbers; empty in records of earlier versions.
         metrics: hash of the code of each metric, by name; empty strings in records of earlier versions.
         images: hash of each image by its name. Values of two schemes are paired by name.
+        weights: hash of the network, one of the `inputs`; empty in a key that no record was read for.
     """
 
     inputs: str
     code: str = ""
     metrics: Mapping[str, str] = field(default_factory=dict)
     images: Mapping[str, str] = field(default_factory=dict)
+    weights: str = ""
 
 
 def write_cell(run_dir: Path, cell: Cell, rows: Sequence[Mapping[str, Any]], key: Key) -> Path:
@@ -155,7 +157,8 @@ def read_key(run_dir: Path, cell: Cell) -> Key | None:
         return None
     metrics = dict.fromkeys(metrics_of(table.column_names), "") | json.loads(metadata.get("metrics_sha256", "{}"))
     images = dict(zip(table["image"].to_pylist(), table["image_sha256"].to_pylist(), strict=True))
-    return Key(metadata.get("inputs_hash", ""), metadata.get("code_sha256", ""), metrics, images)
+    weights = next(iter(table["weights_sha256"].to_pylist()), "")
+    return Key(metadata.get("inputs_hash", ""), metadata.get("code_sha256", ""), metrics, images, weights)
 
 
 def require_records(run_dir: Path) -> list[Path]:

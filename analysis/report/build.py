@@ -39,7 +39,7 @@ def build(run_dir: Path | str) -> list[Path]:
         df, manifest = load(run_dir), with_missing(read_manifest(run_dir), run_dir)
         roles = from_manifest(manifest)
         compared = comparisons(df, roles)  # computed once: the bootstrap takes seconds
-        latency = latencies.read(run_dir)
+        latency = latencies.of_records(latencies.read(run_dir), df)
         tables = write_all_tables(df, compared, manifest, run_dir, latency)
         _remove_older(tables, run_dir / "tables")
         plots = write_plots(df, run_dir, roles=roles)

@@ -14,7 +14,7 @@ from analysis.tables.families import CONTROL, DYNAMIC, FIXED, FULL, Member
 from analysis.tables.intervals import LEVEL
 from analysis.tables.metrics import Shown
 from analysis.tables.seeds import first_trainings
-from analysis.tables.summary import MISSING, OVERALL, drop_text, metrics_in, over_all_images, summary
+from analysis.tables.summary import MISSING, drop_text, metrics_in, over_all_images, summary
 
 TOLERANCES_DB = (0.02, 0.05, 0.1)
 _TYPICAL = 0.05  # dB; the tolerance that the sentence is about
@@ -107,10 +107,15 @@ def _sentence(choices: Sequence[Choice]) -> str:
 
 
 def _left_out(rows: pd.DataFrame, everywhere: pd.DataFrame) -> str:
-    """A sentence on the networks without a row in the summary over all images; empty if there is none."""
-    networks = rows.loc[rows["macs_g"] > 0, "backbone"].unique()
-    missing = [str(name) for name in networks if name not in set(everywhere["backbone"])]
-    return f"Not measured on all images, so not compared over them: {', '.join(missing)}." if missing else ""
+    """A sentence on the networks and schemes without a row in the summary over all images; empty if there is none."""
+    there = everywhere.groupby("backbone")["scheme"].agg(set)
+    missing = []
+    for backbone, own in rows[rows["macs_g"] > 0].groupby("backbone", sort=False):
+        schemes = [str(name) for name in own["scheme"].unique() if name not in there.get(backbone, set())]
+        if schemes:
+            missing.append(f"{backbone} ({', '.join(schemes)})" if backbone in there else str(backbone))
+    over = everywhere["dataset"].iloc[0]
+    return f"Not measured on {over}, so not compared there: {'; '.join(missing)}." if missing else ""
 
 
 def _table(
@@ -138,7 +143,7 @@ def _table(
         "datasets": datasets,
         "metrics": " / ".join(one.title for one in metrics),
         "costs": [f"Drop (dB) [{LEVEL:.0%}]", "FAB", "BitOPs (G, 720p)", "Saved (%)", "MB"],
-        "over": OVERALL if len(datasets) > 1 else datasets[0],
+        "over": str(everywhere["dataset"].iloc[0]),
         "rows": rows,
         "backbones": list(dict.fromkeys(row["backbone"] for row in rows)),
         "kinds": [kind for kind in (FULL, FIXED, DYNAMIC, CONTROL) if any(row["kind"] == kind for row in rows)],

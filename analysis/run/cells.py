@@ -77,7 +77,7 @@ def find_jobs(
             if todo := _to_measure(cells, entries):
                 reference = references.get(source.backbone)
                 jobs.append(Job(source, loaded[name], todo, key, pixels, reference, plan.modes[0]))
-    check_earlier(plan, out, before, statuses, {name: images for name, (images, _) in hashed.items()})
+    check_earlier(plan, sources, out, before, statuses, {name: images for name, (images, _) in hashed.items()})
     return jobs, statuses
 
 
@@ -89,6 +89,23 @@ def _not_run(cells: Sequence[records.Cell], reason: str, broken: bool) -> list[d
 def _inputs_sha256(weights: str, images: Iterable[str]) -> str:
     """The hash of the data that the numbers of a cell depend on: network, images and version of the measurement."""
     return hashlib.sha256(json.dumps([MEASUREMENT_VERSION, weights, list(images)]).encode()).hexdigest()
+
+
+def delete_outdated(jobs: Sequence[Job], out: Path) -> None:
+    """Delete the records of other weights or images whose cells are about to be measured again.
+
+    An interrupted command would leave them beside its new records. Records that differ in code alone stay until then.
+    """
+    for job in jobs:
+        for cell in job.cells:
+            stored = records.read_key(out, cell)
+            if stored is None or not _same_inputs(stored, job.key):
+                records.record_path(out, cell).unlink(missing_ok=True)
+
+
+def _same_inputs(stored: records.Key, key: records.Key) -> bool:
+    """Whether two keys are of the same weights and images."""
+    return (stored.inputs, stored.images) == (key.inputs, key.images)
 
 
 def _to_measure(cells: Sequence[records.Cell], entries: Sequence[Mapping[str, Any]]) -> tuple[records.Cell, ...]:
@@ -114,7 +131,7 @@ def entry_of(cell: records.Cell, key: records.Key, out: Path, hashes: Mapping[st
 
 def status_of(stored: records.Key | None, key: records.Key, keep: bool) -> str:
     """The status of a cell: to be "measured", "cached", or "kept" although its code has changed."""
-    if stored is None or (stored.inputs, stored.images) != (key.inputs, key.images):
+    if stored is None or not _same_inputs(stored, key):
         return "measured"
     if key.metrics.keys() - stored.metrics.keys():
         return "measured"

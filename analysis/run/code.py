@@ -12,17 +12,19 @@ import ast
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from cadyq.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("cadyq", "baselines", "analysis.run")
+PACKAGES = ("cadyq", "baselines", "analysis.run", "analysis.sensitivity")
 # Left out, since they change no number: names, locks, messages, command lines, checks, and this module. The folder of a
 # network does not matter either, since its weights have their own hash.
 WITHOUT_NUMBERS = ("cadyq.utils", "cadyq.commands", "cadyq.testing", "cadyq.checkpoints.folders", "analysis.run.code")
@@ -50,22 +52,33 @@ class Module:
     exports: dict[str, str]
 
 
-def code_sha256(classes: Iterable[type], modules: Iterable[str] = MEASURING) -> str:
+def code_sha256(classes: Iterable[type], modules: Iterable[str] = MEASURING, libraries: Iterable[str] = ()) -> str:
     """SHA-256 of the code of classes and modules, of all that they import, and of the versions of libraries.
+
+    Args:
+        classes: classes of networks and schemes.
+        modules: dotted names of modules of this project.
+        libraries: import names of libraries that count beside `LIBRARIES` and what plug-ins import.
 
     Raises:
         UserError: a class has no source file, or a file is not valid Python.
     """
     found: dict[Path, str] = {}
-    libraries = set(LIBRARIES)
+    used = {*LIBRARIES, *libraries}
     for name in modules:
-        _walk(OWN, name, found, libraries)
+        _walk(OWN, name, found, used)
     for cls in classes:
         place, name = _place_of(cls)
-        _walk(place, name, found, libraries)
+        _walk(place, name, found, used)
     lines = sorted(f"{name} {sha256}" for name, sha256 in zip(map(_shown, found), found.values(), strict=True))
-    lines += sorted(filter(None, map(_release, libraries)))
+    lines += sorted(filter(None, map(_release, used)))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def libraries_of(network: nn.Module) -> set[str]:
+    """Import names of the libraries that define the layers of a network, such as torch and spandrel."""
+    roots = {type(module).__module__.partition(".")[0] for module in network.modules()}
+    return roots - {"cadyq", "baselines", "analysis"}
 
 
 def function_sha256(function: Callable[..., Any]) -> str:
@@ -330,9 +343,16 @@ def _shown(file: Path) -> str:
 
 @lru_cache
 def _release(library: str) -> str:
-    """Name, major and minor version; empty without an installed distribution, as for the standard library."""
-    try:
-        found = re.match(r"\d+(\.\d+)?", version(library))
-    except (PackageNotFoundError, ValueError):
-        return ""
-    return f"{library} {found[0]}" if found else ""
+    """Import name, major and minor version; empty without an installed distribution, as for the standard library.
+
+    Several distributions may share an import name, as in a namespace package. All of their versions count.
+    """
+    versions = map(version, sorted(set(_distributions().get(library, []))))
+    found = [match[0] for one in versions if (match := re.match(r"\d+(\.\d+)?", one))]
+    return " ".join([library, *found]) if found else ""
+
+
+@lru_cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Import name -> the distributions that install it: "PIL" -> ["pillow"]."""
+    return packages_distributions()

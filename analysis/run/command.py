@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -17,16 +18,17 @@ from analysis.records import latencies
 from analysis.records import store as records
 from analysis.report import build as make_report
 from analysis.run import executors
-from analysis.run.cells import find_jobs, with_outcomes
+from analysis.run.cells import delete_outdated, find_jobs, with_outcomes
 from analysis.run.earlier import earlier_cells, kept_notes, with_earlier
 from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
 from analysis.run.latency import measure_latencies
 from analysis.run.manifest import manifest
+from analysis.run.models import label
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
-from analysis.tables.summary import summary, to_text
+from analysis.tables.summary import REFERENCE, summary, to_text
 from cadyq.commands.cli import (
     MOST_THREADS,
     Numbers,
@@ -184,6 +186,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
         check_any(statuses)
         for file, why in wrong_files(of_zoos(sources)):
             print(f"warning: {file}: {why}", file=sys.stderr)
+        delete_outdated(jobs, out)
         listed = manifest(plan, preset, sources, statuses, out, device, argv)
         records.write_manifest(out, listed)
         failed = measure(jobs, Work(out.absolute(), str(device), tuple(args.plugin)), args.jobs, args.scheduler)
@@ -192,13 +195,15 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> int:
             time_networks(plan, sources, statuses, args.data_root, out, device)
         if (out / latencies.NAME).is_file() and (args.latency or "latency_sha256" not in listed):
             listed["latency_sha256"] = sha256_file(out / latencies.NAME)
-        listed["cells"] = with_earlier(statuses, earlier_cells(listed, statuses), preset)
+        listed["cells"] = with_earlier(statuses, earlier_cells(out, listed, statuses), preset)
         records.write_manifest(out, listed)
         shown = any(entry["status"] not in records.NOT_RUN for entry in listed["cells"])
         report = make_report.build(out)[-1] if shown else None
     if report is not None:
-        print(to_text(summary(records.load(out)), listed))
-        print_end(statuses, kept_notes(out, statuses, plan.models), report)
+        table = summary(records.load(out))
+        print(to_text(table, listed))
+        notes = [*kept_notes(out, statuses, plan.models), *drop_notes(table, plan.models)]
+        print_end(statuses, notes, report)
     missed = not_measured(plan, statuses) if args.schemes else []
     for line in missed:
         print(f"error: {line}", file=sys.stderr)
@@ -245,6 +250,23 @@ def time_networks(
     if timed:
         dataset = datasets.load(ran[0]["dataset"], plan.scale, data_root)
         latencies.write(out, measure_latencies(timed, dataset, device))
+
+
+def drop_notes(table: pd.DataFrame, named: Sequence[str]) -> list[str]:
+    """A line for each measured network of --model that has no drop, since no full precision has its name.
+
+    Args:
+        table: `summary` of the run.
+        named: networks of --model.
+    """
+    measured, full = set(table["backbone"]), set(table.loc[table["scheme"] == REFERENCE, "backbone"])
+    return [
+        f"{name} has no drop and no saving without full precision of the same name; to add them, copy its FP32 network "
+        f"to FOLDER/{name}.safetensors and measure it into the same --out: --model FOLDER/{name}.safetensors "
+        f"--schemes {REFERENCE}"
+        for name in map(label, named)
+        if name in measured - full
+    ]
 
 
 def print_end(statuses: Sequence[Mapping[str, Any]], notes: Sequence[str], report: Path) -> None:

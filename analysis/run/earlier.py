@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from analysis.records import store as records
+from analysis.run import models
 from analysis.run.networks import code_of
 from analysis.run.plan import Plan, parent_name
+from analysis.run.source import Source
 from cadyq.utils.errors import UserError
 from cadyq.utils.wording import counted
 
@@ -28,13 +30,23 @@ def with_earlier(cells: list[dict[str, Any]], earlier: list[dict[str, Any]], pre
     return sorted(every, key=lambda cell: [rank[cell[column]] for column, rank in ranks.items()])
 
 
-def earlier_cells(before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measured cells of earlier commands on the same folder, which stay in its tables."""
+def earlier_cells(out: Path, before: Mapping[str, Any], statuses: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells of earlier commands on the same folder that have a record. They stay in its tables.
+
+    An interrupted command lists cells that it did not reach; a record may have been deleted. Both are left out.
+
+    Args:
+        out: run folder.
+        before: its manifest, which earlier commands wrote.
+        statuses: entries of the cells of this command.
+    """
     now = [tuple(cell[name] for name in records.CELL_COLUMNS) for cell in statuses]
     return [
         cell | {"status": "cached"}
         for cell in before.get("cells", [])
-        if cell["status"] not in records.NOT_RUN and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+        if cell["status"] not in records.NOT_RUN
+        and tuple(cell[name] for name in records.CELL_COLUMNS) not in now
+        and records.record_path(out, records.cell_of(cell)).is_file()
     ]
 
 
@@ -50,17 +62,19 @@ def earlier_commands(before: Mapping[str, Any]) -> list[str]:
 
 def check_earlier(
     plan: Plan,
+    sources: Sequence[Source],
     out: Path,
     before: Mapping[str, Any],
     statuses: list[dict[str, Any]],
     images: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Refuse to put cells of this command beside earlier ones of different images or another FP32 network.
+    """Refuse to put cells of this command beside earlier ones of different images, weights or calibration.
 
-    A drop between them would compare different things. An earlier cell whose record was deleted is not compared.
+    A row of a table or a drop would mix different things. An earlier cell whose record was deleted is not compared.
 
     Args:
         plan: plan of this command.
+        sources: its networks.
         out: run folder.
         before: its manifest, which earlier commands wrote.
         statuses: entries of the cells of this command.
@@ -72,12 +86,15 @@ def check_earlier(
     known: Mapping[str, str] = before.get("parents_sha256", {})
     other = {name for name, sha256 in plan.parents_sha256().items() if known.get(name, sha256) != sha256}
     wrong: list[tuple[records.Cell, str]] = []
-    for cell in map(records.cell_of, earlier_cells(before, statuses)):
+    for cell in map(records.cell_of, earlier_cells(out, before, statuses)):
         stored = records.read_key(out, cell) if cell.scale == plan.scale else None
         if stored is None:
             continue
+        now = _source_now(plan, sources, cell)
         if parent_name(cell.backbone, cell.scale) in other:
             wrong.append((cell, f"on another network called {cell.backbone}"))
+        elif now is not None and now.sha256() != stored.weights:
+            wrong.append((cell, f"on {cell.backbone} with other weights or another calibration"))
         elif stored.images != images.get(cell.dataset, stored.images):
             wrong.append((cell, f"on different images of {cell.dataset}"))
     if wrong:
@@ -86,6 +103,19 @@ def check_earlier(
         alike = f" and {counted(len(wrong) - 1, 'more record')}" if len(wrong) > 1 else ""
         raise UserError(f"{out}: an earlier command measured {cell.scheme} {what}; delete {path}{alike} like it, "
                         "or choose another --out")  # fmt: skip
+
+
+def _source_now(plan: Plan, sources: Sequence[Source], cell: records.Cell) -> Source | None:
+    """The network of an earlier cell as this command has it: its own, or a --model that it calibrates.
+
+    None if this command has neither the network nor its calibration.
+    """
+    own = [source for source in sources if source.backbone == cell.backbone]
+    model = next((source.model for source in own if source.model and source.calibration_sha256), None)
+    if model is not None and cell.scheme not in [source.scheme for source in own]:
+        with suppress(UserError):  # the plug-in of the scheme is not loaded
+            own = models.sources([model], [cell.scheme], plan.scale, plan.calibration)
+    return next((source for source in own if source.scheme == cell.scheme and not source.reason), None)
 
 
 def older_code(out: Path, earlier: Sequence[Mapping[str, Any]], named: Sequence[str]) -> int:
@@ -115,7 +145,7 @@ def kept_notes(out: Path, now: list[dict[str, Any]], named: Sequence[str]) -> li
         named: networks of --model.
     """
     kept = sum(cell["status"] == "kept" for cell in now)
-    older = older_code(out, earlier_cells(records.read_manifest(out), now), named)
+    older = older_code(out, earlier_cells(out, records.read_manifest(out), now), named)
     notes = [f"other code measured {counted(kept, 'kept cell')}; leave out --keep-measured to measure again"]
     notes += [f"other code measured {counted(older, 'cell')} of earlier commands; run these commands again"]
     return [note for note, count in zip(notes, (kept, older), strict=True) if count]

@@ -54,7 +54,7 @@ def manifest(
             "seed": "none: nothing is drawn at random; bootstrap intervals state their own",
             "weights_sha256": {f"{s.backbone} {s.scheme}": s.sha256() for s in sources if not s.reason},
             "parents_sha256": before.get("parents_sha256", {}) | plan.parents_sha256(),
-            "cells": with_earlier(statuses, earlier_cells(before, statuses), preset),
+            "cells": with_earlier(statuses, earlier_cells(out, before, statuses), preset),
             "earlier_commands": earlier_commands(before),
         }
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from analysis.run.code import code_sha256
+from analysis.run.code import code_sha256, libraries_of
 from analysis.run.source import PARENT, Source
 from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import builds_on, load_model, resolve, zoo_name
@@ -83,7 +83,7 @@ def outer_variants(own: str, schemes: Sequence[str]) -> list[str]:
 
 
 def _of_quantized(model: str, network: SRNetwork, spec: str, scale: int, calibration: Path | None) -> Source:
-    source = Source(label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
+    source = Source(label(model), spec, scale, (resolve(model),), code=code_of(network, spec), model=model)
     assert network.scheme is not None
     return source if spec == network.scheme.label() else calibrated_source(source, calibration)
 
@@ -100,7 +100,7 @@ def needs_file(spec: str) -> bool:
 
 
 def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibration: Path | None) -> Source:
-    source = Source(label(model), spec, scale, (resolve(model),), code=_code(network, spec), model=model)
+    source = Source(label(model), spec, scale, (resolve(model),), code=code_of(network, spec), model=model)
     if spec == PARENT:
         return source
     # with outer_bits, FP32 needs no training either: its outer layers are calibrated
@@ -108,7 +108,7 @@ def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibra
     if needs_file(spec) and spec != plain:
         made = zoo_path(f"{zoo_name(network.name, scale, spec)}.safetensors")
         if made.exists() and (builds_on(made, model) or _made_from(made, model)):
-            return Source(label(model), spec, scale, (made,), code=_code(network, spec), model=str(made))
+            return Source(label(model), spec, scale, (made,), code=code_of(network, spec), model=str(made))
         if scheme_of(spec).tuned:
             command = f"python -m cadyq.calibrate --model {model} --scheme {spec} --zoo DIR"
             return replace(source, reason=f"{spec} has to be calibrated: {command}, then pass --zoo DIR")
@@ -129,8 +129,13 @@ def _made_from(made: Path, model: str) -> bool:
     return False
 
 
-def _code(network: SRNetwork, spec: str) -> str:
-    return code_sha256((type(network), SCHEMES.get(scheme_name(spec))))
+def code_of(network: SRNetwork, spec: str) -> str:
+    """SHA-256 of the code that makes the numbers of a network under a scheme, with the libraries that define it.
+
+    Raises:
+        UserError: one of the classes has no source file, or a file is not valid Python.
+    """
+    return code_sha256((type(network), SCHEMES.get(scheme_name(spec))), libraries=libraries_of(network))
 
 
 @lru_cache(maxsize=2)

@@ -21,7 +21,7 @@ from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.base import SCHEMES
 from cadyq.schemes.calibration import calibrated, with_outer_bits
-from cadyq.schemes.specs import canonical, parse_scheme, scheme_of, with_outer_bits_of
+from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.schemes.tuning import TUNED
 from cadyq.utils.errors import UserError, one_line
 
@@ -70,8 +70,9 @@ def code_of(backbone: str, scheme: str, named: Sequence[str] = ()) -> str:
     """
     model = next((model for model in named if models.label(model) == backbone), None)
     try:
-        kind = BACKBONES.get(backbone) if model is None else type(models.opened(model))
-        return code_sha256((kind, SCHEMES.get(parse_scheme(scheme)[0])))
+        if model is not None:
+            return models.code_of(models.opened(model), scheme)
+        return code_sha256((BACKBONES.get(backbone), SCHEMES.get(scheme_name(scheme))))
     except UserError as error:
         raise UserError(f"{backbone} {scheme}: {error}") from error
 

@@ -13,6 +13,7 @@ from analysis.records.store import Cell
 from analysis.run import models
 from analysis.run.networks import checked, find, has_weights
 from analysis.run.source import PARENT, Source
+from analysis.tables.summary import OVERALL
 from cadyq.checkpoints.io import resolve
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.checkpoints.zoo import zoo_rows
@@ -181,8 +182,8 @@ def make_plan(
         outer_bits: measure every scheme also with its outer layers at these bits, 2 to 8; None for papers' FP32 layers.
 
     Raises:
-        UserError: a backbone, scheme or mode is unknown (with the nearest known name), the scale is out of range, or a
-            dataset is not a folder name.
+        UserError: a backbone, scheme or mode is unknown (with the nearest known name), the scale is out of range, or
+            the name of a dataset cannot be used.
     """
     chosen = presets()[preset]
     zoo_backbones, zoo_schemes = _zoo()
@@ -204,12 +205,14 @@ def make_plan(
 
 
 def _check(modes: Sequence[str], scale: int, sets: Sequence[str]) -> None:
-    """Raises UserError for an unknown mode, a scale out of range, or a dataset that is not a folder name."""
+    """Raises UserError for an unknown mode, a scale out of range, or a name of a dataset that tables cannot hold."""
     unknown = next((mode for mode in modes if mode not in MODES), None)
     if unknown is not None:
         raise UserError(f"--modes {unknown!r} is unknown: choose from {', '.join(MODES)}")
     if scale not in (2, 3, 4):
         raise UserError(f"--scale {scale} is out of range: choose 2, 3 or 4")
+    if OVERALL in sets:
+        raise UserError(f"--datasets {OVERALL!r}: tables give the means over all datasets this name; rename the folder")
     wrong = next((name for name in sets if not re.fullmatch(r"[\w .-]+", name)), None)
     if wrong is not None:
-        raise UserError(f"--datasets {wrong!r} is not a folder name; write it as in --data-root/benchmark")
+        raise UserError(f"--datasets {wrong!r}: may hold letters, digits, space, . _ - only; rename the folder")

@@ -133,7 +133,8 @@ def check_tables(run_dir: Path, df: pd.DataFrame) -> Iterator[Finding]:
 
 def _tables_of(df: pd.DataFrame, run_dir: Path, folder: Path) -> list[Path]:
     manifest = records.with_missing(records.read_manifest(run_dir), run_dir)
-    compared, latency = comparisons(df, from_manifest(manifest)), latencies.read(run_dir)
+    compared = comparisons(df, from_manifest(manifest))
+    latency = latencies.of_records(latencies.read(run_dir), df)
     return make_report.write_all_tables(df, compared, manifest, folder, latency)
 
 

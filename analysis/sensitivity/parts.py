@@ -13,6 +13,7 @@ import pandas as pd
 from torch import Tensor
 
 from analysis.run import models
+from analysis.run.code import code_sha256, libraries_of
 from analysis.run.networks import find, load
 from analysis.run.source import PARENT, Source
 from analysis.sensitivity import outer_layers, store
@@ -227,9 +228,8 @@ def _additivity_key(i: Inputs) -> list[Any]:
 
 def _additivity(i: Inputs, run_dir: Path) -> Tables:
     cells, points = store.read(run_dir, "cells"), store.read(run_dir, "points")
-    stored = store.is_current(run_dir, PARTS["points"].tables, store.key("points", *_points_key(i)))
-    if cells is None or points is None or not stored:
-        raise UserError(f"{run_dir}: additivity needs the single points measured with the same options; "
+    if cells is None or points is None or not is_stored("points", i, run_dir):
+        raise UserError(f"{run_dir}: additivity needs the single points measured with the same options and code; "
                         "give --parts points additivity")  # fmt: skip
     few = i.patches.head(i.options.additivity_patches)
     counted = points.loc[points["counted"], "point"]
@@ -273,32 +273,75 @@ def _capture(i: Inputs, run_dir: Path) -> Tables:
     return tables | {"capture_patches": i.capture_patches.table}
 
 
+def _parent_classes(i: Inputs) -> list[type]:
+    return [type(i.network), SCHEMES.get(PARENT)]
+
+
+def _selector_classes(i: Inputs) -> list[type]:
+    return [type(i.selector), type(i.selector.scheme)]
+
+
+def _capture_classes(i: Inputs) -> list[type]:
+    return [*_selector_classes(i), *map(SCHEMES.get, i.options.controls)]
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a run.
 
     Attributes:
+        module: module of this package that measures it.
         tables: names of its tables.
         key: inputs to the values that its numbers depend on, ready for JSON.
+        classes: inputs to the classes of networks and schemes whose code makes its numbers.
         measure: inputs and run folder to its tables.
         optional: whether it is skipped, with the reason, if there is no network with selectors.
         shares_patches: whether it measures `Inputs.patches`, so that its tables are joined with those of other parts.
     """
 
+    module: str
     tables: list[str]
     key: Callable[[Inputs], list[Any]]
+    classes: Callable[[Inputs], list[type]]
     measure: Callable[[Inputs, Path], Tables]
     optional: bool = False
     shares_patches: bool = False
 
 
 PARTS: dict[str, Part] = {
-    "points": Part(["cells", "layers", "patches", "points"], _points_key, _points, shares_patches=True),
-    "additivity": Part(["additivity"], _additivity_key, _additivity, shares_patches=True),
-    "outer": Part(["outer_layers"], _outer_key, _outer),
-    "selector": Part(["chosen", "shuffled", "degraded"], _selector_key, _selector, optional=True, shares_patches=True),
-    "capture": Part(["capture", "capture_patches"], _capture_key, _capture, optional=True),
-}
+    "points": Part(
+        "points", ["cells", "layers", "patches", "points"], _points_key, _parent_classes, _points, shares_patches=True
+    ),
+    "additivity": Part(
+        "additivity", ["additivity"], _additivity_key, _parent_classes, _additivity, shares_patches=True
+    ),
+    "outer": Part("outer_layers", ["outer_layers"], _outer_key, _parent_classes, _outer),
+    "selector": Part(
+        "selector", ["chosen", "shuffled", "degraded"], _selector_key, _selector_classes, _selector,
+        optional=True, shares_patches=True,
+    ),
+    "capture": Part(
+        "capture", ["capture", "capture_patches"], _capture_key, _capture_classes, _capture, optional=True
+    ),
+}  # fmt: skip
+
+
+def code_of(name: str, inputs: Inputs) -> str:
+    """SHA-256 of the code that makes the numbers of a part: its module, its networks and its schemes.
+
+    Raises:
+        UserError: one of the classes has no source file, or a file is not valid Python.
+    """
+    part = PARTS[name]
+    modules = (f"analysis.sensitivity.{part.module}", "analysis.sensitivity.patches")
+    return code_sha256(part.classes(inputs), modules, libraries_of(inputs.network))
+
+
+def is_stored(name: str, inputs: Inputs, run_dir: Path) -> bool:
+    """Whether a part is stored with these inputs and the present code."""
+    part = PARTS[name]
+    key = store.key(name, *part.key(inputs))
+    return store.is_current(run_dir, part.tables, key, code_of(name, inputs))
 
 
 def check_patches(names: Sequence[str], inputs: Inputs, run_dir: Path) -> None:
@@ -335,10 +378,10 @@ def run_part(name: str, inputs: Inputs, run_dir: Path) -> dict[str, Any]:
             _ = inputs.selector_path
         except UserError as error:
             return {"status": "skipped", "reason": str(error), "seconds": 0.0}
-    key = store.key(name, *part.key(inputs))
-    if store.is_current(run_dir, part.tables, key):
+    if is_stored(name, inputs, run_dir):
         return {"status": "cached", "reason": "", "seconds": 0.0}
+    key = store.key(name, *part.key(inputs))
     patches = store.key(inputs.patches.identity()) if part.shares_patches else ""
     started = time.perf_counter()
-    store.write(run_dir, part.measure(inputs, run_dir), key, patches)
+    store.write(run_dir, part.measure(inputs, run_dir), key, code_of(name, inputs), patches)
     return {"status": "measured", "reason": "", "seconds": round(time.perf_counter() - started, 1)}

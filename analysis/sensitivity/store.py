@@ -1,4 +1,4 @@
-"""Records of a sensitivity run: one Parquet file for each table, with the hash of its inputs.
+"""Records of a sensitivity run: one Parquet file for each table, with the hashes of its inputs and of its code.
 
 A file is written completely or not at all. The suffix of a column is its unit: _sq squared grey levels (0..255) per
 pixel, _px LR pixels, _bits bits. Columns without a suffix have no unit.
@@ -27,13 +27,16 @@ def key(*inputs: Any) -> str:
     return hashlib.sha256(json.dumps([SCHEMA_VERSION, *inputs], sort_keys=True).encode()).hexdigest()
 
 
-def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str, patches_hash: str = "") -> None:
+def write(
+    run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str, code: str, patches_hash: str = ""
+) -> None:
     """Store the tables of one part of a run.
 
     Args:
         run_dir: run folder.
         tables: content of each table by its name.
         inputs_hash: hash of all inputs of the part.
+        code: hash of the code that made the numbers.
         patches_hash: hash of the patches that several parts share; empty for a part with patches of its own.
 
     Raises:
@@ -44,14 +47,15 @@ def write(run_dir: Path, tables: Mapping[str, pd.DataFrame], inputs_hash: str, p
             if not np.isfinite(frame[column]).all():
                 raise UserError(f"{name}: {column} holds a value that is not finite; check or retrain the weights")
         table = pa.Table.from_pandas(frame, preserve_index=False)
-        header = {"inputs_hash": inputs_hash, "patches_hash": patches_hash, "schema_version": str(SCHEMA_VERSION)}
-        table = table.replace_schema_metadata(header)
+        header = {"inputs_hash": inputs_hash, "code_sha256": code, "patches_hash": patches_hash}
+        table = table.replace_schema_metadata(header | {"schema_version": str(SCHEMA_VERSION)})
         parquet.write(_path(run_dir, name), table, compression="zstd")
 
 
-def is_current(run_dir: Path, names: list[str], inputs_hash: str) -> bool:
-    """Whether these tables are stored, undamaged and of the same inputs."""
-    return all(_header(run_dir, name).get("inputs_hash") == inputs_hash for name in names)
+def is_current(run_dir: Path, names: list[str], inputs_hash: str, code: str) -> bool:
+    """Whether these tables are stored, undamaged and of the same inputs and code."""
+    headers = [_header(run_dir, name) for name in names]
+    return all((one.get("inputs_hash"), one.get("code_sha256")) == (inputs_hash, code) for one in headers)
 
 
 def patches_hash(run_dir: Path, name: str) -> str:

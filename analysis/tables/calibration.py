@@ -26,6 +26,7 @@ PUBLISHED_NOTE = (
     "compared, and it is given where the paper's own full-precision value was read."
 )
 NETWORK = ["scale", "backbone", "scheme"]
+_SAME = 1e-6  # bits between FABs that are equal but for rounding
 
 
 def efforts(folder: Path) -> pd.DataFrame:
@@ -50,10 +51,15 @@ def efforts(folder: Path) -> pd.DataFrame:
 def measured(df: pd.DataFrame) -> pd.DataFrame:
     """A row for each (scale, backbone, scheme, dataset) of the image-wise records: PSNR, drop, FAB, BitOPs.
 
-    The column `count` is the number of images that they are means of.
+    The column `count` is the number of images that they are means of, `varies` whether the FAB of the network differs
+    between images. FAB and BitOPs are NaN without a network.
     """
-    part = summary(df[df["mode"] == MODE]).rename(columns={"images": "count"})
-    columns = ["psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g", "count"]
+    rows = df[df["mode"] == MODE]
+    part = summary(rows).rename(columns={"images": "count"})
+    spread = rows.groupby(NETWORK)["fab"].agg(np.ptp)
+    part["varies"] = spread.reindex(pd.MultiIndex.from_frame(part[NETWORK])).to_numpy() > _SAME
+    part.loc[part["macs_g"] == 0, ["fab", "bitops_720p_g"]] = np.nan  # interpolation has no bits to count
+    columns = ["psnr_db", "delta_db", "delta_low_db", "delta_high_db", "fab", "bitops_720p_g", "count", "varies"]
     return part[[*NETWORK, "dataset", *columns]]
 
 
@@ -65,8 +71,13 @@ def joined(df: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 
 def texts(table: pd.DataFrame) -> pd.DataFrame:
-    """The printed table: a row for each network and scheme, a column for each dataset. Costs are over all images."""
+    """The printed table: a row for each network and scheme, a column for each dataset.
+
+    Costs are over all images. They are a dash for a network whose bits differ between images and that was not measured
+    on every dataset of its scale.
+    """
     rows: list[dict[str, str]] = []
+    datasets = table.groupby("scale")["dataset"].nunique().to_dict()
     several = table["scale"].nunique() > 1
     for (scale, backbone, scheme), part in table.groupby(NETWORK, sort=False):
         row = {"Network": f"{backbone} x{scale}" if several else str(backbone), "Scheme": str(scheme)}
@@ -75,7 +86,9 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
         first = part.iloc[0]
         known = pd.notna(first["seconds"])
         fab, bitops = np.average(part[["fab", "bitops_720p_g"]], axis=0, weights=part["count"])
-        row["FAB"], row["BitOPs at 720p, G"] = f"{fab:.2f}", f"{bitops:,.0f}"
+        comparable = pd.notna(fab) and (len(part) == datasets[scale] or not part["varies"].any())
+        row["FAB"] = f"{fab:.2f}" if comparable else MISSING
+        row["BitOPs at 720p, G"] = f"{bitops:,.0f}" if comparable else MISSING
         row["Images"] = f"{first['images']:.0f}" if known else MISSING
         row["Steps"] = f"{first['steps']:.0f}" if known else MISSING
         row["Seconds"] = f"{first['seconds']:.0f}" if known else MISSING
@@ -124,7 +137,7 @@ def write(run: Path, folder: Path) -> list[Path]:
     out = run / "tables"
     published = f"{markdown_table(published_texts())}\n\n{PUBLISHED_NOTE}\n"
     return [
-        write_text(out / "calibration.csv", table.to_csv(index=False, lineterminator="\n")),
+        write_text(out / "calibration.csv", table.drop(columns="varies").to_csv(index=False, lineterminator="\n")),
         write_text(out / "calibration.md", f"{markdown_table(texts(table))}\n"),
         write_text(out / "calibration_published.md", published),
     ]

@@ -14,14 +14,21 @@ LATENCY_NOTE = (
     "Median time of one forward on one LR tile, on one thread, after a warm-up and after all other jobs; IQR: between "
     "the quartiles. Quantization is simulated in floating point here, so these times are the cost of running the "
     "networks in PyTorch. They say nothing about integer arithmetic: for that, export a network and time it "
-    "(docs/deploy.md)."
+    "(docs/deploy.md). Times of different tiles, machines, versions of torch or numbers of threads are not compared."
 )
 
 
+# of two times that are compared
+_ALIKE = ["backbone", "scale", "device", "lr_height", "lr_width", "machine", "torch", "threads"]
+
+
 def latency_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """A table of texts, with a row for each network and device."""
-    full = frame[frame["scheme"] == REFERENCE].set_index(["backbone", "scale", "device"])["latency_ms"]
-    keys = pd.MultiIndex.from_frame(frame[["backbone", "scale", "device"]])
+    """A table of texts, with a row for each network and device.
+
+    A time is compared with that of the reference only if both are of the same tile, machine, torch and threads.
+    """
+    full = frame[frame["scheme"] == REFERENCE].set_index(_ALIKE)["latency_ms"]
+    keys = pd.MultiIndex.from_frame(frame[_ALIKE])
     ratios = frame["latency_ms"].to_numpy(float) / full.reindex(keys).to_numpy(float)
     texts = pd.DataFrame(
         {

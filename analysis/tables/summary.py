@@ -18,6 +18,8 @@ from analysis.records.store import metrics_of, skipped_cells
 from analysis.tables.extent import EXTENT_NOTE, HEADING, extent, holds_both, inner
 from analysis.tables.intervals import LEVEL, RESAMPLES, SEED, pair, paired_drop
 from analysis.tables.metrics import Shown, shown
+from cadyq.metrics.registry import TITLES_OF_COSTS
+from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 
 REFERENCE = "fp32"
@@ -28,10 +30,11 @@ AGAINST = ["delta_db", "delta_low_db", "delta_high_db", "saved_percent"]
 OVERALL = "all images"
 MISSING = "\u2013"
 # column -> (heading, format, whether higher is better); metrics come first
+_FAB, _BITOPS, _STORAGE = TITLES_OF_COSTS
 _SHOWN: dict[str, tuple[str, str, bool]] = {
-    "fab": ("FAB", ".2f", False),
-    "bitops_720p_g": ("BitOPs (G, 720p)", ",.1f", False),
-    "storage_mb": ("Storage (MB)", ".3f", False),
+    "fab": (_FAB, ".2f", False),
+    "bitops_720p_g": (_BITOPS, ",.1f", False),
+    "storage_mb": (_STORAGE, ".3f", False),
 }
 _Columns = dict[str, tuple[str, str, bool]]
 _BOLD = f"Bold: best quantized row of each backbone in a column. '{OVERALL}': mean over all datasets' images."
@@ -53,7 +56,11 @@ def summary(
     compare with the scheme ``reference`` on the same backbone: ``delta_db`` (PSNR minus that of the reference),
     ``delta_low_db`` and ``delta_high_db`` (paired bootstrap over shared images) and ``saved_percent`` (BitOPs saved).
     They are NaN without a reference. The ends of the interval are also NaN for a single shared image.
+
+    Raises:
+        UserError: two rows are of the same image under the same names, as of two networks of one class.
     """
+    _check_once(df)
     groups = dict(iter(df.groupby(GROUP, sort=False)))
     means = [*metrics_of(df.columns), *COSTS]
     rows: list[dict[str, Any]] = []
@@ -72,21 +79,34 @@ def summary(
     return table.loc[order].reset_index(drop=True)
 
 
+def _check_once(df: pd.DataFrame) -> None:
+    """Raises UserError if an image has two rows in one group: its networks would be averaged as one."""
+    twice = df[df.duplicated([*GROUP, "image"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise UserError(
+            f"{first['backbone']} {first['scheme']}: has two rows of image {first['image']!r} on {first['dataset']}; "
+            "give two networks different names, as by rows.assign(backbone=NAME)"
+        )
+
+
 def over_all_images(df: pd.DataFrame) -> pd.DataFrame:
     """Records with all datasets as one, named `OVERALL`. Networks that were not measured on every image are left out.
 
-    If none was measured on every image, those with the images of the largest set are kept. Records of a single dataset
-    are unchanged.
+    If none was measured on every image, those with the largest number of images are kept, and the name lists the
+    datasets of these images. Records of a single dataset are unchanged.
     """
     if df["dataset"].nunique() == 1:
         return df
-    together = df.assign(image=df["dataset"] + "/" + df["image"], dataset=OVERALL)
+    together = df.assign(image=df["dataset"] + "/" + df["image"])
     parts = []
     for _, rows in together.groupby(["scale", "mode"], sort=False):
         images = rows.groupby(["backbone", "scheme"], sort=False)["image"].agg(frozenset)
         most = max(images, key=len)
         alike = {key for key, own in images.items() if own == most}
-        parts.append(rows[[key in alike for key in zip(rows["backbone"], rows["scheme"], strict=True)]])
+        kept = rows[[key in alike for key in zip(rows["backbone"], rows["scheme"], strict=True)]]
+        complete = len(most) == rows["image"].nunique()
+        parts.append(kept.assign(dataset=OVERALL if complete else ", ".join(kept["dataset"].unique())))
     return pd.concat(parts).sort_index()
 
 
@@ -312,7 +332,7 @@ def markdown_table(texts: pd.DataFrame) -> str:
 def _md_table(frame: pd.DataFrame, headings: list[str], cells: list[list[str]]) -> str:
     head = [_md(str(name)) for name in [*frame.index.names, *headings]]
     rule = ["---"] * frame.index.nlevels + ["---:"] * len(headings)
-    labels = [[_md(label) for label in key] for key in frame.index]
+    labels = [[_md(str(label)) for label in key] for key in frame.index]
     lines = [key + line for key, line in zip(labels, cells, strict=True)]
     return markdown_lines([head, rule, *lines])
 

@@ -109,7 +109,7 @@ def _read_lr(path: Path, hr: Tensor, scale: int) -> Tensor:
     if tuple(side * scale for side in lr.shape[-2:]) != tuple(hr.shape[-2:]):
         raise UserError(
             f"{path}: LR of {_size(lr)} pixels does not fit HR of {_size(hr)} at scale {scale}; "
-            "remove the file to have LR made from HR"
+            "replace the file, or remove its folder to have all LR made from HR"
         )
     return lr
 
@@ -140,10 +140,10 @@ def available(data_root: Path | None) -> list[str]:
 def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     """Open ``<data_root>/benchmark/<name>``: HR in ``HR/*.png``, LR in ``LR_bicubic/X<scale>/*x<scale>.png``.
 
-    LR is made from HR by MATLAB's bicubic where its file or folder is missing.
+    Without images in the folder of LR, LR is made from HR by MATLAB's bicubic.
 
     Raises:
-        UserError: an unknown set, a missing folder, or a folder without images.
+        UserError: an unknown set, a missing folder, a folder without images, or an HR or LR image without the other.
     """
     folder = data_root / "benchmark" / name
     is_name = Path(name).name == name  # and not a way out of the folder
@@ -165,9 +165,25 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     others = [path.name for path in images_among((folder / "HR").iterdir()) if path not in files]
     if others:
         log.warning("%s: passed over as no PNG: %d (first %s); convert them", folder / "HR", len(others), others[0])
-    lr_folder = folder / "LR_bicubic" / f"X{scale}"
-    pairs = [(hr, lr_folder / f"{hr.stem}x{scale}.png") for hr in files]
-    return Dataset(name, scale, [_Source(hr, lr if lr.is_file() else None) for hr, lr in pairs])
+    return Dataset(name, scale, _with_lr(files, folder / "LR_bicubic" / f"X{scale}", scale))
+
+
+def _with_lr(files: Sequence[Path], folder: Path, scale: int) -> list[_Source]:
+    """Each HR file with its LR file; with none if the folder of LR holds no image.
+
+    Raises:
+        UserError: only some HR files have an LR file, or an image of the folder belongs to no HR file.
+    """
+    stored = images_among(folder.iterdir()) if folder.is_dir() else []
+    if not stored:
+        return [_Source(hr, None) for hr in files]
+    pairs = [_Source(hr, folder / f"{hr.stem}x{scale}.png") for hr in files]
+    remedy = f"name LR as HR with x{scale} at its end, or remove the folder to have all LR made from HR"
+    if stray := sorted(set(stored) - {pair.lr for pair in pairs}):
+        raise UserError(f"{stray[0]}: belongs to no image of {files[0].parent}; {remedy}")
+    if alone := [pair for pair in pairs if pair.lr not in stored]:
+        raise UserError(f"{alone[0].hr}: has no LR image {alone[0].lr}; {remedy}")
+    return pairs
 
 
 def folder(path: Path | str, scale: int, name: str = "") -> Dataset:

@@ -94,7 +94,7 @@ def shown(found: pd.DataFrame) -> str:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = compared()
-    found.to_csv(FOLDER / "comparisons.csv", index=False, lineterminator="\n", float_format="%.5f")
+    found.to_csv(FOLDER / "comparisons.csv", index=False, lineterminator="\n")
     print(shown(found))
 
 

@@ -62,6 +62,20 @@ def make_row(cell: Cell, image: str, **changes: Any) -> dict[str, Any]:
     return row | changes
 
 
+def make_latency(scheme: str, **changes: Any) -> dict[str, Any]:
+    """A row of latencies of EDSR."""
+    row: dict[str, Any] = {
+        "backbone": "edsr",
+        "scheme": scheme,
+        "scale": 4,
+        "latency_ms": 8.0,
+        "iqr_ms": 0.1,
+        "runs": 5,
+    }
+    row |= {"lr_height": 96, "lr_width": 96, "device": "cpu", "machine": "some", "torch": "2.0.0", "threads": 1}
+    return row | {"load_average": 0.1, "weights_sha256": "0" * 64, "code_sha256": "2" * 64} | changes
+
+
 @pytest.fixture(scope="session")
 def small_photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of crops of the photographs inside scikit-image, 96x96 pixels each, so that nothing takes long."""
@@ -185,7 +199,7 @@ def write_crop(run_dir: Path, backbone: str, scheme: str, image: str = "a.png", 
 @pytest.fixture
 def helpers() -> dict[str, Callable[..., Any]]:
     """The functions above; a test file cannot import its conftest under ``--import-mode=importlib``."""
-    return {"row": make_row, "artifact": write_artifact, "view": write_crop}
+    return {"row": make_row, "artifact": write_artifact, "view": write_crop, "latency": make_latency}
 
 
 @pytest.fixture

@@ -55,6 +55,21 @@ def test_costs_are_those_of_all_images(run: Path) -> None:
     assert texts(table).loc[("edsr", "pams:w4a4"), "FAB"] == "3.25"
 
 
+def test_costs_over_other_images_are_not_printed(run: Path) -> None:
+    """Fixed bits cost the same on all images; bits that depend on the image do not."""
+    df = load(run / "run")
+    partly = df[(df["dataset"] == "A") | ~df["scheme"].isin(["cadyq", "fp32"]) | (df["backbone"] != "edsr")]
+    fixed = partly.assign(fab=partly["fab"].where(partly["scheme"] == "cadyq", partly["fab"].round()))
+    shown = texts(joined(fixed, run / "zoo"))
+    assert shown.loc[("edsr", "cadyq"), ["FAB", "BitOPs at 720p, G"]].tolist() == ["\u2013"] * 2
+    assert shown.loc[("edsr", "fp32"), "FAB"] == "32.00" and shown.loc[("carn_m", "cadyq"), "FAB"] != "\u2013"
+
+
+def test_interpolation_has_no_bits(run: Path) -> None:
+    shown = texts(joined(load(run / "run"), run / "zoo"))
+    assert shown.loc[("bicubic", "none"), ["FAB", "BitOPs at 720p, G"]].tolist() == ["\u2013"] * 2
+
+
 def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = texts(joined(load(run / "run"), run / "zoo"))
     assert shown.loc[("edsr", "fp32"), "drop on A"] == "\u2013" and shown.loc[("edsr", "fp32"), "Seconds"] == "\u2013"

@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from torch import nn
 
 from analysis.run import code
 from cadyq import plugins
@@ -215,3 +217,19 @@ def test_a_plugin_is_loaded_again_where_its_helper_was_edited(tmp_path: Path, mo
     (tmp_path / "helper_of_mine.py").write_text(HELPER + "\nOTHER = 1\n")
     plugins.load_plugin(tmp_path / "mine.py")
     assert sys.modules["helper_of_mine"].OTHER == 1 and SCHEMES.get("mine") is not first
+
+
+def test_a_library_is_known_by_its_import_name() -> None:
+    found = {name: code._release(name) for name in ("torch", "numpy", "PIL", "skimage", "json", "no_library")}
+    for name, distribution in (("torch", "torch"), ("numpy", "numpy"), ("PIL", "pillow"), ("skimage", "scikit-image")):
+        assert found[name] == f"{name} {'.'.join(version(distribution).split('.')[:2])}"
+    assert found["json"] == found["no_library"] == ""
+
+
+def test_the_library_of_a_network_of_others_counts_for_it_alone() -> None:
+    theirs = type("Theirs", (nn.ReLU,), {"__module__": "skimage.architectures"})
+    plain, mixed = nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), theirs())
+    assert (code.libraries_of(plain), code.libraries_of(mixed)) == ({"torch"}, {"torch", "skimage"})
+    classes = [SCHEMES.get("minmax")]
+    assert code.code_sha256(classes, libraries=code.libraries_of(plain)) == code.code_sha256(classes)
+    assert code.code_sha256(classes, libraries=code.libraries_of(mixed)) != code.code_sha256(classes)

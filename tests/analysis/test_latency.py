@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from analysis.records import store as records
 from analysis.run import command as run_all
 from analysis.run import latency as program
 from analysis.run.verification import OK, verify
+from analysis.tables.latency import latency_table
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 
@@ -34,6 +37,24 @@ def test_a_median_over_several_runs_after_a_warm_up() -> None:
 def test_the_middle_of_a_small_image_is_the_image() -> None:
     lr = torch.arange(3 * 10 * 200, dtype=torch.int64).reshape(3, 10, 200).to(torch.uint8)
     assert torch.equal(program.middle(lr), lr[:, :, 52:148])
+
+
+def test_only_times_under_equal_conditions_are_compared(helpers: dict[str, Callable[..., Any]]) -> None:
+    row = helpers["latency"]
+    others = [{"lr_height": 48}, {"machine": "other"}, {"torch": "2.1.0"}, {"threads": 2}]
+    changed = [row(f"minmax:w{bits}a{bits}", latency_ms=16.0, **one) for bits, one in enumerate(others, 2)]
+    frame = pd.DataFrame([row("fp32"), row("minmax:w8a8", latency_ms=16.0), *changed])
+    assert latency_table(frame)["times fp32"].tolist() == ["1.00", "2.00", *["\u2013"] * 4]
+
+
+def test_a_time_of_other_weights_than_the_records_is_not_shown(helpers: dict[str, Callable[..., Any]]) -> None:
+    row = helpers["latency"]
+    df = pd.DataFrame(
+        [helpers["row"](records.Cell("edsr", name, 4, "Set5", "image"), "a") for name in ("fp32", "cadyq")]
+    )
+    frame = pd.DataFrame([row("fp32"), row("cadyq", weights_sha256="9" * 64), row("pams:w8a8")])
+    assert latencies.of_records(frame, df)["scheme"].tolist() == ["fp32"]
+    assert latencies.of_records(frame.iloc[:0], df).empty
 
 
 def test_latency_has_a_table_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

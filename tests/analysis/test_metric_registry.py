@@ -126,6 +126,9 @@ def test_bad_metrics_and_datasets_are_refused(registries: None) -> None:
         Metric("mine", "M", "", True, psnr, ".2q")
     with pytest.raises(UserError, match="already registered"):
         cadyq.register_metric(Metric("psnr_db", "P", "", True, psnr, ".2f"))
+    for heading, unit in (("PSNR", "dB"), ("FAB", ""), ("Storage", "MB")):
+        with pytest.raises(UserError, match="metric 'mine': another column of the tables is called"):
+            cadyq.register_metric(Metric("mine", heading, unit, True, psnr, ".2f"))
     cadyq.register_dataset("Odd")(lambda scale, data_root: photographs(scale))
     with pytest.raises(UserError, match=r"'Odd': its function returns 'skimage'"):
         datasets.load("Odd", 4, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import cadyq
@@ -47,6 +48,24 @@ def test_a_model_has_a_row_under_every_scheme_that_calibrates(tiny_root: Path, t
     assert [cell["scheme"] for cell in skipped] == ["pams:w8a8"] and "python -m cadyq.train" in skipped[0]["reason"]
     assert str(tmp_path) not in (out / "manifest.json").read_text().replace(skipped[0]["reason"], "")
     assert verify.main([str(out), "--data-root", str(tiny_root), "--sample", "2", *named]) == 0
+
+
+def test_a_quantized_model_without_full_precision_of_its_name_has_a_note(
+    tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = cadyq.load_model("zoo:idn_x4_fp32")
+    quantized = cadyq.quantize(own, "minmax:w4a4", [pair.lr for pair in photographs(4)], patches=4)
+    for folder, network in (("fp32", own), ("quantized", quantized)):
+        (tmp_path / folder).mkdir()
+        cadyq.save(network, tmp_path / folder / "q.safetensors")
+    small, full = (str(tmp_path / folder / "q.safetensors") for folder in ("quantized", "fp32"))
+    note = "note: q has no drop and no saving without full precision of the same name"
+    assert run_all.main(_words(tiny_root, tmp_path / "run", "--model", small)) == 0
+    assert note in capsys.readouterr().out
+    assert run_all.main(_words(tiny_root, tmp_path / "run", "--model", full, "--schemes", "fp32")) == 0
+    assert note not in capsys.readouterr().out
+    drops = pd.read_csv(tmp_path / "run/tables/summary.csv").set_index("scheme")["delta_db"]
+    assert drops["minmax:w4a4"] < 0 and drops["fp32"] == 0
 
 
 def test_a_model_is_measured_under_what_was_trained_from_it() -> None:

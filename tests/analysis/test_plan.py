@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from analysis.run.command import main, not_measured
 from analysis.run.plan import Plan, make_plan
+from cadyq.utils.errors import UserError
 
 TAGGED = "cadyq:fab5"  # in the zoo for CARN-M alone
 
@@ -69,3 +71,15 @@ def test_a_scheme_that_no_network_has_is_named() -> None:
 def test_calibration_images_without_a_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--calibration", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "calibrates --model only; name one, or leave the option out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("all images", "tables give the means over all datasets this name; rename the folder"),
+        ("My photos (2024)", "may hold letters, digits, space, . _ - only; rename the folder"),
+    ],
+)
+def test_names_of_datasets_that_cannot_be_used(name: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"--datasets '{re.escape(name)}'.*{words}"):
+        make_plan("paper", 4, datasets=[name])

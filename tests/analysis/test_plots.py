@@ -92,6 +92,55 @@ def test_interpolation_and_full_precision_are_lines_and_quantized_networks_marks
         assert {"fp32", "bicubic", "pams:w8a8", "cadyq"} <= {text.get_text() for text in axis.texts}
 
 
+def test_an_image_of_infinite_psnr_is_left_out_for_all_networks(make_run: Runner) -> None:
+    df = load(make_run())
+    exact = (df["scheme"] == "pams:w8a8") & (df["dataset"] == "Set5") & (df["image"] == "a.png")
+    df.loc[exact & (df["backbone"] == "edsr"), "psnr_db"] = np.inf
+    made = {name: draw() for name, draw in plots.figures(df).items()}
+    wanted = df[(df["dataset"] == "Set5") & (df["image"] != "a.png")].groupby(["backbone", "scheme"])["psnr_db"].mean()
+    marks = {height for line in made["psnr_bitops_x4_image_Set5"].axes[0].lines for height in line.get_ydata()}
+    assert {wanted["edsr", "pams:w8a8"], wanted["edsr", "pams:w4a4"], wanted["edsr", "cadyq"]} <= marks
+    notes = {
+        name: "without 1 image that a network reproduces exactly" in figure.get_supxlabel()
+        for name, figure in made.items()
+    }
+    assert notes["psnr_bitops_x4_image"] and notes["psnr_fab_x4_image"] and notes["psnr_bitops_x4_image_Set5"]
+    assert not notes["psnr_bitops_x4_image_B100"]
+
+
+def test_different_names_have_different_labels() -> None:
+    same = "my_scheme:w4a4,share=0.8,granularity="
+    assert style.short("pams:w4a4") == "pams:w4a4" and len(style.short(same)) == 22
+    assert style.short_names([f"{same}channel", f"{same}tensor"]) == {
+        f"{same}channel": "my_scheme:w…ty=channel",
+        f"{same}tensor": "my_scheme:w…ity=tensor",
+    }
+    in_the_middle = [f"swinir_lightweight_x4_{middle}_of_the_second_stage" for middle in ("ema", "raw")]
+    assert len(set(style.short_names(in_the_middle).values())) == 2
+
+
+def test_panels_of_long_names_are_told_apart(make_run: Runner) -> None:
+    long = {"edsr": "swinir_lightweight_x4_ema", "carn_m": "swinir_lightweight_x4_raw"}
+    schemes = {f"pams:w{n}a{n}": f"mine:w{n}a{n},share=0.8,granularity={kind}" for n, kind in ((4, "row"), (8, "all"))}
+    df = load(_small_run(make_run)).replace({"backbone": long, "scheme": schemes})
+    panels = _panels(df)
+    assert len({axis.get_title() for axis in panels}) == 2
+    (of_one, *_) = panels
+    texts = [text.get_text() for text in of_one.texts]
+    assert len(set(texts)) == len(texts)
+    difference = plots.difference_figure(summary(df))
+    assert difference is not None and len({axis.get_title() for axis in difference.axes}) == 2
+
+
+def test_every_dataset_has_a_figure_of_its_own(make_run: Runner) -> None:
+    df = load(make_run()).replace({"dataset": {"Set5": "My set", "B100": "My-set"}})
+    names = [name for name in plots.figures(df) if name.startswith("psnr_bitops_x4_image_")]
+    assert len(names) == 2 and names[0].startswith("psnr_bitops_x4_image_My-set-")
+    assert names[1] == "psnr_bitops_x4_image_My-set"
+    alone = plots.figures(df.replace({"dataset": {"My-set": "Other"}}))
+    assert "psnr_bitops_x4_image_My-set" in alone  # as before where names do not clash
+
+
 def test_every_line_has_its_label_and_no_legend_names_schemes(make_run: Runner) -> None:
     df = load(_small_run(make_run))
     edsr, carn_m = _panels(df)

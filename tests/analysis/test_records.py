@@ -33,7 +33,7 @@ def test_round_trip(tmp_path: Path, helpers: Helpers) -> None:
     assert frame.to_dict("records") == rows
     assert list(frame.columns) == schema(METRICS).names
     images = {row["image"]: row["image_sha256"] for row in rows}
-    assert read_key(tmp_path, CELL) == Key("abc", "def", dict.fromkeys(METRICS, ""), images)
+    assert read_key(tmp_path, CELL) == Key("abc", "def", dict.fromkeys(METRICS, ""), images, "0" * 64)
     metadata = pq.read_schema(path).metadata
     assert metadata[b"schema_version"] == b"1"
     assert metadata[b"cell"] == json.dumps(vars(CELL), sort_keys=True).encode()

@@ -14,7 +14,8 @@ from PIL import Image
 
 from analysis.commands.report import main
 from analysis.plots import style
-from analysis.records.store import Cell, Key, load, read_manifest, write_cell, write_manifest
+from analysis.records import latencies
+from analysis.records.store import CELL_COLUMNS, Cell, Key, load, read_manifest, write_cell, write_manifest
 from analysis.report import page as report
 from analysis.report.build import build
 from analysis.report.overview import overviews
@@ -30,6 +31,19 @@ EVIL = '<script>alert("x")</script>&\'.png'
 def _page(run_dir: Path) -> str:
     df = load(run_dir)
     return write_report(df, comparisons(df), read_manifest(run_dir), run_dir).read_text(encoding="utf-8")
+
+
+def test_a_run_of_two_scales_has_all_tables(
+    make_run: Runner, helpers: Helpers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.report.build.write_plots", lambda *args, **options: [])
+    run_dir = make_run(datasets=("Set5",))
+    for key, rows in load(run_dir).assign(scale=2).groupby(list(CELL_COLUMNS), sort=False):
+        write_cell(run_dir, Cell(*key), rows.to_dict("records"), Key("hash"))
+    latencies.write(run_dir, [helpers["latency"]("fp32", scale=scale) for scale in (2, 4)])
+    build(run_dir)
+    for name, line in (("comparisons", "| 2 | edsr | cadyq |"), ("latency", "| edsr | fp32 | 2 |")):
+        assert line in (run_dir / f"tables/{name}.md").read_text(encoding="utf-8")
 
 
 def test_build_remakes_everything_from_records(
@@ -160,7 +174,23 @@ def test_a_network_that_lacks_a_dataset_is_named(make_run: Runner) -> None:
     df = load(make_run())
     partly = df[(df["backbone"] != "edsr") | (df["dataset"] == "Set5")]
     sentence = overviews(partly, families(partly), {})[0].sentence
-    assert sentence.endswith("Not measured on all images, so not compared over them: edsr.")
+    assert sentence.endswith("Not measured on all images, so not compared there: edsr.")
+
+
+def test_a_scheme_that_lacks_a_dataset_is_named(make_run: Runner) -> None:
+    df = load(make_run())
+    partly = df[(df["scheme"] != "pams:w4a4") | (df["backbone"] != "edsr") | (df["dataset"] == "Set5")]
+    sentence = overviews(partly, families(partly), {})[0].sentence
+    assert sentence.endswith("Not measured on all images, so not compared there: edsr (pams:w4a4).")
+
+
+def test_networks_of_different_datasets_are_not_compared_over_all_images(make_run: Runner) -> None:
+    df = load(make_run())
+    apart = df[(df["backbone"] == "edsr") == (df["dataset"] == "Set5")]
+    apart = apart[apart["image"].ne("d.png") | apart["dataset"].eq("Set5")]
+    (shown,) = overviews(apart, families(apart), {})
+    assert shown.table["over"] == "Set5"
+    assert shown.sentence.endswith("Not measured on Set5, so not compared there: carn_m.")
 
 
 def test_tables_that_records_no_longer_give_are_removed(make_run: Runner) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from analysis.plots import style
-from analysis.sensitivity import store, summaries
+from analysis.run import code
+from analysis.sensitivity import parts, store, summaries
 from analysis.sensitivity.__main__ import build_parser, main, options_of
 from analysis.sensitivity.additivity import subsets
 from analysis.sensitivity.capture import meet
@@ -31,6 +33,7 @@ from cadyq.data.images import write_png
 from cadyq.quantizers.base import RANGE_SHARE, ActivationQuantizer, QuantizerOutput, constant_bits
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.trace import trace_forward
+from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError
 
 BACKBONE, POINTS = "idn", 24
@@ -136,9 +139,40 @@ def test_the_oracle_captures_all_of_its_gain_and_random_none(finished: Path) -> 
 def test_second_run_measures_nothing_and_changes_nothing(finished: Path, options: list[str]) -> None:
     before = {path: path.read_bytes() for path in finished.glob("*/*") if path.suffix != ".json"}
     assert main([*options, "--out", str(finished)]) == 0
-    parts = json.loads((finished / "manifest.json").read_text())["parts"]
-    assert {part["status"] for part in parts.values()} == {"cached"}
+    listed = json.loads((finished / "manifest.json").read_text())["parts"]
+    assert {part["status"] for part in listed.values()} == {"cached"}
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_an_edit_of_the_code_makes_its_parts_stale(
+    finished: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = Inputs(options_of(build_parser().parse_args([*options, "--out", "x"])))
+    assert all(parts.is_stored(name, inputs, finished) for name in parts.PARTS)
+    real = parts.code_sha256
+    edited = SCHEMES.get("oracle")
+
+    def hashed(classes: Iterable[type], *others: Iterable[str]) -> str:
+        return "edited" if edited in classes else real(classes, *others)
+
+    monkeypatch.setattr(parts, "code_sha256", hashed)
+    assert [name for name in parts.PARTS if not parts.is_stored(name, inputs, finished)] == ["capture"]
+    edited = SCHEMES.get("fp32")
+    stale = ["points", "additivity", "outer"]
+    assert [name for name in parts.PARTS if not parts.is_stored(name, inputs, finished)] == stale
+
+
+def test_the_code_of_a_part_is_that_of_its_own_module_too(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = Inputs(options_of(build_parser().parse_args([*options, "--out", "x"])))
+    before = {name: parts.code_of(name, inputs) for name in parts.PARTS}
+    real = code.read_module
+
+    def read(file: Path) -> code.Module:
+        module = real(file)
+        return replace(module, sha256="edited") if file.name == "degradations.py" else module
+
+    monkeypatch.setattr(code, "read_module", read)
+    assert [name for name, sha256 in before.items() if parts.code_of(name, inputs) != sha256] == ["selector"]
 
 
 @pytest.mark.usefixtures("untrained_srresnet")
@@ -272,7 +306,7 @@ def test_markdown_joins_a_value_and_its_ends() -> None:
 
 def test_values_that_are_not_finite_are_not_stored(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="x holds a value that is not finite"):
-        store.write(tmp_path, {"cells": pd.DataFrame({"x": [1.0, np.nan]})}, "hash")
+        store.write(tmp_path, {"cells": pd.DataFrame({"x": [1.0, np.nan]})}, "hash", "code")
     assert not (tmp_path / "records").exists()
 
 
@@ -286,13 +320,13 @@ def test_parts_of_other_options_are_not_joined(
     error = capsys.readouterr().err
     assert "holds the part additivity of different patches" in error and "--parts points additivity" in error
     assert main([*words, "additivity", "--bits", "4"]) == 2
-    assert "additivity needs the single points measured with the same options" in capsys.readouterr().err
+    assert "additivity needs the single points measured with the same options and code" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_named(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records/cells.parquet").write_bytes((finished / "records/cells.parquet").read_bytes()[:300])
-    assert not store.is_current(tmp_path, ["cells"], "hash")
+    assert not store.is_current(tmp_path, ["cells"], "hash", "code")
     with pytest.raises(UserError, match=r"cells\.parquet: damaged record"):
         store.read(tmp_path, "cells")
 

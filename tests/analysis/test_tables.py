@@ -23,6 +23,7 @@ from analysis.tables.summary import (
     to_text,
     write_tables,
 )  # fmt: skip
+from cadyq.utils.errors import UserError
 
 Helpers = dict[str, Callable[..., Any]]
 Runner = Callable[..., Path]
@@ -58,9 +59,28 @@ def test_all_images_are_the_same_images(make_run: Runner) -> None:
     second = first[first["scheme"] == "fp32"].assign(dataset="Other")
     third = first[first["scheme"] == "pams:w4a4"].assign(dataset="Third")
     together = over_all_images(pd.concat([first, second, third], ignore_index=True))
-    assert set(together["dataset"]) == {OVERALL}
+    assert set(together["dataset"]) == {"Set5, Other"}  # nothing was measured on Third too
     sets = together.groupby(["backbone", "scheme"])["image"].agg(frozenset)
     assert sets.nunique() == 1 and {scheme for _, scheme in sets.index} == {"fp32"}
+
+
+def test_two_networks_of_one_name_are_not_averaged(make_run: Runner) -> None:
+    df = load(make_run())
+    other = df[(df["backbone"] == "edsr") & (df["scheme"] == "fp32")]
+    with pytest.raises(
+        UserError, match=r"edsr fp32: has two rows of image 'a.png' on Set5; give two networks different"
+    ):
+        summary(pd.concat([df, other.assign(weights_sha256="2" * 64)]))
+    assert len(summary(pd.concat([df, other.assign(backbone="edsr_2")]))) == len(summary(df)) + 2
+
+
+def test_all_images_is_a_name_of_all_of_them_only(make_run: Runner) -> None:
+    df = load(make_run())
+    assert set(over_all_images(df)["dataset"]) == {OVERALL}
+    of_one_set = df[(df["backbone"] == "edsr") == (df["dataset"] == "Set5")]
+    apart = of_one_set[of_one_set["image"].ne("d.png") | of_one_set["dataset"].eq("Set5")]
+    together = over_all_images(apart)
+    assert set(together["dataset"]) == {"Set5"} and set(together["backbone"]) == {"edsr"}
 
 
 def test_no_reference_no_drop(make_run: Runner) -> None:

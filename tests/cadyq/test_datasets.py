@@ -21,23 +21,49 @@ def _image(height: int, width: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A set "Mine" of two images whose sides are no multiples of 4; LR is there for the first only."""
+    """A set "Mine" of two images whose sides are no multiples of 4, with LR at that scale."""
     folder = tmp_path / "benchmark" / "Mine"
     write_png(folder / "HR" / "b.png", _image(22, 33, 1))
     write_png(folder / "HR" / "a.png", _image(23, 30, 2))
     write_png(folder / "LR_bicubic" / "X4" / "ax4.png", _image(5, 7, 3))
+    write_png(folder / "LR_bicubic" / "X4" / "bx4.png", _image(5, 8, 4))
     return tmp_path
 
 
-def test_stored_lr_is_read_and_missing_lr_is_made(root: Path) -> None:
+def test_stored_lr_is_read(root: Path) -> None:
     dataset = benchmark("Mine", root, 4)
     assert (dataset.name, dataset.scale, len(dataset)) == ("Mine", 4, 2)
     assert dataset.names() == ["a", "b"]
     a, b = dataset
     assert torch.equal(a.hr, _image(23, 30, 2)[:, :20, :28])
     assert torch.equal(a.lr, _image(5, 7, 3))
-    assert torch.equal(b.lr, downscale(_image(22, 33, 1), 4))
+    assert torch.equal(b.lr, _image(5, 8, 4))
     assert (b.dataset, b.name, b.hr_path) == ("Mine", "b", root / "benchmark" / "Mine" / "HR" / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("stored", "named", "words"),
+    [
+        (["ax4.png"], "b.png: has no LR image", "bx4.png"),
+        (["a.png", "b.png"], "X4/a.png: belongs to no image of", "x4 at its end"),
+        (["ax4.png", "bx4.png", "cx4.png"], "X4/cx4.png: belongs to no image of", "remove the folder"),
+    ],
+)
+def test_lr_that_fits_only_some_images_is_refused(root: Path, stored: list[str], named: str, words: str) -> None:
+    folder = root / "benchmark/Mine/LR_bicubic/X4"
+    for path in folder.iterdir():
+        path.unlink()
+    for name in stored:
+        write_png(folder / name, _image(5, 7))
+    with pytest.raises(UserError, match=f"{named}.*{words}"):
+        benchmark("Mine", root, 4)
+
+
+def test_an_empty_folder_of_lr(root: Path) -> None:
+    for path in (root / "benchmark/Mine/LR_bicubic/X4").iterdir():
+        path.unlink()
+    for pair in benchmark("Mine", root, 4):
+        assert torch.equal(pair.lr, downscale(pair.hr, 4))
 
 
 def test_another_scale_without_its_folder(root: Path) -> None:
@@ -57,7 +83,7 @@ def test_the_hash_follows_the_pixels(root: Path) -> None:
 
 def test_nothing_is_read_before_it_is_asked_for(root: Path) -> None:
     (root / "benchmark" / "Mine" / "HR" / "c.png").write_text("no image")
-    dataset = benchmark("Mine", root, 4)
+    dataset = benchmark("Mine", root, 3)
     assert len(dataset) == 3
     assert dataset[1].name == "b"
     with pytest.raises(UserError, match=r"c\.png"):
