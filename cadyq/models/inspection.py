@@ -32,9 +32,9 @@ class Interface:
 
 def padded(lr: Tensor, multiple_of: int) -> Tensor:
     """LR (B, 3, h, w) padded by reflection, below and to the right, until both sides are multiples."""
-    below, right = (math.ceil(side / multiple_of) * multiple_of - side for side in lr.shape[-2:])
-    if not below and not right:
+    if multiple_of == 1:
         return lr
+    below, right = (-side % multiple_of for side in lr.shape[-2:])  # 0 is padded too, so an exported graph always pads
     fits = below < lr.shape[-2] and right < lr.shape[-1]
     return F.pad(lr, (0, right, 0, below), mode="reflect" if fits else "replicate")
 

@@ -195,9 +195,11 @@ def test_a_foreign_network_is_exported(tmp_path: Path) -> None:
     made = export_onnx(quantized, tmp_path / "m.onnx")
     kinds = [node.op_type for node in onnx.load(made.path).graph.node]
     assert made.layers == 5 and kinds.count("DepthToSpace") == 1  # the last, which no convolution reads
-    lr = photograph[None, :, :34, :48].float()
-    apart = (run(open_session(made.path, threads=1), lr) - quantized(lr)).abs()
-    assert (apart <= 1).double().mean() >= 0.99
+    session = open_session(made.path, threads=1)
+    for height, width in ((34, 48), (33, 47)):  # odd sides are padded
+        lr = photograph[None, :, :height, :width].float()
+        apart = (run(session, lr) - quantized(lr)).abs()
+        assert (apart <= 1).double().mean() >= 0.99
 
 
 class Chain(nn.Module):
