@@ -689,6 +689,17 @@ def test_what_evaluate_cannot_measure(network: Mixed) -> None:
         cadyq.evaluate(made, ["Set5"])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("option", "value"), [("res_scale", 0.1), ("scale", 2)])
+def test_a_file_of_a_backbone_with_other_options_is_refused(option: str, value: float, tmp_path: Path) -> None:
+    """The shapes of all tensors are the same for another `res_scale`."""
+    given, other = (cadyq.create_model("edsr", n_feats=4, n_resblocks=1, **o) for o in ({}, {option: value}))
+    path = cadyq.save(cadyq.quantize(given, "minmax:w8a8", photographs()), tmp_path / "m.safetensors")
+    with pytest.raises(
+        UserError, match=rf"m\.safetensors: .* edsr with {option}=\S+, not {value}; pass such a network"
+    ):
+        cadyq.load_into(other, path)
+
+
 def test_what_cannot_be_quantized_or_saved_is_named(tmp_path: Path) -> None:
     lr = torch.rand(2, 3, 16, 16) * 255
     with pytest.raises(UserError, match=r"'zoo:idn_x4_fp32' is no nn.Module; give a network"):
