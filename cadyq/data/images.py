@@ -54,6 +54,19 @@ def read_rgb(path: Path) -> Tensor:
     return _read_rgb(path, str(path))
 
 
+def stored_size(path: Path) -> tuple[int, int]:
+    """Height and width as they are stored, from the header of an image file.
+
+    Raises:
+        UserError: the file is missing or no image.
+    """
+    try:
+        with open_image(path, str(path)) as image:
+            return image.height, image.width
+    except DECODE_ERRORS as error:
+        raise unreadable(str(path), error) from error
+
+
 def decode_rgb(data: bytes, name: str) -> Tensor:
     """`read_rgb` of the bytes of an image file; `name` is for messages."""
     return _read_rgb(io.BytesIO(data), name)

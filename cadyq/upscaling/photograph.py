@@ -69,19 +69,6 @@ def read_photograph(path: Path) -> Photograph:
     return Photograph(lr, alpha, icc or None, tuple(notes))
 
 
-def photograph_size(path: Path) -> tuple[int, int]:
-    """Height and width as they are stored, from the header of an image file.
-
-    Raises:
-        UserError: the file is missing or no image.
-    """
-    try:
-        with open_image(path, str(path)) as image:
-            return image.height, image.width
-    except DECODE_ERRORS as error:
-        raise unreadable(str(path), error) from error
-
-
 def _notes(image: Image.Image) -> Iterator[str]:
     """Notes on the content of an opened, not yet loaded image that the result loses."""
     if bits_per_sample(image) > 8:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import cadyq
-from cadyq import UserError
+from cadyq import UserError, quantization
 from cadyq.data import datasets
+from cadyq.data.images import read_rgb, write_png
 from cadyq.models.foreign import ForeignNetwork
 from cadyq.quantization import calibration_patches
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
@@ -222,9 +224,6 @@ def test_it_says_what_is_unclear(network: Mixed) -> None:
 
 
 def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
-    from cadyq.data.images import write_png
-    from cadyq.quantization import calibration_patches
-
     images = photographs(2, 60).round().to(torch.uint8)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     for index, image in enumerate(images):
@@ -240,6 +239,33 @@ def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
     assert torch.equal(calibration_patches(opened[0]), calibration_patches(images[:1]))
     few = datasets.photographs(4)
     assert torch.equal(calibration_patches(few, 8), calibration_patches([pair.lr for pair in few], 8))
+
+
+def test_images_too_small_for_a_patch_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    large = photographs(3, 60).byte()
+    small = torch.zeros(3, 8, 20, dtype=torch.uint8)
+    assert torch.equal(calibration_patches([*large, small], 8), calibration_patches(large, 8))
+    assert "1 of 4 images are left out, as a side is below 48 pixels (an image: 8)" in caplog.text
+    assert calibration_patches([small, small]).shape == (64, 3, 8, 8)  # all of them are small
+    for name, image in (("a", large[0]), ("icon", small)):
+        write_png(tmp_path / f"{name}.png", image)
+    assert torch.equal(calibration_patches(tmp_path), calibration_patches(large[:1]))
+    assert f"{tmp_path / 'icon.png'}: 8" in caplog.text
+
+
+def test_one_calibration_image_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(4):
+        write_png(tmp_path / f"{k}.png", photographs(1, 60)[0].byte())
+    alive: list[weakref.ref[Tensor]] = []
+
+    def read(path: Path) -> Tensor:
+        assert sum(image() is not None for image in alive) <= 1
+        alive.append(weakref.ref(image := read_rgb(path)))
+        return image
+
+    monkeypatch.setattr(quantization, "read_rgb", read)
+    calibration_patches(tmp_path, 8)
+    assert len(alive) == 4
 
 
 @pytest.mark.parametrize(("given", "named"), [(None, "None"), ([3], "3"), (len, "<built-in function len>")])
@@ -596,6 +622,12 @@ def test_an_exclusion_is_taken_back() -> None:
     assert {n: p.counts_for_fab for n, p in again.points.items()} == {
         n: p.counts_for_fab for n, p in whole.points.items()
     }
+
+
+def test_an_exclusion_stays_where_nothing_is_said() -> None:
+    own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
+    less = cadyq.quantize(own, "minmax:w8a8", photographs(), exclude=["blocks.0.*"])
+    assert cadyq.quantize(less, "mse:w8a8", photographs()).excluded == less.excluded != ()
 
 
 def test_points_are_excluded_by_any_iterable_of_their_names() -> None:
