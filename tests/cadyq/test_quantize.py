@@ -223,6 +223,51 @@ def test_it_says_what_is_unclear(network: Mixed) -> None:
         cadyq.quantize(nn.Sequential(nn.Conv2d(4, 3, 1)), "minmax:w8a8", photographs())
 
 
+class Folds(nn.Module):
+    """Takes images whose sides a number divides, of some channels."""
+
+    def __init__(self, divisor: int = 1, channels: int = 3) -> None:
+        super().__init__()
+        self.divisor, self.layers = divisor, nn.Sequential(nn.Conv2d(channels, 8, 1), nn.Conv2d(8, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = F.pixel_unshuffle(x, self.divisor)
+        return self.layers(F.pixel_shuffle(folded, self.divisor))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "remedy"),
+    [
+        (Folds(32), r"it runs if 32 divides both sides: pass multiple_of=32$"),
+        (Folds(channels=1), r"expected input.*; wrap it so that it takes RGB images \(N, 3, h, w\)$"),
+    ],
+)
+def test_the_remedy_fits_the_failure(network: nn.Module, remedy: str) -> None:
+    with pytest.raises(UserError, match=rf"Folds does not run on LR images \(2, 3, 24, 24\): .*{remedy}"):
+        cadyq.quantize(network, "minmax:w8a8", photographs(2), exclude=[], pixel_range=1)
+
+
+class Listed(nn.Module):
+    """Calls its layers through a list of Python, which no replacement reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.steps = [self.one, self.two]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def test_layers_in_a_python_list_are_named() -> None:
+    with pytest.raises(
+        UserError, match=r"point 'one' of listed never runs; .* Python list, make that an nn\.ModuleList"
+    ):
+        cadyq.quantize(Listed(), "minmax:w8a8", photographs(2), exclude=[], pixel_range=1)
+
+
 def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
     images = photographs(2, 60).round().to(torch.uint8)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
