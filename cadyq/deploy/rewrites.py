@@ -229,6 +229,14 @@ def _drop_unused(graph: Any) -> None:
         graph.initializer.remove(tensor)
 
 
+def _drop_unread(graph: Any) -> None:
+    """Remove each `DequantizeLinear` that nothing reads, and what it alone read."""
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
+        graph.node.remove(node)
+    _drop_unused(graph)
+
+
 def drop_idle_clips(model: Any) -> None:
     """Remove limits of 0 and 255, which every byte satisfies."""
     graph, wiring = model.graph, Wiring(model.graph)
@@ -307,10 +315,7 @@ def sum_integers(model: Any) -> None:
         graph.node.remove(conv)
         for node in reversed(made):
             graph.node.insert(place, node)
-    used = {name for node in graph.node for name in node.input}
-    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
-        graph.node.remove(node)
-    _drop_unused(graph)
+    _drop_unread(graph)
 
 
 def _is_quantized(node: Any, wiring: Wiring) -> bool:
@@ -341,10 +346,7 @@ def keep_float_weights(model: Any) -> None:
         own = helper.make_node("DequantizeLinear", [dequantize.input[0], steps, zeros], [name], name, axis=axis)
         layer.input[0] = name
         graph.node.insert(list(graph.node).index(layer), own)
-    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
-        graph.node.remove(node)
-    _drop_unused(graph)
+    _drop_unread(graph)
 
 
 # operator of a layer -> the channels of its input and their axis, from the node and the shape of its weight
@@ -352,7 +354,7 @@ CHANNELS: dict[str, Callable[[Any, tuple[int, ...]], tuple[int, int]]] = {
     "Conv": lambda node, shape: (shape[1] * _attribute(node, "group", 1), 1),
     "ConvTranspose": lambda node, shape: (shape[0], 1),
     "Gemm": lambda node, shape: (shape[1 if _attribute(node, "transB", 0) else 0], 1),
-    "MatMul": lambda node, shape: (shape[0], -1),
+    "MatMul": lambda node, shape: (shape[-2:][0], -1),  # of one or more matrices, or a vector
 }
 
 
