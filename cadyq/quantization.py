@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from cadyq.data.datasets import ImagePair
-from cadyq.data.images import from_pillow, images_among, read_rgb
+from cadyq.data.images import from_pillow, images_among, read_rgb, stored_size
 from cadyq.models.foreign import ENDS, ForeignNetwork, matching, prepare
 from cadyq.models.inspection import Interface
 from cadyq.models.network import SRNetwork
@@ -60,7 +61,8 @@ def quantize(
             (N, 3, h, w) in 0..255, or a `cadyq` dataset, of which the LR images are taken.
         exclude: shell patterns ("head*") of layers (for a backbone of this project, of points) to keep in FP32, also
             under `outer_bits`.
-            Default: the first and the last layer of the forward pass; `[]` excludes none.
+            Default: the first and the last layer of the forward pass, or what the network excludes already; `[]`
+            excludes none.
         scale: upscaling factor. Default: measured by running the network.
         pixel_range: value of white in the network's input and output, 1 or 255. Default: detected.
         multiple_of: the input is padded so that both sides are multiples of this number.
@@ -132,13 +134,15 @@ def _check_known(
 
 
 def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNetwork:
-    """A copy of a backbone of this project without a scheme."""
+    """A copy of a backbone of this project without a scheme. Without patterns, its own exclusions stay."""
     plain = network.without_scheme().eval()
+    if exclude is None:
+        return plain
     names = {
         name: [name, *(plain.layer_names[layer] for layer in point.layers)] for name, point in plain.points.items()
     }
     everything = [name for group in names.values() for name in group]
-    chosen = matching(exclude or [], everything)
+    chosen = matching(exclude, everything)
     excluded = [point for point, group in names.items() if chosen & set(group)]
     if plain.points and len(excluded) == len(plain.points):
         raise UserError(f"{network.name}: no layer is left to quantize; exclude fewer")
@@ -146,24 +150,41 @@ def _with_exclusions(network: SRNetwork, exclude: Sequence[str] | None) -> SRNet
     return plain
 
 
+@dataclass(frozen=True)
+class _Image:
+    """An image that is read when it is needed: `side` is its smaller one, in pixels."""
+
+    name: str
+    side: int
+    read: Callable[[], Tensor]  # (3, h, w) in 0..255
+
+
 def calibration_patches(images: Images, count: int = PATCHES, side: int = SIDE) -> Tensor:
     """LR patches (N, 3, side, side) in 0..255, evenly spread over the images: `count`, or one per image.
 
-    Patches are smaller if an image is smaller than `side`.
+    Images smaller than `side` are left out with a warning. If all are smaller, patches have the side of the smallest.
+    One file is in memory at a time.
 
     Raises:
         UserError: `count` is below 2; no image, or one that is unreadable, too small or outside 0..255.
     """
     if count < 2:
         raise UserError(f"calibration: patches={count}; give 2 or more")
-    loaded = list(_each(images))
-    if not loaded:
+    given = list(_each(images))
+    if not given:
         raise UserError("calibration: no image was given; pass a folder, paths, arrays or tensors of LR images")
-    side = min(side, *(min(image.shape[-2:]) for image in loaded))
+    used = [image for image in given if image.side >= side] or given
+    if len(used) < len(given):
+        small = min(given, key=lambda image: image.side)
+        log.warning(
+            "calibration: %d of %d images are left out, as a side is below %d pixels (%s: %d); give larger ones",
+            *(len(given) - len(used), len(given), side, small.name, small.side),
+        )
+    side = min(side, *(image.side for image in used))
     if side < LEAST_SIDE:
         raise UserError(f"calibration: an image has a side of {side} pixels; give images of {LEAST_SIDE} or more")
-    share, rest = divmod(count, len(loaded))
-    patches = [patch for k, image in enumerate(loaded) for patch in _spread(image, side, max(1, share + (k < rest)))]
+    share, rest = divmod(count, len(used))
+    patches = [patch for k, i in enumerate(used) for patch in _spread(i.read(), side, max(1, share + (k < rest)))]
     return torch.stack(patches).float()
 
 
@@ -173,11 +194,12 @@ def _spread(image: Tensor, side: int, number: int) -> list[Tensor]:
     steps = torch.linspace(0, 1, number).tolist() if number > 1 else [0.5]
     places = [(t, t if k % 2 else 1 - t) for k, t in enumerate(steps)]
     corners = [(round(y * (height - side)), round(x * (width - side))) for y, x in places]
-    return [image[:, top : top + side, left : left + side] for top, left in corners]
+    # copies, so that the image is not kept in memory
+    return [image[:, top : top + side, left : left + side].clone() for top, left in corners]
 
 
-def _each(images: Images) -> Iterable[Tensor]:
-    """Every image as a tensor (3, h, w) in 0..255."""
+def _each(images: Images) -> Iterable[_Image]:
+    """Every image. Files are read later, all others are in memory already."""
     if isinstance(images, str | Path):
         path = Path(images)
         if not path.exists():
@@ -185,16 +207,16 @@ def _each(images: Images) -> Iterable[Tensor]:
         paths = images_among(path.iterdir()) if path.is_dir() else [path]
         if not paths:
             raise UserError(f"{path}: holds no .png, .jpg or other image; give a folder of LR images")
-        yield from (read_rgb(file) for file in paths)
+        yield from (_Image(str(file), min(stored_size(file)), partial(read_rgb, file)) for file in paths)
     elif isinstance(images, Tensor):
-        yield from (_in_range(image) for image in (images if images.dim() == 4 else [images]))
+        yield from (_held(_in_range(image)) for image in (images if images.dim() == 4 else [images]))
     elif isinstance(images, np.ndarray):
         arrays = images if images.ndim == 4 else [images]
-        yield from (_in_range(torch.from_numpy(np.ascontiguousarray(a)).movedim(-1, 0)) for a in arrays)
+        yield from (_held(_in_range(torch.from_numpy(np.ascontiguousarray(a)).movedim(-1, 0))) for a in arrays)
     elif isinstance(images, Image):
-        yield from_pillow(images, "calibration")
+        yield _held(from_pillow(images, "calibration"))
     elif isinstance(images, ImagePair):
-        yield images.lr
+        yield _held(images.lr)
     else:
         try:
             several = iter(images)  # also of a class that has only __getitem__, such as torch's datasets
@@ -203,6 +225,10 @@ def _each(images: Images) -> Iterable[Tensor]:
             raise UserError(f"calibration: {images!r} is no image; give {forms}") from None
         for image in several:
             yield from _each(image)
+
+
+def _held(image: Tensor) -> _Image:
+    return _Image("an image", min(image.shape[-2:]), lambda: image)
 
 
 def _in_range(image: Tensor) -> Tensor:

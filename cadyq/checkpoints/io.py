@@ -24,6 +24,7 @@ from cadyq.models import spandrel
 from cadyq.models.foreign import example_images, prepare
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PackedWeight
+from cadyq.quantizers.layers import QuantizedLayer
 from cadyq.schemes.factory import ModelConfig, build, config_of, rebuild
 from cadyq.utils.errors import UserError
 from cadyq.utils.registry import closest
@@ -45,8 +46,8 @@ def save_model(
         parent: instead of `base`, the network it comes from: "zoo:NAME", "published:NAME" or "spandrel:PATH".
 
     Raises:
-        UserError: a point has no range yet or a quantizer of no scheme, `base` or `parent` cannot be read, or the file
-            cannot be written.
+        UserError: a point has no range yet or a quantizer of no scheme, a weight has more values than its bits allow,
+            `base` or `parent` cannot be read, or the file cannot be written.
     """
     path = Path(path)
     network.require_scheme(f"{path}: not written")
@@ -58,7 +59,7 @@ def save_model(
     # copies, since two layers may share a tensor, which safetensors does not allow
     state = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     if packed:
-        state = _packed(network, state)
+        state = _packed(network, state, path)
     metadata = {"config": config_of(network).to_json()}
     name, place = (parent, path) if base is None else (base.name, base)
     if name:
@@ -69,17 +70,42 @@ def save_model(
 
 
 @torch.no_grad()
-def _packed(network: SRNetwork, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a network with codes and codebook in the place of each quantized weight and its quantizer."""
+def _packed(network: SRNetwork, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The state of a network with codes and codebook in the place of each quantized weight and its quantizer.
+
+    Raises:
+        UserError: a weight has more distinct values than its bits and granularity allow. `path` is for the message.
+    """
     names, packed = _names_of_layers(network), dict(state)
     for layer, name in network.layer_names.items():
         if layer.weight_quantizer is not None:
             for alias in names[layer]:
                 packed = {key: value for key, value in packed.items() if not _is_weight(key, alias)}
-            rows = layer.weight_quantizer(layer.rows(layer.weight))
-            codes, codebook = pack_weight(rows, layer.weight_bits, layer.weight_quantizer.granularity)
+            try:
+                codes, codebook = _codes_of(layer)
+            except ValueError as error:
+                raise UserError(f"{path}: not written, as layer {name!r}: {error}") from error
             packed[f"{name}.weight{CODES}"], packed[f"{name}.weight{CODEBOOK}"] = codes, codebook
     return packed
+
+
+def _codes_of(layer: QuantizedLayer) -> tuple[Tensor, Tensor]:
+    """Codes and codebook of a layer's quantized weight; see `pack_weight`.
+
+    Raises:
+        ValueError: it has more distinct values than its bits and granularity allow.
+    """
+    quantizer = layer.weight_quantizer
+    assert quantizer is not None
+    try:
+        return pack_weight(quantizer(layer.rows(layer.weight)), layer.weight_bits, quantizer.granularity)
+    except ValueError as error:
+        remedy = f"give at most {2**layer.weight_bits}"
+        if quantizer.granularity == "tensor":
+            remedy = 'if each output channel has its own grid, set granularity = "channel" there'
+        raise ValueError(
+            f"{error} for one {quantizer.granularity} from {type(quantizer).__name__}; {remedy}"
+        ) from error
 
 
 def _is_weight(key: str, layer: str) -> bool:
@@ -109,7 +135,8 @@ def save_packed(network: SRNetwork, path: str | Path) -> Path:
         The path.
 
     Raises:
-        UserError: a point has no range yet or a quantizer of no scheme, or the file cannot be written.
+        UserError: a point has no range yet or a quantizer of no scheme, a weight has more values than its bits allow,
+            or the file cannot be written.
     """
     if not isinstance(network, SRNetwork):
         raise UserError(f"{path}: a {type(network).__name__} is not quantized; save what cadyq.quantize returns")

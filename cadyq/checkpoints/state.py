@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from cadyq.checkpoints.tensors import check_finite
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import UserError
 
@@ -14,7 +15,8 @@ def load_state(network: SRNetwork, state: Mapping[str, Tensor], source: str) -> 
     """Load a complete state into `network`.
 
     Raises:
-        UserError: keys or shapes do not fit. The message names the source and the first key.
+        UserError: keys or shapes do not fit, or a parameter or a tensor of a quantizer is not finite. The message names
+            the source and the first key. A network's own buffers may hold infinity, as the masks of attention do.
     """
     own = network.state_dict()
     for kind, keys in (("lacks", own.keys() - state.keys()), ("has the unknown", state.keys() - own.keys())):
@@ -29,4 +31,6 @@ def load_state(network: SRNetwork, state: Mapping[str, Tensor], source: str) -> 
                 f"{source}: tensor {key!r} is {tuple(value.shape)}, {network.name} needs {tuple(own[key].shape)}; "
                 "name the sizes it was made with"
             )
+    learned = dict(network.named_parameters(remove_duplicate=False)).keys() | network.quantizer_tensors()
+    check_finite({key: value for key, value in state.items() if key in learned}, source)
     network.load_state_dict(dict(state))

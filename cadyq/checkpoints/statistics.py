@@ -30,9 +30,10 @@ def load_statistics(path: Path) -> dict[str, PointStatistics]:
     """Read statistics that `save_statistics` wrote.
 
     Raises:
-        UserError: see `read_tensors`; the file lacks a field, as one of an older version does.
+        UserError: see `read_tensors`; a value is not finite; the file lacks a field, as one of an older version does.
     """
     tensors, _ = read_tensors(path)
+    check_finite(tensors, str(path))
     names = dict.fromkeys(key.partition("/")[0] for key in tensors)
     required = [field.name for field in fields(PointStatistics) if field.default is MISSING]
     for name in names:

@@ -85,7 +85,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a safetensors file. For a compressed file they are those of the file before.
 
     Raises:
-        UserError: missing, damaged, made for another parent, or with a value that is not finite.
+        UserError: missing, damaged, or made for another parent.
     """
     with _opened(path) as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -93,7 +93,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if "stream" in tensors and "parent" in metadata:
         tensors = _decompressed(tensors["stream"], path, metadata)
         metadata = {key: value for key, value in metadata.items() if key not in COMPRESSED}
-    check_finite(tensors, str(path))
     return tensors, metadata
 
 

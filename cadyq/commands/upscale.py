@@ -25,13 +25,13 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
+from cadyq.data.images import stored_size
 from cadyq.inference.tiled import REFERENCE_BITS
 from cadyq.inference.tiles import tile_grid
 from cadyq.models.network import SRNetwork
 from cadyq.upscaling.canvas import finished_tiles, tile_list
 from cadyq.upscaling.estimate import estimate
 from cadyq.upscaling.files import UpscaleJob, left_out, plan
-from cadyq.upscaling.photograph import photograph_size
 from cadyq.upscaling.work import Result, Tiling, Upscaler, bit_map_writer
 from cadyq.utils.bars import bar
 from cadyq.utils.devices import pick_device
@@ -109,7 +109,7 @@ def readable(jobs: Sequence[UpscaleJob]) -> tuple[list[UpscaleJob], list[tuple[i
     found, sizes, errors = [], [], []
     for job in jobs:
         try:
-            sizes.append(photograph_size(job.source))
+            sizes.append(stored_size(job.source))
             found.append(job)
         except UserError as error:
             errors.append(error)

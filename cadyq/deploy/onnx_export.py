@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from cadyq.deploy.grid import Grid, grid_of, weight_codes
 from cadyq.deploy.rewrites import simplify
+from cadyq.models.foreign import ForeignNetwork
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import QuantizedLayer, replace_module
 from cadyq.schemes.base import Scheme
@@ -139,7 +141,8 @@ class Exported:
         points: number of quantized feature maps.
         layers: number of layers whose weights are integers.
         bytes: size of the file.
-        any_size: whether it takes images of any height and width.
+        any_size: whether it takes images of any height and width. A network that pads (`multiple_of` of `Interface`)
+            takes those that reflection can fill: onnxruntime refuses smaller ones.
     """
 
     path: Path
@@ -213,7 +216,7 @@ def _model(exportable: Exportable, size: tuple[int, int] | None) -> Any:
         try:
             program = torch.onnx.export(
                 exportable,
-                (torch.zeros(2, 3, *(size or (24, 32))),),
+                (torch.zeros(2, 3, *(size or _example_size(exportable.network))),),
                 input_names=["lr"],
                 output_names=["sr"],
                 opset_version=OPSET,
@@ -228,6 +231,15 @@ def _model(exportable: Exportable, size: tuple[int, int] | None) -> Any:
             raise UserError(f"{exportable.network.name}: no graph can be written ({reason}); {remedy}") from error
     assert program is not None
     return program.model_proto
+
+
+def _example_size(network: SRNetwork) -> tuple[int, int]:
+    """An LR height and width that are padded, where a network pads any, so that the graph pads too."""
+    multiple_of = network.interface.multiple_of if isinstance(network, ForeignNetwork) else 1
+    if multiple_of == 1:
+        return 24, 32
+    height = math.ceil(24 / multiple_of) * multiple_of + 1
+    return height, height + multiple_of
 
 
 def _onnx() -> Any:

@@ -229,6 +229,14 @@ def _drop_unused(graph: Any) -> None:
         graph.initializer.remove(tensor)
 
 
+def _drop_unread(graph: Any) -> None:
+    """Remove each `DequantizeLinear` that nothing reads, and what it alone read."""
+    used = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
+        graph.node.remove(node)
+    _drop_unused(graph)
+
+
 def drop_idle_clips(model: Any) -> None:
     """Remove limits of 0 and 255, which every byte satisfies."""
     graph, wiring = model.graph, Wiring(model.graph)
@@ -307,16 +315,47 @@ def sum_integers(model: Any) -> None:
         graph.node.remove(conv)
         for node in reversed(made):
             graph.node.insert(place, node)
-    used = {name for node in graph.node for name in node.input}
-    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.output[0] not in used]:
-        graph.node.remove(node)
-    _drop_unused(graph)
+    _drop_unread(graph)
 
 
 def _is_quantized(node: Any, wiring: Wiring) -> bool:
     """Whether quantizers read the output of a convolution, and nothing else does."""
     following = wiring.readers.get(node.output[0], [])
     return bool(following) and all(reader.op_type == "QuantizeLinear" for reader in following)
+
+
+def keep_float_weights(model: Any) -> None:
+    """Give each layer that reads a quantized feature map with FP32 weights a `DequantizeLinear` with steps by channel.
+
+    All its steps are equal, so it is the same. onnxruntime rounds the weights of such a layer to int8 if there is one
+    step for the whole map, a convolution or a linear layer reads it, and a quantizer follows.
+    """
+    from onnx import helper
+
+    graph, wiring = model.graph, Wiring(model.graph)
+    for layer in [node for node in graph.node if node.op_type in CHANNELS]:
+        dequantize = wiring.made_by.get(layer.input[0])
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or layer.input[1] not in wiring.values:
+            continue
+        channels, axis = CHANNELS[layer.op_type](layer, wiring.values[layer.input[1]].shape)
+        name = f"{layer.name}_input"
+        steps, zeros = (
+            _store(graph, f"{name}_{part}", np.full(channels, wiring.values[stored]))
+            for part, stored in zip(("steps", "zeros"), dequantize.input[1:3], strict=True)
+        )
+        own = helper.make_node("DequantizeLinear", [dequantize.input[0], steps, zeros], [name], name, axis=axis)
+        layer.input[0] = name
+        graph.node.insert(list(graph.node).index(layer), own)
+    _drop_unread(graph)
+
+
+# operator of a layer -> the channels of its input and their axis, from the node and the shape of its weight
+CHANNELS: dict[str, Callable[[Any, tuple[int, ...]], tuple[int, int]]] = {
+    "Conv": lambda node, shape: (shape[1] * _attribute(node, "group", 1), 1),
+    "ConvTranspose": lambda node, shape: (shape[0], 1),
+    "Gemm": lambda node, shape: (shape[1 if _attribute(node, "transB", 0) else 0], 1),
+    "MatMul": lambda node, shape: (shape[-2:][0], -1),  # of one or more matrices, or a vector
+}
 
 
 # OpenVINO fuses ReLU, additions and PixelShuffle on its own
@@ -328,6 +367,12 @@ REWRITES: dict[str, tuple[Callable[[Any], None], ...]] = {
         shuffle_channels_last,
         sum_integers,
         drop_idle_clips,
+        keep_float_weights,
     ),
-    "openvino": (own_weights, drop_idle_clips, clip_before_rounding),  # so that onnxruntime reads the file too
+    "openvino": (
+        own_weights,
+        drop_idle_clips,
+        clip_before_rounding,
+        keep_float_weights,
+    ),  # so that onnxruntime reads the file too
 }

@@ -32,9 +32,9 @@ class Interface:
 
 def padded(lr: Tensor, multiple_of: int) -> Tensor:
     """LR (B, 3, h, w) padded by reflection, below and to the right, until both sides are multiples."""
-    below, right = (math.ceil(side / multiple_of) * multiple_of - side for side in lr.shape[-2:])
-    if not below and not right:
+    if multiple_of == 1:
         return lr
+    below, right = (-side % multiple_of for side in lr.shape[-2:])  # 0 is padded too, so an exported graph always pads
     fits = below < lr.shape[-2] and right < lr.shape[-1]
     return F.pad(lr, (0, right, 0, below), mode="reflect" if fits else "replicate")
 
@@ -91,6 +91,7 @@ class Inspection:
 
 COMPARED = 4096  # values of a sample in a layer's input that are kept
 CONSISTENT_DB = 25.0  # smallest PSNR of a downscaled SR image against its LR image
+MULTIPLES = (2, 4, 7, 8, 16, 32, 56, 64)  # of windows and strides, to try where a network fails
 CLEARLY_DB = 3.0  # smallest lead of this PSNR over that with the other pixel range
 
 
@@ -140,12 +141,28 @@ def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, LayerInput]]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{name} does not run on LR images {tuple(x.shape)}: {one_line(error)}; pass "
-            "multiple_of=N where it needs sides that are multiples of N"
-        ) from error
+        failure = f"{name} does not run on LR images {tuple(x.shape)}: {one_line(error)}"
+        raise UserError(f"{failure}; {_remedy(network, x)}") from error
     _scale_of(name, x, sr)
     return sr, layers
+
+
+def _remedy(network: nn.Module, x: Tensor) -> str:
+    """What helps where a network fails on images: sides that are multiples, if it runs on two of them, or wrapping."""
+    for multiple_of in MULTIPLES:
+        height, width = (math.ceil(side / multiple_of) * multiple_of for side in x.shape[-2:])
+        sizes = [(height + more, width + more) for more in (0, multiple_of)]
+        if all(_runs(network, F.interpolate(x, size)) for size in sizes):
+            return f"it runs if {multiple_of} divides both sides: pass multiple_of={multiple_of}"
+    return "wrap it so that it takes RGB images (N, 3, h, w)"
+
+
+def _runs(network: nn.Module, x: Tensor) -> bool:
+    try:
+        watch_layers(network, x)
+    except Exception:  # a foreign network may fail in any way
+        return False
+    return True
 
 
 def _agreement_db(sr: Tensor, lr: Tensor) -> float:

@@ -68,6 +68,9 @@ class SRNetwork(nn.Module, ABC):
         self.options = options
         self.scheme: AppliedScheme | None = None
         self._name_points()
+        # torch 2.4 has no public names for these
+        self._register_state_dict_hook(_drop_extra_state)  # type: ignore[no-untyped-call]
+        self._register_load_state_dict_pre_hook(_keep_extra_state, with_module=True)  # type: ignore[no-untyped-call]
 
     def _name_points(self) -> None:
         """Name each point by its place. A point inside a layer has the layer's name."""
@@ -219,6 +222,19 @@ class SRNetwork(nn.Module, ABC):
     def translate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Translate the parameter names of the authors' code to ours. By default they are unchanged."""
         return dict(state)
+
+
+def _drop_extra_state(network: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    """Leave what `get_extra_state` of a module returns out of a state if it is no tensor: files hold tensors alone."""
+    for key in [key for key, value in state.items() if key.startswith(prefix) and not isinstance(value, Tensor)]:
+        del state[key]
+
+
+def _keep_extra_state(network: nn.Module, state: dict[str, Any], prefix: str, *arguments: Any) -> None:
+    """Let modules keep the extra state that a state to be loaded lacks."""
+    for name, module in network.named_modules():
+        if type(module).set_extra_state is not nn.Module.set_extra_state:
+            state.setdefault(".".join(filter(None, [f"{prefix}{name}", "_extra_state"])), module.get_extra_state())
 
 
 def _require_images(network: SRNetwork, lr: Any) -> None:

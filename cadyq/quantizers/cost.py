@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.quantizers.layers import QUANTIZABLE, QuantizedLayer
 from cadyq.quantizers.points import QuantizationPoint
+from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 
 if TYPE_CHECKING:
     from fvcore.nn import FlopCountAnalysis
 
 # operators that multiply and add, as fvcore calls them; those of no layer (attention) are products
-PRODUCTS = ("conv", "linear", "matmul", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention")
+PRODUCTS = ("conv", "linear", "matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention")
 # LR sizes that have no common divisor with any stride or window: a network whose counts are proportional to the pixels
 # on all three has neither, and its counts are proportional on every size
 PROBES = ((7, 11), (13, 17), (23, 19))
@@ -143,7 +145,7 @@ def count_on(plain: nn.Module, lr: Tensor) -> Macs:
     """Run fvcore on an FP32 network with an LR input (1, 3, h, w) in 0..255.
 
     Raises:
-        UserError: fvcore is not installed.
+        UserError: fvcore is not installed, or a layer ran through an operator without a formula.
     """
     layers = {name: module for name, module in plain.named_modules() if isinstance(module, QUANTIZABLE)}
     if not layers:
@@ -152,10 +154,11 @@ def count_on(plain: nn.Module, lr: Tensor) -> Macs:
         from fvcore.nn import FlopCountAnalysis
     analysis = FlopCountAnalysis(plain, lr)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
+    analysis.set_op_handle(**_formulas())
     with torch.no_grad(), torch.autocast(lr.device.type, enabled=False):  # neither can be traced
         by_module = analysis.by_module()
         by_layer = {name: float(by_module[name]) for name in layers}
+        _check_counted(analysis, layers, by_layer)
         return Macs(by_layer, _products(analysis, list(layers)), dict(analysis.unsupported_ops()))
 
 
@@ -170,9 +173,51 @@ def _products(analysis: FlopCountAnalysis, layers: list[str]) -> dict[str, float
     return products
 
 
+def _check_counted(analysis: FlopCountAnalysis, layers: Mapping[str, nn.Module], by_layer: Mapping[str, float]) -> None:
+    """Raises UserError for a layer that ran and has 0 MACs, as fvcore has no formula for its operator.
+
+    A subclass of a layer may compute something that multiplies nothing, so it is left out.
+    """
+    for name, module in layers.items():
+        plain = isinstance(module, QuantizedLayer) or type(module) in QUANTIZABLE
+        unknown = sorted(analysis.unsupported_ops(name))  # empty if the layer did not run
+        if plain and by_layer[name] == 0 and unknown:
+            raise UserError(
+                f"layer {name!r}: its MACs are unknown, as fvcore has no formula for {unknown[0]}; update "
+                "cadyq and fvcore"
+            )
+
+
+def _formulas() -> dict[str, Callable[[list[Any], list[Any]], Counter[str] | int]]:
+    """MACs of the operators that fvcore does not count, or not for every shape."""
+    return {
+        "aten::_convolution_mode": _same_convolution_macs,
+        "aten::matmul": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
+        "aten::mv": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
+        "aten::baddbmm": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),  # inputs[0] is added
+        "aten::scaled_dot_product_attention": _attention_macs,
+    }
+
+
+def _same_convolution_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Of a convolution with padding="same" or "valid": each weight (O, I / groups, k, k) once for each output pixel."""
+    weight, (samples, _, *sides) = _shape(inputs[1]), _shape(outputs[0])
+    return Counter({"conv": samples * math.prod(weight) * math.prod(sides)})
+
+
+def _product_macs(first: Any, product: Any) -> int:
+    """Of a product of two tensors, vectors too: the width of the first factor for each value of the product."""
+    return math.prod(_shape(product)) * _shape(first)[-1]
+
+
+def _shape(value: Any) -> list[int]:
+    """The shape of a tensor in the traced graph."""
+    return list(value.type().sizes())
+
+
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     """Query times key and the result times value: B N M d + B N M e over all heads."""
-    query, key, value = (list(x.type().sizes()) for x in inputs[:3])
+    query, key, value = (_shape(x) for x in inputs[:3])
     *batch, rows, width = query
     columns = key[-2]
     count = rows * columns * (width + value[-1])

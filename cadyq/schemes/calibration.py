@@ -89,7 +89,10 @@ def observe(network: SRNetwork, patches: Tensor) -> dict[str, PointStatistics]:
     _run(network, patches, observers)
     for name, observer in observers.items():
         if not observer.extremes:
-            raise UserError(f"calibration: point {name!r} of {network.name} never runs; exclude it: exclude=[{name!r}]")
+            raise UserError(
+                f"calibration: point {name!r} of {network.name} never runs; if the network calls its layers through a "
+                f"Python list, make that an nn.ModuleList, otherwise exclude it: exclude=[{name!r}]"
+            )
         if not all(bool(part.isfinite().all()) for part in (*observer.extremes, *observer.log_std)):
             raise UserError(
                 f"calibration: point {name!r} of {network.name} sees values that are not finite; check the network's "

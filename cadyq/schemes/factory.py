@@ -115,13 +115,14 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
     """A copy of `network` with the points, the scheme and the sizes of a configuration. Its weights are unchanged.
 
     Raises:
-        UserError: the configuration belongs to another network.
+        UserError: the configuration belongs to another network, or to a backbone of another scale or other options.
     """
     kind = type(network).__name__
     another = UserError(f"this file is of a {config.backbone}, not of a {kind}; pass such a network")
     if not config.foreign:
         if not isinstance(network, SRNetwork) or network.name != config.backbone:
             raise another
+        _check_options(config, network)
         prepared = network.without_scheme()
         prepared.exclude(config.excluded)
     elif kind != config.backbone:
@@ -132,6 +133,18 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
         prepared = wrap(network, Interface(config.scale, **options), layers, outer, contiguous=contiguous)
     apply_scheme(prepared, SCHEMES.get(config.scheme)(**config.scheme_options))
     return prepared.eval()
+
+
+def _check_options(config: ModelConfig, network: SRNetwork) -> None:
+    """Raises UserError if a backbone differs in its scale, or in an option of the configuration."""
+    here = {"scale": network.scale} | network.options
+    stored = {"scale": config.scale} | config.backbone_options
+    here, stored = (json.loads(json.dumps(options)) for options in (here, stored))  # tuples are lists in a file
+    for name, value in stored.items():
+        if name in here and here[name] != value:
+            raise UserError(
+                f"this file is of a {config.backbone} with {name}={value}, not {here[name]}; pass such a network"
+            )
 
 
 def config_of(network: SRNetwork) -> ModelConfig:

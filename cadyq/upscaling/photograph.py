@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from cadyq.data.images import DECODE_ERRORS, to_rgb, unreadable
+from cadyq.data.images import DECODE_ERRORS, bits_per_sample, open_image, to_rgb, unreadable
 
-_BITS_PER_SAMPLE = 258  # tag of TIFF
 _REACH = 3  # rows around that bicubic interpolation reads
 
 
@@ -51,9 +50,9 @@ def read_photograph(path: Path) -> Photograph:
         UserError: the file is missing, is not an image, is damaged, or holds 32-bit samples.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path, str(path)) as image:
             notes = list(_notes(image))
-            if image.mode == "RGB" and _bits_per_sample(image) > 8 and image.info.pop("transparency", None) is not None:
+            if image.mode == "RGB" and bits_per_sample(image) > 8 and image.info.pop("transparency", None) is not None:
                 # Pillow keeps the high bytes alone, and other colours have the same
                 notes.append("the transparent colour of its 16-bit samples is left out")
             icc = image.info.get("icc_profile")
@@ -62,7 +61,7 @@ def read_photograph(path: Path) -> Photograph:
                 notes.append(f"its ICC profile is of {icc[16:20].decode('latin-1').strip()} colours and is left out")
                 icc = None
             upright = ImageOps.exif_transpose(image)
-            pixels = to_rgb(upright, image.format, str(path))
+            pixels = to_rgb(upright, image, str(path))
             alpha = upright.convert("RGBA").getchannel("A") if upright.has_transparency_data else None
     except DECODE_ERRORS as error:
         raise unreadable(str(path), error) from error
@@ -70,36 +69,10 @@ def read_photograph(path: Path) -> Photograph:
     return Photograph(lr, alpha, icc or None, tuple(notes))
 
 
-def photograph_size(path: Path) -> tuple[int, int]:
-    """Height and width as they are stored, from the header of an image file.
-
-    Raises:
-        UserError: the file is missing or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except DECODE_ERRORS as error:
-        raise unreadable(str(path), error) from error
-
-
 def _notes(image: Image.Image) -> Iterator[str]:
     """Notes on the content of an opened, not yet loaded image that the result loses."""
-    if _bits_per_sample(image) > 8:
-        yield f"its {_bits_per_sample(image)}-bit samples are reduced to 8 bits"
+    if bits_per_sample(image) > 8:
+        yield f"its {bits_per_sample(image)}-bit samples are reduced to 8 bits"
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         yield f"the first of its {frames} pictures is enlarged"
-
-
-def _bits_per_sample(image: Image.Image) -> int:
-    """As stored: Pillow reads colours of 16 bits as 8 bits and says so only in the decoder's arguments."""
-    tags = getattr(image, "tag_v2", {})
-    if _BITS_PER_SAMPLE in tags:
-        return int(max(tags[_BITS_PER_SAMPLE]))
-    arguments = [tile[3] for tile in getattr(image, "tile", [])]
-    if image.format == "PPM":  # its decoder gets the value of white
-        deep = any(isinstance(value, int) and value > 255 for words in arguments for value in words)
-    else:
-        deep = any(";16" in str(words) for words in arguments)
-    return 16 if deep or image.mode.startswith("I") else 8

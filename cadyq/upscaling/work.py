@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import cadyq
-from cadyq.data.images import sha256_file
+from cadyq.data.images import sha256_file, stored_size
 from cadyq.data.png import write_png_strips
 from cadyq.inference.tiled import BATCH_PIXELS, forward_batches, reference_bitops, run_tiles
 from cadyq.inference.tiles import Tile, split, tile_grid, whole_image
@@ -27,7 +27,7 @@ from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.ranges import CandidateActivation, with_constant_candidate
 from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
 from cadyq.upscaling.files import UpscaleJob
-from cadyq.upscaling.photograph import Photograph, photograph_size, read_photograph
+from cadyq.upscaling.photograph import Photograph, read_photograph
 from cadyq.utils.errors import UNWRITABLE, UserError, reason_of
 from cadyq.utils.extras import needs
 from cadyq.utils.files import write_text
@@ -299,7 +299,7 @@ def _groups(jobs: Sequence[UpscaleJob]) -> Iterator[list[UpscaleJob]]:
 
 
 def _pixels(job: UpscaleJob) -> int:
-    height, width = photograph_size(job.source)
+    height, width = stored_size(job.source)
     return height * width
 
 
@@ -349,7 +349,7 @@ def _words(job: UpscaleJob, error: Exception, tiling: Tiling) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or job.sr}: cannot be written ({error.strerror or error}); choose another output"
     if _is_out_of_memory(error):
-        height, width = photograph_size(job.source)
+        height, width = stored_size(job.source)
         remedy = "leave --whole out" if tiling.whole else f"use a --patch below {tiling.patch}"
         return f"{job.source}: {width}x{height} pixels need too much memory; {remedy}"
     text = reason_of(error)

@@ -214,6 +214,26 @@ def test_damaged_packed_weights_are_refused(tmp_path: Path, damage: Callable[[di
         cadyq.load_model(path)
 
 
+class ByChannel(WeightQuantizer):
+    """A step for each output channel, which it does not say."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        step = weight.abs().amax((1, 2, 3), keepdim=True) / (2 ** (self.bits - 1) - 1)
+        return (weight / step).round() * step
+
+
+def test_a_weight_with_more_values_than_its_bits_allow_is_named(tmp_path: Path) -> None:
+    network, path = _network("pams:w4a4"), tmp_path / "m.safetensors"
+    layer, name = next(iter(network.layer_names.items()))
+    layer.weight_quantizer = ByChannel(4)
+    words = rf"m\.safetensors: not written, as layer '{name}': a 4-bit weight has \d+ .* ByChannel; .* set granularity"
+    with pytest.raises(UserError, match=words):
+        cadyq.save(network, path)
+    assert not path.exists()
+    layer.weight_quantizer.granularity = "channel"
+    cadyq.save(network, path)
+
+
 def test_unknown_zoo_names() -> None:
     with pytest.raises(
         UserError, match=r"zoo has no 'edsr_x4_fp23' \(did you mean 'edsr_x4_fp32'\?\).*edsr_x4_dorefa_w4a4"

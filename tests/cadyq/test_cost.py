@@ -1,6 +1,7 @@
 """Multiply-adds and BitOPs, against fvcore, published numbers and sums made here."""
 
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -8,13 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import cadyq
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.cost import count_by_fvcore, count_macs
+from cadyq.quantizers import cost
+from cadyq.quantizers.cost import Macs, count_by_fvcore, count_macs, count_on
 from cadyq.testing.models import calibrated_model
 from cadyq.testing.subject import backbones_to_check, small_sizes
+from cadyq.utils.errors import UserError
 
 WITH_POINTS = backbones_to_check()
 every_backbone = pytest.mark.parametrize("backbone", WITH_POINTS)
@@ -210,3 +213,77 @@ def test_quantized_weights_on_unquantized_inputs_cost_32_bit_activations(scheme:
     assert splits[0].fp32.tolist() == splits[1].fp32.tolist()
     assert (splits[1].quantized - splits[0].quantized).tolist() == [use * weight_bits * (32 - act_bits)] * 2
     assert cadyq.trace(published, lr)[1].fab().tolist() == [act_bits] * 2
+
+
+def _macs_of(forward: Callable[[Tensor], Tensor], *layers: nn.Module) -> Macs:
+    """Of a network of these layers and that forward, on 3 samples of 6x4 pixels."""
+
+    class Made(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Conv2d(3, 3, 1), *layers])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(self.layers[0](x))
+
+    return count_on(Made().eval(), torch.zeros(3, 3, 6, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "pixels"),
+    [
+        ({"padding": "same"}, 24),
+        ({"padding": "same", "padding_mode": "reflect"}, 24),
+        ({"padding": "valid"}, 8),
+        ({"padding": "same", "groups": 3}, 24),
+    ],
+)
+def test_padding_by_name_is_counted(options: dict[str, Any], pixels: int) -> None:
+    layer = nn.Conv2d(3, 6, 3, **options)
+    macs = _macs_of(layer, layer)
+    assert macs.by_layer["layers.1"] == 3 * pixels * layer.weight.numel()
+    assert macs.products == {} and "aten::_convolution_mode" not in macs.not_counted
+
+
+@pytest.mark.parametrize(
+    ("product", "macs"),
+    [
+        (lambda t: torch.baddbmm(torch.zeros(1), t, t.transpose(1, 2)), {"baddbmm": 3 * 3 * 3 * 24}),
+        (lambda t: t @ torch.zeros(24), {"matmul": 3 * 3 * 24}),
+        (lambda t: torch.zeros(3) @ t, {"matmul": 3 * 3 * 24}),
+        (lambda t: torch.zeros(5, 3) @ t, {"matmul": 3 * 5 * 3 * 24}),  # the first factor is used for each sample
+        (lambda t: t[0, 0] @ torch.zeros(24), {"matmul": 24}),
+        (lambda t: torch.mv(t[0], torch.zeros(24)), {"mv": 3 * 24}),
+        (lambda t: torch.mm(t[0], torch.zeros(24, 5)), {"mm": 3 * 24 * 5}),
+    ],
+)
+def test_products_are_counted(product: Callable[[Tensor], Tensor], macs: dict[str, float]) -> None:
+    assert _macs_of(lambda f: product(f.flatten(2))).products == macs
+
+
+def test_attention_with_a_mask_is_counted() -> None:
+    attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def attend(f: Tensor) -> Tensor:
+        t = f.permute(0, 2, 3, 1).flatten(1, 2)
+        t = nn.functional.pad(t, (0, 1))
+        return attention(t, t, t, attn_mask=torch.zeros(24, 24))[0]  # type: ignore[no-any-return]
+
+    macs = _macs_of(attend, attention).products
+    assert macs["baddbmm"] == macs["bmm"] == 3 * 24 * 24 * 4
+
+
+class Unknown(nn.Conv2d):
+    """A subclass that multiplies nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin()
+
+
+def test_a_layer_that_ran_without_a_formula_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, own = nn.Conv2d(3, 3, 3, padding="same"), Unknown(3, 3, 3)
+    assert _macs_of(own, own).by_layer["layers.1"] == 0
+    monkeypatch.setattr(cost, "_formulas", dict)
+    assert _macs_of(lambda f: f, layer).by_layer["layers.1"] == 0  # it does not run
+    with pytest.raises(UserError, match=r"layer 'layers\.1': .*no formula for aten::_convolution_mode"):
+        _macs_of(layer, layer)

@@ -1,6 +1,7 @@
 """Reading and writing images."""
 
 import hashlib
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from cadyq.data import images
 from cadyq.data.images import read_rgb, sha256_file, write_png
+from cadyq.upscaling.photograph import read_photograph
 from cadyq.utils.errors import UserError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -52,6 +55,34 @@ def test_one_bit(tmp_path: Path) -> None:
 def test_16_bit_grayscale_is_scaled(tmp_path: Path, suffix: str, factor: int) -> None:
     path = _save(Image.fromarray(GRAY.astype(np.uint16) * np.uint16(factor)), tmp_path / f"a.{suffix}")
     assert torch.equal(read_rgb(path), _as_read(GRAY))
+
+
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_12_bit_grayscale_is_scaled(tmp_path: Path, orientation: int) -> None:
+    """A TIFF written by hand: pairs of samples in three bytes, and its tags."""
+    gray = GRAY[:, :6]
+    first, second = (gray.astype(int) << 4)[:, ::2], (gray.astype(int) << 4)[:, 1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: gray.shape[1], 257: gray.shape[0], 258: 12, 259: 1, 262: 1, 273: 8, 274: orientation, 277: 1}
+    tags |= {278: gray.shape[0], 279: len(packed)}
+    packed += b"\0" * (len(packed) % 2)
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    file = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + struct.pack("<H", len(tags)) + rows + b"\0" * 4
+    (tmp_path / "a.tif").write_bytes(file)
+    expected = _as_read(gray if orientation == 1 else np.rot90(gray, 2))
+    assert torch.equal(read_rgb(tmp_path / "a.tif"), expected)
+    assert torch.equal(read_photograph(tmp_path / "a.tif").lr, expected)
+
+
+def test_photographs_above_the_limit_of_pillow_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _save(Image.fromarray(RGB), tmp_path / "a.png")
+    limit = RGB[..., 0].size // 3
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert torch.equal(read_rgb(path), _as_read(RGB)) and torch.equal(read_photograph(path).lr, _as_read(RGB))
+    assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(images, "MOST_PIXELS", RGB[..., 0].size - 1)
+    with pytest.raises(UserError, match=r"a\.png: has .* pixels, more than .*; cut it into parts"):
+        read_rgb(path)
 
 
 def test_32_bit_samples_are_refused(tmp_path: Path) -> None:

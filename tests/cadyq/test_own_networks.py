@@ -104,6 +104,52 @@ def test_a_layer_with_two_names_is_exported(tmp_path: Path) -> None:
     assert (found - quantized(lr)).abs().max() < 1
 
 
+class Versioned(Skip):
+    """A block with a state that is no tensor."""
+
+    version = 1
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        return self.conv(x) * self.version  # type: ignore[no-any-return]
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": self.version}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.version = state["version"]
+
+
+@torch.no_grad()
+def test_extra_state_that_is_no_tensor_is_left_to_the_network(tmp_path: Path) -> None:
+    network, same = (network_of(nn.Sequential(Versioned(), Versioned())) for _ in range(2))
+    for made in (network, same):
+        made.body[1].version = 2
+    quantized = cadyq.quantize(network, "pams:w4a4", LR, exclude=[], pixel_range=1, patches=4)
+    lr = LR[0][None, :, :32, :32].float()
+    sr, trace = cadyq.trace(quantized, lr)
+    assert trace.macs.by_layer["network.body.1.conv"] > 0
+    loaded = cadyq.load_into(same, cadyq.save(quantized, tmp_path / "q.safetensors"))
+    assert torch.equal(loaded(lr), sr) and not torch.equal(sr, quantized.without_scheme()(lr))
+
+
+@torch.no_grad()
+def test_buffers_may_hold_infinity(tmp_path: Path) -> None:
+    """As the masks of attention do."""
+    network = network_of(nn.Conv2d(8, 8, 3, padding=1))
+    network.register_buffer("mask", torch.tensor([0.0, -torch.inf, torch.nan]))
+    quantized = cadyq.quantize(network, "minmax:w4a4", LR, exclude=[], pixel_range=1, patches=4)
+    loaded = cadyq.load_into(network, cadyq.save(quantized, tmp_path / "q.safetensors"))
+    lr = LR[0][None, :, :32, :32].float()
+    assert torch.equal(loaded(lr), quantized(lr)) and torch.equal(
+        loaded.network.mask.isfinite(), network.mask.isfinite()
+    )
+    name = next(iter(quantized.quantizer_tensors()))
+    quantized.state_dict()[name].fill_(torch.inf)
+    cadyq.save_model(quantized, tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=rf"bad\.safetensors: tensor '{name}' holds NaN or infinity"):
+        cadyq.load_into(network, tmp_path / "bad.safetensors")
+
+
 @pytest.mark.parametrize("count", [24, 32])
 def test_a_second_feature_map_belongs_to_its_patch(count: int) -> None:
     prepared = cadyq.quantize(network_of(WithSkips()), "fp32", LR, pixel_range=1, patches=count)

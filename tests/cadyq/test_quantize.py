@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import cadyq
-from cadyq import UserError
+from cadyq import UserError, quantization
 from cadyq.data import datasets
+from cadyq.data.images import read_rgb, write_png
 from cadyq.models.foreign import ForeignNetwork
 from cadyq.quantization import calibration_patches
 from cadyq.quantizers.cost import count_by_fvcore, count_macs
@@ -221,10 +223,52 @@ def test_it_says_what_is_unclear(network: Mixed) -> None:
         cadyq.quantize(nn.Sequential(nn.Conv2d(4, 3, 1)), "minmax:w8a8", photographs())
 
 
-def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
-    from cadyq.data.images import write_png
-    from cadyq.quantization import calibration_patches
+class Folds(nn.Module):
+    """Takes images whose sides a number divides, of some channels."""
 
+    def __init__(self, divisor: int = 1, channels: int = 3) -> None:
+        super().__init__()
+        self.divisor, self.layers = divisor, nn.Sequential(nn.Conv2d(channels, 8, 1), nn.Conv2d(8, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        folded = F.pixel_unshuffle(x, self.divisor)
+        return self.layers(F.pixel_shuffle(folded, self.divisor))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("network", "remedy"),
+    [
+        (Folds(32), r"it runs if 32 divides both sides: pass multiple_of=32$"),
+        (Folds(channels=1), r"expected input.*; wrap it so that it takes RGB images \(N, 3, h, w\)$"),
+    ],
+)
+def test_the_remedy_fits_the_failure(network: nn.Module, remedy: str) -> None:
+    with pytest.raises(UserError, match=rf"Folds does not run on LR images \(2, 3, 24, 24\): .*{remedy}"):
+        cadyq.quantize(network, "minmax:w8a8", photographs(2), exclude=[], pixel_range=1)
+
+
+class Listed(nn.Module):
+    """Calls its layers through a list of Python, which no replacement reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.steps = [self.one, self.two]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def test_layers_in_a_python_list_are_named() -> None:
+    with pytest.raises(
+        UserError, match=r"point 'one' of listed never runs; .* Python list, make that an nn\.ModuleList"
+    ):
+        cadyq.quantize(Listed(), "minmax:w8a8", photographs(2), exclude=[], pixel_range=1)
+
+
+def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
     images = photographs(2, 60).round().to(torch.uint8)
     arrays = [image.permute(1, 2, 0).numpy() for image in images]
     for index, image in enumerate(images):
@@ -240,6 +284,33 @@ def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
     assert torch.equal(calibration_patches(opened[0]), calibration_patches(images[:1]))
     few = datasets.photographs(4)
     assert torch.equal(calibration_patches(few, 8), calibration_patches([pair.lr for pair in few], 8))
+
+
+def test_images_too_small_for_a_patch_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    large = photographs(3, 60).byte()
+    small = torch.zeros(3, 8, 20, dtype=torch.uint8)
+    assert torch.equal(calibration_patches([*large, small], 8), calibration_patches(large, 8))
+    assert "1 of 4 images are left out, as a side is below 48 pixels (an image: 8)" in caplog.text
+    assert calibration_patches([small, small]).shape == (64, 3, 8, 8)  # all of them are small
+    for name, image in (("a", large[0]), ("icon", small)):
+        write_png(tmp_path / f"{name}.png", image)
+    assert torch.equal(calibration_patches(tmp_path), calibration_patches(large[:1]))
+    assert f"{tmp_path / 'icon.png'}: 8" in caplog.text
+
+
+def test_one_calibration_image_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(4):
+        write_png(tmp_path / f"{k}.png", photographs(1, 60)[0].byte())
+    alive: list[weakref.ref[Tensor]] = []
+
+    def read(path: Path) -> Tensor:
+        assert sum(image() is not None for image in alive) <= 1
+        alive.append(weakref.ref(image := read_rgb(path)))
+        return image
+
+    monkeypatch.setattr(quantization, "read_rgb", read)
+    calibration_patches(tmp_path, 8)
+    assert len(alive) == 4
 
 
 @pytest.mark.parametrize(("given", "named"), [(None, "None"), ([3], "3"), (len, "<built-in function len>")])
@@ -598,6 +669,12 @@ def test_an_exclusion_is_taken_back() -> None:
     }
 
 
+def test_an_exclusion_stays_where_nothing_is_said() -> None:
+    own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
+    less = cadyq.quantize(own, "minmax:w8a8", photographs(), exclude=["blocks.0.*"])
+    assert cadyq.quantize(less, "mse:w8a8", photographs()).excluded == less.excluded != ()
+
+
 def test_points_are_excluded_by_any_iterable_of_their_names() -> None:
     own = cadyq.create_model("edsr", n_feats=8, n_resblocks=2)
     names = [name for name in own.points if name.startswith("blocks.0")]
@@ -687,6 +764,17 @@ def test_what_evaluate_cannot_measure(network: Mixed) -> None:
         cadyq.evaluate(made, "skimage", modes=["whole"])
     with pytest.raises(UserError, match="is no dataset; give one name"):
         cadyq.evaluate(made, ["Set5"])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("option", "value"), [("res_scale", 0.1), ("scale", 2)])
+def test_a_file_of_a_backbone_with_other_options_is_refused(option: str, value: float, tmp_path: Path) -> None:
+    """The shapes of all tensors are the same for another `res_scale`."""
+    given, other = (cadyq.create_model("edsr", n_feats=4, n_resblocks=1, **o) for o in ({}, {option: value}))
+    path = cadyq.save(cadyq.quantize(given, "minmax:w8a8", photographs()), tmp_path / "m.safetensors")
+    with pytest.raises(
+        UserError, match=rf"m\.safetensors: .* edsr with {option}=\S+, not {value}; pass such a network"
+    ):
+        cadyq.load_into(other, path)
 
 
 def test_what_cannot_be_quantized_or_saved_is_named(tmp_path: Path) -> None:
