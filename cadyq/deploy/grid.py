@@ -20,7 +20,7 @@ from cadyq.utils.errors import UserError
 FAR = 1e6  # beyond any feature
 PROBES = 1 << 14  # values between the ends of a grid; 256 levels get 64 each
 MOST_LEVELS = 256
-MOST_CODES = 127  # of a weight, to either side
+MOST_CODES = 127  # the largest of a weight
 TOLERANCE = 1e-3  # in steps
 
 
@@ -133,14 +133,15 @@ def weight_codes(weight: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _steps(rows: Tensor) -> Tensor | None:
-    """A step for each output channel of which all its values are multiples of -127..127.
+    """A step for each output channel of which all its values are multiples of -128..127.
 
     Of all such steps the finest: runtimes round the bias to multiples of it (times the step of the feature map).
     """
     largest = rows.abs().amax(1)
     found = torch.where(largest > 0, 0.0, 1.0)  # a row of zeros has any step
-    for parts in range(1, MOST_CODES + 1):
+    for parts in range(1, MOST_CODES + 2):
         codes = rows / (largest / parts).clamp_min(1e-30)[:, None]
         fits = (codes - codes.round()).abs().amax(1) < 5 * TOLERANCE
-        found = torch.where((found == 0) & fits, largest / (parts * (MOST_CODES // parts)), found)
+        fits &= codes.round().amax(1) <= MOST_CODES  # int8 has -128, and no 128
+        found = torch.where((found == 0) & fits, largest / (parts * max(MOST_CODES // parts, 1)), found)
     return None if bool((found == 0).any()) else found

@@ -422,6 +422,23 @@ def test_a_point_may_be_called_point(tmp_path: Path) -> None:
     torch.testing.assert_close(run(open_session(tmp_path / "n.onnx"), lr), network(lr), atol=0.05, rtol=0)
 
 
+def test_all_levels_of_int8_are_codes() -> None:
+    """As of a learned rounding at 8 bits, whose grid has one negative level more."""
+    codes = [-128, 127, 5, 0, -3, 64, 1, -90, 33]
+    weight = (torch.tensor(codes) * 0.01).view(1, 1, 3, 3)
+    found = weight_codes(weight)
+    assert found is not None and found[0].flatten().tolist() == codes
+    assert weight_codes(-weight) is None, "int8 has no 128"
+
+
+@pytest.mark.parametrize("spec", ["adaround:w8a8", "brecq:w8a8", "pams:w8a8", "pact:w7a8"])
+@torch.no_grad()
+def test_inner_layers_run_in_integers(spec: str, tmp_path: Path) -> None:
+    network = _network(spec)
+    inner = [point for point in network.points.values() if point.quantizer is not None and point.feeds]
+    assert export_onnx(network, tmp_path / "n.onnx").layers == len(inner)
+
+
 @pytest.mark.parametrize("codes", [[127, 63, 64, 0, -63, 0, 0, 64, 0], [101, 1, -1, 0, 0, 1, 0, 0, 0]])
 def test_a_coarser_grid_that_nearly_fits_is_not_taken(codes: list[int]) -> None:
     weight = (torch.tensor(codes) * 0.01).view(1, 1, 3, 3)
