@@ -18,6 +18,7 @@ from analysis.tables.summary import MISSING, drop_text, metrics_in, over_all_ima
 
 TOLERANCES_DB = (0.02, 0.05, 0.1)
 _TYPICAL = 0.05  # dB; the tolerance that the sentence is about
+_NAMED = 2  # schemes of a network that were not measured on all images
 _TABLE_METRICS = 2  # of each dataset; the others stand in the table of all cells
 
 
@@ -113,9 +114,15 @@ def _left_out(rows: pd.DataFrame, everywhere: pd.DataFrame) -> str:
     for backbone, own in rows[rows["macs_g"] > 0].groupby("backbone", sort=False):
         schemes = [str(name) for name in own["scheme"].unique() if name not in there.get(backbone, set())]
         if schemes:
-            missing.append(f"{backbone} ({', '.join(schemes)})" if backbone in there else str(backbone))
+            missing.append(f"{backbone} ({_some(schemes)})" if backbone in there else str(backbone))
     over = everywhere["dataset"].iloc[0]
     return f"Not measured on {over}, so not compared there: {'; '.join(missing)}." if missing else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    """The names; of many only the first, and how many more there are."""
+    shown = names[: _NAMED if len(names) > _NAMED + 1 else None]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(names) > len(shown) else "")
 
 
 def _table(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -182,6 +183,17 @@ def test_a_scheme_that_lacks_a_dataset_is_named(make_run: Runner) -> None:
     partly = df[(df["scheme"] != "pams:w4a4") | (df["backbone"] != "edsr") | (df["dataset"] == "Set5")]
     sentence = overviews(partly, families(partly), {})[0].sentence
     assert sentence.endswith("Not measured on all images, so not compared there: edsr (pams:w4a4).")
+
+
+def test_of_many_schemes_the_first_are_named(make_run: Runner) -> None:
+    df = load(make_run())
+    more = [
+        df[(df["scheme"] == "pams:w4a4") & (df["dataset"] == "Set5")].assign(scheme=f"minmax:w{bits}a{bits}")
+        for bits in range(2, 8)
+    ]
+    many = pd.concat([df, *more])
+    sentence = overviews(many, families(many), {})[0].sentence
+    assert "edsr (minmax:w2a2, minmax:w3a3 and 4 more)" in sentence
 
 
 def test_networks_of_different_datasets_are_not_compared_over_all_images(make_run: Runner) -> None:
