@@ -22,7 +22,7 @@ _LEADER_START = 0.15  # share of a leader line, from the mark, that may cover wh
 
 # Costs of a place, in points of distance to its mark: inside the frame first, then clear of text, marks and lines.
 _OUTSIDE = 1e6
-_ON_TEXT, _ON_MARK, _ON_LINE = 300, 150, 40  # the text covers another, a mark, or a line of the plot
+_ON_TEXT, _ON_MARK, _ON_LINE = 1000, 150, 40  # the text covers another, a mark, or a line of the plot
 _CROSSING, _THROUGH_TEXT, _THROUGH_MARK = 150, 150, 25  # the leader line crosses another, a text, or a mark
 
 _Array = NDArray[np.float64]
