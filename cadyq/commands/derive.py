@@ -51,11 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="target FAB (default: the FAB of the parent)",
     )
     parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="option of the scheme; may be repeated",
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="option of the scheme; may be repeated"
     )
     parser.add_argument(
         "--patches", type=Numbers(1, 1_000_000), default=96, help="number of training patches (default: 96)"

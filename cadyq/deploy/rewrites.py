@@ -369,10 +369,6 @@ REWRITES: dict[str, tuple[Callable[[Any], None], ...]] = {
         drop_idle_clips,
         keep_float_weights,
     ),
-    "openvino": (
-        own_weights,
-        drop_idle_clips,
-        clip_before_rounding,
-        keep_float_weights,
-    ),  # so that onnxruntime reads the file too
+    # onnxruntime reads this file too
+    "openvino": (own_weights, drop_idle_clips, clip_before_rounding, keep_float_weights),
 }
