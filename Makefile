@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # one table after another; nothing else should run meanwhile
 bench: $(STAMP)
-	@for part in forward memory train_step harness scale deploy kernels; do echo "## $$part"; $(PY) benchmarks/$$part.py || exit 1; echo; done
+	@for part in forward memory train_step range_search harness scale deploy kernels; do echo "## $$part"; $(PY) benchmarks/$$part.py || exit 1; echo; done
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache
