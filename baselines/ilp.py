@@ -93,7 +93,7 @@ class ILP(FixedBitScheme):
     def with_chosen_bits(self, parent: SRNetwork, lr: Tensor) -> ILP:
         errors = OutputErrors(parent, lr)
         options = separate_bits(errors) if self.separate else equal_bits(errors)
-        budget = float(errors.macs().sum()) * self.weight_bits * self.act_bits
+        budget = float(errors.macs.sum()) * self.weight_bits * self.act_bits
         first = solve(options.omega, options.costs, budget)
         best = refine(errors, first, options, budget)
         (weights, activations), (first_weights, first_activations) = (

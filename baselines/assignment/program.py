@@ -95,9 +95,18 @@ class Options:
         """The pair of each group at these indices (P,)."""
         return [own[k] for own, k in zip(self.bits, indices, strict=True)]
 
+    def highest(self, group: int) -> int:
+        """Index of the last pair of a group, where its repetitions begin."""
+        return self.bits[group].index(self.bits[group][-1])
+
 
 class OutputErrors:
-    """Errors of the output under any bits. The ranges of each candidate are calibrated once."""
+    """Errors of the output under any bits. The ranges of each candidate are calibrated once.
+
+    Attributes:
+        groups: names of the points of each of the P groups, see `groups_of`.
+        macs: MACs (P,) of the layers that read each group, at the size of the measured patches.
+    """
 
     def __init__(self, parent: SRNetwork, lr: Tensor) -> None:
         self.lr = lr[:MEASURED, :, :SIDE, :SIDE]
@@ -111,6 +120,7 @@ class OutputErrors:
             self.network.points[name].quantizer = None
         with torch.no_grad():
             self.target = parent(self.lr)
+        self.macs = self._macs()
 
     @torch.no_grad()
     def of(self, bits: Sequence[Bits]) -> float:
@@ -130,8 +140,7 @@ class OutputErrors:
             [[self.of([b if j == i else FP32 for j in range(count)]) for b in candidates] for i in range(count)]
         )
 
-    def macs(self) -> NDArray[np.float64]:
-        """MACs (P,) of the layers that read each group, at the size of the measured patches."""
+    def _macs(self) -> NDArray[np.float64]:
         macs = count_macs(self.network, *self.lr.shape[-2:]).by_layer
         names = self.network.layer_names
         read = [{layer for name in group for layer in self.network.points[name].feeds} for group in self.groups]
@@ -141,7 +150,7 @@ class OutputErrors:
 def equal_bits(errors: OutputErrors) -> Options:
     """The same bits for the weights and the activations of a group."""
     bits: list[Bits] = [(b, b) for b in CANDIDATES]
-    costs = np.outer(errors.macs(), [b * b for b in CANDIDATES])
+    costs = np.outer(errors.macs, [b * b for b in CANDIDATES])
     return Options([bits] * len(errors.groups), errors.alone(bits), costs)
 
 
@@ -159,8 +168,7 @@ def separate_bits(errors: OutputErrors) -> Options:
     bits: list[list[Bits]] = [[(CANDIDATES[w], CANDIDATES[a]) for w, a in front] for front in kept]
     omega = [[of_weights[i, w] + of_activations[i, a] for w, a in front] for i, front in enumerate(kept)]
     costs = [
-        [macs * CANDIDATES[w] * CANDIDATES[a] for w, a in front]
-        for macs, front in zip(errors.macs(), kept, strict=True)
+        [macs * CANDIDATES[w] * CANDIDATES[a] for w, a in front] for macs, front in zip(errors.macs, kept, strict=True)
     ]
     return Options(bits, np.array(omega), np.array(costs))
 
@@ -182,12 +190,12 @@ def _front(of_weights: NDArray[np.float64], of_activations: NDArray[np.float64])
 
 def refine(errors: OutputErrors, choice: NDArray[np.int64], options: Options, budget: float) -> NDArray[np.int64]:
     """Exchange bits between groups of points while the error of the whole network falls and the budget holds."""
-    groups, omega, costs = np.arange(len(choice)), options.omega, options.costs
+    groups, omega, costs = list(range(len(choice))), options.omega, options.costs
     least = errors.of(options.chosen(choice))
     for _ in range(ROUNDS):
         before = least
         for up in groups:
-            if choice[up] + 1 == omega.shape[1]:
+            if choice[up] >= options.highest(up):
                 continue
             trial = choice.copy()
             trial[up] += 1

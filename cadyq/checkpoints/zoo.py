@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from cadyq.checkpoints.tensors import compress, network_sha256, parent_of
 from cadyq.data.images import sha256_file
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import PointStatistics
+from cadyq.schemes.specs import TAG
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import replacing, write_text
 from cadyq.utils.locks import alone_in
@@ -167,7 +167,7 @@ def save_run(network: SRNetwork, facts: dict[str, Any], run_dir: Path, parent: s
 
 def check_tag(tag: str) -> None:
     """Raise UserError if a tag cannot be part of a file name."""
-    if not re.fullmatch(r"[\w.-]*", tag):
+    if not TAG.fullmatch(tag):
         raise UserError(f"--tag {tag!r} cannot be part of a file name; use letters, digits, '_', '-' and '.'")
 
 

@@ -16,10 +16,10 @@ from cadyq.utils.registry import closest
 
 FORMS = "NAME, NAME:wXaY, NAME:TAG or NAME:wXaY:TAG, options as in NAME:wXaY,OPTION=VALUE"
 
-
 SPEC = re.compile(
     r"(?P<name>[^:,]*)(:w(?P<weight>\d+)a(?P<act>\d+)(?=[:,]|$))?(?P<options>,[^:]*)?(:(?P<tag>.*))?", re.DOTALL
 )
+TAG = re.compile(r"[\w.-]*")  # can be part of a file name
 
 
 def scheme_name(spec: str) -> str:
@@ -42,7 +42,7 @@ def parse_scheme(spec: str) -> tuple[str, dict[str, Any], str]:
         raise UserError(f"scheme {spec!r} cannot be read; write {FORMS}")
     name, tag = found["name"], found["tag"] or ""
     scheme = SCHEMES.get(name)
-    if not re.fullmatch(r"[\w.-]*", tag):
+    if not TAG.fullmatch(tag):
         raise UserError(f"scheme {spec!r}: the tag {tag!r} is out of range; write {FORMS}")
     swapped = re.fullmatch(r"a(\d+)w(\d+)", tag)
     if swapped:

@@ -105,7 +105,7 @@ def test_costs_are_those_of_the_trace(plain: SRNetwork, errors: OutputErrors, op
 
 
 def test_the_refinement_only_improves(errors: OutputErrors, options: Options) -> None:
-    budget = float(errors.macs().sum()) * 16
+    budget = float(errors.macs.sum()) * 16
     first = solve(options.omega, options.costs, budget)
     best = refine(errors, first, options, budget)
     points = np.arange(len(first))
@@ -113,18 +113,27 @@ def test_the_refinement_only_improves(errors: OutputErrors, options: Options) ->
     assert errors.of(options.chosen(best)) <= errors.of(options.chosen(first))
 
 
+def test_the_refinement_measures_no_choice_twice(errors: OutputErrors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where groups have fewer pairs than others, their last one is repeated."""
+    options = separate_bits(errors)
+    fewer = Options([own[:2] + own[1:2] for own in options.bits], options.omega[:, [0, 1, 1]], options.costs[:, :3])
+    choice = np.ones(len(errors.groups), dtype=np.int64)
+    measured: list[object] = []
+    monkeypatch.setattr(errors, "of", lambda bits: float(len(measured.append(bits) or measured)))
+    refine(errors, choice, fewer, budget=float("inf"))
+    assert len(measured) == 1, "all groups are at their highest bits"
+
+
 def test_separate_bits_by_hand() -> None:
     """Two groups of 10 and 1 MACs. An error is 100 for weights and 1 for activations, over their levels."""
 
     class Errors:
         groups = ("a", "b")
+        macs = np.array([10.0, 1.0])
 
         def alone(self, candidates: list[tuple[int | None, int | None]]) -> np.ndarray:
             one = [(0 if w is None else 100 / 2**w) + (0 if a is None else 1 / 2**a) for w, a in candidates]
             return np.array([one, one])
-
-        def macs(self) -> np.ndarray:
-            return np.array([10.0, 1.0])
 
     found = separate_bits(Errors())  # type: ignore[arg-type]
     assert found.bits[0] == found.bits[1]
