@@ -33,6 +33,8 @@ HIDDEN, GATE_SHARE = 32, 0.3  # hidden features of a gate; share of the points t
 class DDTBActivation(LearnedBounds):
     """Affine, with learned bounds [l, u]. Where `gated`, a gate scales them for each sample."""
 
+    flags = ("gated",)
+
     idempotent = False  # the gate moves the bounds with the values
 
     def __init__(self, bits: int, channels: int) -> None:

@@ -54,6 +54,8 @@ class GranularActivation(ActivationQuantizer):
         decides: whether this is the point that decides.
     """
 
+    flags = ("signed", "decides")
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.steps = nn.Parameter(torch.ones(len(CANDIDATES)))

@@ -70,7 +70,7 @@ def least_error_bound(weight: Tensor, bits: int) -> Tensor:
     w = weight.detach().flatten()
     bounds = SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
     on_grid = quantize_symmetric(w[None], bounds[:, None], signed_levels(bits))
-    return bounds[(on_grid - w).square_().sum(1).argmin()]
+    return bounds.take((on_grid - w).square_().sum(1).argmin())  # as an index, a GPU would have to tell it first
 
 
 class MSEActivation(AffineRange):

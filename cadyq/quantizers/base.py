@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -109,12 +109,15 @@ class ActivationQuantizer(nn.Module, ABC):
         granularity: what shares one grid of 2^bits levels: "tensor" (the feature map of a sample) or "channel" (one
             channel of it).
         idempotent: False if the grid depends on the values that it quantizes.
+        flags: names of buffers of one Boolean. They stay on the CPU, where a forward reads them without waiting for a
+            GPU.
         calibrated: whether the range is set, by calibration, a parent or trained weights. `state_dict` holds it in
             its metadata. A state without it, such as that of a file, is of a calibrated quantizer.
     """
 
     granularity: ClassVar[Granularity] = "tensor"
     idempotent: ClassVar[bool] = True
+    flags: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,6 +139,14 @@ class ActivationQuantizer(nn.Module, ABC):
     def overhead_macs(self, height: int, width: int) -> int:
         """FP32 multiply-adds that choosing bits or ranges takes for one sample of that size. By default 0."""
         return 0
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As in torch (`to`, `cuda`, ...), but `flags` stay where they are."""
+        flags = {name: self.get_buffer(name) for name in self.flags}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, flag in flags.items():
+            setattr(self, name, flag)
+        return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

@@ -55,6 +55,8 @@ class MinMaxRange(AffineRange):
 class SignAware(ActivationQuantizer):
     """Base of fixed-bit quantizers with an unsigned grid at points where calibration saw no negative value."""
 
+    flags = ("signed",)
+
     def __init__(self, bits: int) -> None:
         super().__init__()
         self.bits = bits

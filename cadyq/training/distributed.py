@@ -88,7 +88,9 @@ class Processes:
         """Copy the first process's parameters and buffers to all others."""
         if self.count > 1:
             for tensor in (*network.parameters(), *network.buffers()):
-                distributed.broadcast(tensor.detach(), src=0)
+                shared = tensor.detach().to(self.device)  # nccl cannot send what lies on the CPU, such as flags
+                distributed.broadcast(shared, src=0)
+                tensor.detach().copy_(shared)
 
     def in_turn(self, action: Callable[[], T]) -> T:
         """Run `action` in the first process, then in the others, which find the first one's files."""

@@ -18,7 +18,7 @@ import cadyq
 from baselines.dorefa import DoReFaActivation
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import MinMaxRange
-from cadyq.quantizers.base import RANGE_SHARE, PackedWeight, PointStatistics, TanhWeight
+from cadyq.quantizers.base import RANGE_SHARE, ActivationQuantizer, PackedWeight, PointStatistics, TanhWeight
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.schemes.base import SCHEMES, apply_scheme, with_scheme
@@ -393,9 +393,10 @@ def test_dorefa_weight_keeps_its_largest_and_its_sign_symmetry(bits: int, seed: 
 def test_quantizers_are_on_the_device_of_the_network(scheme: str) -> None:
     parent = cadyq.create_model("edsr", n_feats=8, n_resblocks=1).to("meta")
     network = with_scheme(parent, SCHEMES.get(scheme)())
-    left = [
+    left = {
         name
         for name, tensor in itertools.chain(network.named_parameters(), network.named_buffers())
         if tensor.device.type != "meta"
-    ]
-    assert not left
+    }
+    quantizers = {name: m for name, m in network.named_modules() if isinstance(m, ActivationQuantizer)}
+    assert left == {f"{name}.{flag}" for name, quantizer in quantizers.items() for flag in quantizer.flags}

@@ -1,0 +1,60 @@
+"""A forward never waits for a GPU to tell it a value.
+
+Tensors of the device "meta" have shapes and no values. What reads a value waits on a GPU and raises there: `item`,
+`bool`, `tolist`, `nonzero`, an index that is a tensor of one element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import cadyq
+from cadyq.schemes.base import SCHEMES
+
+SMALL = {"n_feats": 8, "n_resblocks": 1}
+NEED_HR = {"oracle"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shape_of_fake_quantization() -> Iterator[None]:
+    """PyTorch does not say which shapes this function gives, which is all that it needs on the device "meta"."""
+
+    def shapes(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+    with torch.library._scoped_library("aten", "IMPL", "Meta") as library:
+        library.impl("_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", shapes)
+        yield
+
+
+def test_a_value_cannot_be_read() -> None:
+    one = torch.ones(1, device="meta")
+    for read in (bool, float, Tensor.tolist, Tensor.nonzero, lambda x: torch.ones(3)[x.long()[0]]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read(one)  # type: ignore[operator]
+
+
+@pytest.mark.filterwarnings("ignore:.*only its ranges")
+@pytest.mark.parametrize("scheme", sorted(set(SCHEMES.names()) - NEED_HR))
+def test_no_forward_reads_a_value(scheme: str) -> None:
+    lr = 255 * torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    plain = cadyq.create_model("edsr", **SMALL)
+    network = cadyq.quantize(plain, scheme, lr, patches=2).eval().to("meta")
+    with torch.inference_mode():
+        assert network(lr.to("meta")).shape == (2, 3, 48, 48)
+
+
+def test_flags_are_stored_and_restored() -> None:
+    lr = torch.rand(2, 3, 12, 12) * 255
+    network = cadyq.quantize(cadyq.create_model("edsr", **SMALL), "lsq", lr, patches=2)
+    network = network.to("meta").to_empty(device="cpu")
+    flags = {key: value for key, value in network.state_dict().items() if key.endswith(".signed")}
+    assert {bool(value) for value in flags.values()} == {True, False}
+    assert {value.device.type for value in network.to("meta").state_dict().values()} == {"cpu", "meta"}
+    opposite = {key: ~value for key, value in flags.items()}
+    network.load_state_dict({**network.state_dict(), **opposite}, assign=False)
+    assert {key: value for key, value in network.state_dict().items() if key in flags} == opposite
