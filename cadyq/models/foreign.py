@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import torch
@@ -84,6 +86,8 @@ class ForeignNetwork(SRNetwork):
         for name, module in [*network.named_modules(remove_duplicate=False)]:
             if module in made:  # a layer may have more than one name
                 replace_module(network, name, made[module])
+        for name, layer in twins.items():
+            layer.forward = partial(_run_past_its_twin, name)
         options = asdict(interface) | {"layers": list(layers), "outer": list(outer)}
         options |= {"contiguous": True} if contiguous else {}  # files of other networks are as before
         self.register_points(options.pop("scale"), **options)
@@ -115,6 +119,14 @@ class ForeignNetwork(SRNetwork):
         if not isinstance(sr, Tensor):
             raise UserError(f"{self.kind} returns a {type(sr).__name__}, not an image; wrap it so that it returns one")
         return sr[..., : height * self.scale, : width * self.scale] * (255 / self.interface.pixel_range)
+
+
+def _run_past_its_twin(name: str, *_: Any, **__: Any) -> NoReturn:
+    """The forward of a layer that was replaced. Without it, what still calls the layer would stay in FP32."""
+    raise UserError(
+        f"layer {name!r} runs through a reference that is no submodule, such as a Python list, so not every run of it "
+        f"can be quantized; make the list an nn.ModuleList, or exclude the layer: exclude=[{name!r}]"
+    )
 
 
 @contextmanager

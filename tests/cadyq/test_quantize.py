@@ -248,24 +248,23 @@ def test_the_remedy_fits_the_failure(network: nn.Module, remedy: str) -> None:
 
 
 class Listed(nn.Module):
-    """Calls its layers through a list of Python, which no replacement reaches."""
+    """Calls its layers through a list of Python, which no replacement reaches, and by name where `named`."""
 
-    def __init__(self) -> None:
+    def __init__(self, named: bool) -> None:
         super().__init__()
-        self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
-        self.steps = [self.one, self.two]
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.steps, self.named = [self.one, self.two], named
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self.steps:
             x = step(x)
-        return x
+        return self.two(self.one(x)) if self.named else x
 
 
-def test_layers_in_a_python_list_are_named() -> None:
-    with pytest.raises(
-        UserError, match=r"point 'one' of listed never runs; .* Python list, make that an nn\.ModuleList"
-    ):
-        cadyq.quantize(Listed(), "minmax:w8a8", photographs(2), exclude=[], pixel_range=1)
+@pytest.mark.parametrize("named", [False, True])
+def test_layers_in_a_python_list_are_named(named: bool) -> None:
+    with pytest.raises(UserError, match=r"layer 'one' runs through .* Python list, .* nn\.ModuleList, or exclude"):
+        cadyq.quantize(Listed(named), "minmax:w8a8", photographs(2), exclude=[], pixel_range=1)
 
 
 def test_images_in_every_form(network: Mixed, tmp_path: Path) -> None:
