@@ -1,7 +1,8 @@
 """The loss of calibrated networks, beside the effort of their calibration.
 
 Quality comes from the records of the run, seconds and numbers of images from the manifest of the zoo. The module writes
-`tables/calibration.csv`, `tables/calibration.md` and, with the values of papers, `tables/calibration_published.md`.
+`tables/calibration.csv` and `tables/calibration.md`, the same losses by bit-width in `tables/calibration_drops.md`, and
+the values of papers in `tables/calibration_published.md`.
 """
 
 from __future__ import annotations
@@ -97,6 +98,47 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna(MISSING).set_index(["Network", "Scheme"])
 
 
+def drops(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """The drop of PSNR on a dataset in dB: a row for each scheme, more bits first, and a column for each network."""
+    part = table[(table["dataset"] == dataset) & (table["scheme"] != REFERENCE)]
+    found = part.assign(Network=_networks(part), Bits=_bits(part["scheme"])).rename(columns={"scheme": "Scheme"})
+    wide = found.pivot_table("delta_db", ["Bits", "Scheme"], "Network", sort=False).sort_index(
+        level="Bits", ascending=False, kind="stable", sort_remaining=False
+    )
+    return wide.map(lambda drop: MISSING if pd.isna(drop) else f"{drop:+.3f}").rename_axis(columns=None)
+
+
+def best(table: pd.DataFrame) -> pd.DataFrame:
+    """The scheme with the smallest drop for each bit-width, network and dataset, with the seconds of its calibration.
+
+    Only schemes that name their bits, such as `mse:w4a4`, are compared.
+    """
+    rows = table.assign(Network=_networks(table), Bits=_bits(table["scheme"]))
+    rows = rows[rows["Bits"].ne(MISSING) & rows["delta_db"].notna()]
+    first = rows.sort_values("delta_db", ascending=False, kind="stable").drop_duplicates(["Bits", "Network", "dataset"])
+    cells = [
+        f"{row['scheme'].replace(':' + row['Bits'], '', 1)} {row['delta_db']:+.3f}"
+        + (f" ({row['seconds']:.0f} s)" if pd.notna(row["seconds"]) else "")
+        for row in first.to_dict("records")
+    ]
+    wide = first.assign(cell=cells).pivot(index=["Bits", "Network"], columns="dataset", values="cell").fillna(MISSING)
+    order = {name: place for place, name in enumerate(rows["Network"].unique())}
+    wide = wide.sort_index(key=lambda keys: keys.map(order) if keys.name == "Network" else keys)
+    wide = wide.sort_index(level="Bits", ascending=False, kind="stable", sort_remaining=False)
+    return wide[[name for name in table["dataset"].unique() if name in wide]].rename_axis(columns=None)
+
+
+def _networks(table: pd.DataFrame) -> pd.Series[str]:
+    """Names of the networks, with their scale if there are several."""
+    several = table["scale"].nunique() > 1
+    return table["backbone"] + (" x" + table["scale"].astype(str) if several else "")
+
+
+def _bits(schemes: pd.Series[str]) -> pd.Series[str]:
+    """The bit-width that a scheme names, such as w4a4; a dash if it names none."""
+    return schemes.str.extract(r":(w\d+a\d+)(?:[,:]|$)", expand=False).fillna(MISSING)
+
+
 def _drop(row: dict[Any, Any], scheme: Any) -> str:
     return MISSING if scheme == REFERENCE else f"{Interval.of(row, 'delta', '_db'):+.3f}"
 
@@ -135,9 +177,12 @@ def write(run: Path, folder: Path) -> list[Path]:
         raise UserError(f"{run}: holds no image-wise records; measure with --modes {MODE}")
     table = joined(df, folder)
     out = run / "tables"
+    parts = {"Best": best(table)} | {name: drops(table, name) for name in table["dataset"].unique()}
+    by_bits = "\n\n".join(f"## {name}\n\n{markdown_table(part)}" for name, part in parts.items())
     published = f"{markdown_table(published_texts())}\n\n{PUBLISHED_NOTE}\n"
     return [
         write_text(out / "calibration.csv", table.drop(columns="varies").to_csv(index=False, lineterminator="\n")),
         write_text(out / "calibration.md", f"{markdown_table(texts(table))}\n"),
+        write_text(out / "calibration_drops.md", f"{by_bits}\n"),
         write_text(out / "calibration_published.md", published),
     ]

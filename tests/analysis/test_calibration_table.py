@@ -11,7 +11,7 @@ import pytest
 
 from analysis.commands.calibration import main
 from analysis.records.store import load
-from analysis.tables.calibration import efforts, joined, published_texts, texts
+from analysis.tables.calibration import best, drops, efforts, joined, published_texts, texts
 
 
 @pytest.fixture
@@ -78,11 +78,35 @@ def test_what_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["drop on B"].startswith("-0.")
     assert main([str(run / "run"), "--zoo", str(run / "zoo")]) == 0
     written = [Path(line) for line in capsys.readouterr().out.split()]
-    assert [path.name for path in written] == ["calibration.csv", "calibration.md", "calibration_published.md"]
+    assert [path.name for path in written] == [
+        f"calibration{name}" for name in (".csv", ".md", "_drops.md", "_published.md")
+    ]
     assert (
         len(pd.read_csv(written[0])) == len(joined(load(run / "run"), run / "zoo"))
         and "| edsr" in written[1].read_text()
     )
+
+
+def test_drops_by_bits(run: Path) -> None:
+    table = joined(load(run / "run"), run / "zoo")
+    shown = drops(table, "B")
+    assert shown.index.names == ["Bits", "Scheme"] and shown.columns[0] == "edsr"
+    named = [bits for bits in shown.index.get_level_values("Bits") if bits != "\u2013"]
+    assert named == sorted(named, reverse=True) and set(named) == {"w8a8", "w4a4"}
+    expected = table.query("backbone == 'edsr' and scheme == 'pams:w4a4' and dataset == 'B'")["delta_db"].item()
+    assert shown.loc[("w4a4", "pams:w4a4"), "edsr"] == f"{expected:+.3f}"
+
+
+def test_the_best_scheme_of_each_bit_width(run: Path) -> None:
+    table = joined(load(run / "run"), run / "zoo")
+    rival = table[table["scheme"] == "pams:w4a4"].assign(scheme="other:w4a4:tag", seconds=None)
+    rival.loc[rival["dataset"] == "A", "delta_db"] += 0.5  # ahead on A, behind on B
+    rival.loc[rival["dataset"] == "B", "delta_db"] -= 0.5
+    shown = best(pd.concat([table, rival]))
+    own = table.query("backbone == 'edsr' and scheme == 'pams:w4a4'").set_index("dataset")["delta_db"]
+    assert shown.loc[("w4a4", "edsr"), "A"] == f"other:tag {own['A'] + 0.5:+.3f}"
+    assert shown.loc[("w4a4", "edsr"), "B"] == f"pams {own['B']:+.3f} (61 s)"
+    assert shown.index.get_level_values("Bits").tolist() == sorted(shown.index.get_level_values("Bits"), reverse=True)
 
 
 def test_a_drop_needs_the_papers_own_full_precision() -> None:
