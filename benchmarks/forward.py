@@ -2,8 +2,8 @@
 
 `python benchmarks/forward.py [--backbones edsr ...] [--threads N]`: one 96x96 LR patch, eval mode;
 beside it what the published code takes. "Weights once" is the forward inside `frozen_weights`, as tiles, validation and
-`upscale` run it; in the other rows every forward quantizes the weights again, as in the published code. EDSR's FP32
-forward is also timed as exported for each installed runtime.
+`upscale` run it; in the other rows every forward quantizes the weights again, as in the published code. "Fused kernels"
+quantize feature maps in C (extra `kernels`). EDSR's FP32 forward is also timed as exported for each installed runtime.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from torch import Tensor, nn
 import cadyq
 from cadyq.deploy.onnx_export import export_onnx
 from cadyq.deploy.runtime import RUNTIMES, run
+from cadyq.kernels.build import instruction_sets
+from cadyq.kernels.fused import fuse_quantizers
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.training.start import quantized_from
+from cadyq.utils.errors import UserError
 
 PUBLISHED = {
     ("edsr", "cadyq"): 1.74,
@@ -51,6 +54,7 @@ CONTESTANTS: dict[str, tuple[str, dict[str, int]]] = {
     "cadyq": ("cadyq", {}),
     "cadyq, stats_stride 8": ("cadyq", {"stats_stride": 8}),
 }
+VARIED = ("pams:w8a8", "cadyq")  # with fused kernels and with weights quantized once too
 
 
 class PlainBlock(nn.Module):
@@ -90,14 +94,25 @@ def network_of(backbone: str, scheme: str, patches: Tensor, options: dict[str, i
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def networks_of(backbone: str, patches: Tensor, stack: ExitStack) -> dict[str, SRNetwork]:
-    """The contestants by name; of PAMS and CADyQ also a copy whose weights stay quantized until `stack` closes."""
+def networks_of(backbone: str, patches: Tensor, kernels: bool, stack: ExitStack) -> dict[str, SRNetwork]:
+    """The contestants by name; `VARIED` also fused, and each with weights that stay quantized until `stack` closes."""
     networks = {name: network_of(backbone, spec, patches, options) for name, (spec, options) in CONTESTANTS.items()}
-    for name in ("pams:w8a8", "cadyq"):
+    if kernels:
+        networks |= {f"{name}, fused kernels": fuse_quantizers(networks[name]) for name in VARIED}
+    for name in [name for name in networks if name.split(", fused")[0] in VARIED]:
         once = copy.deepcopy(networks[name])
         stack.enter_context(frozen_weights(once))
         networks[f"{name}, weights once"] = once
     return networks
+
+
+def missing_kernels() -> str:
+    """Why there are no fused kernels; empty if they run."""
+    try:
+        instruction_sets()
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def exported_runs(network: SRNetwork, lr: Tensor, threads: int) -> Iterator[tuple[str, Callable[[], Tensor]]]:
@@ -126,10 +141,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     patches = torch.rand(4, 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 255
     lr = (torch.rand(1, 3, SIDE, SIDE) * 255).contiguous(memory_format=torch.channels_last)
-    rows = []
+    rows, missing = [], missing_kernels()
     for backbone in args.backbones:
         with ExitStack() as stack:
-            networks = networks_of(backbone, patches, stack)
+            networks = networks_of(backbone, patches, not missing, stack)
             runs = {name: lambda n=network: n(lr) for name, network in networks.items()}
             if backbone == "edsr":
                 plain, channels_first = PlainEDSR(networks["fp32"]).eval(), lr.contiguous()
@@ -146,6 +161,8 @@ def main() -> None:
                 row(f"{backbone} {name} / fp32", seconds[name], seconds["fp32"], PUBLISHED.get(key), AIMS.get(key))
             )
     print(f"{machine()}; LR {SIDE}x{SIDE}, {args.repetitions} repetitions\n")
+    if missing:
+        print(f"without rows of fused kernels: {missing}\n")
     print(table(["forward", "ms, processor", "ratio, clock", "ratio, processor", "published code", "aim"], rows))
 
 

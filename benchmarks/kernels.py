@@ -28,13 +28,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cadyq
+import cadyq.kernels.fused
 import cadyq.kernels.network
 from analysis.run.latency import middle
 from cadyq.data.datasets import folder, photographs
 from cadyq.deploy.onnx_export import OPSET, export_onnx
 from cadyq.deploy.runtime import has_vnni, open_session, run
-from cadyq.kernels.bit_planes import Rounding, convolve, pack, pack_weight
+from cadyq.kernels.bit_planes import convolve, pack, pack_weight
 from cadyq.kernels.build import instruction_sets
+from cadyq.kernels.fused import FusedSelector
+from cadyq.kernels.maps import Rounding
 from cadyq.kernels.network import bit_serial
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import SymmetricWeight
@@ -43,7 +46,6 @@ from cadyq.quantizers.functional import signed_levels
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.ranges import LearnedBoundActivation
 from cadyq.schemes.bit_selector import BitSelector
-from cadyq.schemes.cadyq import DynamicActivation
 
 CHANNELS, KERNEL, SIDE, CHAIN, SCALE = 64, 3, 96, 8, 4
 PATCH = 80  # side in LR pixels, of real patches
@@ -54,8 +56,8 @@ FULL, SIMULATED, EXPORTED = "torch FP32", ("pams_w8a8", "cadyq"), ("pams_w8a8",)
 # what is timed inside a bit-serial network -> where it is found
 PARTS = {
     "convolutions": [(cadyq.kernels.network, "convolve")],
-    "quantizing and packing": [(cadyq.kernels.network, "pack"), (cadyq.kernels.network, "quantize")],
-    "selector": [(DynamicActivation, "choose")],
+    "quantizing and packing": [(cadyq.kernels.network, "pack"), (cadyq.kernels.fused, "quantize")],
+    "selector": [(FusedSelector, "choose")],
 }
 Run = Callable[[], object]
 

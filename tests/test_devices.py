@@ -22,6 +22,7 @@ from cadyq.commands.train import build_parser, train
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.deploy import frozen, onnx_export
+from cadyq.kernels.fused import fuse_quantizers
 from cadyq.kernels.network import bit_serial
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.trace import trace_forward
@@ -99,14 +100,17 @@ def test_a_network_on_any_device_is_exported(
     assert states(moved) == before
 
 
+@pytest.mark.parametrize("made", [bit_serial, fuse_quantizers])
 @torch.no_grad()
-def test_a_network_on_any_device_runs_bit_by_bit(patches: Tensor, elsewhere: Callable[[SRNetwork], SRNetwork]) -> None:
+def test_a_network_on_any_device_runs_in_kernels(
+    made: Callable[[SRNetwork], SRNetwork], patches: Tensor, elsewhere: Callable[[SRNetwork], SRNetwork]
+) -> None:
     pytest.importorskip("cffi", reason="the extra `kernels` is not installed")
     network = network_of("edsr", "cadyq", patches).eval()
-    expected = bit_serial(network)(patches)
+    expected = made(network)(patches)
     moved = elsewhere(network.train())
     before = states(moved)
-    assert torch.equal(bit_serial(moved)(patches), expected)
+    assert torch.equal(made(moved)(patches), expected)
     assert states(moved) == before
 
 

@@ -84,7 +84,7 @@ print("done")
         ("cadyq.evaluate(model, 'Set5', '.')", "cadyq.evaluate", "analysis"),
         ("from cadyq.data.datasets import photographs; photographs(4)", "dataset 'skimage'", "analysis"),
         ("cadyq.load_model('spandrel:q.pth')", "spandrel:", "foreign"),
-        ("from cadyq.kernels.build import library; library()", "a bit-serial convolution", "kernels"),
+        ("from cadyq.kernels.build import library; library()", "the C code of cadyq.kernels", "kernels"),
     ],
 )
 def test_what_needs_more_names_its_extra(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cadyq.kernels.build import INSTRUCTION_SETS, instruction_sets, library
+from cadyq.kernels.build import library
+from cadyq.kernels.maps import Rounding, check_map, floats, number_of, pointer
 from cadyq.utils.errors import UserError
 
 WORD = 64  # channels in a word of a plane
@@ -18,33 +18,6 @@ LANES, BLOCK = 8, 32  # output channels that share a vector, and that are comput
 SLACK = 8  # words behind the last plane that are read and not used
 SIGNED, LARGEST = 256, 511  # what `pack` in C returns: the bits in use, and one more if a code is negative
 MOST_STEPS = 1024  # words times taps
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """The rounding of one feature map to integers: code = clamp(round(x / divisor * factor) + zero, low, high).
-
-    A code stands for (code - zero) / factor * divisor. A symmetric quantizer has the bound as its divisor and
-    2^(b-1) - 1 as its factor, any other one its step and 1, so that ties round as in the simulation.
-
-    Attributes:
-        divisor, factor: see above, float32 values.
-        zero: the code of 0.
-        low, high: the smallest and the largest code, within -128..127 or 0..255.
-        bits: planes that the codes need.
-    """
-
-    divisor: float
-    factor: float
-    zero: int
-    low: int
-    high: int
-    bits: int
-
-    @property
-    def step(self) -> float:
-        """Distance of two levels."""
-        return self.divisor / self.factor
 
 
 @dataclass(frozen=True)
@@ -89,11 +62,6 @@ class WeightPlanes:
     sums: Tensor
 
 
-def fastest() -> str:
-    """The instruction set that is used unless another one is named."""
-    return instruction_sets()[-1]
-
-
 def pack(x: Tensor, rounding: Rounding, pad: int, values: Tensor | None = None, instructions: str = "") -> BitPlanes:
     """Quantize a feature map and cut its codes into bit planes.
 
@@ -107,44 +75,21 @@ def pack(x: Tensor, rounding: Rounding, pad: int, values: Tensor | None = None, 
     Raises:
         UserError: `x` is of another type, on another device, or holds NaN.
     """
+    check_map(x)
+    if values is not None:
+        _check_layout(values, tuple(x.shape))
     channels, height, width = x.shape
     words = -(-channels // WORD) * (height + 2 * pad) * (width + 2 * pad)
     planes = torch.empty(rounding.bits * words + SLACK, dtype=torch.int64)
-    seen = _quantize(x, rounding, pad, planes, values, instructions)
+    last = x.permute(1, 2, 0).contiguous()  # a view where channels lie last in memory
+    seen = library().lib.pack(
+        *(number_of(instructions), floats(last), height, width, channels, pad),
+        *(*rounding.grid, rounding.zero, rounding.bits, pointer("uint64_t *", planes), floats(values)),
+    )
     if seen > LARGEST:
         raise UserError("a feature map holds NaN, which no integer stands for; check the layers before it")
     signed = seen >= SIGNED
     return BitPlanes(planes, height, width, channels, pad, (seen % SIGNED).bit_length() + signed, signed, rounding)
-
-
-def quantize(x: Tensor, rounding: Rounding, values: Tensor, instructions: str = "") -> None:
-    """As `pack`, for the values alone."""
-    _quantize(x, rounding, 0, None, values, instructions)
-
-
-def _quantize(
-    x: Tensor, rounding: Rounding, pad: int, planes: Tensor | None, values: Tensor | None, instructions: str
-) -> int:
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        raise UserError(f"a feature map is {x.dtype} on {x.device}; bit planes are made of torch.float32 on a CPU")
-    if values is not None:
-        _check_layout(values, tuple(x.shape))
-    channels, height, width = x.shape
-    last = _channels_last(x)
-    r = rounding
-    return int(
-        library().lib.pack(
-            *(_number(instructions), _floats(last), height, width, channels, pad),
-            *(r.divisor, r.factor, r.zero, r.low, r.high, r.bits),
-            _pointer("uint64_t *", planes),
-            _floats(values),
-        )
-    )
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """`x` (C, H, W) as (H, W, C), contiguous; a view where it lies so in memory."""
-    return x.permute(1, 2, 0).contiguous()
 
 
 def _check_layout(out: Tensor, shape: tuple[int, ...]) -> None:
@@ -222,9 +167,9 @@ def _convolve(
             f"over {weight.inputs} channels; pack it with a padding of {weight.kernel // 2} or more"
         )
     shift = weight.sums * -x.rounding.zero
-    pointers = [_pointer("uint64_t *", x.words), _pointer("uint64_t *", weight.words)]
-    rest = [_pointer("int32_t *", shift), _floats(scale), _floats(bias), _pointer("void *", out)]
-    function, number = library().lib.convolve, _number(instructions)
+    pointers = [pointer("uint64_t *", x.words), pointer("uint64_t *", weight.words)]
+    rest = [pointer("int32_t *", shift), floats(scale), floats(bias), pointer("void *", out)]
+    function, number = library().lib.convolve, number_of(instructions)
 
     def rows(first: int, end: int) -> None:
         function(
@@ -240,18 +185,3 @@ def _convolve(
     edges = [x.height * part // threads for part in range(threads + 1)]
     with ThreadPoolExecutor(threads) as workers:  # C code runs without Python's lock
         list(workers.map(rows, edges[:-1], edges[1:]))
-
-
-def _number(instructions: str) -> int:
-    name = instructions or fastest()
-    if name not in instruction_sets():
-        raise UserError(f"instructions={name!r}: this CPU has {', '.join(instruction_sets())}")
-    return INSTRUCTION_SETS.index(name)
-
-
-def _floats(tensor: Tensor | None) -> Any:
-    return _pointer("float *", tensor)
-
-
-def _pointer(kind: str, tensor: Tensor | None) -> Any:
-    return library().ffi.cast(kind, 0 if tensor is None else tensor.data_ptr())

@@ -1,4 +1,5 @@
-/* Convolution of integers bit plane by bit plane: AND and popcount.
+/* Quantization of feature maps in one pass, the deviations of their channels in another, and the convolution of
+ * integers bit plane by bit plane: AND and popcount.
  *
  * A code of b bits is the sum over planes i of 2^i times its bit i; in two's complement the last plane counts -2^(b-1).
  * A product of activations x and weights w, summed over channels and taps, is then
@@ -11,6 +12,7 @@
  * uint64_t weights[bit][word * taps + tap][channel of the block], the block rounded up to 8 channels.
  */
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -56,23 +58,136 @@ int instruction_set(int set)
     return set == PLAIN_C;
 }
 
-/* ---- activations: quantize, and cut into planes ---- */
+/* The same code for each instruction set, made by the compiler from a function that is inlined into all. */
+#if X86
+#define FOR_EACH_SET(name, parameters, call)                                                                           \
+    static void name##_plain parameters { call; }                                                                      \
+    AVX2 static void name##_avx2 parameters { call; }                                                                  \
+    AVX512 static void name##_avx512 parameters { call; }                                                              \
+    static void (*const name##_in[]) parameters = {name##_plain, name##_avx2, name##_avx512};
+#else
+#define FOR_EACH_SET(name, parameters, call)                                                                           \
+    static void name##_plain parameters { call; }                                                                      \
+    static void (*const name##_in[]) parameters = {name##_plain};
+#endif
 
-/* Codes of up to 64 values, clamp(round(x / divisor * factor) + zero, low, high), and the values that they stand for.
- * The order of the operations is that of the simulation, so that ties are the same. Adding and subtracting 1.5 * 2^23
- * rounds to the nearest integer, ties to even. NaN becomes INT32_MIN. */
-INLINE void quantize(const float *x, int count, float divisor, float factor, int zero, int low, int high,
-                     int32_t *codes, float *values)
+/* ---- quantization ---- */
+
+/* A grid: clamp(round(x / divisor * factor), least, most) stands for that integer / factor * divisor. */
+typedef struct {
+    float divisor, factor, least, most;
+} Grid;
+
+/* The order of the operations is that of the simulation, so that ties are the same. Adding and subtracting 1.5 * 2^23
+ * rounds to the nearest integer, ties to even. The sign is kept for -0, which small negative values become. NaN stays,
+ * since it is neither below nor above. */
+INLINE float rounded(float x, Grid grid)
 {
-    const float magic = 12582912.0f, least = (float)(low - zero), most = (float)(high - zero);
+    const float magic = 12582912.0f;
+    float ratio = x / grid.divisor * grid.factor;
+    ratio = ratio < grid.least ? grid.least : ratio;
+    ratio = ratio > grid.most ? grid.most : ratio;
+    return __builtin_copysignf((ratio + magic) - magic, ratio);
+}
+
+INLINE float value_of(float rounded, Grid grid)
+{
+    return rounded / grid.factor * grid.divisor;
+}
+
+INLINE void quantize_with(const float *restrict x, ptrdiff_t count, Grid grid, float *restrict values)
+{
+    for (ptrdiff_t i = 0; i < count; i++)
+        values[i] = value_of(rounded(x[i], grid), grid);
+}
+
+FOR_EACH_SET(quantize, (const float *x, ptrdiff_t count, Grid grid, float *values),
+             quantize_with(x, count, grid, values))
+
+/* The values on the grid that are nearest to `count` values, in the same order in memory. */
+void quantize(int set, const float *x, ptrdiff_t count, float divisor, float factor, float least, float most,
+              float *values)
+{
+    quantize_in[set](x, count, (Grid){divisor, factor, least, most}, values);
+}
+
+/* ---- the deviation of each channel ---- */
+
+/* Adds a pixel's differences from the first pixel, and their squares, to the sums of each channel. */
+INLINE void add_pixel(const float *restrict x, const float *restrict first, int count, double *restrict sum,
+                      double *restrict square)
+{
     for (int c = 0; c < count; c++) {
-        float ratio = x[c] / divisor * factor;
-        ratio = ratio < least ? least : ratio;
-        ratio = ratio > most ? most : ratio;
-        float rounded = (ratio + magic) - magic;
-        codes[c] = rounded == rounded ? (int32_t)rounded + zero : INT32_MIN;
+        double d = (double)x[c] - first[c];
+        sum[c] += d;
+        square[c] += d * d;
+    }
+}
+
+/* One pass: the sum of squares about the mean of n values is sum(d^2) - sum(d)^2 / n, d = x - pivot. The difference
+ * cancels digits where the pivot is far from the mean. Here it is one of the values, which lie at most sqrt(n)
+ * deviations from their mean (Samuelson 1968). So sum(d^2) is at most n + 1 times the result, and doubles have digits
+ * enough. Sums of 64 channels stay in the first cache. */
+INLINE void deviations_with(const float *x, ptrdiff_t pixels, int channels, double *deviations)
+{
+    for (int first = 0; first < channels; first += WORD) {
+        int count = channels - first < WORD ? channels - first : WORD;
+        double sum[WORD] = {0}, square[WORD] = {0};
+        for (ptrdiff_t p = 0; p < pixels; p++)
+            add_pixel(x + p * channels + first, x + first, count, sum, square);
+        for (int c = 0; c < count; c++) {
+            double rest = square[c] - sum[c] * sum[c] / (double)pixels;
+            rest = rest < 0 ? 0 : rest; /* NaN stays */
+            deviations[first + c] = __builtin_sqrt(rest / (double)(pixels > 1 ? pixels - 1 : 1));
+        }
+    }
+}
+
+FOR_EACH_SET(deviations, (const float *x, ptrdiff_t pixels, int channels, double *deviations),
+             deviations_with(x, pixels, channels, deviations))
+
+/* The unbiased standard deviation over the pixels of each channel of a map (pixels, channels); 0 for a single pixel. */
+void deviations(int set, const float *x, ptrdiff_t pixels, int channels, double *deviations)
+{
+    deviations_in[set](x, pixels, channels, deviations);
+}
+
+/* The place of the largest logit, weight (candidates, 2 + channels) times features plus bias. Features are two gradients
+ * of the patch and the deviations of the channels, or their logarithms: of values below the floor that of the floor.
+ * A floor of 0 takes the values themselves. Where all logits are NaN it is 0, as torch.argmax says. */
+int largest_logit(int set, const float *x, ptrdiff_t pixels, int channels, const float *gradient, const double *weight,
+                  const double *bias, int candidates, double floor)
+{
+    double features[2 + channels];
+    features[0] = gradient[0];
+    features[1] = gradient[1];
+    deviations(set, x, pixels, channels, features + 2);
+    for (int c = 0; floor > 0 && c < 2 + channels; c++)
+        features[c] = log(features[c] < floor ? floor : features[c]);
+    int best = 0;
+    double largest = 0;
+    for (int k = 0; k < candidates; k++) {
+        double logit = bias[k];
+        for (int c = 0; c < 2 + channels; c++)
+            logit += weight[k * (2 + channels) + c] * features[c];
+        if (k == 0 || logit > largest) {
+            best = k;
+            largest = logit;
+        }
+    }
+    return best;
+}
+
+/* ---- quantization, and planes of the codes ---- */
+
+/* The codes of up to 64 values, and the values that they stand for. The code of NaN is INT32_MIN. */
+INLINE void encode(const float *x, int count, Grid grid, int zero, int32_t *codes, float *values)
+{
+    for (int c = 0; c < count; c++) {
+        float integer = rounded(x[c], grid);
+        codes[c] = integer == integer ? (int32_t)integer + zero : INT32_MIN;
         if (values)
-            values[c] = rounded / factor * divisor;
+            values[c] = value_of(integer, grid);
     }
 }
 
@@ -108,8 +223,8 @@ AVX512 static void planes_in_avx512(const uint8_t *codes, int bits, uint64_t *pl
 
 typedef struct {
     int height, width, channels, pad;
-    float divisor, factor;
-    int zero, low, high, bits;
+    Grid grid;
+    int zero, bits; /* the code of zero, and planes */
 } Map;
 
 /* The padding holds the code of zero in every plane. */
@@ -149,11 +264,9 @@ INLINE int pack_with(Cut cut, const Map *m, const float *x, uint64_t *planes, fl
                 uint8_t bytes[WORD];
                 float *to = values ? values + from : 0;
                 if (count == WORD) /* a constant count makes vectors */
-                    quantize(x + from, WORD, m->divisor, m->factor, m->zero, m->low, m->high, codes, to);
+                    encode(x + from, WORD, m->grid, m->zero, codes, to);
                 else
-                    quantize(x + from, count, m->divisor, m->factor, m->zero, m->low, m->high, codes, to);
-                if (!planes)
-                    continue;
+                    encode(x + from, count, m->grid, m->zero, codes, to);
                 for (int c = 0; c < WORD; c++) {
                     seen |= (codes[c] ^ (codes[c] >> 31)) | ((codes[c] >> 31) & 256);
                     bytes[c] = (uint8_t)codes[c];
@@ -176,13 +289,12 @@ AVX512 static int pack_avx512(const Map *m, const float *x, uint64_t *planes, fl
 }
 #endif
 
-/* Quantize a map (height, width, channels) and pack its codes. planes or values may be null. */
-int pack(int set, const float *x, int height, int width, int channels, int pad, float divisor, float factor, int zero,
-         int low, int high, int bits, uint64_t *planes, float *values)
+/* Quantize a map (height, width, channels) and pack its codes. values may be null. */
+int pack(int set, const float *x, int height, int width, int channels, int pad, float divisor, float factor,
+         float least, float most, int zero, int bits, uint64_t *planes, float *values)
 {
-    Map m = {height, width, channels, pad, divisor, factor, zero, low, high, bits};
-    if (planes)
-        fill_border(&m, planes);
+    Map m = {height, width, channels, pad, {divisor, factor, least, most}, zero, bits};
+    fill_border(&m, planes);
 #if X86
     if (set == WITH_AVX512)
         return pack_avx512(&m, x, planes, values);

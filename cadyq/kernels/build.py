@@ -22,8 +22,13 @@ from cadyq.utils.files import replacing
 SOURCE = Path(__file__).with_name("bit_serial.c")
 DECLARATIONS = """
 int instruction_set(int set);
-int pack(int set, const float *x, int height, int width, int channels, int pad, float divisor, float factor, int zero,
-         int low, int high, int bits, uint64_t *planes, float *values);
+void quantize(int set, const float *x, ptrdiff_t count, float divisor, float factor, float least, float most,
+              float *values);
+void deviations(int set, const float *x, ptrdiff_t pixels, int channels, double *deviations);
+int largest_logit(int set, const float *x, ptrdiff_t pixels, int channels, const float *gradient, const double *weight,
+                  const double *bias, int candidates, double floor);
+int pack(int set, const float *x, int height, int width, int channels, int pad, float divisor, float factor,
+         float least, float most, int zero, int bits, uint64_t *planes, float *values);
 int convolve(int set, const uint64_t *planes, int act_bits, int act_signed, int height, int width, int channels,
              int pad, const uint64_t *weights, int weight_bits, int kernel, int outputs, int first_row, int end_row,
              const int32_t *shift, const float *scale, const float *bias, void *out);
@@ -52,7 +57,7 @@ def library() -> Any:
     Raises:
         UserError: cffi is not installed, or the C code cannot be compiled.
     """
-    with needs("kernels", "a bit-serial convolution"):
+    with needs("kernels", "the C code of cadyq.kernels"):
         import cffi
     command = [*compiler(), *FLAGS, *PLATFORM_FLAGS.get(platform.system(), ()), f"-I{sysconfig.get_path('include')}"]
     key = _key(command, cffi.__version__)

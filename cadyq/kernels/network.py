@@ -10,59 +10,36 @@ import torch
 from torch import Tensor, nn
 
 from cadyq.deploy.grid import grid_of, weight_codes
-from cadyq.kernels.bit_planes import BitPlanes, Rounding, WeightPlanes, convolve, pack, pack_weight, quantize
+from cadyq.kernels.bit_planes import BitPlanes, WeightPlanes, convolve, pack, pack_weight
+from cadyq.kernels.fused import FusedQuantizer, learned_grids, refuse_bits_set_before
+from cadyq.kernels.maps import Rounding
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers.base import ActivationQuantizer, QuantizerOutput
+from cadyq.quantizers.base import ActivationQuantizer
 from cadyq.quantizers.context import PatchContext
-from cadyq.quantizers.functional import signed_levels
 from cadyq.quantizers.layers import ContiguousConv2d, QuantConv2d, QuantizedLayer, replace_module
 from cadyq.quantizers.points import QuantizationPoint
-from cadyq.quantizers.ranges import CandidateActivation, LearnedBoundActivation
-from cadyq.schemes.base import Scheme
 from cadyq.utils.copies import copied
 from cadyq.utils.errors import UserError
 
 
-class PackingQuantizer(ActivationQuantizer):
-    """Another quantizer's values and bits, and its codes as bit planes beside them.
+class PackingQuantizer(FusedQuantizer):
+    """A fused quantizer that gives its codes as bit planes beside its values.
 
     Args:
-        quantizer: whose bits and grids are used.
-        roundings: of its candidates, or the one that it has.
-        bits: of each of them.
-        pad: padding that the planes need; None where no bit-serial convolution reads the point.
+        quantizer, roundings, bits: see `FusedQuantizer`.
+        pad: padding that the planes need.
     """
 
-    def __init__(
-        self, quantizer: ActivationQuantizer, roundings: list[Rounding], bits: list[int], pad: int | None
-    ) -> None:
-        super().__init__()
-        self.quantizer = quantizer
-        self.roundings = roundings
-        self.bits = bits
+    def __init__(self, quantizer: ActivationQuantizer, roundings: list[Rounding], bits: list[int], pad: int) -> None:
+        super().__init__(quantizer, roundings, bits)
         self.pad = pad
-        self.calibrated = quantizer.calibrated
         self._given: tuple[weakref.ref[Tensor], list[BitPlanes]] | None = None
 
-    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise UserError("bit-serial convolutions have no gradient: run the network under torch.no_grad()")
-        choice = self.choose(x, context)
+    def quantize(self, x: Tensor, roundings: list[Rounding]) -> Tensor:
         value = torch.empty_like(x, memory_format=torch.channels_last)
-        if self.pad is None:
-            for one, k, out in zip(x, choice, value, strict=True):
-                quantize(one, self.roundings[k], out)
-        else:
-            samples = zip(x, choice, value, strict=True)
-            planes = [pack(one, self.roundings[k], self.pad, out) for one, k, out in samples]
-            self._given = weakref.ref(value), planes
-        return QuantizerOutput(value, torch.tensor([self.bits[k] for k in choice]))
-
-    def choose(self, x: Tensor, context: PatchContext) -> list[int]:
-        """Index of the rounding of each sample."""
-        if isinstance(self.quantizer, CandidateActivation):
-            return self.quantizer.choose(x, context).tolist()
-        return [0] * len(x)
+        planes = [pack(one, own, self.pad, out) for one, own, out in zip(x, roundings, value, strict=True)]
+        self._given = weakref.ref(value), planes
+        return value
 
     def planes_of(self, x: Tensor) -> list[BitPlanes] | None:
         """The planes of each sample of `x`; None unless `x` is what the last forward gave."""
@@ -70,9 +47,6 @@ class PackingQuantizer(ActivationQuantizer):
             return None
         value, planes = self._given
         return planes if value() is x else None
-
-    def overhead_macs(self, height: int, width: int) -> int:
-        return self.quantizer.overhead_macs(height, width)
 
 
 class BitSerialConv2d(QuantConv2d):
@@ -156,8 +130,7 @@ def bit_serial(network: SRNetwork) -> SRNetwork:
         UserError: the scheme sets bits before each forward, a point or a weight has no integer grid, no convolution can
             be replaced, or the C code cannot be compiled.
     """
-    if network.scheme is not None and type(network.scheme).before_forward is not Scheme.before_forward:
-        raise UserError(f"scheme {network.scheme.name!r} sets bits before each forward; run it in simulation")
+    refuse_bits_set_before(network)
     made = copied(network).cpu().eval()
     found = [layer for layer in made.layer_names if isinstance(layer, QuantConv2d) and _is_simple(layer, made)]
     if not found:
@@ -167,7 +140,7 @@ def bit_serial(network: SRNetwork) -> SRNetwork:
     for point in made.points.values():
         if point.quantizer is not None and point.channel_dim == 1:
             read = [layer.kernel_size[0] // 2 for layer in found if layer in point.feeds]
-            point.quantizer = _packing(point, max(read, default=None))
+            point.quantizer = _fused(point, max(read, default=None))
     twins: dict[QuantizedLayer, BitSerialConv2d] = {}
     for layer in found:
         sources = [point.quantizer for point in made.points.values() if layer in point.feeds]
@@ -193,31 +166,23 @@ def _is_simple(layer: QuantConv2d, network: SRNetwork) -> bool:
     return keeps_size and plain and free_layout and quantized and layer.weight_quantizer is not None
 
 
-def _packing(point: QuantizationPoint, pad: int | None) -> PackingQuantizer:
+def _fused(point: QuantizationPoint, pad: int | None) -> FusedQuantizer:
+    """The quantizer of a point in C, with planes where a bit-serial convolution reads them padded by `pad`."""
     quantizer = point.quantizer
     assert quantizer is not None
-    if isinstance(quantizer, CandidateActivation):
-        if not quantizer.one_bound_a_candidate():
-            raise UserError(
-                f"point {point.name!r}: {type(quantizer).__name__} has ranges of its own; no kernel has them"
-            )
-        bits = [int(bits) for bits in quantizer.candidates]
-        roundings = [_symmetric(float(bound), b) for bound, b in zip(quantizer.bounds, bits, strict=True)]
-        return PackingQuantizer(quantizer, roundings, bits, pad)
+    grids = learned_grids(quantizer, point.name) or _probed(quantizer, point)
+    return FusedQuantizer(quantizer, *grids) if pad is None else PackingQuantizer(quantizer, *grids, pad)
+
+
+def _probed(quantizer: ActivationQuantizer, point: QuantizationPoint) -> tuple[list[Rounding], list[int]]:
+    """Grid and bits of a quantizer that says nothing of them."""
     probe = torch.zeros(1, point.channels, 1, 1)
-    used = int(quantizer(probe, PatchContext(torch.zeros(1, 3, 8, 8))).bits)
-    if isinstance(quantizer, LearnedBoundActivation):
-        return PackingQuantizer(quantizer, [_symmetric(float(quantizer.bound), used)], [used], pad)
-    return PackingQuantizer(quantizer, [_affine(quantizer, point)], [used], pad)
-
-
-def _symmetric(bound: float, bits: int) -> Rounding:
-    levels = signed_levels(bits)
-    return Rounding(bound, float(levels), 0, -levels, levels, bits)
+    bits = int(quantizer(probe, PatchContext(torch.zeros(1, 3, 8, 8))).bits)
+    return [_affine(quantizer, point)], [bits]
 
 
 def _affine(quantizer: ActivationQuantizer, point: QuantizationPoint) -> Rounding:
-    """The grid of a quantizer that says nothing of it, moved so that its smallest code is 0."""
+    """The grid, moved so that its smallest code is 0."""
     grid = grid_of(quantizer, point.channels, f"point {point.name}")
     if grid.offset != 0:
         raise UserError(

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import cadyq
 from cadyq.data.datasets import photographs
 from cadyq.kernels import build
-from cadyq.kernels.bit_planes import BitPlanes, Rounding, convolve, pack, pack_weight, quantize, sums
+from cadyq.kernels.bit_planes import BitPlanes, convolve, pack, pack_weight, sums
+from cadyq.kernels.maps import Rounding, quantize
 from cadyq.kernels.network import BitSerialConv2d, PackingQuantizer, bit_serial, bit_serial_layers
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import PatchContext
@@ -125,15 +126,14 @@ def test_values_and_sums_are_those_of_the_layers(spec: str, instructions: str) -
     convolve(planes, twin.codes, twin.steps, twin.offsets, out[0], instructions)
     expected = layer(simulated)
     assert torch.allclose(out, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    quantize(x[0], packing.roundings[0], values[0].zero_(), instructions)
-    assert torch.allclose(values, simulated, rtol=1e-6, atol=0)
+    alone = quantize(x, packing.roundings, instructions)
+    assert torch.allclose(alone, simulated, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("instructions", SETS)
 def test_ties_round_to_even_as_in_the_simulation(instructions: str) -> None:
     x = torch.arange(-8, 9).div(2).view(1, 1, -1)
-    values = torch.empty_like(x)
-    quantize(x, Rounding(1.0, 1.0, 0, -3, 3, 3), values, instructions)
+    values = quantize(x, [Rounding(1.0, 1.0, 0, -3, 3, 3)], instructions)
     assert torch.equal(values, x.round().clamp(-3, 3))
 
 
