@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,36 @@ def zoo_rows() -> list[dict[str, Any]]:
         for row in read_manifest(folder)["networks"]:
             rows.setdefault(row["file"], row)
     return list(rows.values())
+
+
+def other_parent(file: Path, parent: Path) -> str:
+    """The FP32 network that the network in a file of a zoo was made from, if it is not the one in `parent`.
+
+    Args:
+        file: a trained, calibrated or derived network.
+        parent: the FP32 network of its backbone.
+
+    Returns:
+        The name of that network. Empty if it is the one in `parent`, or if no manifest tells.
+    """
+    facts = _row_where("file", file.name, [file.parent])
+    sha256 = network_sha256(parent)
+    while ancestor := facts.get("parent") or facts.get("derived_from"):
+        if ancestor.get("sha256") == sha256:
+            return ""
+        name = str(ancestor["name"])
+        made = ancestor.get("training") or _row_where("sha256", ancestor.get("sha256"), zoo_folders())
+        known = "calibrated_from" in facts or name.removeprefix("zoo:") == parent.stem
+        if known or str(made.get("scheme", "")).startswith("fp32"):
+            return name
+        facts = made
+    return ""
+
+
+def _row_where(key: str, value: Any, folders: Iterable[Path]) -> dict[str, Any]:
+    """The first row of a network in the manifests of these folders with that value; empty if there is none."""
+    rows = (row for folder in folders for row in read_manifest(folder)["networks"])
+    return next((row for row in rows if row.get(key) == value), {})
 
 
 def writable_zoo() -> Path:
