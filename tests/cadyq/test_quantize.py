@@ -746,7 +746,7 @@ def test_bitops_of_a_network_that_chooses_its_way_by_the_image() -> None:
 
 def test_what_is_only_a_start_says_so(network: Mixed, caplog: pytest.LogCaptureFixture) -> None:
     _quantized(network, "minmax:w8a8")
-    assert not caplog.text
+    assert "calibrated" not in caplog.text
     _quantized(network, "pams:w8a8")
     assert "pams: only its ranges are calibrated" in caplog.text and "cadyq.train" in caplog.text
     _quantized(network, "brecq:w4a4")
@@ -764,6 +764,8 @@ def test_what_evaluate_cannot_measure(network: Mixed) -> None:
         cadyq.evaluate(made, "skimage", modes=["whole"])
     with pytest.raises(UserError, match="is no dataset; give one name"):
         cadyq.evaluate(made, ["Set5"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"dataset 'skimage' is of scale 3, mixed of scale {made.scale}"):
+        cadyq.evaluate(made, datasets.photographs(3))
 
 
 @pytest.mark.parametrize(("option", "value"), [("res_scale", 0.1), ("scale", 2)])
