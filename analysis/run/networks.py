@@ -38,9 +38,9 @@ def checked(spec: str) -> str:
     label = replace(scheme, outer_bits=FULL_PRECISION).label()
     if tag and not scheme.trained and tag not in known_tags(label):
         there = ", ".join(known_tags(label))
-        remedy = f"; its tags are {there}" if there else f"; write {label!r}"
+        remedy = f"; its tags are {there}" if there else f"; write {label!r}, or name the zoo of the variant as --zoo"
         raise UserError(
-            f"scheme {spec!r}: {scheme.name} needs no training, so there is no variant {tag!r}{remedy}; "
+            f"scheme {spec!r}: {scheme.name} needs no training, and no zoo here has a variant {tag!r}{remedy}; "
             f"an option is written after a comma, as in {label},NAME=VALUE"
         )
     return canonical(spec)

@@ -509,7 +509,7 @@ def test_sides_that_the_network_needs_are_named(
     assert not caplog.text and padding(LR[0][None, :, :33, :31].float()).shape == (1, 3, 66, 62)
     write_png(tmp_path / "a.png", torch.zeros(3, 66, 66, dtype=torch.uint8))
     if not shortcut:
-        with pytest.raises(UserError, match="give multiple_of to cadyq.quantize"):
+        with pytest.raises(UserError, match="give multiple_of to cadyq"):
             cadyq.evaluate(quantized, folder(tmp_path, 2), modes=["image"])
 
 
