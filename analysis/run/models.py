@@ -29,6 +29,7 @@ from cadyq.schemes.calibration import calibrated_on, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
 
+SCALES = range(2, 5)  # of --scale
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +69,9 @@ def sources(models: Sequence[str], schemes: Sequence[str], scale: int, calibrati
 def _of_model(model: str, schemes: Sequence[str], scale: int, calibration: Path | None) -> list[Source]:
     network = opened(model)
     if network.scale != scale:
-        raise UserError(f"--model {model}: is of scale {network.scale}; pass --scale {network.scale}")
+        known = network.scale in SCALES
+        remedy = f"pass --scale {network.scale}" if known else "measure it in Python by cadyq.evaluate"
+        raise UserError(f"--model {model}: is of scale {network.scale}; {remedy}")
     if isinstance(network.scheme, Scheme) and network.scheme.name != PARENT:
         own = network.scheme.label()
         log.warning("--model %s: is quantized by %s and measured as it is; --schemes is for FP32 networks", model, own)

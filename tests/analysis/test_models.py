@@ -82,6 +82,15 @@ def test_a_trained_variant_is_not_replaced_by_calibration(variant: str) -> None:
     assert missing.reason.startswith(f"{variant} has to be trained")
 
 
+@pytest.mark.parametrize(("scale", "remedy"), [(3, "pass --scale 3"), (8, "measure it in Python by cadyq.evaluate")])
+def test_the_remedy_for_another_scale_is_possible(scale: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = cadyq.create_model("edsr", scale=3, n_feats=8, n_resblocks=1)
+    network.scale = scale
+    monkeypatch.setattr(models, "opened", lambda model: network)
+    with pytest.raises(cadyq.UserError, match=f"is of scale {scale}; {remedy}"):
+        models.sources(["own.safetensors"], ["fp32"], 4, None)
+
+
 def test_what_is_wrong_with_a_model_is_one_line(
     tiny_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
