@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -64,18 +64,38 @@ def other_parent(file: Path, parent: Path) -> str:
     Returns:
         The name of that network. Empty if it is the one in `parent`, or if no manifest tells.
     """
-    facts = _row_where("file", file.name, [file.parent])
     sha256 = network_sha256(parent)
-    while ancestor := facts.get("parent") or facts.get("derived_from"):
-        if ancestor.get("sha256") == sha256:
+    for ancestor in ancestors(file):
+        if ancestor.sha256 == sha256:
             return ""
-        name = str(ancestor["name"])
-        made = ancestor.get("training") or _row_where("sha256", ancestor.get("sha256"), zoo_folders())
-        known = "calibrated_from" in facts or name.removeprefix("zoo:") == parent.stem
-        if known or str(made.get("scheme", "")).startswith("fp32"):
-            return name
-        facts = made
+        if ancestor.full_precision or ancestor.name.removeprefix("zoo:") == parent.stem:
+            return ancestor.name
     return ""
+
+
+class Ancestor(NamedTuple):
+    """A network that another was made from.
+
+    Attributes:
+        name: as its command named it.
+        sha256: hash of its file; empty for random weights.
+        full_precision: whether it is known to be FP32.
+    """
+
+    name: str
+    sha256: str
+    full_precision: bool
+
+
+def ancestors(file: Path) -> Iterator[Ancestor]:
+    """What the manifests tell of the networks that the network in a file of a zoo was made from, the nearest first."""
+    facts = _row_where("file", file.name, [file.parent])
+    while found := facts.get("parent") or facts.get("derived_from"):
+        sha256 = str(found.get("sha256", ""))
+        made = found.get("training") or _row_where("sha256", sha256, zoo_folders())
+        full_precision = "calibrated_from" in facts or str(made.get("scheme", "")).startswith("fp32")
+        yield Ancestor(str(found["name"]), sha256, full_precision)
+        facts = made
 
 
 def _row_where(key: str, value: Any, folders: Iterable[Path]) -> dict[str, Any]:

@@ -73,6 +73,13 @@ def test_a_model_is_measured_under_what_was_trained_from_it() -> None:
     assert not source.reason and [file.stem for file in source.files] == ["idn_x4_pams_w8a8"]
 
 
+def test_a_model_is_measured_under_what_was_derived_from_it() -> None:
+    """Before, the reason was that `static` has to be trained."""
+    found, missing = models.sources(["zoo:carn_x4_fp32"], ["static", "oracle"], 4, None)
+    assert not found.reason and [file.stem for file in found.files] == ["carn_x4_static"]
+    assert missing.reason.startswith("oracle has to be derived from its cadyq: python -m cadyq.derive oracle --parent ")
+
+
 @pytest.mark.usefixtures("untrained_srresnet")
 @pytest.mark.parametrize("variant", ["dynamic_range:w8a5:trained", "fp32:longer"])
 def test_a_trained_variant_is_not_replaced_by_calibration(variant: str) -> None:
