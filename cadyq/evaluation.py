@@ -43,7 +43,7 @@ def evaluate(
 
     Raises:
         UserError: pandas is not installed, the network is not one of this project or has frozen bits, a mode is
-            unknown, the dataset is missing or is no dataset, or an image is unreadable.
+            unknown, the dataset is missing, of another scale or no dataset, or an image is unreadable.
     """
     with needs("analysis", "cadyq.evaluate"):
         import pandas as pd
@@ -57,9 +57,14 @@ def evaluate(
     if unknown := [mode for mode in modes if mode not in MODES]:
         raise UserError(f"cadyq.evaluate: unknown mode {unknown[0]!r}; choose from {', '.join(MODES)}")
     if not isinstance(dataset, str | Dataset):
-        raise UserError(f"cadyq.evaluate: {dataset!r} is no dataset; give one name, or a Dataset")
+        raise UserError(f"cadyq.evaluate: a {type(dataset).__name__} is no dataset; give one name, or a Dataset")
     root = None if data_root is None else Path(data_root)
     images = load(dataset, network.scale, root) if isinstance(dataset, str) else dataset
+    if images.scale != network.scale:
+        raise UserError(
+            f"cadyq.evaluate: dataset {images.name!r} is of scale {images.scale}, {network.name} of scale "
+            f"{network.scale}; open the dataset with scale {network.scale}"
+        )
     device = next(network.parameters(), torch.zeros(())).device
     identity = {
         "backbone": network.name,

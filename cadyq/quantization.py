@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def quantize(
             network that fails on the images or was loaded with quantized weights, or a pixel range that cannot be
             detected.
     """
+    if not isinstance(scheme, str):
+        raise UserError(f"quantize: scheme={scheme!r}; give its name, as in 'minmax:w8a8'")
     name, _, tag = parse_scheme(scheme)
     if tag:
         raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
@@ -85,6 +88,8 @@ def quantize(
         raise UserError(f"quantize: {network!r} is no nn.Module; give a network, such as cadyq.load_model({network!r})")
     if pixel_range not in (None, 1, 255):
         raise UserError(f"quantize: pixel_range={pixel_range!r}; give 1 or 255, or leave it out")
+    if not isinstance(multiple_of, Integral) or multiple_of < 1:
+        raise UserError(f"quantize: multiple_of={multiple_of!r}; give a whole number of 1 or more")
     if kind.reads_hr:
         raise UserError(f"scheme {scheme!r} chooses bits by HR images, which a network in use does not have")
     if (kind.trained or kind.tuned) and name != "fp32":
@@ -168,8 +173,8 @@ def calibration_patches(images: Images, count: int = PATCHES, side: int = SIDE) 
     Raises:
         UserError: `count` is below 2; no image, or one that is unreadable, too small or outside 0..255.
     """
-    if count < 2:
-        raise UserError(f"calibration: patches={count}; give 2 or more")
+    if not isinstance(count, Integral) or count < 2:
+        raise UserError(f"calibration: patches={count}; give a whole number of 2 or more")
     given = list(_each(images))
     if not given:
         raise UserError("calibration: no image was given; pass a folder, paths, arrays or tensors of LR images")
@@ -211,6 +216,8 @@ def _each(images: Images) -> Iterable[_Image]:
     elif isinstance(images, Tensor):
         yield from (_held(_in_range(image)) for image in (images if images.dim() == 4 else [images]))
     elif isinstance(images, np.ndarray):
+        if images.dtype.kind not in "uif":
+            raise UserError(f"calibration: an array of {images.dtype}; give uint8 in 0..255")
         arrays = images if images.ndim == 4 else [images]
         yield from (_held(_in_range(torch.from_numpy(np.ascontiguousarray(a)).movedim(-1, 0))) for a in arrays)
     elif isinstance(images, Image):
@@ -237,10 +244,12 @@ def _in_range(image: Tensor) -> Tensor:
         raise UserError(
             f"calibration: an image of shape {tuple(image.shape)}; give RGB, (3, h, w) or an array (h, w, 3)"
         )
+    if image.dtype == torch.bool:
+        raise UserError("calibration: a tensor of bool; give pixels in 0..255")
     image = image.int() if image.dtype == torch.uint16 else image  # torch has no minimum of it
     low, high = float(image.min()), float(image.max())
     if not (low >= 0 and high <= 255):
         raise UserError(f"calibration: pixels run from {low:g} to {high:g}; give them in 0..255")
-    if image.is_floating_point() and high <= 1:
+    if image.is_floating_point() and 0 < high <= 1:
         raise UserError(f"calibration: pixels run from {low:g} to {high:g}; multiply by 255")
     return image

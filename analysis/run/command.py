@@ -24,7 +24,7 @@ from analysis.run.executors import Work
 from analysis.run.jobs import Job, Outcome, attempt
 from analysis.run.latency import measure_latencies
 from analysis.run.manifest import manifest
-from analysis.run.models import label
+from analysis.run.models import SCALES, label
 from analysis.run.plan import Plan, make_plan, presets
 from analysis.run.source import Source
 from analysis.run.zoo_files import of_zoos, wrong_files
@@ -89,7 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
         action="extend",
         help=f"measurement modes: {', '.join(MODES)} (default: the preset's, or both)",
     )
-    parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
+    parser.add_argument(
+        "--scale", type=Numbers(min(SCALES), max(SCALES)), default=4, help="upscaling factor (default: 4)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for records, tables, plots and report (default: results/<preset>)"
     )

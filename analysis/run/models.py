@@ -19,7 +19,7 @@ from analysis.run.source import PARENT, Source
 from cadyq.checkpoints.folders import zoo_path
 from cadyq.checkpoints.io import builds_on, load_model, resolve, zoo_name
 from cadyq.checkpoints.tensors import network_sha256
-from cadyq.checkpoints.zoo import zoo_rows
+from cadyq.checkpoints.zoo import ancestors
 from cadyq.data import datasets
 from cadyq.models.network import SRNetwork
 from cadyq.quantization import calibration_patches
@@ -29,6 +29,7 @@ from cadyq.schemes.calibration import calibrated_on, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
 
+SCALES = range(2, 5)  # of --scale
 log = logging.getLogger(__name__)
 
 
@@ -68,7 +69,9 @@ def sources(models: Sequence[str], schemes: Sequence[str], scale: int, calibrati
 def _of_model(model: str, schemes: Sequence[str], scale: int, calibration: Path | None) -> list[Source]:
     network = opened(model)
     if network.scale != scale:
-        raise UserError(f"--model {model}: is of scale {network.scale}; pass --scale {network.scale}")
+        known = network.scale in SCALES
+        remedy = f"pass --scale {network.scale}" if known else "measure it in Python by cadyq.evaluate"
+        raise UserError(f"--model {model}: is of scale {network.scale}; {remedy}")
     if isinstance(network.scheme, Scheme) and network.scheme.name != PARENT:
         own = network.scheme.label()
         log.warning("--model %s: is quantized by %s and measured as it is; --schemes is for FP32 networks", model, own)
@@ -112,6 +115,10 @@ def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibra
         if scheme_of(spec).tuned:
             command = f"python -m cadyq.calibrate --model {model} --scheme {spec} --zoo DIR"
             return replace(source, reason=f"{spec} has to be calibrated: {command}, then pass --zoo DIR")
+        if scheme_of(spec).made_by() == "derive":
+            command = f"python -m cadyq.derive {spec} --parent NETWORK --zoo DIR"
+            parent = SCHEMES.get(scheme_name(spec)).parent
+            return replace(source, reason=f"{spec} has to be derived from its {parent}: {command}, then pass --zoo DIR")
         command = f"python -m cadyq.train --model {model} --scheme {spec} --zoo DIR"
         reason = f"{spec} has to be trained: {command}, then pass --zoo DIR"
         return replace(source, reason=reason)
@@ -119,14 +126,9 @@ def _under_scheme(model: str, network: SRNetwork, spec: str, scale: int, calibra
 
 
 def _made_from(made: Path, model: str) -> bool:
-    """Whether the manifest of a zoo says that a file was trained from a network, perhaps in several steps."""
-    facts = next((row for row in zoo_rows() if row["file"] == made.name), {})
+    """Whether the manifest of a zoo says that a file was made from a network, perhaps in several steps."""
     sha256 = network_sha256(resolve(model))
-    while parent := facts.get("parent"):
-        if parent.get("sha256") == sha256:
-            return True
-        facts = parent.get("training", {})
-    return False
+    return any(ancestor.sha256 == sha256 for ancestor in ancestors(made))
 
 
 def code_of(network: SRNetwork, spec: str) -> str:

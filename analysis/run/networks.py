@@ -17,6 +17,7 @@ from cadyq.checkpoints.folders import zoo_names, zoo_path
 from cadyq.checkpoints.io import calibration_file, load_model, zoo_name
 from cadyq.checkpoints.published import Published
 from cadyq.checkpoints.statistics import load_statistics
+from cadyq.checkpoints.zoo import other_parent
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION
 from cadyq.schemes.base import SCHEMES
@@ -37,9 +38,9 @@ def checked(spec: str) -> str:
     label = replace(scheme, outer_bits=FULL_PRECISION).label()
     if tag and not scheme.trained and tag not in known_tags(label):
         there = ", ".join(known_tags(label))
-        remedy = f"; its tags are {there}" if there else f"; write {label!r}"
+        remedy = f"; its tags are {there}" if there else f"; write {label!r}, or name the zoo of the variant as --zoo"
         raise UserError(
-            f"scheme {spec!r}: {scheme.name} needs no training, so there is no variant {tag!r}{remedy}; "
+            f"scheme {spec!r}: {scheme.name} needs no training, and no zoo here has a variant {tag!r}{remedy}; "
             f"an option is written after a comma, as in {label},NAME=VALUE"
         )
     return canonical(spec)
@@ -100,9 +101,9 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
     if not has_weights(backbone):
         return source()
     trained = zoo_path(f"{zoo_name(backbone, scale, scheme)}.safetensors")
-    if trained.exists():
-        return source(files=(trained,))
     parent = zoo_path(f"{zoo_name(backbone, scale, PARENT)}.safetensors")
+    if trained.exists():
+        return source(files=(trained,), reason=_other_parent(trained, parent))
     authors = None if parent.exists() else published.of_backbone(backbone, scale)
     if scheme == PARENT and authors is not None:
         return _published(source, authors)
@@ -120,6 +121,15 @@ def locate(backbone: str, scheme: str, scale: int) -> Source:
         made = f"; make it with python -m cadyq.zoo.ship calibration {backbone} --data-root PHOTOGRAPHS --zoo DIR"
         return source(reason=reason + made * (missing[0] == statistics.name))
     return source(files=files) if authors is None else _published(source, authors, statistics)
+
+
+def _other_parent(trained: Path, parent: Path) -> str:
+    """Why a network cannot stand beside the FP32 network of its backbone: it comes from another. Empty if it can."""
+    other = other_parent(trained, parent) if parent.exists() and trained != parent else ""
+    if not other:
+        return ""
+    what = f"{trained.name} was made from another FP32 network ({other}) than {parent.name}"
+    return f"{what}, so no drop can be given; give the file of its own FP32 network as --model instead"
 
 
 def _command(spec: str) -> str:

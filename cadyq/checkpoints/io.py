@@ -355,7 +355,8 @@ def load_into(network: nn.Module, path: str | Path) -> SRNetwork:
         path: path of the file.
 
     Raises:
-        UserError: the file belongs to another network; see `load_model`.
+        UserError: the file belongs to another network, or the network computes something else with quantizable layers;
+            see `load_model`.
     """
     path = resolve(path)
     tensors, metadata = read_tensors(path)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -52,6 +52,56 @@ def zoo_rows() -> list[dict[str, Any]]:
         for row in read_manifest(folder)["networks"]:
             rows.setdefault(row["file"], row)
     return list(rows.values())
+
+
+def other_parent(file: Path, parent: Path) -> str:
+    """The FP32 network that the network in a file of a zoo was made from, if it is not the one in `parent`.
+
+    Args:
+        file: a trained, calibrated or derived network.
+        parent: the FP32 network of its backbone.
+
+    Returns:
+        The name of that network. Empty if it is the one in `parent`, or if no manifest tells.
+    """
+    sha256 = network_sha256(parent)
+    for ancestor in ancestors(file):
+        if ancestor.sha256 == sha256:
+            return ""
+        if ancestor.full_precision or ancestor.name.removeprefix("zoo:") == parent.stem:
+            return ancestor.name
+    return ""
+
+
+class Ancestor(NamedTuple):
+    """A network that another was made from.
+
+    Attributes:
+        name: as its command named it.
+        sha256: hash of its file; empty for random weights.
+        full_precision: whether it is known to be FP32.
+    """
+
+    name: str
+    sha256: str
+    full_precision: bool
+
+
+def ancestors(file: Path) -> Iterator[Ancestor]:
+    """What the manifests tell of the networks that the network in a file of a zoo was made from, the nearest first."""
+    facts = _row_where("file", file.name, [file.parent])
+    while found := facts.get("parent") or facts.get("derived_from"):
+        sha256 = str(found.get("sha256", ""))
+        made = found.get("training") or _row_where("sha256", sha256, zoo_folders())
+        full_precision = "calibrated_from" in facts or str(made.get("scheme", "")).startswith("fp32")
+        yield Ancestor(str(found["name"]), sha256, full_precision)
+        facts = made
+
+
+def _row_where(key: str, value: Any, folders: Iterable[Path]) -> dict[str, Any]:
+    """The first row of a network in the manifests of these folders with that value; empty if there is none."""
+    rows = (row for folder in folders for row in read_manifest(folder)["networks"])
+    return next((row for row in rows if row.get(key) == value), {})
 
 
 def writable_zoo() -> Path:

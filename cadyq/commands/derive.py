@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,12 +28,14 @@ from cadyq.commands.cli import (
     open_networks,
     program,
 )
+from cadyq.models.network import SRNetwork
 from cadyq.quantizers.base import FULL_PRECISION, MIN_BITS
 from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.specs import parse_scheme, read_options, tagged
 from cadyq.training.derive import derive, derived_scheme, mean_fab
 from cadyq.training.photographs import find_photographs, load_bank
 from cadyq.training.start import file_facts
+from cadyq.utils.bars import bar
 from cadyq.utils.errors import UserError
 
 FAR = 0.2  # bits between the mean that is asked for and the one that is reached
@@ -86,6 +89,15 @@ def check_mean_bits(scheme: Scheme, mean_bits: float | None) -> None:
         raise UserError(f"--mean-bits {mean_bits:g}: {among}; give a mean from {min(space)} to {max(space)}")
 
 
+def count_forwards(network: SRNetwork, advance: Callable[[], Any]) -> None:
+    """Call `advance` after each forward of a network, and of the copies of it that a search makes."""
+
+    def after_forward(*_: Any) -> None:  # torch takes what it returns in the place of SR
+        advance()
+
+    network.register_forward_hook(after_forward)
+
+
 def run(args: argparse.Namespace) -> Path:
     """Derive what the command line asks for; return the path of the model."""
     if args.threads:
@@ -115,8 +127,10 @@ def run(args: argparse.Namespace) -> Path:
     if is_finished(args.out, facts, args.overwrite):
         return model_of(args.out)
     batch = training.batch(args.seed, 0, args.patches, args.lr_patch)
-    network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **options)
-    reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
+    with bar(desc=f"derive {args.scheme}", unit="forward", leave=False, disable=None) as progress:
+        count_forwards(parent, progress.update)
+        network = derive(parent, name, batch.lr, batch.hr, args.mean_bits, **options)
+        reached = None if SCHEMES.get(name).reads_hr else mean_fab(network, batch.lr)
     if args.mean_bits is not None and reached is not None and abs(reached - args.mean_bits) > FAR:
         what = f"{name} takes {reached:.2f} bits on the patches"
         print(f"warning: --mean-bits {args.mean_bits:g}: {what}", file=sys.stderr)

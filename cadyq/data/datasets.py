@@ -143,7 +143,8 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
     Without images in the folder of LR, LR is made from HR by MATLAB's bicubic.
 
     Raises:
-        UserError: an unknown set, a missing folder, a folder without images, or an HR or LR image without the other.
+        UserError: an unknown set, a missing folder, a folder without images, an HR or LR image without the other, or LR
+            images among the HR images.
     """
     folder = data_root / "benchmark" / name
     is_name = Path(name).name == name  # and not a way out of the folder
@@ -162,6 +163,10 @@ def benchmark(name: str, data_root: Path, scale: int) -> Dataset:
             f"dataset '{name}': {problem} {folder / 'HR'}; expected <data-root>/benchmark/{name}/HR/*.png "
             f"and, if there, <data-root>/benchmark/{name}/LR_bicubic/X{scale}/*x{scale}.png"
         )
+    names = {path.stem for path in files}
+    if beside := [path for path in files if path.stem.removesuffix(f"x{scale}") in names - {path.stem}]:
+        place = f"LR_bicubic/X{scale}"
+        raise UserError(f"{beside[0]}: seems to be the LR image of an HR image beside it; move LR images to {place}")
     others = [path.name for path in images_among((folder / "HR").iterdir()) if path not in files]
     if others:
         log.warning("%s: passed over as no PNG: %d (first %s); convert them", folder / "HR", len(others), others[0])

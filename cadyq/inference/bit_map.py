@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -101,7 +102,9 @@ def write_bit_map(
         if avoided is not None:
             _draw_avoided(made, axes[1], avoided, photo.shape[:2])
         sink = io.BytesIO()
-        made.savefig(sink, format="png", dpi=200, metadata={"Software": None})
+        with warnings.catch_warnings():  # names may have letters that the font lacks
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            made.savefig(sink, format="png", dpi=200, metadata={"Software": None})
     write_atomic(path, sink.getvalue())
 
 

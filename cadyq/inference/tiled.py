@@ -174,7 +174,8 @@ def _check(network: SRNetwork, sr: Any, tiles: Sequence[Tile]) -> None:
     expected = (len(tiles), 3, tiles[0].height * network.scale, tiles[0].width * network.scale)
     found = tuple(sr.shape) if isinstance(sr, Tensor) else type(sr).__name__
     if found != expected:
-        raise UserError(f"{_named(network)}: SR of {len(tiles)} tiles is {found}, not {expected}; fix its forward")
+        remedy = "fix its forward, or give multiple_of to cadyq.quantize if both sides of LR must be multiples"
+        raise UserError(f"{_named(network)}: SR of {len(tiles)} tiles is {found}, not {expected}; {remedy}")
     finite = torch.isfinite(sr).flatten(1).all(1)
     if not bool(finite.all()):
         tile = tiles[int((~finite).long().argmax())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,8 +14,9 @@ from uuid import uuid4
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from cadyq.models.inspection import Interface, inspect_network, padded
+from cadyq.models.inspection import Interface, advised_multiple, inspect_network, padded
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import (
     ContiguousConv2d,
@@ -31,7 +33,9 @@ from cadyq.utils.errors import UserError, one_line
 from cadyq.utils.modes import in_eval
 from cadyq.utils.registry import closest
 
+log = logging.getLogger(__name__)
 ENDS = "first or last layer"  # the reason of layers that stay in FP32 by default
+NORMALIZED = "its weight is made of others (weight or spectral normalization)"
 COMPUTED = "its weight is changed in each forward"
 # Largest RMS difference between the outputs of a network with quantizable layers and alone, in deviations of the
 # output. Another layout of maps gives other rounding errors: about 1e-6 in float32 (CRAFT: 5e-7), more in TF32.
@@ -144,19 +148,23 @@ def quantizable_layers(network: nn.Module) -> tuple[list[str], list[Skipped]]:
     """Dotted names of the layers that a scheme may quantize, and the layers that cannot be replaced."""
     found, skipped = [], []
     for name, module in network.named_modules():
-        if type(module) in _TWINS:
+        if is_parametrized(module, "weight"):
+            skipped.append(Skipped(name, NORMALIZED))
+        elif type(module) in _TWINS:
             reason = _obstacle(module)
             skipped += [Skipped(name, reason)] if reason else []
             found += [] if reason else [name]
         elif isinstance(module, tuple(_TWINS)) and not isinstance(module, QuantizedLayer):
             skipped.append(Skipped(name, f"{type(module).__name__} computes something of its own"))
+        elif isinstance(module, _OTHERS):
+            skipped.append(Skipped(name, f"a {type(module).__name__} cannot be quantized"))
     return found, skipped
 
 
 def _obstacle(module: nn.Module) -> str:
     """Why a plain layer cannot be replaced; empty if it can."""
     if not isinstance(module.weight, nn.Parameter):
-        return "its weight is made of others (weight or spectral normalization)"
+        return NORMALIZED
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(vars(module).get(name) for name in hooks):
         return "it has hooks, which a replacement would lose"
@@ -181,6 +189,7 @@ def _twin(layer: nn.Module, name: str, kinds: _Kinds, with_point: bool) -> Quant
 
 
 _TWINS: _Kinds = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
+_OTHERS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d, nn.Bilinear)
 _CONTIGUOUS: _Kinds = {nn.Conv2d: ContiguousConv2d, nn.ConvTranspose2d: ContiguousConvTranspose2d}
 
 
@@ -221,8 +230,13 @@ def prepare(
     if parameter is None:
         raise UserError(f"{type(network).__name__} has no parameters, so there is nothing to quantize")
     lr = _two_unlike(patches).to(parameter.device)
+    _require_layers_in_python(network)
     with in_eval(network):
         seen = inspect_network(network, lr, scale, pixel_range, multiple_of)
+        advised = advised_multiple(network, lr * (seen.interface.pixel_range / 255)) if multiple_of == 1 else 1
+    if advised > 1:
+        kind = type(network).__name__
+        log.warning("%s fails where %d does not divide both sides of LR; pass multiple_of=%d", kind, advised, advised)
     usable, skipped = quantizable_layers(network)
     ran = [name for name in seen.order if name in usable]
     never = "it never ran as a layer; what reads its weight is not seen"
@@ -239,12 +253,24 @@ def prepare(
     skipped = [Skipped(n, COMPUTED if n in computed else reason) for n in ran if n not in layers] + skipped
     if not layers:
         kept = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped[:3])
-        remedy = "pass exclude=[] to quantize these too" if exclude is None and ran else "exclude fewer"
+        remedy = "exclude fewer"
+        if exclude is None:
+            remedy = "pass exclude=[] to quantize these too" if ran else "layers must read maps of each image by itself"
         raise UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
     made = wrap(network, seen.interface, layers, outer, contiguous)
     made.skipped = skipped
     _check_output(made, network, lr, seen.sr)
     return made
+
+
+def _require_layers_in_python(network: nn.Module) -> None:
+    """Raises UserError for a network whose compiled code would not run its layers in Python."""
+    kind = type(network).__name__
+    for module in network.modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(f"{kind} is compiled by torch.jit; pass the network that it was made from")
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise UserError(f"{kind} is compiled by torch.compile; pass the network as it was before")
 
 
 @torch.no_grad()
@@ -271,6 +297,22 @@ def _check_output(made: ForeignNetwork, network: nn.Module, lr: Tensor, own: Ten
         f"{difference:.1%} of its deviation; exclude the layers whose code looks at their class or attributes: "
         "exclude=[...]"
     )
+
+
+@torch.no_grad()
+def check_alike(made: ForeignNetwork, network: nn.Module) -> None:
+    """Check that a network without a scheme computes what the network that it was made of computes alone.
+
+    Raises:
+        UserError: it computes something else.
+    """
+    parameter = next(network.parameters(), torch.zeros(()))
+    lr, alone = example_images().to(parameter.device), wrap(network, made.interface, layers=())
+    try:
+        own = alone(lr)
+    except Exception:  # a network of one size, which cannot be compared here
+        return
+    _check_output(made, network, lr, own)
 
 
 def _difference(sr: Tensor, own: Tensor) -> float:

@@ -115,6 +115,8 @@ def inspect_network(
     lr = padded(lr, multiple_of)
     runs = {white: _run(network, lr * (white / 255)) for white in ranges}
     quality = {white: _agreement_db(sr * (255 / white), lr) for white, (sr, _) in runs.items()}
+    if not any(bool(sr.isfinite().all()) for sr, _ in runs.values()):
+        raise UserError(f"{name}: its SR images have values that are not finite; check its weights")
     best = max(quality, key=lambda white: quality[white])
     found = _scale_of(name, lr, runs[best][0])
     if scale is not None and scale != found:
@@ -149,20 +151,40 @@ def _run(network: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, LayerInput]]:
 
 def _remedy(network: nn.Module, x: Tensor) -> str:
     """What helps where a network fails on images: sides that are multiples, if it runs on two of them, or wrapping."""
-    for multiple_of in MULTIPLES:
-        height, width = (math.ceil(side / multiple_of) * multiple_of for side in x.shape[-2:])
-        sizes = [(height + more, width + more) for more in (0, multiple_of)]
-        if all(_runs(network, F.interpolate(x, size)) for size in sizes):
-            return f"it runs if {multiple_of} divides both sides: pass multiple_of={multiple_of}"
+    multiple_of = _multiple(network, x)
+    if multiple_of:
+        return f"it runs if {multiple_of} divides both sides: pass multiple_of={multiple_of}"
     return "wrap it so that it takes RGB images (N, 3, h, w)"
 
 
-def _runs(network: nn.Module, x: Tensor) -> bool:
+def _multiple(network: nn.Module, x: Tensor) -> int:
+    """The smallest of `MULTIPLES` for which a network upscales images of two sizes near that of `x`; 0 for none."""
+    for multiple_of in MULTIPLES:
+        height, width = (math.ceil(side / multiple_of) * multiple_of for side in x.shape[-2:])
+        sizes = [(height + more, width + more) for more in (0, multiple_of)]
+        if all(_upscales(network, F.interpolate(x, size)) for size in sizes):
+            return multiple_of
+    return 0
+
+
+def _upscales(network: nn.Module, x: Tensor) -> bool:
+    """Whether a network makes SR images of a whole scale."""
     try:
-        watch_layers(network, x)
+        _scale_of("", x, watch_layers(network, x)[0])
     except Exception:  # a foreign network may fail in any way
         return False
     return True
+
+
+def advised_multiple(network: nn.Module, lr: Tensor) -> int:
+    """The `multiple_of` that a network needs for images of any size, or 1.
+
+    Args:
+        network: in eval mode; it upscales `lr`.
+        lr: images (N, 3, h, w) in its pixel range.
+    """
+    odd = lr[..., :-1, :-1]
+    return 1 if _upscales(network, odd) else _multiple(network, odd) or 1
 
 
 def _agreement_db(sr: Tensor, lr: Tensor) -> float:

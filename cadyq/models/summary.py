@@ -30,7 +30,7 @@ def layer_lines(network: nn.Module, points: dict[str, QuantizationPoint], reason
             read.setdefault(layer, []).append("FP32")
     rows = []
     for name, module in network.named_modules():
-        if isinstance(module, QUANTIZABLE):
+        if isinstance(module, QUANTIZABLE) or name in reasons:
             weights, activations = FULL_PRECISION, ["FP32"]
             if isinstance(module, QuantizedLayer):
                 weights, activations = module.weight_bits, read.get(module, activations)

@@ -11,7 +11,7 @@ from torch import nn
 
 import cadyq.models
 import cadyq.schemes.cadyq  # noqa: F401  (importing registers CADyQ)
-from cadyq.models.foreign import ForeignNetwork, wrap
+from cadyq.models.foreign import ForeignNetwork, check_alike, wrap
 from cadyq.models.inspection import Interface
 from cadyq.models.network import BACKBONES, SRNetwork
 from cadyq.schemes.base import SCHEMES, Scheme, apply_scheme
@@ -115,7 +115,8 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
     """A copy of `network` with the points, the scheme and the sizes of a configuration. Its weights are unchanged.
 
     Raises:
-        UserError: the configuration belongs to another network, or to a backbone of another scale or other options.
+        UserError: the configuration belongs to another network, or to a backbone of another scale or other options; or
+            the network computes something else with quantizable layers.
     """
     kind = type(network).__name__
     another = UserError(f"this file is of a {config.backbone}, not of a {kind}; pass such a network")
@@ -131,6 +132,7 @@ def rebuild(config: ModelConfig, network: nn.Module) -> SRNetwork:
         options = dict(config.backbone_options)
         layers, outer, contiguous = options.pop("layers"), options.pop("outer"), options.pop("contiguous", False)
         prepared = wrap(network, Interface(config.scale, **options), layers, outer, contiguous=contiguous)
+        check_alike(prepared, network)
     apply_scheme(prepared, SCHEMES.get(config.scheme)(**config.scheme_options))
     return prepared.eval()
 

@@ -52,7 +52,7 @@ def image_files(inputs: Sequence[Path]) -> Iterator[Path | UserError]:
 
 
 def left_out(inputs: Sequence[Path], out: Path, scale: int) -> str:
-    """What the folders named hold beside images: "1 folder, 2 files that are no images"; empty for nothing.
+    """What the folders named hold beside images: "1 folder, 2 files of other formats (.md .txt)"; empty for nothing.
 
     Hidden files and results of an earlier run do not count.
     """
@@ -64,7 +64,9 @@ def left_out(inputs: Sequence[Path], out: Path, scale: int) -> str:
     folders = sum(path.is_dir() for path in others)
     files = len(others) - folders
     words = [counted(folders, "folder")] if folders else []
-    words += [counted(files, "file that is no image", "files that are no images")] if files else []
+    if files:
+        suffixes = sorted({path.suffix.lower() or path.name for path in others if not path.is_dir()})
+        words.append(f"{counted(files, 'file', 'files')} of other formats ({' '.join(suffixes)})")
     return ", ".join(words)
 
 

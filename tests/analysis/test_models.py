@@ -73,6 +73,13 @@ def test_a_model_is_measured_under_what_was_trained_from_it() -> None:
     assert not source.reason and [file.stem for file in source.files] == ["idn_x4_pams_w8a8"]
 
 
+def test_a_model_is_measured_under_what_was_derived_from_it() -> None:
+    """Before, the reason was that `static` has to be trained."""
+    found, missing = models.sources(["zoo:carn_x4_fp32"], ["static", "oracle"], 4, None)
+    assert not found.reason and [file.stem for file in found.files] == ["carn_x4_static"]
+    assert missing.reason.startswith("oracle has to be derived from its cadyq: python -m cadyq.derive oracle --parent ")
+
+
 @pytest.mark.usefixtures("untrained_srresnet")
 @pytest.mark.parametrize("variant", ["dynamic_range:w8a5:trained", "fp32:longer"])
 def test_a_trained_variant_is_not_replaced_by_calibration(variant: str) -> None:
@@ -80,6 +87,15 @@ def test_a_trained_variant_is_not_replaced_by_calibration(variant: str) -> None:
     plain, missing = models.sources(["zoo:srresnet_x4_fp32"], ["dynamic_range:w8a5", variant], 4, None)
     assert not plain.reason
     assert missing.reason.startswith(f"{variant} has to be trained")
+
+
+@pytest.mark.parametrize(("scale", "remedy"), [(3, "pass --scale 3"), (8, "measure it in Python by cadyq.evaluate")])
+def test_the_remedy_for_another_scale_is_possible(scale: int, remedy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = cadyq.create_model("edsr", scale=3, n_feats=8, n_resblocks=1)
+    network.scale = scale
+    monkeypatch.setattr(models, "opened", lambda model: network)
+    with pytest.raises(cadyq.UserError, match=f"is of scale {scale}; {remedy}"):
+        models.sources(["own.safetensors"], ["fp32"], 4, None)
 
 
 def test_what_is_wrong_with_a_model_is_one_line(

@@ -24,7 +24,7 @@ from baselines.controls.oracle import Oracle
 from baselines.controls.random import Random, fingerprint, uniform
 from baselines.controls.static import Static
 from cadyq.checkpoints.io import save_model
-from cadyq.commands.derive import main
+from cadyq.commands.derive import count_forwards, main
 from cadyq.data.datasets import photographs
 from cadyq.data.images import write_png
 from cadyq.models.network import SRNetwork
@@ -154,6 +154,18 @@ def test_a_mean_that_is_not_reached_is_said(tmp_path: Path, capsys: pytest.Captu
     assert main(["cadyq", "--mean-bits", "7.9", *words]) == 0 and model.stat().st_mtime_ns == made
     assert main(["cadyq", "--mean-bits", "7.8", *words]) == 2
     assert "(mean_bits_asked: 7.9 there, 7.8 here)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "least"), [("static", 10), ("gradient", 3)])
+def test_a_search_counts_its_forwards(
+    name: str, least: int, small_parent: SRNetwork, pairs: tuple[Tensor, Tensor]
+) -> None:
+    """For the bar of the command: the networks that a search runs are copies of the parent."""
+    counted, forwards = copy.deepcopy(small_parent), itertools.count()
+    expected = derive(small_parent, name, *pairs, mean_bits=None)
+    count_forwards(counted, lambda: next(forwards))
+    made = derive(counted, name, *pairs, mean_bits=None)
+    assert next(forwards) >= least and made.scheme == expected.scheme
 
 
 def test_a_wider_stride_keeps_the_selectors_and_lowers_the_cost_of_choosing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,14 @@ def test_one_candidate_everywhere(candidate: int, bits: int) -> None:
         trace = trace_forward(constant, lr)[1]
     assert torch.equal(trace.fab(), torch.full((2,), float(bits)))
     assert any(isinstance(point.quantizer, CandidateActivation) for point in network.points.values()), "a copy changed"
+
+
+def test_a_name_that_the_font_lacks_gives_no_warning(tmp_path: Path) -> None:
+    """Before, each such letter of a photograph's name was a warning with lines of code."""
+    lr, tiles = torch.zeros(3, 20, 30, dtype=torch.uint8), tile_grid(20, 30, 20, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        write_bit_map(tmp_path / "one.png", lr, tiles, torch.full((len(tiles),), 4.0), "\u65e5\u672c")
 
 
 def test_the_error_stands_beside_the_bits(tmp_path: Path) -> None:

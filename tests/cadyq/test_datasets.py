@@ -166,6 +166,16 @@ def test_set5(data_root: Path) -> None:
     assert "Set5" in available(data_root)
 
 
+def test_lr_images_among_the_hr_images_are_refused(tmp_path: Path) -> None:
+    """Before, they were measured as HR images."""
+    folder = tmp_path / "benchmark/Mine/HR"
+    write_png(folder / "a.png", _image(64, 64))
+    write_png(folder / "ax4.png", _image(16, 16))
+    with pytest.raises(UserError, match=r"HR.ax4\.png: seems to be the LR image .*; move LR images to LR_bicubic/X4"):
+        benchmark("Mine", tmp_path, 4)
+    assert len(benchmark("Mine", tmp_path, 2)) == 2  # two photographs, as far as scale 2 tells
+
+
 def test_images_that_are_no_png_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "benchmark/Mine/HR"
     write_png(folder / "a.png", torch.zeros(3, 16, 16, dtype=torch.uint8))

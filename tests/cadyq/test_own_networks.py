@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import cadyq
 from baselines.daq import DAQWeight
 from cadyq.data.datasets import folder, photographs
+from cadyq.data.images import write_png
 from cadyq.deploy.onnx_export import Exportable, export_onnx
 from cadyq.deploy.runtime import open_session, run
 from cadyq.models.network import SRNetwork
@@ -461,6 +463,96 @@ def test_a_network_that_computes_something_else_with_its_points_is_refused() -> 
     with pytest.raises(UserError, match=r"Bicubic computes something else with quantizable layers, .*: exclude=\["):
         cadyq.quantize(network_of(Asking()), "minmax:w8a8", LR, pixel_range=1, patches=4)
     assert cadyq.quantize(Noisy(TwoNames()).eval(), "minmax:w8a8", LR, pixel_range=1, patches=4).points
+
+
+def test_a_network_whose_layer_was_changed_is_not_loaded_into(tmp_path: Path) -> None:
+    """Before, the change was lost without a word."""
+    network = network_of(TwoNames())
+    cadyq.save(cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4), tmp_path / "q.safetensors")
+    assert cadyq.load_into(network, tmp_path / "q.safetensors").points
+    layer = network.body.conv1
+    layer.forward = lambda x: 2 * nn.Conv2d.forward(layer, x)  # type: ignore[union-attr, arg-type]
+    with pytest.raises(UserError, match=r"q\.safetensors: Bicubic computes something else with quantizable layers"):
+        cadyq.load_into(network, tmp_path / "q.safetensors")
+
+
+class Halving(nn.Module):
+    """Needs even sides: other maps become smaller, or do not fit the shortcut."""
+
+    def __init__(self, shortcut: bool) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 8, 2, stride=2), nn.ConvTranspose2d(8, 8, 2, stride=2)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.up(self.down(x))
+        return y + x if self.shortcut else y
+
+
+class Detail(Bicubic):
+    """Details alone, whose size follows that of the maps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.tail(self.body(self.head(x))), 2)
+
+
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_sides_that_the_network_needs_are_named(
+    shortcut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    network = Detail(Halving(shortcut)).eval()
+    quantized = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4)
+    assert "Detail fails where 2 does not divide both sides of LR; pass multiple_of=2" in caplog.text
+    caplog.clear()
+    padding = cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4, multiple_of=2)
+    assert not caplog.text and padding(LR[0][None, :, :33, :31].float()).shape == (1, 3, 66, 62)
+    write_png(tmp_path / "a.png", torch.zeros(3, 66, 66, dtype=torch.uint8))
+    if not shortcut:
+        with pytest.raises(UserError, match="give multiple_of to cadyq"):
+            cadyq.evaluate(quantized, folder(tmp_path, 2), modes=["image"])
+
+
+@pytest.mark.parametrize(
+    ("compiled", "message"),
+    [
+        (
+            lambda network: torch.jit.trace(network, torch.rand(1, 3, 8, 8)),
+            "is compiled by torch.jit; pass the network",
+        ),
+        (lambda network: torch.compile(network, backend="eager"), "OptimizedModule is compiled by torch.compile"),
+    ],
+)
+def test_compiled_networks_are_named(compiled: Callable[[nn.Module], nn.Module], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        cadyq.quantize(compiled(network_of(TwoNames())), "minmax:w8a8", LR, pixel_range=1, patches=4)
+
+
+class Depth(nn.Module):
+    """A convolution over channels and pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x[:, None])[:, 0]  # type: ignore[no-any-return]
+
+
+def test_every_layer_that_stays_in_fp32_is_printed_with_its_reason() -> None:
+    normalized = nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 3, padding=1))
+    network = network_of(nn.Sequential(Depth(), normalized, nn.Conv2d(8, 8, 3, padding=1)))
+    shown = repr(cadyq.quantize(network, "minmax:w8a8", LR, pixel_range=1, patches=4))
+    assert "network.body.0.conv  FP32      FP32         a Conv3d cannot be quantized" in shown
+    assert "network.body.1       FP32      FP32         its weight is made of others" in shown
+
+
+def test_weights_that_are_not_finite_are_named() -> None:
+    """Before, the message said that pixel_range was unclear."""
+    network = network_of(TwoNames())
+    network.get_parameter("head.weight").data[0] = torch.nan
+    with pytest.raises(UserError, match="values that are not finite; check its weights"):
+        cadyq.quantize(network, "minmax:w8a8", LR, patches=4)
 
 
 @torch.no_grad()

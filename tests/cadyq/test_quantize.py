@@ -318,6 +318,19 @@ def test_what_is_no_image(given: Any, named: str) -> None:
         calibration_patches(given)
 
 
+@pytest.mark.parametrize("dtype", [bool, complex, "U1"])
+def test_arrays_that_hold_no_pixels_are_refused(dtype: Any) -> None:
+    """Before, a mask was taken for an image that is nearly black."""
+    with pytest.raises(UserError, match=r"calibration: an array of .*; give uint8 in 0\.\.255"):
+        calibration_patches(np.zeros((48, 48, 3), dtype))
+    with pytest.raises(UserError, match="calibration: a tensor of bool"):
+        calibration_patches(torch.ones(3, 48, 48, dtype=torch.bool))
+
+
+def test_a_black_image_among_others_is_an_image() -> None:
+    assert len(calibration_patches([torch.zeros(3, 48, 48), *photographs(1, 48)], 2)) == 2
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_opened_images_are_read_as_files(mode: str, tmp_path: Path) -> None:
     image = Image.fromarray(photographs(1, 60)[0].byte().permute(1, 2, 0).numpy()).convert(mode)
@@ -707,10 +720,21 @@ def test_modes_of_training_are_as_before(network: Mixed) -> None:
     assert broken.training and broken[0].training, "also where the network cannot be quantized"
 
 
-@pytest.mark.parametrize("patches", [1, 0, -3])
-def test_too_few_patches(network: Mixed, patches: int) -> None:
-    with pytest.raises(UserError, match=f"patches={patches}; give 2 or more"):
+@pytest.mark.parametrize("patches", [1, 0, -3, 2.5])
+def test_too_few_patches(network: Mixed, patches: float) -> None:
+    with pytest.raises(UserError, match=f"patches={patches}; give a whole number of 2 or more"):
         _quantized(network, patches=patches)
+
+
+@pytest.mark.parametrize("multiple_of", [0, -2, 2.5])
+def test_a_multiple_is_a_whole_number(network: Mixed, multiple_of: float) -> None:
+    with pytest.raises(UserError, match=f"multiple_of={multiple_of}; give a whole number of 1 or more"):
+        _quantized(network, multiple_of=multiple_of)
+
+
+def test_a_scheme_is_given_by_name(network: Mixed) -> None:
+    with pytest.raises(UserError, match="scheme=None; give its name, as in 'minmax:w8a8'"):
+        _quantized(network, None)  # type: ignore[arg-type]
 
 
 def test_one_patch_of_an_image_is_its_centre() -> None:
@@ -745,7 +769,7 @@ def test_bitops_of_a_network_that_chooses_its_way_by_the_image() -> None:
 
 def test_what_is_only_a_start_says_so(network: Mixed, caplog: pytest.LogCaptureFixture) -> None:
     _quantized(network, "minmax:w8a8")
-    assert not caplog.text
+    assert "calibrated" not in caplog.text
     _quantized(network, "pams:w8a8")
     assert "pams: only its ranges are calibrated" in caplog.text and "cadyq.train" in caplog.text
     _quantized(network, "brecq:w4a4")
@@ -763,6 +787,8 @@ def test_what_evaluate_cannot_measure(network: Mixed) -> None:
         cadyq.evaluate(made, "skimage", modes=["whole"])
     with pytest.raises(UserError, match="is no dataset; give one name"):
         cadyq.evaluate(made, ["Set5"])  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"dataset 'skimage' is of scale 3, mixed of scale {made.scale}"):
+        cadyq.evaluate(made, datasets.photographs(3))
 
 
 @pytest.mark.parametrize(("option", "value"), [("res_scale", 0.1), ("scale", 2)])

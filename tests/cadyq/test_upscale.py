@@ -116,7 +116,7 @@ def test_photographs_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixture
     assert sizes["$dot$_x4.png"] == (4, 4) and len(sizes) == 7
     assert len(list(out.iterdir())) == 3 * 7  # no unfinished files
     left_out, *lines = capsys.readouterr().out.splitlines()
-    assert left_out == "left out: 1 file that is no image"
+    assert left_out == "left out: 1 file of other formats (.txt)"
     assert len(lines) == 7 and all("FAB" in line and "than with 8 bits everywhere" in line for line in lines)
 
 
@@ -194,7 +194,7 @@ def test_what_a_folder_holds_beside_photographs_is_counted(tmp_path: Path, capsy
     for name in ("notes.txt", "b.raw"):
         (tmp_path / name).touch()
     assert run(tmp_path, "--out", tmp_path, "--overwrite") == 0
-    assert "left out: 1 folder, 2 files that are no images\n" in capsys.readouterr().out
+    assert "left out: 1 folder, 2 files of other formats (.raw .txt)\n" in capsys.readouterr().out
 
 
 def test_two_photographs_of_one_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

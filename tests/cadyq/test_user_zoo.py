@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import cadyq
+from analysis.run import networks
 from cadyq.checkpoints.folders import REPOSITORY, VARIABLE, ZOO, use_zoo, zoo_folders, zoo_path
-from cadyq.checkpoints.tensors import compress, read_tensors
+from cadyq.checkpoints.tensors import compress, network_sha256, read_tensors
 from cadyq.checkpoints.zoo import add_to_zoo, read_manifest, save_run, writable_zoo, zoo_rows
 from cadyq.commands import upscale
 from cadyq.commands import zoo as command
@@ -186,3 +187,38 @@ def test_an_fp32_network_is_not_replaced_under_its_differences(tmp_path: Path) -
     with pytest.raises(UserError, match="idn_x4_pams_w8a8_mine are stored as differences"):
         add_to_zoo(fp32, "fp32", {}, tmp_path)
     assert cadyq.load_model("zoo:idn_x4_pams_w8a8_mine").name == "idn"
+
+
+def _facts(**parent: object) -> dict[str, object]:
+    return {"parent": {"name": "mine", "sha256": "0" * 64} | parent}
+
+
+@pytest.mark.parametrize(
+    ("facts", "fits"),
+    [
+        (_facts(training={"scheme": "fp32"}), False),
+        (_facts() | {"calibrated_from": ""}, False),
+        (_facts(name="edsr_x4_fp32"), False),
+        (_facts(training=_facts(training={"scheme": "fp32"}) | {"scheme": "pams:w8a8"}), False),
+        (_facts(sha256=network_sha256(ZOO / "edsr_x4_fp32.safetensors")), True),
+        (_facts(), True),  # nothing tells
+        ({}, True),
+    ],
+)
+def test_a_network_of_another_fp32_network_is_not_compared_with_this_one(
+    facts: dict[str, object], fits: bool, tmp_path: Path
+) -> None:
+    """Before, its drop was the difference of two networks."""
+    add_to_zoo(calibrated_model("edsr", "pams:w4a4", n_feats=8, n_resblocks=1), "pams:w4a4", facts, tmp_path)
+    use_zoo(tmp_path)
+    reason = networks.find("edsr", "pams:w4a4", 4).reason
+    assert not reason if fits else "was made from another FP32 network" in reason and "--model" in reason
+
+
+def test_networks_of_the_package_are_not_compared_with_a_users_fp32_network(tmp_path: Path) -> None:
+    add_to_zoo(cadyq.create_model("edsr", n_feats=8, n_resblocks=1), "fp32", {}, tmp_path)
+    assert not networks.find("edsr", "cadyq", 4).reason and not networks.find("edsr", "cabm", 4).reason
+    use_zoo(tmp_path)
+    assert not networks.find("edsr", "fp32", 4).reason
+    for scheme in ("cadyq", "cabm"):  # trained from the package's, and derived from such a one
+        assert "another FP32 network (edsr_x4_fp32)" in networks.find("edsr", scheme, 4).reason
