@@ -110,6 +110,8 @@ class Program:
             time.sleep(0.05)
         return self.returncode
 
+    stdin = stdout = stderr = None  # no pipes, in the words of `Popen`
+
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 

@@ -57,6 +57,7 @@ def fork(request: dict[str, Any]) -> int:
     """Process id of a fork that does what is asked."""
     child = os.fork()
     if child:
+        os.setpgid(child, child)  # who signals the group of a program, as Jupyter does, reaches no other
         return child
     status = 1
     try:
