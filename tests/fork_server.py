@@ -16,15 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import fvcore.nn
+import ipykernel.kernelapp
+import jinja2
+import joblib
+import matplotlib.backends.backend_pdf
 import matplotlib.pyplot
-import pandas
+import pandas.io.formats.style
 import pyarrow.parquet
 import scipy.stats
 import seaborn
 import skimage
-import torch
+import torch.utils.benchmark
 
-LIBRARIES = (fvcore, matplotlib, pandas, pyarrow, scipy, seaborn, skimage, torch)
+LIBRARIES = (fvcore, ipykernel, jinja2, joblib, matplotlib, pandas, pyarrow, scipy, seaborn, skimage, torch)
 
 
 def start(words: list[str]) -> None:
