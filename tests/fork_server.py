@@ -26,6 +26,7 @@ import pyarrow.parquet
 import scipy.stats
 import seaborn
 import skimage
+import torch._dynamo  # which optimizers import
 import torch.utils.benchmark
 
 LIBRARIES = (fvcore, ipykernel, jinja2, joblib, matplotlib, pandas, pyarrow, scipy, seaborn, skimage, torch)
