@@ -360,7 +360,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cadyq.save_model(_network("cadyq"), model)
     assert export.main(["--model", str(model), "--out", str(out), "--photographs", str(folder)]) == 0
     text = capsys.readouterr().out
-    assert out.exists() and "bits frozen by 1 photographs" in text and "4 quantized feature maps" in text
+    assert out.exists() and "bits frozen by 1 photographs" in text and "6 quantized feature maps" in text
 
 
 @pytest.mark.parametrize("size", ["16x24", "20x150"])  # smaller and wider than the photograph that it is checked on
