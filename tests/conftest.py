@@ -1,5 +1,6 @@
 """Fixtures that several parts share."""
 
+import gc
 import itertools
 import json
 import os
@@ -52,6 +53,14 @@ def pytest_runtest_protocol() -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files of tests need not outlive a power cut. Waiting for the disk takes 4 ms a file, for thousands of files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def published_folder() -> Path:
     """The folder of published weights as safetensors; tests that need them are skipped without it."""
@@ -66,13 +75,24 @@ def published_folder() -> Path:
 SLOW: dict[str, list[str]] = toml.loads((Path(__file__).parent / "slow.toml").read_text(encoding="utf-8"))
 
 
+# files whose tests take up to 20 s each: begun last, they would leave the other process idle at the end
+FIRST = ("test_notebooks.py", "test_walkthrough.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests."""
+    """Mark the slow tests, and put the longest ones first."""
     here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.name not in FIRST)
     for item in items:
         names = {getattr(item, "originalname", item.name), *getattr(item, "fixturenames", ())}
         if names & set(SLOW.get(item.path.relative_to(here).as_posix(), [])):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays. Looking through it for garbage time and again takes some per cent of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +129,8 @@ class Program:
             assert time.monotonic() < end, f"process {self.pid} still runs after {timeout} s"
             time.sleep(0.05)
         return self.returncode
+
+    stdin = stdout = stderr = None  # no pipes, in the words of `Popen`
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -186,6 +208,22 @@ def run_python(start_python: Callable[..., Program]) -> RunPython:
         return subprocess.CompletedProcess(words, program.returncode or 0, stdout, stderr)
 
     return run
+
+
+PLOTLESS = """
+import runpy, sys
+from analysis.report import build
+
+build.write_plots = lambda *args, **options: []
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def plotless() -> tuple[str, str]:
+    """``start_python(*plotless, MODULE, ...)`` is ``start_python("-m", MODULE, ...)`` where reports hold no plots."""
+    return "-c", PLOTLESS
 
 
 @pytest.fixture(scope="module")

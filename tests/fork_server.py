@@ -16,15 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import fvcore.nn
+import ipykernel.kernelapp
+import jinja2
+import joblib
+import matplotlib.backends.backend_pdf
 import matplotlib.pyplot
-import pandas
+import pandas.io.formats.style
 import pyarrow.parquet
 import scipy.stats
 import seaborn
 import skimage
-import torch
+import torch._dynamo  # which optimizers import
+import torch.utils.benchmark
 
-LIBRARIES = (fvcore, matplotlib, pandas, pyarrow, scipy, seaborn, skimage, torch)
+LIBRARIES = (fvcore, ipykernel, jinja2, joblib, matplotlib, pandas, pyarrow, scipy, seaborn, skimage, torch)
 
 
 def start(words: list[str]) -> None:
@@ -57,6 +62,7 @@ def fork(request: dict[str, Any]) -> int:
     """Process id of a fork that does what is asked."""
     child = os.fork()
     if child:
+        os.setpgid(child, child)  # who signals the group of a program, as Jupyter does, reaches no other
         return child
     status = 1
     try:

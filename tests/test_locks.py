@@ -71,11 +71,14 @@ def photographs(write_set: Callable[[int, int, int], Path], tmp_path: Path) -> P
     return tmp_path
 
 
-def test_two_runs_on_one_folder_lose_and_double_nothing(start_python: Start, photographs: Path, tmp_path: Path) -> None:
+def test_two_runs_on_one_folder_lose_and_double_nothing(
+    start_python: Start, plotless: tuple[str, str], photographs: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     words = ["--data-root", photographs, "--datasets", "Mine", "--modes", "patch", "--jobs", 1, "--out", out]
     schemes = (["fp32", "minmax:w8a8"], ["fp32", "minmax:w4a4"])
-    both = [start_python("-m", "analysis.run_all", "--backbones", "idn", "--schemes", *few, *words) for few in schemes]
+    command = (*plotless, "analysis.run_all", "--backbones", "idn")
+    both = [start_python(*command, "--schemes", *few, *words) for few in schemes]
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sorted(error.count("waiting until it has ended") for _, error in said) == [0, 1]

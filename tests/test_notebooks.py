@@ -6,8 +6,10 @@ import importlib.util
 import itertools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nbformat
 import pytest
@@ -35,6 +37,16 @@ def load_script() -> ModuleType:
 
 
 script = load_script()
+
+
+@pytest.fixture(autouse=True)
+def forked_kernels(start_python: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel is a fork, which has the large libraries imported."""
+
+    def launch(command: list[str], cwd: str, env: dict[str, str], **options: Any) -> Any:
+        return start_python(*command[command.index("-m") :], cwd=Path(cwd), environment=env)
+
+    monkeypatch.setattr("jupyter_client.provisioning.local_provisioner.launch_kernel", launch)
 
 
 def differs(stored: str, fresh: str, exact: bool) -> bool:

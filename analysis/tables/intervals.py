@@ -52,9 +52,10 @@ class Interval(NamedTuple):
 
 
 @lru_cache(maxsize=4)  # tables hold hundreds of intervals over the same images
-def _picks(count: int, resamples: int, seed: int) -> NDArray[np.int32]:
+def _picks(count: int, resamples: int, seed: int) -> NDArray[np.intp]:
     """The images of each resample: (resamples, count) of 0..count - 1."""
-    return np.random.default_rng(seed).integers(0, count, (resamples, count), dtype=np.int32)
+    drawn = np.random.default_rng(seed).integers(0, count, (resamples, count), dtype=np.int32)
+    return drawn.astype(np.intp)  # numpy would convert them for each interval
 
 
 def paired_bootstrap(

@@ -112,12 +112,17 @@ def _wait(done: Callable[[], bool], what: str, seconds: float = 120) -> None:
 
 
 def test_a_cluster_that_loses_a_worker_ends_complete(
-    data_root: Path, serial: pd.DataFrame, tmp_path: Path, start_python: Start, cluster: Cluster
+    data_root: Path,
+    serial: pd.DataFrame,
+    tmp_path: Path,
+    start_python: Start,
+    plotless: tuple[str, str],
+    cluster: Cluster,
 ) -> None:
     address, workers = cluster
     out = tmp_path / "run"
     words = [*_command(data_root, out), "--executor", "dask", "--scheduler", address]
-    run = start_python("-m", "analysis.run_all", *words)
+    run = start_python(*plotless, "analysis.run_all", *words)
     _wait(lambda: len(list(out.glob("records/*.parquet"))) >= 3, "the first records")
     workers[0].send_signal(signal.SIGKILL)
     assert len(list(out.glob("records/*.parquet"))) < 2 * len(SCHEMES), "the worker was killed too late to matter"

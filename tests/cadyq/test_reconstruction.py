@@ -124,7 +124,7 @@ def test_shares_by_steps_and_by_time() -> None:
 
 def test_a_time_limit_is_shared(plain: SRNetwork, lr: Tensor) -> None:
     start = time.monotonic()
-    _, reports = run(plain, lr, "ptq4sr:w4a4", bounds_stage(10**6), bounds_stage(10**6), seconds=4)
+    _, reports = run(plain, lr, "ptq4sr:w4a4", bounds_stage(10**6), bounds_stage(10**6), seconds=2)
     assert time.monotonic() - start < 20
     assert all(report.steps > 0 for report in reports)
 

@@ -186,8 +186,11 @@ def test_a_run_goes_on_only_with_its_own_photographs_and_precision(folder: Path,
         _run_here(arguments)
 
 
-def test_unchanged_tensors_of_other_authors_are_not_copied(folder: Path, published_folder: Path) -> None:
+def test_unchanged_tensors_of_other_authors_are_not_copied(
+    folder: Path, published_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two trainings, one from the other: both files build on the authors' network."""
+    monkeypatch.setattr("cadyq.training.start.CALIBRATION_PATCHES", 8)
     where = ["--data-root", str(folder / "photographs"), "--cache", str(folder / "cache"), "--threads", "1"]
     settings = ["--recipe", "finetune", "--steps", "2", "--set", "batch=2", "lr_patch=12", "validate_every=2"]
     parent = "published:rlfn_x4"
