@@ -26,7 +26,9 @@ class PackingQuantizer(FusedQuantizer):
     """A fused quantizer that gives its codes as bit planes beside its values.
 
     Args:
-        quantizer, roundings, bits: see `FusedQuantizer`.
+        quantizer: see `FusedQuantizer`.
+        roundings: see `FusedQuantizer`.
+        bits: see `FusedQuantizer`.
         pad: padding that the planes need.
     """
 
