@@ -14,7 +14,7 @@ cost (`analysis.tables.mixtures`).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ _PARTS = toml.loads((Path(__file__).parent / "comparisons.toml").read_text())
 FIXED, FIXED_WEIGHT_BITS, FLOOR = _PARTS["fixed"], _PARTS["fixed_weight_bits"], _PARTS["floor"]
 PEERS: list[str] = _PARTS["peers"]
 
+_SAME_FAB = 1e-6  # bits between FABs that are equal but for rounding
 FULL_PRECISION = "against full precision"
 EQUAL_BITOPS_PAPER = "against fixed bits of equal BitOPs, selector not counted (as papers do)"
 EQUAL_BITOPS = "against fixed bits of equal BitOPs, selector counted"
@@ -103,10 +104,21 @@ def comparisons(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> pd
 
 def choosing_bits(df: pd.DataFrame, roles: Mapping[str, Role]) -> set[str]:
     """The schemes without one fixed bit-width, by their records or their class."""
-    networks = df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone", "scheme"], sort=False)["fab"]
-    mixed = networks.agg(lambda fab: fab.max() - fab.min() > 1e-6 or abs(fab.iloc[0] - round(fab.iloc[0])) > 1e-6)
-    varying = {str(scheme) for scheme in mixed[mixed.astype(bool)].index.get_level_values("scheme")}
+    mixed = _where(df, lambda fab: abs(fab.iloc[0] - round(fab.iloc[0])) > _SAME_FAB)
+    return mixed | dynamic(df, roles)
+
+
+def dynamic(df: pd.DataFrame, roles: Mapping[str, Role]) -> set[str]:
+    """The schemes whose bits depend on the image, by their records or their class."""
+    varying = _where(df, lambda fab: fab.max() - fab.min() > _SAME_FAB)
     return varying | {spec for spec, role in roles.items() if role.dynamic}
+
+
+def _where(df: pd.DataFrame, condition: Callable[[pd.Series[float]], bool]) -> set[str]:
+    """The schemes with a network whose FABs over images meet a condition."""
+    networks = df[df["macs_g"] > 0].groupby(["scale", "mode", "backbone", "scheme"], sort=False)["fab"]
+    met = networks.agg(condition)
+    return {str(scheme) for scheme in met[met.astype(bool)].index.get_level_values("scheme")}
 
 
 def _groups(df: pd.DataFrame, roles: Mapping[str, Role]) -> Iterator[_Group]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.tables.comparisons import choosing_bits
+from analysis.tables.comparisons import dynamic
 from analysis.tables.extent import AS_PAPERS, extent, inner
 from analysis.tables.roles import Role, role_of
 from analysis.tables.summary import REFERENCE
@@ -48,15 +48,15 @@ def families(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> dict[
     """
     names = [str(name) for name in df.loc[df["macs_g"] > 0, "scheme"].unique()]
     known = {name: (roles or {}).get(name) or role_of(name) for name in names}
-    choosing = choosing_bits(df, known)
-    return {name: _member(name, role, name in choosing) for name, role in known.items()}
+    varying = dynamic(df, known)
+    return {name: _member(name, role, name in varying) for name, role in known.items()}
 
 
-def _member(name: str, role: Role, chooses: bool) -> Member:
+def _member(name: str, role: Role, varies: bool) -> Member:
     label, quantized = inner(name), extent(name)
     if scheme_name(name) == REFERENCE:
         return Member(role.scheme, FULL, label, label, quantized)
-    if role.control or chooses:
+    if role.control or varies:
         return Member(role.scheme, CONTROL if role.control else DYNAMIC, label, label, quantized)
     weights = "w=a" if role.weight_bits == role.act_bits != 8 else f"w{role.weight_bits}"
     found = SPEC.fullmatch(label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.tables.families import FIXED, families
+from analysis.tables.families import DYNAMIC, FIXED, families
 
 
 def test_options_have_lines_of_their_own() -> None:
@@ -17,3 +17,11 @@ def test_options_have_lines_of_their_own() -> None:
     assert [members[name].line for name in names] == [
         "brecq w=a", "brecq w=a qdrop=true", "brecq w=a qdrop=true", "brecq w=a mine",
     ]  # fmt: skip
+
+
+def test_bits_by_layer_are_fixed_unless_images_change_them() -> None:
+    names = ["ilp:w4a4", "ilp:w4a4", "adabm:w4a4:tuned", "adabm:w4a4:tuned"]
+    df = pd.DataFrame(
+        {"scale": 4, "mode": "image", "backbone": "edsr", "scheme": names, "fab": [3.84, 3.84, 3.8, 3.9], "macs_g": 1}
+    )
+    assert [families(df)[name].kind for name in names[::2]] == [FIXED, DYNAMIC]

@@ -213,7 +213,7 @@ def _crowded(df: pd.DataFrame, longer_db: float) -> pd.DataFrame:
     five, full = df[df["scheme"] == "pams:w8a8"], df[df["scheme"] == "fp32"]
     pairs = itertools.product((2, 3, 4, 5, 6, 8), repeat=2)
     more = [
-        five.assign(scheme=f"lsq:w{w}a{a}", psnr_db=five["psnr_db"] + 0.02 * (w - a), fab=five["fab"] + 0.1 * a)
+        five.assign(scheme=f"lsq:w{w}a{a}:{w}{a}", psnr_db=five["psnr_db"] + 0.02 * (w - a), fab=five["fab"] + 0.1 * a)
         for w, a in list(pairs)[:30]
     ]
     return pd.concat([df, *more, full.assign(scheme="fp32:longer", psnr_db=full["psnr_db"] + longer_db)])
