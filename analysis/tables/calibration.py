@@ -17,6 +17,7 @@ from analysis.records import store
 from analysis.tables.intervals import Interval
 from analysis.tables.summary import MISSING, REFERENCE, markdown_table, summary
 from cadyq.checkpoints.zoo import read_manifest
+from cadyq.schemes.specs import SPEC
 from cadyq.utils.errors import UserError
 from cadyq.utils.files import write_text
 
@@ -79,9 +80,8 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows: list[dict[str, str]] = []
     datasets = table.groupby("scale")["dataset"].nunique().to_dict()
-    several = table["scale"].nunique() > 1
-    for (scale, backbone, scheme), part in table.groupby(NETWORK, sort=False):
-        row = {"Network": f"{backbone} x{scale}" if several else str(backbone), "Scheme": str(scheme)}
+    for (scale, _, scheme), part in _labelled(table).groupby(NETWORK, sort=False):
+        row = {"Network": str(part["Network"].iloc[0]), "Scheme": str(scheme)}
         row |= {f"{one['dataset']} dB": f"{one['psnr_db']:.2f}" for one in part.to_dict("records")}
         row |= {f"drop on {one['dataset']}": _drop(one, scheme) for one in part.to_dict("records")}
         first = part.iloc[0]
@@ -100,12 +100,10 @@ def texts(table: pd.DataFrame) -> pd.DataFrame:
 
 def drops(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """The drop of PSNR on a dataset in dB: a row for each scheme, more bits first, and a column for each network."""
-    part = table[(table["dataset"] == dataset) & (table["scheme"] != REFERENCE)]
-    found = part.assign(Network=_networks(part), Bits=_bits(part["scheme"])).rename(columns={"scheme": "Scheme"})
-    wide = found.pivot_table("delta_db", ["Bits", "Scheme"], "Network", sort=False).sort_index(
-        level="Bits", ascending=False, kind="stable", sort_remaining=False
-    )
-    return wide.map(lambda drop: MISSING if pd.isna(drop) else f"{drop:+.3f}").rename_axis(columns=None)
+    rows = _labelled(table)
+    part = rows[(rows["dataset"] == dataset) & (rows["scheme"] != REFERENCE)].rename(columns={"scheme": "Scheme"})
+    wide = part.pivot_table("delta_db", ["Bits", "Scheme"], "Network", sort=False)
+    return _more_bits_first(wide.map(lambda drop: MISSING if pd.isna(drop) else f"{drop:+.3f}"))
 
 
 def best(table: pd.DataFrame) -> pd.DataFrame:
@@ -113,30 +111,35 @@ def best(table: pd.DataFrame) -> pd.DataFrame:
 
     Only schemes that name their bits, such as `mse:w4a4`, are compared.
     """
-    rows = table.assign(Network=_networks(table), Bits=_bits(table["scheme"]))
-    rows = rows[rows["Bits"].ne(MISSING) & rows["delta_db"].notna()]
-    first = rows.sort_values("delta_db", ascending=False, kind="stable").drop_duplicates(["Bits", "Network", "dataset"])
+    rows = _labelled(table)
+    rows = rows[rows["Bits"].ne(MISSING) & rows["delta_db"].notna()].reset_index(drop=True)
+    first = rows.loc[rows.groupby(["Bits", "Network", "dataset"], sort=False)["delta_db"].idxmax()]
     cells = [
         f"{row['scheme'].replace(':' + row['Bits'], '', 1)} {row['delta_db']:+.3f}"
         + (f" ({row['seconds']:.0f} s)" if pd.notna(row["seconds"]) else "")
         for row in first.to_dict("records")
     ]
-    wide = first.assign(cell=cells).pivot(index=["Bits", "Network"], columns="dataset", values="cell").fillna(MISSING)
-    order = {name: place for place, name in enumerate(rows["Network"].unique())}
-    wide = wide.sort_index(key=lambda keys: keys.map(order) if keys.name == "Network" else keys)
-    wide = wide.sort_index(level="Bits", ascending=False, kind="stable", sort_remaining=False)
-    return wide[[name for name in table["dataset"].unique() if name in wide]].rename_axis(columns=None)
+    wide = first.assign(cell=cells).pivot_table("cell", ["Bits", "Network"], "dataset", aggfunc="first", sort=False)
+    return _more_bits_first(wide[[name for name in table["dataset"].unique() if name in wide]].fillna(MISSING))
 
 
-def _networks(table: pd.DataFrame) -> pd.Series[str]:
-    """Names of the networks, with their scale if there are several."""
+def _labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with the names of networks, which have their scale if there are several, and the bits of schemes."""
     several = table["scale"].nunique() > 1
-    return table["backbone"] + (" x" + table["scale"].astype(str) if several else "")
+    names = table["backbone"] + (" x" + table["scale"].astype(str) if several else "")
+    return table.assign(Network=names, Bits=table["scheme"].map(_bits))
 
 
-def _bits(schemes: pd.Series[str]) -> pd.Series[str]:
+def _bits(scheme: str) -> str:
     """The bit-width that a scheme names, such as w4a4; a dash if it names none."""
-    return schemes.str.extract(r":(w\d+a\d+)(?:[,:]|$)", expand=False).fillna(MISSING)
+    found = SPEC.fullmatch(scheme)
+    return f"w{found['weight']}a{found['act']}" if found and found["weight"] else MISSING
+
+
+def _more_bits_first(wide: pd.DataFrame) -> pd.DataFrame:
+    """A table with the index level Bits in falling order; rows of the same bits keep theirs."""
+    ordered = wide.sort_index(level="Bits", ascending=False, kind="stable", sort_remaining=False)
+    return ordered.rename_axis(columns=None)
 
 
 def _drop(row: dict[Any, Any], scheme: Any) -> str:
