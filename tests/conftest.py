@@ -144,6 +144,11 @@ class Program:
             time.sleep(0.01)
         return line
 
+    def read_until(self, words: str, name: str) -> None:
+        """Read lines of "stdout" or "stderr" up to the first one with these words."""
+        while words not in self.readline(name):
+            pass
+
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         """What is left of stdout and stderr when it has ended."""
         self.wait(timeout)
