@@ -20,15 +20,21 @@ from cadyq.schemes import Stage
 
 @dataclass(frozen=True)
 class ILPBRECQ(ILP):
-    """Bits by layer, then rounding of weights and bounds of activations, learned block by block."""
+    """Bits by layer, then rounding of weights and bounds of activations, learned block by block.
+
+    Attributes:
+        channelwise: a step of its own for each output channel of a weight.
+    """
 
     name = "ilp_brecq"
+
+    channelwise: bool = False
 
     def activation_quantizer(self, channels: int, counts_for_fab: bool) -> ActivationQuantizer:
         return ReconstructedActivation(self.act_bits)
 
     def weight_quantizer(self) -> RoundedWeight:
-        return RoundedWeight(self.weight_bits)
+        return RoundedWeight(self.weight_bits, self.channelwise)
 
     def stages(self) -> Sequence[Stage]:
-        return BRECQ(qdrop=True).stages()
+        return BRECQ(qdrop=True, channelwise=self.channelwise).stages()

@@ -183,10 +183,14 @@ def test_digits_of_another_network_are_refused(plain: SRNetwork) -> None:
         with_scheme(plain, ILP(by_layer="4" * count, weights_by_layer="4" * 20))
 
 
-def test_rounding_and_bounds_are_learned_at_the_chosen_bits(plain: SRNetwork, lr: torch.Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("channelwise", [False, True])
+def test_rounding_and_bounds_are_learned_at_the_chosen_bits(
+    plain: SRNetwork, lr: torch.Tensor, tmp_path: Path, channelwise: bool
+) -> None:
+    scheme = f"ilp_brecq:w3a3,channelwise={str(channelwise).lower()}"
     only_bits, _ = calibrate(plain, "ilp:w3a3", lr)
-    start, _ = calibrate(plain, "ilp_brecq:w3a3", lr, steps=1)
-    network, reports = calibrate(plain, "ilp_brecq:w3a3", lr, steps=10)
+    start, _ = calibrate(plain, scheme, lr, steps=1)
+    network, reports = calibrate(plain, scheme, lr, steps=10)
     assert isinstance(network.scheme, ILPBRECQ) and isinstance(only_bits.scheme, ILP)
     assert network.scheme.by_layer == only_bits.scheme.by_layer
     assert reports and all(report.steps == 10 for report in reports if report.steps)
@@ -196,8 +200,9 @@ def test_rounding_and_bounds_are_learned_at_the_chosen_bits(plain: SRNetwork, lr
     for group, digit in zip(groups_of(network), network.scheme.by_layer, strict=True):
         for layer in (layer for name in group for layer in network.points[name].layers):
             assert layer.weight_quantizer is not None and layer.weight_quantizer.bits == int(digit)
-            levels = layer.quantized_weight().unique()
-            assert len(levels) <= 2 ** int(digit)
+            weight = layer.quantized_weight()
+            assert all(len(part.unique()) <= 2 ** int(digit) for part in (weight if channelwise else [weight]))
+            assert weight[0].unique().numel() > 1
     expected, trace = trace_forward(network, lr)
     assert {int(bits[0]) for bits in trace.bits.values()} >= {int(digit) for digit in network.scheme.by_layer}
     cadyq.save_model(network, tmp_path / "n.safetensors", packed=True)
