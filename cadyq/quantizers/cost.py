@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -21,13 +24,19 @@ if TYPE_CHECKING:
     from fvcore.nn import FlopCountAnalysis
 
 # operators that multiply and add, as fvcore calls them; those of no layer (attention) are products
-PRODUCTS = ("conv", "linear", "matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention")
+PRODUCTS = (
+    *("conv", "linear", "matmul", "mm", "mv", "bmm", "baddbmm", "addmm", "einsum", "scaled_dot_product_attention"),
+    *("addbmm", "addmv", "dot", "inner", "tensordot"),
+)
+# beginnings of the names of operators that multiply and have no formula: recurrent layers, deformable convolution, ...
+WITHOUT_FORMULA = ("gru", "lstm", "rnn_", "bilinear", "cdist", "deform_conv2d", "fft_")
 # LR sizes that have no common divisor with any stride or window: a network whose counts are proportional to the pixels
 # on all three has neither, and its counts are proportional on every size
 PROBES = ((7, 11), (13, 17), (23, 19))
 
 
 MOST_COUNTERS = 32  # number of architectures whose copies are kept
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,11 +48,13 @@ class Macs:
         products: operator -> MACs of products outside of layers, such as attention's. They stay in FP32.
         not_counted: operator -> number of calls of operators without a formula in fvcore (additions, shuffles,
             interpolation, ...). Normalization and activation functions are not counted either.
+        runs: quantization point -> how often it ran. An image on which they run more or less often costs other MACs.
     """
 
     by_layer: Mapping[str, float]
     products: Mapping[str, float]
     not_counted: Mapping[str, int]
+    runs: Mapping[str, int]
 
     @property
     def total(self) -> float:
@@ -56,6 +67,7 @@ class Macs:
             {name: macs * pixels / counted for name, macs in self.by_layer.items()},
             {name: macs * pixels / counted for name, macs in self.products.items()},
             self.not_counted,
+            self.runs,
         )
 
     def close_to(self, other: Macs) -> bool:
@@ -145,21 +157,50 @@ def count_on(plain: nn.Module, lr: Tensor) -> Macs:
     """Run fvcore on an FP32 network with an LR input (1, 3, h, w) in 0..255.
 
     Raises:
-        UserError: fvcore is not installed, or a layer ran through an operator without a formula.
+        UserError: fvcore is not installed, or a layer ran through an operator without a formula. Such an operator
+            outside of layers is a warning.
     """
     layers = {name: module for name, module in plain.named_modules() if isinstance(module, QUANTIZABLE)}
     if not layers:
-        return Macs({}, {}, {})
+        return Macs({}, {}, {}, {})
     with needs("analysis", "counting MACs and BitOPs"):
         from fvcore.nn import FlopCountAnalysis
     analysis = FlopCountAnalysis(plain, lr)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.set_op_handle(**_formulas())
-    with torch.no_grad(), torch.autocast(lr.device.type, enabled=False):  # neither can be traced
+    # neither gradients nor autocast can be traced
+    with torch.no_grad(), torch.autocast(lr.device.type, enabled=False), _runs_counted(plain) as runs:
         by_module = analysis.by_module()
         by_layer = {name: float(by_module[name]) for name in layers}
         _check_counted(analysis, layers, by_layer)
-        return Macs(by_layer, _products(analysis, list(layers)), dict(analysis.unsupported_ops()))
+        not_counted = dict(analysis.unsupported_ops())
+        _warn_of(frozenset(not_counted))
+        return Macs(by_layer, _products(analysis, list(layers)), not_counted, runs)
+
+
+@contextmanager
+def _runs_counted(plain: nn.Module) -> Iterator[Counter[str]]:
+    """Counts how often each quantization point runs in this block, by its name."""
+    runs: Counter[str] = Counter()
+
+    def count(point: nn.Module, inputs: object) -> None:
+        runs[str(point.name)] += 1
+
+    points = [module for module in plain.modules() if isinstance(module, QuantizationPoint)]
+    hooks = [point.register_forward_pre_hook(count) for point in points]
+    try:
+        yield runs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@lru_cache  # once for each set of operators: a network is counted on several sizes
+def _warn_of(not_counted: frozenset[str]) -> None:
+    """Warn of operators that multiply and are not counted."""
+    unknown = sorted(name for name in not_counted if name.rpartition("::")[2].startswith(WITHOUT_FORMULA))
+    if unknown:
+        log.warning("BitOPs leave out %s, which fvcore has no formula for; add its MACs by hand", ", ".join(unknown))
 
 
 def _products(analysis: FlopCountAnalysis, layers: list[str]) -> dict[str, float]:
@@ -194,7 +235,13 @@ def _formulas() -> dict[str, Callable[[list[Any], list[Any]], Counter[str] | int
         "aten::_convolution_mode": _same_convolution_macs,
         "aten::matmul": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
         "aten::mv": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
+        "aten::dot": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
+        "aten::inner": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
         "aten::baddbmm": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),  # inputs[0] is added
+        "aten::addmv": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),
+        "aten::addbmm": lambda inputs, outputs: _contraction_macs(*inputs[1:3], outputs[0]),
+        "aten::tensordot": lambda inputs, outputs: _contraction_macs(*inputs[:2], outputs[0]),
+        "aten::einsum": _einsum_macs,
         "aten::scaled_dot_product_attention": _attention_macs,
     }
 
@@ -208,6 +255,41 @@ def _same_convolution_macs(inputs: list[Any], outputs: list[Any]) -> Counter[str
 def _product_macs(first: Any, product: Any) -> int:
     """Of a product of two tensors, vectors too: the width of the first factor for each value of the product."""
     return math.prod(_shape(product)) * _shape(first)[-1]
+
+
+def _contraction_macs(first: Any, second: Any, product: Any) -> int:
+    """Of a product that sums over dimensions of both factors: their number of values, once for each of the product.
+
+    Both factors hold each summed dimension and the product none, so the sizes tell it.
+    """
+    values = math.prod(_shape(product))
+    return values * math.isqrt(math.prod(_shape(first)) * math.prod(_shape(second)) // max(values, 1))
+
+
+def _einsum_macs(inputs: list[Any], outputs: list[Any]) -> Any:
+    """Of `torch.einsum`: the sizes of all labels multiplied. One factor alone has no product.
+
+    fvcore rounds to four digits. Its count of three or more factors stays, since it depends on their order.
+    """
+    from fvcore.nn.jit_handles import einsum_flop_jit
+
+    factors = [_shape(factor) for factor in inputs[1].node().inputs()]
+    if len(factors) > 2:
+        return einsum_flop_jit(inputs, outputs)
+    if len(factors) < 2:
+        return 0
+    sizes: dict[str | int, int] = {}
+    for labels, shape in zip(inputs[0].toIValue().replace(" ", "").partition("->")[0].split(","), factors, strict=True):
+        for label, size in zip(_labels(labels, len(shape)), shape, strict=True):
+            sizes[label] = max(size, sizes.get(label, 1))  # dimensions of size 1 are broadcast
+    return math.prod(sizes.values())
+
+
+def _labels(labels: str, dimensions: int) -> list[str | int]:
+    """A label for each dimension of a factor; those of `...` are -1, -2, ... from the right."""
+    first, dots, last = labels.partition("...")
+    free = dimensions - len(first) - len(last) if dots else 0
+    return [*first, *range(-free, 0), *last]
 
 
 def _shape(value: Any) -> list[int]:

@@ -121,10 +121,9 @@ class Trace:
     def macs(self) -> Macs:
         """Multiply-adds of one sample."""
         counted = count_macs(self.network, *self.context.lr.shape[-2:])
-        ran = {layer for record in self.records.values() for layer in record.point.layers}
-        if all((counted.by_layer[name] > 0) == (layer in ran) for layer, name in self.network.layer_names.items()):
+        if counted.runs == self._runs:
             return counted
-        # the forward depends on the values of the image, and took another path than on the image that was counted
+        # the forward depends on the size or the values of the image: layers ran more or less often than when counted
         return count_on(self.network.without_scheme().eval(), self.context.lr[:1])
 
     def uses(self) -> list[Use]:

@@ -255,6 +255,16 @@ def test_padding_by_name_is_counted(options: dict[str, Any], pixels: int) -> Non
         (lambda t: t[0, 0] @ torch.zeros(24), {"matmul": 24}),
         (lambda t: torch.mv(t[0], torch.zeros(24)), {"mv": 3 * 24}),
         (lambda t: torch.mm(t[0], torch.zeros(24, 5)), {"mm": 3 * 24 * 5}),
+        (lambda t: torch.dot(t[0, 0], t[1, 0]), {"dot": 24}),
+        (lambda t: torch.addmv(torch.zeros(3), t[0], torch.zeros(24)), {"addmv": 3 * 24}),
+        (lambda t: torch.inner(t, torch.zeros(5, 24)), {"inner": 3 * 3 * 5 * 24}),
+        (lambda t: torch.addbmm(torch.zeros(1), t, torch.zeros(3, 24, 5)), {"addbmm": 3 * 3 * 5 * 24}),
+        (lambda t: torch.tensordot(t, torch.zeros(3, 5), ([1], [0])), {"tensordot": 3 * 24 * 3 * 5}),
+        (lambda t: torch.tensordot(t, torch.zeros(24, 3, 5), ([1, 2], [1, 0])), {"tensordot": 3 * 5 * 3 * 24}),
+        (lambda t: torch.einsum("bid, bjd -> bij", t, t), {"einsum": 3 * 3 * 3 * 24}),
+        (lambda t: torch.einsum("...id,...jd->...ij", t, t), {"einsum": 3 * 3 * 3 * 24}),
+        (lambda t: torch.einsum("bid,jd", t, torch.zeros(5007, 24)), {"einsum": 3 * 3 * 5007 * 24}),  # not rounded
+        (lambda t: torch.einsum("bid->bdi", t), {}),
     ],
 )
 def test_products_are_counted(product: Callable[[Tensor], Tensor], macs: dict[str, float]) -> None:
@@ -271,6 +281,41 @@ def test_attention_with_a_mask_is_counted() -> None:
 
     macs = _macs_of(attend, attention).products
     assert macs["baddbmm"] == macs["bmm"] == 3 * 24 * 24 * 4
+
+
+def test_products_without_a_formula_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    recurrent = nn.GRU(3, 3, batch_first=True)
+    cost._warn_of.cache_clear()
+    for _ in range(2):
+        _macs_of(lambda f: recurrent(f.flatten(2).transpose(1, 2))[0], recurrent)
+    assert [record.getMessage() for record in caplog.records] == [
+        "BitOPs leave out aten::gru, which fvcore has no formula for; add its MACs by hand"
+    ]
+
+
+class Unsteady(nn.Module):
+    """Doubles the resolution. It runs a layer twice more on large images, and three times more on bright ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.body, self.tail = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 4), (4, 4), (4, 12)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        for _ in range(1 + 2 * (x.shape[-1] > 32) + 3 * int(x.mean() > 0.5)):
+            y = self.body(y).relu()
+        return nn.functional.pixel_shuffle(self.tail(y), 2)
+
+
+@pytest.mark.parametrize(("width", "gray", "runs"), [(20, 0, 1), (40, 0, 3), (20, 200, 4), (40, 200, 6)])
+def test_every_run_of_a_layer_is_counted(width: int, gray: int, runs: int) -> None:
+    torch.manual_seed(0)
+    calibration = [_lr(1, 16, 20)[0].to(torch.uint8)]
+    network = cadyq.quantize(Unsteady(), "minmax:w8a4", calibration, pixel_range=1)
+    _, trace = cadyq.trace(network, torch.full((2, 3, 16, width), float(gray)))
+    assert trace.macs.total == 16 * width * 9 * (3 * 4 + runs * 4 * 4 + 4 * 12)
+    inner = 16 * width * 9 * runs * 4 * 4 * 8 * 4
+    assert trace.bitops_split().quantized.tolist() == [inner] * 2
 
 
 class Unknown(nn.Conv2d):
