@@ -12,6 +12,7 @@ import torch
 from cadyq.data.datasets import Dataset, load
 from cadyq.inference.threads import one_thread
 from cadyq.metrics.measure import MODES, measure_image
+from cadyq.metrics.quality import smallest_side
 from cadyq.models.network import SRNetwork
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
@@ -43,7 +44,7 @@ def evaluate(
 
     Raises:
         UserError: pandas is not installed, the network is not one of this project or has frozen bits, a mode is
-            unknown, the dataset is missing, of another scale or no dataset, or an image is unreadable.
+            unknown, the dataset is missing, of another scale or no dataset, or an image is unreadable or too small.
     """
     with needs("analysis", "cadyq.evaluate"):
         import pandas as pd
@@ -65,6 +66,7 @@ def evaluate(
             f"cadyq.evaluate: dataset {images.name!r} is of scale {images.scale}, {network.name} of scale "
             f"{network.scale}; open the dataset with scale {network.scale}"
         )
+    images.require_sides(smallest_side(images.scale))
     device = next(network.parameters(), torch.zeros(())).device
     identity = {
         "backbone": network.name,

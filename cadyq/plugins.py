@@ -91,6 +91,13 @@ def unload_plugin(path: Path) -> None:
         sys.modules.pop(name, None)
 
 
+def loaded_files() -> list[Path]:
+    """The files of all loaded plug-ins, and of the modules of their folders that they import."""
+    helpers = {name for _, _, texts in _loaded.values() for name in texts}
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in helpers)
+    return sorted({*_loaded, *(Path(file).resolve() for file in files if file)})
+
+
 def raised_in_plugin(error: BaseException) -> bool:
     """Whether the traceback of an error passes through the code of a plug-in."""
     files = {str(path) for path in _loaded}

@@ -119,7 +119,7 @@ def a_few_pixels(tmp: Path) -> tuple[Callable[..., int], Words]:
     return measure(tmp)
 
 
-@case("a.png", "16x16", "too small", "need 19x19")
+@case("a.png", "17x17", "too small", "need 19x19")
 def too_small_for_ssim(tmp: Path) -> tuple[Callable[..., int], Words]:
     photograph(hr(tmp, "b.png"))
     photograph(hr(tmp), side=17)

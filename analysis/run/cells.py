@@ -183,15 +183,12 @@ def hash_images(dataset: Dataset) -> tuple[dict[str, str], int]:
     Raises:
         UserError: an image cannot be read, or is too small for the metrics.
     """
-    need, pixels = smallest_side(dataset.scale), 0
+    dataset.require_sides(smallest_side(dataset.scale))
     hashes: dict[str, str] = {}
+    pixels = 0
     for pair in dataset:
-        height, width = pair.hr.shape[-2:]
-        if min(height, width) < need:
-            size = f"{height}x{width} pixels is too small for PSNR and SSIM at scale {dataset.scale}"
-            raise UserError(f"{pair.hr_path}: {size}, which need {need}x{need}; remove or replace it")
         hashes[pair.name] = pair.sha256
-        pixels += height * width
+        pixels += pair.hr.shape[-2] * pair.hr.shape[-1]
     return hashes, pixels
 
 

@@ -1,17 +1,19 @@
 """A hash of the code that makes the numbers of a network. A stored number is "cached" only if the hash is the same.
 
 The hash covers the modules of the scheme and the backbone, the modules that measure, and all that they import. Imports
-are read from the source without running it. They are followed within the packages of this project and within the folder
-(or package) of a plug-in. The syntax tree without docstrings and without the texts of errors is hashed, so these,
-comments and formatting do not count.
+are read from the source without running it. They are followed within the packages of this project, within the folder
+(or package) of a plug-in, and to modules on Python's path that are not installed. The syntax tree without docstrings
+and without the texts of errors is hashed, so these, comments and formatting do not count.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,8 +24,10 @@ from typing import Any
 from torch import nn
 
 from cadyq.utils.errors import UserError
+from cadyq.utils.files import state_of
 
 ROOT = Path(__file__).parents[2]
+PROJECT = ("cadyq", "baselines", "analysis")
 PACKAGES = ("cadyq", "baselines", "analysis.run", "analysis.sensitivity")
 # Left out, since they change no number: names, locks, messages, command lines, checks, and this module. The folder of a
 # network does not matter either, since its weights have their own hash.
@@ -33,6 +37,7 @@ MEASURING = ("analysis.run.jobs", "cadyq.metrics.measure")
 # Releases change kernels (torch), sums (numpy) or counts of MACs (fvcore). Only major and minor versions count: patch
 # releases fix bugs every few weeks, and each would cause all cells to be measured again.
 LIBRARIES = ("torch", "numpy", "fvcore")
+INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def code_sha256(classes: Iterable[type], modules: Iterable[str] = MEASURING, lib
 def libraries_of(network: nn.Module) -> set[str]:
     """Import names of the libraries that define the layers of a network, such as torch and spandrel."""
     roots = {type(module).__module__.partition(".")[0] for module in network.modules()}
-    return roots - {"cadyq", "baselines", "analysis"}
+    return roots - set(PROJECT)
 
 
 def function_sha256(function: Callable[..., Any]) -> str:
@@ -147,13 +152,30 @@ def _place_of(cls: Any) -> tuple[_Place, str]:
             f"{cls.__name__} has no source file, so later edits go unnoticed; put it into a file and "
             "give that as --plugin, or measure without records: analysis.run.quick"
         ) from error
-    if file.is_relative_to(ROOT) and cls.__module__.partition(".")[0] in ("cadyq", "baselines", "analysis"):
+    if file.is_relative_to(ROOT) and cls.__module__.partition(".")[0] in PROJECT:
         return OWN, cls.__module__
     folder, name = file.parent, file.stem
     while (folder / "__init__.py").is_file():  # a package is followed as a whole
         folder, name = folder.parent, f"{folder.name}.{name}"
-    alone = "." not in name and not {"site-packages", "dist-packages"} & set(folder.parts)
+    alone = "." not in name and not INSTALLED & set(folder.parts)
     return _Place(folder, () if alone else (name.partition(".")[0],)), name
+
+
+def _place_on_path(name: str) -> _Place | None:
+    """The place of a top-level module that is found on Python's path; None for an installed one, whose release counts.
+
+    A module of an editable installation is not in `site-packages`, so its file counts.
+    """
+    try:
+        spec = None if name in (*PROJECT, *sys.stdlib_module_names) else importlib.util.find_spec(name)
+    except ValueError:  # a module that was made by hand
+        return None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    file = Path(spec.origin).resolve()
+    if INSTALLED & set(file.parts):
+        return None
+    return _Place(file.parents[1] if spec.submodule_search_locations else file.parent, (name,))
 
 
 def _walk(place: _Place, name: str, found: dict[Path, str], libraries: set[str]) -> None:
@@ -163,7 +185,7 @@ def _walk(place: _Place, name: str, found: dict[Path, str], libraries: set[str])
         here, file = todo.pop()
         if file not in found:
             found[file] = read_module(file).sha256
-            followed, others = _imports_of(here, file, *_state(file))
+            followed, others = _imports_of(here, file, *state_of(file))
             todo += followed
             libraries |= others
 
@@ -179,6 +201,8 @@ def _imports_of(place: _Place, file: Path, mtime: int, size: int) -> tuple[list[
     others = set()
     for name in _absolute(names, place, file):
         files = [*_files(OWN, name)] or [*_files(place, name)]
+        if not files and place != OWN and (elsewhere := _place_on_path(name.partition(".")[0])) is not None:
+            files = [*_files(elsewhere, name)]
         followed += files
         if not files and place != OWN:
             others.add(name.partition(".")[0])
@@ -224,13 +248,7 @@ def read_module(file: Path) -> Module:
     Raises:
         UserError: the file is not valid Python.
     """
-    return _read(file, *_state(file))
-
-
-def _state(file: Path) -> tuple[int, int]:
-    """Time of modification in ns and size in bytes, which an edit changes."""
-    state = file.stat()
-    return state.st_mtime_ns, state.st_size
+    return _read(file, *state_of(file))
 
 
 @lru_cache(maxsize=4096)
@@ -262,7 +280,7 @@ class _Bare(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> Any:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return ast.Pass()
+            return [self.visit(other) for other in node.orelse] or ast.Pass()
         return self.generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> Any:

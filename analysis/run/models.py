@@ -28,6 +28,7 @@ from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated_on, with_outer_bits
 from cadyq.schemes.specs import canonical, parse_scheme, scheme_name, scheme_of, with_outer_bits_of
 from cadyq.utils.errors import UserError
+from cadyq.utils.files import state_of
 
 SCALES = range(2, 5)  # of --scale
 log = logging.getLogger(__name__)
@@ -38,9 +39,13 @@ def label(model: str) -> str:
     return resolve(model).stem
 
 
-@lru_cache(maxsize=4)
 def opened(model: str) -> SRNetwork:
-    """The network of a model, loaded once in a process. Copy it before you change it."""
+    """The network of a model, loaded once in a process and again if its file changes. Copy it before you change it."""
+    return _opened(model, *state_of(resolve(model)))
+
+
+@lru_cache(maxsize=4)
+def _opened(model: str, mtime: int, size: int) -> SRNetwork:
     return load_model(model)
 
 
@@ -140,9 +145,14 @@ def code_of(network: SRNetwork, spec: str) -> str:
     return code_sha256((type(network), SCHEMES.get(scheme_name(spec))), libraries=libraries_of(network))
 
 
-@lru_cache(maxsize=2)
 def patches_of(folder: Path | None, scale: int) -> Tensor:
     """LR patches (N, 3, h, w) in 0..255 of a folder, or of the photographs inside scikit-image."""
+    files = [] if folder is None else sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    return _patches_of(folder, scale, tuple((file.name, *state_of(file)) for file in files))
+
+
+@lru_cache(maxsize=2)
+def _patches_of(folder: Path | None, scale: int, files: tuple[tuple[str, int, int], ...]) -> Tensor:
     images = folder if folder is not None else [pair.lr for pair in datasets.photographs(scale)]
     return calibration_patches(images)
 

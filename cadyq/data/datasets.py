@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cadyq.data.bicubic import crop_to_multiple, downscale
-from cadyq.data.images import images_among, pixel_sha256, read_rgb
+from cadyq.data.images import images_among, pixel_sha256, read_rgb, stored_size
 from cadyq.utils.errors import UserError
 from cadyq.utils.extras import needs
 from cadyq.utils.registry import Entries, closest
@@ -80,6 +80,20 @@ class Dataset:
 
     def __iter__(self) -> Iterator[ImagePair]:
         return (self[index] for index in range(len(self)))
+
+    def require_sides(self, smallest: int) -> None:
+        """Read the headers of all HR images.
+
+        Raises:
+            UserError: a file cannot be read, or a side is shorter than `smallest` pixels after the cut to a multiple of
+                the scale.
+        """
+        for source in self._sources:
+            sides = stored_size(source.hr)
+            if min(sides) // self.scale * self.scale < smallest:
+                found = f"{sides[0]}x{sides[1]} pixels is too small for scale {self.scale}"
+                need = f"PSNR and SSIM need {smallest}x{smallest}"
+                raise UserError(f"{source.hr}: {found}, since {need}; remove or replace it")
 
     def __getitem__(self, index: int) -> ImagePair:
         """Read one pair.

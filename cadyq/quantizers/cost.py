@@ -239,8 +239,8 @@ def _formulas() -> dict[str, Callable[[list[Any], list[Any]], Counter[str] | int
         "aten::inner": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
         "aten::baddbmm": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),  # inputs[0] is added
         "aten::addmv": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),
-        "aten::addbmm": lambda inputs, outputs: _contraction_macs(*inputs[1:3], outputs[0]),
-        "aten::tensordot": lambda inputs, outputs: _contraction_macs(*inputs[:2], outputs[0]),
+        "aten::addbmm": lambda inputs, outputs: _contraction_macs(inputs[1], inputs[2], outputs[0]),
+        "aten::tensordot": lambda inputs, outputs: _contraction_macs(inputs[0], inputs[1], outputs[0]),
         "aten::einsum": _einsum_macs,
         "aten::scaled_dot_product_attention": _attention_macs,
     }

@@ -23,6 +23,7 @@ from cadyq.data.png import write_png_strips
 from cadyq.inference.tiled import BATCH_PIXELS, forward_batches, reference_bitops, run_tiles
 from cadyq.inference.tiles import Tile, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
+from cadyq.plugins import loaded_files
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.ranges import CandidateActivation, with_constant_candidate
 from cadyq.upscaling.canvas import Canvas, FileCanvas, MemoryCanvas, finished_tiles
@@ -78,18 +79,27 @@ def network_key(network: SRNetwork) -> str:
     digest = hashlib.sha256(json.dumps(parts, default=str).encode())
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    files = {_file_of(part) for part in (*network.modules(), network.scheme)}
-    for file in sorted(file for file in files if file is not None):
-        digest.update(Path(file).read_bytes())
+    classes = {cls for part in (*network.modules(), network.scheme) for cls in type(part).__mro__}
+    for file in sorted({file for cls in classes for file in _files_of(cls)} | set(loaded_files())):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _file_of(part: object) -> str | None:
-    """The source file of the class of a module or scheme; None for a built-in class."""
+def _files_of(cls: type) -> list[Path]:
+    """The source files of the package of a class, since its code may use any of them; none for a built-in class.
+
+    Of a file that is installed or lies in no package it is that file alone.
+    """
     try:
-        return inspect.getsourcefile(type(part))
+        file = Path(inspect.getsourcefile(cls) or "")
     except TypeError:
-        return None
+        return []
+    if not file.is_file():
+        return []
+    names = cls.__module__.split(".")
+    package = file.parents[len(names) - 2 + (file.name == "__init__.py")]
+    installed = {"site-packages", "dist-packages"} & set(file.parts)
+    return [file] if installed or len(names) == 1 or package.name != names[0] else sorted(package.rglob("*.py"))
 
 
 class Upscaler:

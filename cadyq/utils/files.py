@@ -48,6 +48,15 @@ def naming(path: Path, written: Path | None = None) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def state_of(path: Path) -> tuple[int, int]:
+    """Time of modification in ns and size in bytes, which an edit changes; zeros for a missing file."""
+    try:
+        state = path.stat()
+    except OSError:
+        return 0, 0
+    return state.st_mtime_ns, state.st_size
+
+
 def remove_leftovers(*folders: Path) -> None:
     """Delete the unfinished files of killed processes, below folders that no other process writes to now."""
     for folder in folders:

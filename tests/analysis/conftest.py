@@ -100,9 +100,9 @@ def few_patches() -> Iterator[None]:
     """`run_all --model` and `--outer-bits` calibrate on 8 patches in place of 64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "calibration_patches", partial(calibration_patches, count=8))
-        models.patches_of.cache_clear()
+        models._patches_of.cache_clear()
         yield
-    models.patches_of.cache_clear()
+    models._patches_of.cache_clear()
 
 
 Runner = Callable[..., Path]

@@ -206,6 +206,35 @@ def test_a_plugins_package_and_relative_imports_are_followed(tmp_path: Path, mon
 
 
 @pytest.mark.usefixtures("registries")
+def test_modules_on_pythons_path_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin, library = tmp_path / "plugin", tmp_path / "library"
+    (library / "ranges_of_mine").mkdir(parents=True)
+    plugin.mkdir()
+    (plugin / "mine.py").write_text(PLUGIN.replace("import helper", "import helper_elsewhere as helper"))
+    (library / "helper_elsewhere.py").write_text(f"import ranges_of_mine.wide\n{HELPER}")
+    (library / "ranges_of_mine/__init__.py").touch()
+    (library / "ranges_of_mine/wide.py").write_text("SHARE = 1.0\n")
+    monkeypatch.syspath_prepend(library)
+    hashes = set()
+    for file, text in (("helper_elsewhere.py", "OTHER = 1\n"), ("ranges_of_mine/wide.py", "SHARE = 0.25\n")):
+        plugins.load_plugin(plugin / "mine.py")
+        hashes.add(code.code_sha256([SCHEMES.get("mine")]))
+        (library / file).write_text((library / file).read_text() + text)
+        plugins.unload_plugin(plugin / "mine.py")
+    plugins.load_plugin(plugin / "mine.py")
+    assert len(hashes | {code.code_sha256([SCHEMES.get("mine")])}) == 3
+
+
+def test_only_what_type_checkers_read_is_left_out(tmp_path: Path) -> None:
+    hashes = []
+    for number, (checked, run) in enumerate((("int", 1), ("float", 1), ("int", 2))):
+        file = tmp_path / f"module{number}.py"
+        file.write_text(f"if TYPE_CHECKING:\n    K = {checked}\nelse:\n    K = {run}\n")
+        hashes.append(code.read_module(file).sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.usefixtures("registries")
 def test_a_plugin_is_loaded_again_where_its_helper_was_edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(PLUGIN.replace("import helper", "import helper_of_mine as helper"))
     (tmp_path / "helper_of_mine.py").write_text(HELPER)

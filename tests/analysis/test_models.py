@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import cadyq
 from analysis import records, run_all, verify
 from analysis.run import models
 from cadyq.data.datasets import photographs
+from cadyq.data.images import write_png
 
 pytestmark = pytest.mark.usefixtures("no_plots", "few_patches")
 
@@ -112,3 +114,21 @@ def test_what_is_wrong_with_a_model_is_one_line(
         assert run_all.main(_words(tiny_root, tmp_path / "run", "--model", model)) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_changed_files_are_read_again(tmp_path: Path) -> None:
+    path, images = tmp_path / "mine.safetensors", tmp_path / "images"
+    own = cadyq.load_model("zoo:idn_x4_fp32")
+    cadyq.save_model(own, path)
+    first = models.opened(str(path))
+    assert models.opened(str(path)) is first
+    own.get_parameter("features.conv1.weight").data.mul_(2)
+    cadyq.save_model(own, path)
+    again = models.opened(str(path)).get_parameter("features.conv1.weight")
+    assert torch.equal(again, 2 * first.get_parameter("features.conv1.weight"))
+    pair = next(iter(photographs(4)))
+    write_png(images / "a.png", pair.lr)
+    patches = models.patches_of(images, 4)
+    assert models.patches_of(images, 4) is patches
+    write_png(images / "b.png", pair.lr.flip(1))
+    assert models.hash_of(models.patches_of(images, 4)) != models.hash_of(patches)

@@ -13,7 +13,6 @@ import torch
 
 from analysis.records import store as records
 from analysis.run import command as run_all
-from analysis.run import models
 from analysis.run.verification import main as verify
 from cadyq import plugins
 from cadyq.checkpoints.folders import VARIABLE
@@ -62,12 +61,10 @@ class Place:
         return ["--plugin", str(self.plugin), "--model", self.model]
 
     def measure(self, *words: str) -> int:
-        models.opened.cache_clear()
         where = ["--datasets", "Tiny", "--data-root", str(self.folder), "--out", str(self.out), "--modes", "image"]
         return run_all.main([*where, "--schemes", *SCHEMES, *self.named, "--jobs", "1", *words])
 
     def verify(self, *words: str) -> int:
-        models.opened.cache_clear()
         return verify([str(self.out), "--data-root", str(self.folder), *words])
 
 
@@ -97,7 +94,6 @@ def place(measured: Path, write_theirs: WriteTheirs, monkeypatch: pytest.MonkeyP
     yield place
     shutil.rmtree(measured)
     kept.rename(measured)
-    models.opened.cache_clear()
 
 
 def findings(printed: str) -> list[str]:

@@ -791,6 +791,15 @@ def test_what_evaluate_cannot_measure(network: Mixed) -> None:
         cadyq.evaluate(made, datasets.photographs(3))
 
 
+def test_evaluate_names_an_image_that_is_too_small(network: Mixed, tmp_path: Path) -> None:
+    """Before it measures any image."""
+    for name, side in (("a", 64), ("b", 12)):
+        write_png(tmp_path / f"{name}.png", torch.zeros(3, side, side, dtype=torch.uint8))
+    made = _quantized(network)
+    with pytest.raises(UserError, match=r"b\.png: 12x12 pixels is too small .* need 15x15; remove or replace it"):
+        cadyq.evaluate(made, datasets.folder(tmp_path, made.scale))
+
+
 @pytest.mark.parametrize(("option", "value"), [("res_scale", 0.1), ("scale", 2)])
 def test_a_file_of_a_backbone_with_other_options_is_refused(option: str, value: float, tmp_path: Path) -> None:
     """The shapes of all tensors are the same for another `res_scale`."""

@@ -8,6 +8,7 @@ import json
 import re
 import signal
 import struct
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 import cadyq
+from cadyq import plugins
 from cadyq.commands import upscale
 from cadyq.data.images import read_rgb, write_png
 from cadyq.data.png import write_png_strips
@@ -27,6 +29,7 @@ from cadyq.inference import tiled
 from cadyq.inference.tiled import Batch, forward_batches, run_tiles
 from cadyq.inference.tiles import place, split, tile_grid, whole_image
 from cadyq.models.network import SRNetwork
+from cadyq.schemes.base import SCHEMES
 from cadyq.testing.models import calibrated_model
 from cadyq.upscaling import canvas, work
 from cadyq.upscaling import estimate as estimating
@@ -448,16 +451,33 @@ def test_finished_results_of_another_model_are_refused(tmp_path: Path, capsys: p
     assert (out / "a_x4.png").read_bytes() != before
 
 
-def test_an_edited_scheme_is_another_model(tmp_path: Path, network: SRNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
-    edited = tmp_path / "edited.py"
-    edited.write_text("class Scheme: ...")
-    before = work.network_key(network)
-    assert work.network_key(cadyq.load_model(MODEL)) == before
-    real = work._file_of
-    monkeypatch.setattr(work, "_file_of", lambda part: str(edited) if part is network.scheme else real(part))
-    keys = {before, work.network_key(network)}
-    edited.write_text("class Scheme: bits = 4")
-    assert len(keys | {work.network_key(network)}) == 3
+@pytest.mark.usefixtures("registries")
+def test_edited_code_is_another_model(tmp_path: Path, network: SRNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that the scheme's class, or the class that it derives from, lies in; a plug-in and its helper."""
+    package = tmp_path / "ranges_of_mine"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "base.py").write_text("import torch\n\n\nclass Base(torch.nn.Module): ...\n")
+    plugin = tmp_path / "plugin" / "mine.py"
+    plugin.parent.mkdir()
+    plugin.write_text(
+        "import cadyq\nimport helper_of_mine\nfrom baselines.minmax import MinMax\n"
+        "from ranges_of_mine.base import Base\n\n\n"
+        "class Own(Base): ...\n\n\n@cadyq.register_scheme('mine')\nclass Mine(MinMax):\n    name = 'mine'\n"
+    )
+    (plugin.parent / "helper_of_mine.py").write_text("SHARE = 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.syspath_prepend(plugin.parent)
+    plugins.load_plugin(plugin)
+    changed = cadyq.load_model(MODEL)
+    changed.add_module("own", sys.modules[SCHEMES.get("mine").__module__].Own())
+    keys = [work.network_key(network), work.network_key(changed)]
+    assert work.network_key(changed) == keys[1]
+    for file in (plugin, plugin.parent / "helper_of_mine.py", package / "base.py", package / "__init__.py"):
+        file.write_text(file.read_text() + "K = 1\n")
+        keys.append(work.network_key(changed))
+    assert len(set(keys)) == len(keys) == 6
+    plugins.unload_plugin(plugin)
 
 
 def test_a_list_of_tiles_without_their_pixels_is_not_gone_on_with(tmp_path: Path) -> None:
