@@ -1,6 +1,6 @@
 """Put what results/paper holds on the README's first screen: python results/readme_table.py
 
-It writes the table, the findings and the figure, and stops where records contradict a finding.
+It writes the result, the tables and the figure, and stops where records contradict a finding.
 """
 
 from __future__ import annotations
@@ -32,60 +32,66 @@ ABLATIONS = ["profiles:layers_fitted", "profiles:tiles"]  # they crowd the figur
 SCHEMES = [REFERENCE, "pams:w8a8", "pams:w8a5", "cadyq", "cadyq:b4-5-6_stride8"]
 HEAD = ["Network", "Scheme", *(f"{name} dB" for name in DATASETS), "drop, dB", "FAB", "BitOPs at 720p, G"]
 TABLE = re.compile(r"^\| Network \| Scheme \|.*?(?=\n\n)", re.MULTILINE | re.DOTALL)
+RESULT = re.compile(r"(?<=<!-- result -->\n).*?(?=<!-- end -->)", re.DOTALL)
 FINDINGS = re.compile(r"(?<=<!-- findings -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
+AHEAD = "ahead"
+SAVED = "With head, upsampler and tail in FP32, uniform 8 bits already save nearly all BitOPs that can be saved:"
+
+
 @dataclass(frozen=True)
-class Finding:
-    """A sentence about the lead of one scheme over fixed bits of equal BitOPs, and what records have to say for it.
+class Lead:
+    """A row of the table of leads over fixed bits of equal BitOPs, and what records have to say for its bold cells.
 
     Attributes:
-        sentence: before the figures.
         scheme: in question.
-        verdicts: backbone -> the verdict that the sentence needs.
+        meaning: of the scheme, in words.
+        ahead: backbones on which its interval lies above zero.
     """
 
-    sentence: str
     scheme: str
-    verdicts: dict[str, str]
+    meaning: str
+    ahead: tuple[str, ...]
 
-    def text(self, compared: pd.DataFrame) -> str:
-        """The sentence with its figures.
+    def cells(self, compared: pd.DataFrame) -> list[str]:
+        """The cells of the row: the scheme, and its lead on each backbone, in bold where it is ahead.
 
         Raises:
-            SystemExit: records contradict it.
+            SystemExit: records contradict `ahead`.
         """
-        parts = []
-        for backbone, verdict in self.verdicts.items():
+        cells = [f"`{self.scheme}`, {self.meaning}"]
+        for backbone in BACKBONES:
             row = compared.loc[(backbone, self.scheme)]
-            if row["verdict"] != verdict:
-                raise SystemExit(f"{self.scheme} on {backbone} is {row['verdict']}, not {verdict}: {self.sentence!r}")
-            parts.append(f"{Interval(row['mean'], row['low'], row['high']):+.3f} on {backbone}")
-        return f"- {self.sentence}: {', '.join(parts)} (dB, 95 % interval)."
+            if (row["verdict"] == AHEAD) != (backbone in self.ahead):
+                raise SystemExit(
+                    f"{self.scheme} on {backbone} is {row['verdict']}; mend its Lead and the README's text"
+                )
+            lead = f"{Interval(row['mean'], row['low'], row['high']):+.3f}"
+            cells.append(f"**{lead}**" if backbone in self.ahead else lead)
+        return cells
 
 
-CLAIMS = [
-    Finding(
-        "CADyQ as published is not ahead of fixed bits (PAMS at equal BitOPs) once its selector is counted",
-        "cadyq",
-        {"edsr": "not clear", "carn": "behind", "srresnet": "behind", "idn": "not clear"},
-    ),
-    Finding(
-        "With candidates 4, 5 and 6 and a selector that reads one pixel in 64, it is ahead on one of four backbones",
-        "cadyq:b4-5-6_stride8",
-        {"edsr": "ahead", "carn": "not clear", "srresnet": "behind", "idn": "not clear"},
-    ),
-    Finding(
-        "CABM (CVPR 2023), which replaces the selector by a table, is ahead on two of four",
-        "cabm",
-        {"edsr": "ahead", "carn": "not clear", "srresnet": "behind", "idn": "ahead"},
-    ),
-    Finding(
-        "Bits by layer from measured errors at a FAB of 5, with ranges that follow each patch, are ahead on all four",
-        "profiles:layers_fab5",
-        {"edsr": "ahead", "carn": "ahead", "srresnet": "ahead", "idn": "ahead"},
-    ),
+LEADS = [
+    Lead("cadyq", "as published", ()),
+    Lead("cadyq:b4-5-6_stride8", "candidates 4, 5 and 6, selector on one pixel in 64", ("edsr",)),
+    Lead("cabm", "a table in the place of the selector (CVPR 2023)", ("edsr", "idn")),
+    Lead("profiles:layers_fab5", "this project: bits by layer, ranges by patch, FAB 5", tuple(BACKBONES)),
 ]
+
+
+def result(everywhere: pd.DataFrame) -> str:
+    """The sentence above the figure. That CADyQ is not ahead is checked by its `Lead`."""
+    totals = everywhere.set_index(["backbone", "scheme"])
+    loss = max(-totals.loc[(backbone, "pams:w8a8"), "delta_db"] for backbone in BACKBONES)
+    saved = [
+        [totals.loc[(backbone, f"pams:{bits}"), "saved_percent"] for bits in ("w8a8", "w4a4")] for backbone in BACKBONES
+    ]
+    share = min(eight / four for eight, four in saved)
+    return (
+        f"**Uniform 8 bits lose at most {loss:.3f} dB on four networks, and save at least {share:.0%} of the BitOPs "
+        "that uniform 4 bits save. CADyQ as published is not ahead of fixed bits of equal cost.**"
+    ).replace("%", " %")
 
 
 def rows(table: pd.DataFrame, everywhere: pd.DataFrame) -> list[list[str]]:
@@ -102,16 +108,14 @@ def rows(table: pd.DataFrame, everywhere: pd.DataFrame) -> list[list[str]]:
     return found
 
 
-def eight_bits(everywhere: pd.DataFrame) -> str:
-    """The finding on uniform 8 bits."""
-    totals = everywhere.set_index(["backbone", "scheme"])
-    parts = []
-    for backbone in BACKBONES:
-        eight, four = (totals.loc[(backbone, f"pams:{bits}")] for bits in ("w8a8", "w4a4"))
-        loss = drop_text({"scheme": "pams:w8a8", **eight})
-        saved = f"w8a8 saves {eight['saved_percent']:.1f} % at {loss} dB"
-        parts.append(f"on {backbone} {saved}, w4a4 saves {four['saved_percent']:.1f} %")
-    return f"- Uniform 8 bits already save nearly all BitOPs that can be saved in these layers: {'; '.join(parts)}."
+def savings(everywhere: pd.DataFrame) -> list[list[str]]:
+    """A row for uniform 8 bits and one for 4: BitOPs saved and drop on each backbone."""
+    totals, found = everywhere.set_index(["backbone", "scheme"]), []
+    for scheme in ("pams:w8a8", "pams:w4a4"):
+        cells = [totals.loc[(backbone, scheme)] for backbone in BACKBONES]
+        texts = [f"{total['saved_percent']:.1f} %, {drop_text({'scheme': scheme, **total})}" for total in cells]
+        found.append([f"`{scheme}`", *texts])
+    return found
 
 
 def main() -> None:
@@ -122,11 +126,15 @@ def main() -> None:
     compared = pd.read_csv(RUN / "tables/comparisons.csv")
     compared = compared[(compared["kind"] == EQUAL_BITOPS) & (compared["dataset"] == OVERALL)]
     compared = compared.set_index(["backbone", "scheme"])
-    findings = [*(claim.text(compared) for claim in CLAIMS), eight_bits(everywhere)]
+    rule = ["---", *["---:"] * len(BACKBONES)]
+    leads = markdown_lines([["Lead over fixed bits, dB", *BACKBONES], rule, *(lead.cells(compared) for lead in LEADS)])
+    saved = markdown_lines([["BitOPs saved, drop in dB", *BACKBONES], rule, *savings(everywhere)])
     table = markdown_lines([HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)], *rows(summary(df), everywhere)])
     readme = ROOT / "README.md"
     text = TABLE.sub(lambda _: table, readme.read_text(encoding="utf-8"), count=1)
-    readme.write_text(FINDINGS.sub(lambda _: "\n".join(findings) + "\n", text, count=1), encoding="utf-8")
+    text = RESULT.sub(lambda _: f"{result(everywhere)}\n", text, count=1)
+    text = FINDINGS.sub(lambda _: f"{leads}\n\n{SAVED}\n\n{saved}\n", text, count=1)
+    readme.write_text(text, encoding="utf-8")
     # results/paper shows controls too
     named = [name for name, member in members.items() if member.kind != CONTROL and name not in ABLATIONS]
     shown = everywhere[everywhere["backbone"].isin(SHOWN) & everywhere["scheme"].isin(named)]

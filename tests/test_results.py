@@ -69,31 +69,44 @@ def test_the_readme_shows_the_numbers_of_results_paper(everywhere: pd.DataFrame)
         assert cells[5:] == [f"{total['fab']:.2f}", f"{total['bitops_720p_g']:,.0f}"], line
 
 
-def test_the_findings_of_the_readme_are_those_of_the_comparisons() -> None:
+def readme_rows(heading: str) -> tuple[list[str], list[list[str]]]:
+    """The backbones of a table of the README, and the cells of its rows without bold and code marks."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    shown = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    (_, *backbones), _, *rows = ([cell.strip(" *`") for cell in line.strip("|").split("|")] for line in shown)
+    return backbones, rows
+
+
+def test_the_leads_of_the_readme_are_those_of_the_comparisons() -> None:
     compared = pd.read_csv(PAPER / "tables/comparisons.csv")
     compared = compared[(compared["kind"] == EQUAL_BITOPS) & (compared["dataset"] == OVERALL)]
-    text = (ROOT / "README.md").read_text().partition("<!-- findings -->")[2].partition("<!-- end -->")[0]
-    findings = [line for line in text.splitlines() if line.startswith("- ")]
-    assert len(findings) == 5
-    known = set(zip(compared["backbone"], compared["scheme"], strict=True))
-    for scheme, finding in zip(
-        ("cadyq", "cadyq:b4-5-6_stride8", "cabm", "profiles:layers_fab5"), findings, strict=False
-    ):
-        shown = re.findall(r"([+-]\d\.\d+ \[\S+, \S+\]) on (\w+)", finding)
-        expected = [name for name in ("edsr", "carn", "srresnet", "idn") if (name, scheme) in known]
-        assert [backbone for _, backbone in shown] == expected
-        for interval, backbone in shown:
-            (row,) = compared.query("backbone == @backbone and scheme == @scheme").to_dict("records")
+    compared = compared.set_index(["backbone", "scheme"])
+    backbones, rows = readme_rows("Lead over fixed bits, dB")
+    assert backbones == ["edsr", "carn", "srresnet", "idn"]
+    schemes = [name.partition("`")[0] for name, *_ in rows]
+    assert schemes == ["cadyq", "cadyq:b4-5-6_stride8", "cabm", "profiles:layers_fab5"]
+    for scheme, (_, *shown) in zip(schemes, rows, strict=True):
+        for backbone, interval in zip(backbones, shown, strict=True):
+            row = compared.loc[(backbone, scheme)]
             assert interval == format(Interval(row["mean"], row["low"], row["high"]), "+.3f"), (backbone, scheme)
 
 
-def test_the_finding_on_uniform_bits_has_the_savings_of_the_schemes_that_it_names(everywhere: pd.DataFrame) -> None:
-    text = (ROOT / "README.md").read_text().partition("<!-- findings -->")[2].partition("<!-- end -->")[0]
-    found = re.findall(r"on (\w+) w8a8 saves ([\d.]+) % at .+? dB, w4a4 saves ([\d.]+) %", text)
-    assert [backbone for backbone, *_ in found] == ["edsr", "carn", "srresnet", "idn"]
-    for backbone, *shown in found:
-        saved = [everywhere.loc[(backbone, f"pams:{bits}"), "saved_percent"] for bits in ("w8a8", "w4a4")]
-        assert shown == [f"{percent:.1f}" for percent in saved], backbone
+def test_the_readme_has_the_savings_of_uniform_bits(everywhere: pd.DataFrame) -> None:
+    backbones, rows = readme_rows("BitOPs saved, drop in dB")
+    assert [name for name, *_ in rows] == ["pams:w8a8", "pams:w4a4"]
+    for scheme, *shown in rows:
+        for backbone, cell in zip(backbones, shown, strict=True):
+            row = everywhere.loc[(backbone, scheme)]
+            assert cell == f"{row['saved_percent']:.1f} %, {drop_text({'scheme': scheme, **row})}", (backbone, scheme)
+
+
+def test_the_first_sentence_on_results_is_true_of_every_backbone(everywhere: pd.DataFrame) -> None:
+    text = (ROOT / "README.md").read_text().partition("<!-- result -->")[2].partition("<!-- end -->")[0]
+    (lost, share), *_ = re.findall(r"lose at most (\S+) dB .+ save at least (\d+) %", text)
+    eight, four = (everywhere.xs(f"pams:{bits}", level="scheme") for bits in ("w8a8", "w4a4"))
+    assert len(eight) == 4 and lost == f"{-eight['delta_db'].min():.3f}"
+    assert share == f"{100 * (eight['saved_percent'] / four['saved_percent']).min():.0f}"
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
