@@ -132,8 +132,8 @@ def main() -> None:
     table = markdown_lines([HEAD, ["---", "---", *["---:"] * (len(HEAD) - 2)], *rows(summary(df), everywhere)])
     readme = ROOT / "README.md"
     text = TABLE.sub(lambda _: table, readme.read_text(encoding="utf-8"), count=1)
-    text = RESULT.sub(lambda _: f"{result(everywhere)}\n", text, count=1)
-    text = FINDINGS.sub(lambda _: f"{leads}\n\n{SAVED}\n\n{saved}\n", text, count=1)
+    text = RESULT.sub(lambda _: f"\n{result(everywhere)}\n\n", text, count=1)
+    text = FINDINGS.sub(lambda _: f"\n{leads}\n\n{SAVED}\n\n{saved}\n\n", text, count=1)
     readme.write_text(text, encoding="utf-8")
     # results/paper shows controls too
     named = [name for name, member in members.items() if member.kind != CONTROL and name not in ABLATIONS]
