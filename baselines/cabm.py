@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assignment.scheme import TableScheme, rows_of
+from baselines.assignment.scheme import AssignedScheme, rows_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import LAPLACIAN, PatchContext, constants, filtered, luma
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.calibration import BATCH
+from cadyq.utils.errors import UserError
 
 EDGE_MACS_PER_PIXEL = 3 + 9
 BINS = 16
@@ -33,10 +34,26 @@ def edge_score(lr: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CABM(TableScheme):
-    """Content-aware bit mapping. The score is that of the edges."""
+class CABM(AssignedScheme):
+    """Content-aware bit mapping.
+
+    Attributes:
+        edges: scores at which the next row of the table begins, ascending.
+        table: a row for each range of scores, with a digit for each point that counts: the index of its candidate in
+            the search space. Without a table every point uses the middle candidate.
+    """
 
     name = "cabm"
+
+    edges: tuple[float, ...] = ()
+    table: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "edges", tuple(self.edges))
+        object.__setattr__(self, "table", tuple(self.table))
+        if self.table and len(self.table) != len(self.edges) + 1:
+            raise UserError(f"cabm: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
 
     @torch.no_grad()
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CABM:
@@ -52,5 +69,9 @@ class CABM(TableScheme):
         edges = tuple(float(score[order[start]]) for start in starts)
         return replace(self, edges=edges, table=rows_of(rows))
 
-    def score_of(self, context: PatchContext) -> Tensor:
-        return context.feature(edge_score, EDGE_MACS_PER_PIXEL)
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
+        if not self.table:
+            return self.everywhere(network, context)
+        score = context.feature(edge_score, EDGE_MACS_PER_PIXEL)
+        row = torch.bucketize(score, constants(self.edges, score), right=True)
+        return self.fitted(self.table, network, context)[row]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from cadyq.quantizers import AffineRange, PointStatistics, WeightQuantizer
-from cadyq.quantizers.base import TINY
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
 from cadyq.schemes import FixedBitScheme
 
@@ -69,7 +68,7 @@ def errors_of_ranges(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits: 
 def least_error_bound(weight: Tensor, bits: int) -> Tensor:
     """The bound of the symmetric grid, a scalar > 0, that minimizes ||w - Q(w)||^2 among shares of max |w|."""
     w = weight.detach().flatten()
-    bounds = SHARES.to(w) * w.abs().amax().clamp_min(TINY)
+    bounds = SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
     on_grid = quantize_symmetric(w[None], bounds[:, None], signed_levels(bits))
     return bounds.take((on_grid - w).square_().sum(1).argmin())  # as an index, a GPU would have to tell it first
 

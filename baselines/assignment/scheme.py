@@ -13,7 +13,6 @@ from torch import Tensor
 from baselines.assignment.search import bisect
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import CandidateActivation, PatchContext
-from cadyq.quantizers.context import constants
 from cadyq.schemes.candidates import CandidateScheme
 from cadyq.utils.errors import UserError
 
@@ -61,7 +60,7 @@ def rows_of(choices: Tensor) -> tuple[str, ...]:
 
 def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
     """The choices, int64 (N, P), that `rows_of` wrote."""
-    return torch.tensor([[int(digit) for digit in row] for row in rows]).to(device, non_blocking=True)
+    return torch.tensor([[int(digit) for digit in row] for row in rows], device=device)
 
 
 @dataclass(frozen=True)
@@ -101,41 +100,6 @@ class AssignedScheme(CandidateScheme):
     @abstractmethod
     def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
-
-
-@dataclass(frozen=True)
-class TableScheme(AssignedScheme):
-    """A scheme that looks the bits of a patch up in a table, by a score of its content.
-
-    Attributes:
-        edges: scores at which the next row begins, ascending.
-        table: a row for each range of scores, with a digit for each point that counts: the index of its candidate in
-            the search space. Without a table every point uses the middle candidate.
-    """
-
-    edges: tuple[float, ...] = ()
-    table: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "edges", tuple(self.edges))
-        object.__setattr__(self, "table", tuple(self.table))
-        rows = len(self.edges) + 1
-        if self.table and len(self.table) != rows:
-            raise UserError(f"{self.name}: {rows - 1} edges need {rows} rows, not {len(self.table)}")
-
-    @abstractmethod
-    def score_of(self, context: PatchContext) -> Tensor:
-        """The score of each patch (B,)."""
-
-    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
-        if not self.table:
-            return self.everywhere(network, context)
-        table = self.fitted(self.table, network, context)
-        if len(table) == 1:
-            return table
-        score = self.score_of(context)
-        return table[torch.bucketize(score, constants(self.edges, score), right=True)]
 
 
 @lru_cache  # called in every forward of a random scheme

@@ -41,26 +41,25 @@ import torch
 from torch import Tensor
 
 from baselines.assignment.error_model import ErrorModel, measure_changes
-from baselines.assignment.scheme import TableScheme, rows_of
+from baselines.assignment.scheme import AssignedScheme, rows_of
 from baselines.content.allocation import fit_profiles
 from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import PatchContext
-from cadyq.quantizers.context import constants
 from cadyq.schemes.base import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
 SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
 EXPONENT = 0.5  # alpha at six tiles per photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
-LEAST = 1e-9  # error or loss of a patch
+TINY = 1e-9
 RIDGE = 1.0
 CALIBRATED = 24  # patches that the ranges are fitted to
 
 
 @dataclass(frozen=True)
-class Profiles(TableScheme):
+class Profiles(AssignedScheme):
     """Profiles of bits.
 
     Attributes:
@@ -69,6 +68,9 @@ class Profiles(TableScheme):
         profiles: number of profiles. 1 gives bits by layer, the same for every patch.
         exponent: alpha of the weights, 0 to 1: 0 for many tiles per image, 0.5 for about six, 1 for one.
         score: weights of the three logarithms, see `content_features`.
+        edges: scores at which the next profile begins, ascending.
+        table: the profiles, with a digit for each point that counts: the index of its candidate in the search space.
+            Without a table every point uses the middle candidate.
     """
 
     name = "profiles"
@@ -79,16 +81,22 @@ class Profiles(TableScheme):
     profiles: int = 4
     exponent: float = EXPONENT
     score: tuple[float, ...] = ()
+    edges: tuple[float, ...] = ()
+    table: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "score", tuple(self.score))
+        object.__setattr__(self, "edges", tuple(self.edges))
+        object.__setattr__(self, "table", tuple(self.table))
         if self.ranges not in RANGES:
             raise UserError(f"ranges={self.ranges!r} is unknown: choose one of {', '.join(RANGES)}")
         if type(self.profiles) is not int or self.profiles < 1:
             raise UserError(f"profiles={self.profiles!r}: give a whole number of 1 or more")
         if not 0 <= self.exponent <= 1:
             raise UserError(f"profiles: exponent={self.exponent!r} is out of range; give a number from 0 to 1")
+        if self.table and len(self.table) != len(self.edges) + 1:
+            raise UserError(f"profiles: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
 
     def candidate_quantizer(self, channels: int) -> FittedRange:
         return RANGES[self.ranges](self.search_space, channels)
@@ -128,14 +136,20 @@ class Profiles(TableScheme):
         edges = tuple(fitted.edges.tolist())
         return replace(self, score=tuple(score.tolist()), edges=edges, table=rows_of(fitted.table))
 
-    def score_of(self, context: PatchContext) -> Tensor:
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
+        if not self.table:
+            return self.everywhere(network, context)
+        table = self.fitted(self.table, network, context)
+        if len(table) == 1:
+            return table
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
-        return features @ constants(self.score, features)
+        score = features @ features.new_tensor(self.score)
+        return table[torch.bucketize(score, score.new_tensor(self.edges), right=True)]
 
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:
     """Weights error^-exponent of patches with squared errors (N,), scaled so that the mean of w * error is 1."""
-    weights = error.double().clamp_min(LEAST) ** -exponent
+    weights = error.double().clamp_min(TINY) ** -exponent
     return weights / (weights * error).mean()
 
 
@@ -144,7 +158,7 @@ def fit_score(model: ErrorModel, weights: Tensor, features: Tensor, bits: Tensor
     level = torch.zeros(len(features), dtype=torch.float64)
     by_layer = fit_profiles(model, weights, level, level, bits, mean_bits, 1).table
     loss = weights * (model.changes_only().errors(by_layer) - model.base)
-    target, inputs = loss.clamp_min(LEAST).log().double(), features.double()
+    target, inputs = loss.clamp_min(TINY).log().double(), features.double()
     target, inputs = target - target.mean(), inputs - inputs.mean(0)
     ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
     return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target).to(features.dtype)  # type: ignore[no-any-return]

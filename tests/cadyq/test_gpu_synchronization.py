@@ -13,13 +13,7 @@ import torch
 from torch import Tensor
 
 import cadyq
-from baselines.assignment.scheme import AssignedScheme
-from baselines.cabm import CABM
-from baselines.content.profiles import Profiles
-from baselines.controls.gradient import Gradient
-from baselines.controls.static import Static
-from cadyq.quantizers import PatchContext
-from cadyq.schemes.base import SCHEMES, transplant
+from cadyq.schemes.base import SCHEMES
 
 SMALL = {"n_feats": 8, "n_resblocks": 1}
 NEED_HR = {"oracle"}
@@ -52,23 +46,6 @@ def test_no_forward_reads_a_value(scheme: str) -> None:
     network = cadyq.quantize(plain, scheme, lr, patches=2).eval().to("meta")
     with torch.inference_mode():
         assert network(lr.to("meta")).shape == (2, 3, 48, 48)
-
-
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        CABM(edges=(3.0,), table=("01", "22")),
-        Gradient(thresholds=(0.1, 0.2)),
-        Profiles(edges=(0.5,), table=("01", "43"), score=(1.0, 0.0, 0.5)),
-        Static(by_point="02"),
-    ],
-    ids=lambda scheme: scheme.name,
-)
-def test_no_fitted_choice_reads_a_value(scheme: AssignedScheme) -> None:
-    lr = 255 * torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
-    network = cadyq.create_model("edsr", **SMALL)
-    network = transplant(network, scheme).to("meta")
-    assert scheme.choices(network, PatchContext(lr.to("meta"))).shape in [(2, 2), (1, 2)]
 
 
 def test_flags_are_stored_and_restored() -> None:
