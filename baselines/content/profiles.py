@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 
 from baselines.assignment.error_model import ErrorModel, measure_changes
-from baselines.assignment.scheme import AssignedScheme, rows_of
+from baselines.assignment.scheme import TableScheme, rows_of
 from baselines.content.allocation import fit_profiles
 from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
@@ -59,7 +59,7 @@ CALIBRATED = 24  # patches that the ranges are fitted to
 
 
 @dataclass(frozen=True)
-class Profiles(AssignedScheme):
+class Profiles(TableScheme):
     """Profiles of bits.
 
     Attributes:
@@ -87,16 +87,12 @@ class Profiles(AssignedScheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "score", tuple(self.score))
-        object.__setattr__(self, "edges", tuple(self.edges))
-        object.__setattr__(self, "table", tuple(self.table))
         if self.ranges not in RANGES:
             raise UserError(f"ranges={self.ranges!r} is unknown: choose one of {', '.join(RANGES)}")
         if type(self.profiles) is not int or self.profiles < 1:
             raise UserError(f"profiles={self.profiles!r}: give a whole number of 1 or more")
         if not 0 <= self.exponent <= 1:
             raise UserError(f"profiles: exponent={self.exponent!r} is out of range; give a number from 0 to 1")
-        if self.table and len(self.table) != len(self.edges) + 1:
-            raise UserError(f"profiles: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
 
     def candidate_quantizer(self, channels: int) -> FittedRange:
         return RANGES[self.ranges](self.search_space, channels)
@@ -144,7 +140,7 @@ class Profiles(AssignedScheme):
             return table
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
         score = features @ features.new_tensor(self.score)
-        return table[torch.bucketize(score, score.new_tensor(self.edges), right=True)]
+        return table[self.row_of(score)]
 
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:
