@@ -61,7 +61,8 @@ def rows_of(choices: Tensor) -> tuple[str, ...]:
 
 def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
     """The choices, int64 (N, P), that `rows_of` wrote."""
-    return torch.tensor([[int(digit) for digit in row] for row in rows], device=device)
+    digits = torch.tensor([[int(digit) for digit in row] for row in rows])
+    return digits.to(device, non_blocking=True)  # a copy that waits for a GPU would hold up each forward
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from baselines.content.allocation import fit_profiles
 from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers import PatchContext
+from cadyq.quantizers.context import PatchContext, constants
 from cadyq.schemes.base import transplant
 from cadyq.utils.errors import UserError
 
@@ -139,7 +139,7 @@ class Profiles(TableScheme):
         if len(table) == 1:
             return table
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
-        score = features @ features.new_tensor(self.score)
+        score = features @ constants(self.score, features)
         return table[self.row_of(score)]
 
 
