@@ -23,15 +23,7 @@ from torch import Tensor
 
 from baselines.adaround import reconstruction
 from baselines.mse import MSEActivation
-from cadyq.quantizers import (
-    ActivationQuantizer,
-    BoundedActivation,
-    PatchContext,
-    PointStatistics,
-    QuantizerOutput,
-    RoundedWeight,
-    constant_bits,
-)
+from cadyq.quantizers import ActivationQuantizer, BoundedActivation, PointStatistics, RoundedWeight
 from cadyq.quantizers.functional import fake_quantize_bounds
 from cadyq.schemes import FixedBitScheme, Role, Stage, cosine
 
@@ -43,13 +35,12 @@ DROP = 0.5
 class ReconstructedActivation(BoundedActivation):
     """Learned bounds with zero as a level. They start at the least squared error."""
 
+    fake_quantize = staticmethod(fake_quantize_bounds)
+
     def clipping_bounds(self, statistics: PointStatistics) -> tuple[Tensor, Tensor]:
         searched = MSEActivation(self.bits).to(statistics.minimum.device)
         searched.initialize(statistics)
         return searched.low, searched.high
-
-    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        return QuantizerOutput(fake_quantize_bounds(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
 
 
 @dataclass(frozen=True)
