@@ -268,7 +268,12 @@ class PackedWeight(WeightQuantizer):
 
 def constant_bits(x: Tensor, bits: int) -> Tensor:
     """The bits of each sample, int64 (B,), of a quantizer with fixed bits."""
-    return torch.full((len(x),), bits, dtype=torch.int64, device=x.device)
+    return same_for_all(x, bits)
+
+
+def same_for_all(x: Tensor, value: int) -> Tensor:
+    """One number for all samples of `x` (B, ...), such as the index of a candidate, int64 (B,)."""
+    return torch.full((len(x),), value, dtype=torch.int64, device=x.device)
 
 
 def check_bits(option: str, bits: int) -> None:
