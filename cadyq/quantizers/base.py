@@ -24,6 +24,9 @@ TINY = 1e-8  # smallest range of a feature map or weight; those that are zero ev
 # fewer levels. The shares were measured on CARN-M before any training.
 RANGE_SHARE = {8: 1.0, 7: 0.9, 6: 0.75, 5: 0.65, 4: 0.5, 3: 0.4, 2: 0.3}
 
+# Ranges that a search of the least squared error tries, as shares of the largest value.
+SEARCHED_SHARES = torch.linspace(0.02, 1, 50)
+
 
 class QuantizerOutput(NamedTuple):
     """The result of an activation quantizer.
