@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cadyq.quantizers import AffineRange, PointStatistics, WeightQuantizer
-from cadyq.quantizers.base import SEARCHED_SHARES
+from cadyq.quantizers.base import SEARCHED_SHARES, TINY
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
 from cadyq.schemes import FixedBitScheme
 
@@ -67,7 +67,7 @@ def errors_of_ranges(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits: 
 def least_error_bound(weight: Tensor, bits: int) -> Tensor:
     """The bound of the symmetric grid, a scalar > 0, that minimizes ||w - Q(w)||^2 among shares of max |w|."""
     w = weight.detach().flatten()
-    bounds = SEARCHED_SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
+    bounds = SEARCHED_SHARES.to(w) * w.abs().amax().clamp_min(TINY)
     on_grid = quantize_symmetric(w[None], bounds[:, None], signed_levels(bits))
     return bounds.take((on_grid - w).square_().sum(1).argmin())  # as an index, a GPU would have to tell it first
 

@@ -53,7 +53,7 @@ from cadyq.utils.errors import UserError
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
 SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
 EXPONENT = 0.5  # alpha at six tiles per photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
-TINY = 1e-9
+LEAST_ERROR = 1e-9  # squared grey levels
 RIDGE = 1.0
 CALIBRATED = 24  # patches that the ranges are fitted to
 
@@ -145,7 +145,7 @@ class Profiles(TableScheme):
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:
     """Weights error^-exponent of patches with squared errors (N,), scaled so that the mean of w * error is 1."""
-    weights = error.double().clamp_min(TINY) ** -exponent
+    weights = error.double().clamp_min(LEAST_ERROR) ** -exponent
     return weights / (weights * error).mean()
 
 
@@ -154,7 +154,7 @@ def fit_score(model: ErrorModel, weights: Tensor, features: Tensor, bits: Tensor
     level = torch.zeros(len(features), dtype=torch.float64)
     by_layer = fit_profiles(model, weights, level, level, bits, mean_bits, 1).table
     loss = weights * (model.changes_only().errors(by_layer) - model.base)
-    target, inputs = loss.clamp_min(TINY).log().double(), features.double()
+    target, inputs = loss.clamp_min(LEAST_ERROR).log().double(), features.double()
     target, inputs = target - target.mean(), inputs - inputs.mean(0)
     ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
     return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target).to(features.dtype)  # type: ignore[no-any-return]
