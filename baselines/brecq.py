@@ -8,10 +8,11 @@ probability 0.5 in each step (QDrop, Eqs. 8 and 9).
 
 Departures: all errors of a block have the same weight. The papers weigh them by squared gradients of the loss (the
 diagonal of the Fisher matrix, Eq. 10), which needs classes. A block has 500 steps (papers: 20,000), so V learns at 1e-1
-and bounds at 1e-3, in units of their distance. Both bounds of a point are learned, and zero is a level; the papers
-learn the step of a point. Weights and bounds of a block are learned together, as in QDrop; BRECQ learns the weights
-first. A weight has one step, or with `channelwise` one for each output channel, as in the papers. A block is an
-outermost module of the network. Layers with weights outside of any block keep their calibrated values.
+in units of its mean magnitude, and bounds at 1e-3 in units of their distance. Both bounds of a point are learned, and
+zero is a level; the papers learn the step of a point. Weights and bounds of a block are learned together, as in QDrop;
+BRECQ learns the weights first. A weight has one step, or with `channelwise` one for each output channel, as in the
+papers. A block is an outermost module of the network. Layers with weights outside of any block keep their calibrated
+values.
 """
 
 from __future__ import annotations
@@ -23,15 +24,7 @@ from torch import Tensor
 
 from baselines.adaround import reconstruction
 from baselines.mse import MSEActivation
-from cadyq.quantizers import (
-    ActivationQuantizer,
-    BoundedActivation,
-    PatchContext,
-    PointStatistics,
-    QuantizerOutput,
-    RoundedWeight,
-    constant_bits,
-)
+from cadyq.quantizers import ActivationQuantizer, BoundedActivation, PointStatistics, RoundedWeight
 from cadyq.quantizers.functional import fake_quantize_bounds
 from cadyq.schemes import FixedBitScheme, Role, Stage, cosine
 
@@ -43,13 +36,12 @@ DROP = 0.5
 class ReconstructedActivation(BoundedActivation):
     """Learned bounds with zero as a level. They start at the least squared error."""
 
+    fake_quantize = staticmethod(fake_quantize_bounds)
+
     def clipping_bounds(self, statistics: PointStatistics) -> tuple[Tensor, Tensor]:
         searched = MSEActivation(self.bits).to(statistics.minimum.device)
         searched.initialize(statistics)
         return searched.low, searched.high
-
-    def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        return QuantizerOutput(fake_quantize_bounds(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from baselines.assignment.scheme import AssignedScheme, rows_of
+from baselines.assignment.scheme import TableScheme, rows_of
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.context import LAPLACIAN, PatchContext, constants, filtered, luma
 from cadyq.quantizers.trace import trace_forward
 from cadyq.schemes.calibration import BATCH
-from cadyq.utils.errors import UserError
 
 EDGE_MACS_PER_PIXEL = 3 + 9
 BINS = 16
@@ -34,7 +33,7 @@ def edge_score(lr: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CABM(AssignedScheme):
+class CABM(TableScheme):
     """Content-aware bit mapping.
 
     Attributes:
@@ -47,13 +46,6 @@ class CABM(AssignedScheme):
 
     edges: tuple[float, ...] = ()
     table: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        object.__setattr__(self, "edges", tuple(self.edges))
-        object.__setattr__(self, "table", tuple(self.table))
-        if self.table and len(self.table) != len(self.edges) + 1:
-            raise UserError(f"cabm: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
 
     @torch.no_grad()
     def fit(self, parent: SRNetwork, lr: Tensor, hr: Tensor, mean_bits: float) -> CABM:
@@ -73,5 +65,4 @@ class CABM(AssignedScheme):
         if not self.table:
             return self.everywhere(network, context)
         score = context.feature(edge_score, EDGE_MACS_PER_PIXEL)
-        row = torch.bucketize(score, constants(self.edges, score), right=True)
-        return self.fitted(self.table, network, context)[row]
+        return self.fitted(self.table, network, context)[self.row_of(score)]

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor
 
 from cadyq.quantizers import PatchContext, QuantizerOutput, WeightQuantizer, constant_bits, straight_through
+from cadyq.quantizers.base import TINY
 from cadyq.quantizers.ranges import SignAware
 from cadyq.schemes import FixedBitScheme
 
 STEP = {1: 1.5958, 2: 0.9957, 3: 0.5860, 4: 0.3352, 5: 0.1881, 6: 0.1041, 7: 0.0569, 8: 0.0308}
-TINY = 1e-8
 LEAST_SPREAD = 0.1  # deviation over root mean square
 
 

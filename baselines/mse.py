@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from cadyq.quantizers import AffineRange, PointStatistics, WeightQuantizer
+from cadyq.quantizers.base import SEARCHED_SHARES, TINY
 from cadyq.quantizers.functional import quantize_symmetric, signed_levels, straight_through
 from cadyq.schemes import FixedBitScheme
 
-SHARES = torch.linspace(0.02, 1, 50)
 ROUNDS = 2
 
 
@@ -36,7 +35,7 @@ def least_error_range(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits:
         bits: bits of the grid, 2 to 8.
     """
 
-    lows, highs = SHARES.to(x) * low.clamp_max(0), SHARES.to(x) * high.clamp_min(0)
+    lows, highs = SEARCHED_SHARES.to(x) * low.clamp_max(0), SEARCHED_SHARES.to(x) * high.clamp_min(0)
     low, high = lows[-1], highs[-1]
     for _ in range(ROUNDS):
         high = highs[errors_of_ranges(x, count, low, highs, bits).argmin()]
@@ -68,7 +67,7 @@ def errors_of_ranges(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits: 
 def least_error_bound(weight: Tensor, bits: int) -> Tensor:
     """The bound of the symmetric grid, a scalar > 0, that minimizes ||w - Q(w)||^2 among shares of max |w|."""
     w = weight.detach().flatten()
-    bounds = SHARES.to(w) * w.abs().amax().clamp_min(1e-8)
+    bounds = SEARCHED_SHARES.to(w) * w.abs().amax().clamp_min(TINY)
     on_grid = quantize_symmetric(w[None], bounds[:, None], signed_levels(bits))
     return bounds.take((on_grid - w).square_().sum(1).argmin())  # as an index, a GPU would have to tell it first
 

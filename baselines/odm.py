@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cadyq.quantizers import PatchContext, PointStatistics, QuantizerOutput, WeightQuantizer
+from cadyq.quantizers.base import TINY
 from cadyq.quantizers.functional import fake_quantize_symmetric
 from cadyq.quantizers.ranges import LearnedBounds
 from cadyq.schemes import FixedBitScheme
@@ -66,7 +67,7 @@ class ODMWeight(WeightQuantizer):
     def forward(self, weight: Tensor) -> Tensor:
         # quantiles of half precision are not implemented
         magnitudes = weight.detach().abs().flatten().to(torch.promote_types(weight.dtype, torch.float32))
-        largest = torch.quantile(magnitudes, 1 - tail(self.bits) / 100).clamp_min(1e-8)
+        largest = torch.quantile(magnitudes, 1 - tail(self.bits) / 100).clamp_min(TINY)
         return fake_quantize_symmetric(weight, self.factor * largest, self.bits)
 
 

@@ -12,7 +12,8 @@ import torch
 from timing import machine, table, take_turns
 from torch import Tensor
 
-from baselines.mse import ROUNDS, SHARES, least_error_range
+from baselines.mse import ROUNDS, least_error_range
+from cadyq.quantizers.base import SEARCHED_SHARES
 from cadyq.quantizers.functional import fake_quantize_affine
 
 BINS, BITS, CALLS = 2000, 4, 20
@@ -24,7 +25,7 @@ def one_after_another(x: Tensor, count: Tensor, low: Tensor, high: Tensor, bits:
     def error(low: Tensor, high: Tensor) -> float:
         return float(((fake_quantize_affine(x, low, high, bits) - x).square() * count).sum())
 
-    lows, highs = list(SHARES * low.clamp_max(0)), list(SHARES * high.clamp_min(0))
+    lows, highs = list(SEARCHED_SHARES * low.clamp_max(0)), list(SEARCHED_SHARES * high.clamp_min(0))
     low, high = lows[-1], highs[-1]
     for _ in range(ROUNDS):
         high = min(highs, key=lambda end: error(low, end))

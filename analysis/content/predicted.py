@@ -17,7 +17,7 @@ from baselines.assignment.error_model import ErrorModel
 from baselines.content.features import content_features
 
 FOLDS = 3
-TINY = 1e-9  # squared grey levels
+LEAST_SIZE = 1e-9  # squared grey levels
 
 
 def predicted_sizes(model: ErrorModel, lr: Tensor, photographs: NDArray[np.generic]) -> ErrorModel:
@@ -51,7 +51,7 @@ def _predict(features: Tensor, sizes: Tensor, others: Tensor) -> Tensor:
 
     The exponential of a predicted logarithm is below the mean. Its ratio to the mean is found on the same patches.
     """
-    logs = sizes.clamp_min(TINY).log()
+    logs = sizes.clamp_min(LEAST_SIZE).log()
     slopes = torch.linalg.lstsq(features, logs).solution
     smearing = (logs - features @ slopes).exp().mean(0)
     found: Tensor = (others @ slopes).exp() * smearing

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cadyq.models.network import SRNetwork
 from cadyq.models.restartable import PointFunction, TracedForward
+from cadyq.quantizers.base import same_for_all
 from cadyq.quantizers.context import PatchContext, luma
 from cadyq.quantizers.layers import frozen_weights
 from cadyq.quantizers.points import QuantizationPoint
@@ -169,13 +170,9 @@ def _changes(forward: TracedForward, lr: Tensor) -> tuple[Tensor, Tensor]:
         quantizer = stop.point.quantizer
         if isinstance(quantizer, CandidateActivation):
             last = len(quantizer.candidates) - 1
-            outputs = [stop.finish(quantizer.quantize(stop.x, _everyone(stop.x, k)), act) for k in range(last)]
+            outputs = [stop.finish(quantizer.quantize(stop.x, same_for_all(stop.x, k)), act) for k in range(last)]
             changes.append(torch.stack([luma(out - reference)[:, 0] for out in (*outputs, reference)], 1))
     return reference, torch.stack(changes, 1)
-
-
-def _everyone(x: Tensor, candidate: int) -> Tensor:
-    return torch.full((len(x),), candidate, dtype=torch.int64, device=x.device)
 
 
 def at_highest(context: PatchContext) -> PointFunction:
@@ -184,7 +181,7 @@ def at_highest(context: PatchContext) -> PointFunction:
     def act(point: QuantizationPoint, x: Tensor) -> Tensor:
         quantizer = point.quantizer
         if isinstance(quantizer, CandidateActivation):
-            return quantizer.quantize(x, _everyone(x, len(quantizer.candidates) - 1))
+            return quantizer.quantize(x, same_for_all(x, len(quantizer.candidates) - 1))
         return x if quantizer is None else quantizer(x, context).value
 
     return act

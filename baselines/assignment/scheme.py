@@ -13,6 +13,7 @@ from torch import Tensor
 from baselines.assignment.search import bisect
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers import CandidateActivation, PatchContext
+from cadyq.quantizers.context import constants
 from cadyq.schemes.candidates import CandidateScheme
 from cadyq.utils.errors import UserError
 
@@ -60,7 +61,8 @@ def rows_of(choices: Tensor) -> tuple[str, ...]:
 
 def choices_of(rows: Iterable[str], device: torch.device) -> Tensor:
     """The choices, int64 (N, P), that `rows_of` wrote."""
-    return torch.tensor([[int(digit) for digit in row] for row in rows], device=device)
+    digits = torch.tensor([[int(digit) for digit in row] for row in rows])
+    return digits.to(device, non_blocking=True)  # a copy that waits for a GPU would hold up each forward
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,33 @@ class AssignedScheme(CandidateScheme):
     @abstractmethod
     def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
         """Index of the candidate of each sample at each point that counts, int64 (B, P), or (1, P) for all."""
+
+
+class TableScheme(AssignedScheme):
+    """A scheme with a table of choices, of which the score of a patch selects a row.
+
+    Each subclass declares both options as fields, so that they keep their place in its label.
+
+    Attributes:
+        edges: scores at which the next row of the table begins, ascending.
+        table: the rows, as `rows_of` writes them. Without a table every point uses the middle candidate.
+    """
+
+    edges: tuple[float, ...]
+    table: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "edges", tuple(self.edges))
+        object.__setattr__(self, "table", tuple(self.table))
+        if self.table and len(self.table) != len(self.edges) + 1:
+            raise UserError(
+                f"{self.name}: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}"
+            )
+
+    def row_of(self, score: Tensor) -> Tensor:
+        """Index of the row for each patch, int64 (B,), from its score (B,)."""
+        return torch.bucketize(score, constants(self.edges, score), right=True)
 
 
 @lru_cache  # called in every forward of a random scheme

@@ -41,25 +41,25 @@ import torch
 from torch import Tensor
 
 from baselines.assignment.error_model import ErrorModel, measure_changes
-from baselines.assignment.scheme import AssignedScheme, rows_of
+from baselines.assignment.scheme import TableScheme, rows_of
 from baselines.content.allocation import fit_profiles
 from baselines.content.features import FEATURES_MACS_PER_PIXEL, content_features
 from baselines.content.ranges import FittedRange, SampleRange, calibrate_ranges
 from cadyq.models.network import SRNetwork
-from cadyq.quantizers import PatchContext
+from cadyq.quantizers.context import PatchContext, constants
 from cadyq.schemes.base import transplant
 from cadyq.utils.errors import UserError
 
 RANGES = {"fitted": FittedRange, "sample": SampleRange}
 SIDE, PATCHES = 32, 48  # of the patches whose errors are measured: some hundred forwards of them
 EXPONENT = 0.5  # alpha at six tiles per photograph: 0.50 [0.36, 0.61], results/content/exponent.csv
-TINY = 1e-9
+LEAST_ERROR = 1e-9  # squared grey levels
 RIDGE = 1.0
 CALIBRATED = 24  # patches that the ranges are fitted to
 
 
 @dataclass(frozen=True)
-class Profiles(AssignedScheme):
+class Profiles(TableScheme):
     """Profiles of bits.
 
     Attributes:
@@ -87,16 +87,12 @@ class Profiles(AssignedScheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "score", tuple(self.score))
-        object.__setattr__(self, "edges", tuple(self.edges))
-        object.__setattr__(self, "table", tuple(self.table))
         if self.ranges not in RANGES:
             raise UserError(f"ranges={self.ranges!r} is unknown: choose one of {', '.join(RANGES)}")
         if type(self.profiles) is not int or self.profiles < 1:
             raise UserError(f"profiles={self.profiles!r}: give a whole number of 1 or more")
         if not 0 <= self.exponent <= 1:
             raise UserError(f"profiles: exponent={self.exponent!r} is out of range; give a number from 0 to 1")
-        if self.table and len(self.table) != len(self.edges) + 1:
-            raise UserError(f"profiles: {len(self.edges)} edges need {len(self.edges) + 1} rows, not {len(self.table)}")
 
     def candidate_quantizer(self, channels: int) -> FittedRange:
         return RANGES[self.ranges](self.search_space, channels)
@@ -143,13 +139,13 @@ class Profiles(AssignedScheme):
         if len(table) == 1:
             return table
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
-        score = features @ features.new_tensor(self.score)
-        return table[torch.bucketize(score, score.new_tensor(self.edges), right=True)]
+        score = features @ constants(self.score, features)
+        return table[self.row_of(score)]
 
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:
     """Weights error^-exponent of patches with squared errors (N,), scaled so that the mean of w * error is 1."""
-    weights = error.double().clamp_min(TINY) ** -exponent
+    weights = error.double().clamp_min(LEAST_ERROR) ** -exponent
     return weights / (weights * error).mean()
 
 
@@ -158,7 +154,7 @@ def fit_score(model: ErrorModel, weights: Tensor, features: Tensor, bits: Tensor
     level = torch.zeros(len(features), dtype=torch.float64)
     by_layer = fit_profiles(model, weights, level, level, bits, mean_bits, 1).table
     loss = weights * (model.changes_only().errors(by_layer) - model.base)
-    target, inputs = loss.clamp_min(TINY).log().double(), features.double()
+    target, inputs = loss.clamp_min(LEAST_ERROR).log().double(), features.double()
     target, inputs = target - target.mean(), inputs - inputs.mean(0)
     ridge = RIDGE * torch.eye(inputs.shape[1], dtype=torch.float64)
     return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target).to(features.dtype)  # type: ignore[no-any-return]

@@ -22,7 +22,7 @@ from cadyq.quantizers.layers import frozen_weights
 from cadyq.schemes.bit_selector import subsample
 
 STRIDE = 4
-TINY = 1e-24
+LEAST_FOURTH_POWER = 1e-24  # mean fourth power of a map
 REACH = 16.0  # in units of s: where histograms end
 BINS = 4096
 BATCH = 8
@@ -88,11 +88,11 @@ class SampleRange(FittedRange):
 
     def scale(self, x: Tensor) -> Tensor:
         seen = subsample(x.detach(), STRIDE)
-        return seen.square().square_().mean((1, 2, 3), keepdim=True).clamp_min(TINY).sqrt_().sqrt_()
+        return seen.square().square_().mean((1, 2, 3), keepdim=True).clamp_min(LEAST_FOURTH_POWER).sqrt_().sqrt_()
 
     def typical_scale(self, statistics: PointStatistics) -> Tensor:
         share = statistics.histogram / statistics.histogram.sum()
-        return (share * statistics.bin_centers**4).sum().clamp_min(TINY) ** 0.25
+        return (share * statistics.bin_centers**4).sum().clamp_min(LEAST_FOURTH_POWER) ** 0.25
 
     def overhead_macs(self, height: int, width: int) -> int:
         """Two squares and one sum for each value of the subsampled map."""

@@ -20,7 +20,7 @@ from cadyq.quantizers.functional import quantize_symmetric, signed_levels, strai
 from cadyq.schemes import FixedBitScheme
 
 SHARE = {8: 1.0, 7: 0.9, 6: 0.8, 5: 0.75, 4: 0.7, 3: 0.6, 2: 0.5}
-TINY = 1e-12
+LEAST_BOUND = 1e-12
 
 
 class DynamicRangeActivation(ActivationQuantizer):
@@ -35,7 +35,8 @@ class DynamicRangeActivation(ActivationQuantizer):
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         with torch.no_grad():
             largest = torch.maximum(x.amax((1, 2, 3), keepdim=True), -x.amin((1, 2, 3), keepdim=True))
-            on_grid = quantize_symmetric(x, (SHARE[self.bits] * largest).clamp_min(TINY), signed_levels(self.bits))
+            bound = (SHARE[self.bits] * largest).clamp_min(LEAST_BOUND)
+            on_grid = quantize_symmetric(x, bound, signed_levels(self.bits))
         return QuantizerOutput(straight_through(x, on_grid), constant_bits(x, self.bits))
 
     def overhead_macs(self, height: int, width: int) -> int:

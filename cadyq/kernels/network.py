@@ -74,7 +74,7 @@ class BitSerialConv2d(QuantConv2d):
         Raises:
             UserError: its weight has no integer grid of 8 bits.
         """
-        made: BitSerialConv2d = cls.like(layer)  # type: ignore[assignment]
+        made = cls.like(layer)
         made.weight_quantizer, made.point = layer.weight_quantizer, layer.point
         coded = weight_codes(layer.quantized_weight().contiguous())
         if coded is None:

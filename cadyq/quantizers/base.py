@@ -24,6 +24,9 @@ TINY = 1e-8  # smallest range of a feature map or weight; those that are zero ev
 # fewer levels. The shares were measured on CARN-M before any training.
 RANGE_SHARE = {8: 1.0, 7: 0.9, 6: 0.75, 5: 0.65, 4: 0.5, 3: 0.4, 2: 0.3}
 
+# Ranges that a search of the least squared error tries, as shares of the largest value.
+SEARCHED_SHARES = torch.linspace(0.02, 1, 50)
+
 
 class QuantizerOutput(NamedTuple):
     """The result of an activation quantizer.
@@ -268,7 +271,12 @@ class PackedWeight(WeightQuantizer):
 
 def constant_bits(x: Tensor, bits: int) -> Tensor:
     """The bits of each sample, int64 (B,), of a quantizer with fixed bits."""
-    return torch.full((len(x),), bits, dtype=torch.int64, device=x.device)
+    return same_for_all(x, bits)
+
+
+def same_for_all(x: Tensor, value: int) -> Tensor:
+    """One number for all samples of `x` (B, ...), such as the index of a candidate, int64 (B,)."""
+    return torch.full((len(x),), value, dtype=torch.int64, device=x.device)
 
 
 def check_bits(option: str, bits: int) -> None:

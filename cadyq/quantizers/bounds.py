@@ -1,4 +1,4 @@
-"""Quantizers of activations and weights between two tuned bounds, for PTQ4SR and 2DQuant."""
+"""Quantizers of activations and weights between two tuned bounds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from cadyq.quantizers.functional import fake_quantize_offset
 
 
 class BoundedActivation(ActivationQuantizer):
-    """`fake_quantize_offset` between two bounds. Subclasses define where the bounds start.
+    """A grid between two bounds. Subclasses define where the bounds start.
 
     The learning rate of both bounds is in units of their distance, so that a bound that starts at 0 learns too.
+
+    Attributes:
+        fake_quantize: the quantization, a function of (x, low, high, bits).
     """
+
+    fake_quantize = staticmethod(fake_quantize_offset)
 
     def __init__(self, bits: int) -> None:
         super().__init__()
@@ -36,7 +41,7 @@ class BoundedActivation(ActivationQuantizer):
         return float(self.high.detach() - self.low.detach())
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        return QuantizerOutput(fake_quantize_offset(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
+        return QuantizerOutput(self.fake_quantize(x, self.low, self.high, self.bits), constant_bits(x, self.bits))
 
 
 class BoundedWeight(WeightQuantizer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -96,7 +96,31 @@ class QuantizedLayer(nn.Module, ABC):
         return y.to(x.dtype)
 
 
-class QuantConv2d(QuantizedLayer, nn.Conv2d):
+class QuantizedConvolution(QuantizedLayer):
+    """The base of the convolutions.
+
+    Attributes:
+        option_names: options of the plain layer, apart from channels, kernel size and bias.
+    """
+
+    option_names: ClassVar[tuple[str, ...]]
+    in_channels: int
+
+    @classmethod
+    def like(cls, conv: nn.Conv2d | nn.ConvTranspose2d) -> Self:
+        """The same convolution, with the same parameters."""
+        options = {name: getattr(conv, name) for name in cls.option_names}
+        made = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, bias=conv.bias is not None, device="meta", **options
+        )
+        return _with_parameters(made, conv)
+
+    @property
+    def inputs(self) -> tuple[int, int]:
+        return self.in_channels, 1
+
+
+class QuantConv2d(QuantizedConvolution, nn.Conv2d):
     """`nn.Conv2d`, by default with "same" padding for odd kernels.
 
     Args:
@@ -106,23 +130,12 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
         **options: stride, padding, dilation, groups, bias, padding_mode, device, dtype, as for `nn.Conv2d`.
     """
 
+    option_names = ("stride", "padding", "dilation", "groups", "padding_mode")
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], **options: Any) -> None:
         same = kernel_size // 2 if isinstance(kernel_size, int) else tuple(side // 2 for side in kernel_size)
         nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **({"padding": same} | options))  # type: ignore[arg-type]
         self.prepare()
-
-    @classmethod
-    def like(cls, conv: nn.Conv2d) -> QuantConv2d:
-        """The same convolution, with the same parameters."""
-        options = {name: getattr(conv, name) for name in ("stride", "padding", "dilation", "groups", "padding_mode")}
-        made = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, bias=conv.bias is not None, device="meta", **options
-        )
-        return _with_parameters(made, conv)
-
-    @property
-    def inputs(self) -> tuple[int, int]:
-        return self.in_channels, 1
 
     def freeze(self) -> None:
         super().freeze()
@@ -132,7 +145,7 @@ class QuantConv2d(QuantizedLayer, nn.Conv2d):
         return self._conv_forward(x, _channels_last(weight), self.bias)  # type: ignore[no-any-return]
 
 
-class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
+class QuantConvTranspose2d(QuantizedConvolution, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d`, whose weight is (Cin, Cout / groups, k, k).
 
     Args:
@@ -142,22 +155,11 @@ class QuantConvTranspose2d(QuantizedLayer, nn.ConvTranspose2d):
         **options: stride, padding, output_padding, groups, bias, dilation, device, dtype, as there.
     """
 
+    option_names = ("stride", "padding", "output_padding", "groups", "dilation")
+
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], **options: Any) -> None:
         nn.ConvTranspose2d.__init__(self, in_channels, out_channels, kernel_size, **options)  # type: ignore[arg-type]
         self.prepare()
-
-    @classmethod
-    def like(cls, conv: nn.ConvTranspose2d) -> QuantConvTranspose2d:
-        """The same convolution, with the same parameters."""
-        options = {name: getattr(conv, name) for name in ("stride", "padding", "output_padding", "groups", "dilation")}
-        made = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, bias=conv.bias is not None, device="meta", **options
-        )
-        return _with_parameters(made, conv)
-
-    @property
-    def inputs(self) -> tuple[int, int]:
-        return self.in_channels, 1
 
     def rows(self, weight: Tensor) -> Tensor:
         inputs, outputs, *kernel = weight.shape

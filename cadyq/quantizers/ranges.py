@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cadyq.quantizers.base import RANGE_SHARE, ActivationQuantizer, PointStatistics, QuantizerOutput, constant_bits
+from cadyq.quantizers.base import (
+    RANGE_SHARE,
+    ActivationQuantizer,
+    PointStatistics,
+    QuantizerOutput,
+    constant_bits,
+    same_for_all,
+)
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import (
     fake_quantize_affine,
@@ -231,7 +238,7 @@ class ConstantCandidate(ActivationQuantizer):
         self.candidate = candidate
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
-        choice = torch.full((len(x),), self.candidate, dtype=torch.int64, device=x.device)
+        choice = same_for_all(x, self.candidate)
         return QuantizerOutput(self.chooser.quantize(x, choice), self.chooser.candidates[choice])
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cadyq.quantizers.base import WeightQuantizer
+from cadyq.quantizers.base import SEARCHED_SHARES, TINY, WeightQuantizer
 from cadyq.quantizers.functional import straight_through
 
 ZETA, GAMMA = 1.1, -0.1
-STEP_SHARES = torch.linspace(0.02, 1, 50)  # shares of the largest weight that are tried as range
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:
@@ -64,8 +63,8 @@ class RoundedWeight(WeightQuantizer):
     def initialize(self, weight: Tensor) -> None:
         """Set the step of least squared error under rounding to nearest, and start with that rounding."""
         dims = (1, 2, 3) if self.granularity == "channel" else (0, 1, 2, 3)
-        largest = weight.abs().amax(dims, keepdim=True).clamp_min(1e-8) / 2 ** (self.bits - 1)
-        steps = [share * largest for share in STEP_SHARES.to(weight)]
+        largest = weight.abs().amax(dims, keepdim=True).clamp_min(TINY) / 2 ** (self.bits - 1)
+        steps = [share * largest for share in SEARCHED_SHARES.to(weight)]
         nearest = [self._codes(weight, s, ((weight / s) % 1 >= 0.5).to(weight)) * s for s in steps]
         errors = torch.stack([(near - weight).square().sum(dims, keepdim=True) for near in nearest])
         best = torch.stack(steps).gather(0, errors.argmin(0, keepdim=True))[0]

@@ -49,9 +49,9 @@ class Stage:
 
     Attributes:
         name: shown during the stage.
-        rates: learning rate for each role of a parameter. Rates of "activation" and "weight" (ranges and rounding) are
-            in units of the parameter's mean magnitude at the start. The rate of "selector" (the choice of bits) is
-            absolute. Roles without a rate do not learn.
+        rates: learning rate for each role of a parameter: "activation" and "weight" for ranges and rounding, "selector"
+            for the choice of bits. Each rate is in units of the quantizer's `learning_unit`. Roles without a rate do
+            not learn.
         loss: loss of one step, a scalar.
         steps: steps for the whole network, or for each unit.
         batch: patches per step.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.mse import SHARES, MSEActivation, MSEWeight, errors_of_ranges
-from cadyq.quantizers.base import PointStatistics
+from baselines.mse import MSEActivation, MSEWeight, errors_of_ranges
+from cadyq.quantizers.base import SEARCHED_SHARES, PointStatistics
 from cadyq.quantizers.context import PatchContext
 from cadyq.quantizers.functional import fake_quantize_affine, signed_levels
 
@@ -28,7 +28,7 @@ def test_activation_range_is_a_minimum(bits: int, unsigned: bool, seen: Seen) ->
 
     found = error(quantizer.low, quantizer.high)
     # the search saw the middles of bins: of the values themselves a neighbour may be better by as little as that
-    for share in SHARES:
+    for share in SEARCHED_SHARES:
         assert found <= error(quantizer.low, share * values.max()) * 1.02 + 1e-6
         assert found <= error(share * values.min(), quantizer.high) * 1.02 + 1e-6
     assert found <= error(values.min().clamp_max(0), values.max())
@@ -39,9 +39,9 @@ def test_activation_range_is_a_minimum(bits: int, unsigned: bool, seen: Seen) ->
 def test_all_ranges_at_once_are_the_ranges_one_by_one(bits: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     x, count = torch.randn(2000, generator=generator) * 40, torch.rand(2000, generator=generator)
-    low, high = SHARES * x.min(), SHARES * x.max()
+    low, high = SEARCHED_SHARES * x.min(), SEARCHED_SHARES * x.max()
     for lows, highs in ((low, high), (low, high[-1]), (torch.zeros(()), high)):
-        pairs = zip(lows.expand(len(SHARES)), highs.expand(len(SHARES)), strict=True)
+        pairs = zip(lows.expand(len(SEARCHED_SHARES)), highs.expand(len(SEARCHED_SHARES)), strict=True)
         single = [(count * (fake_quantize_affine(x, a, b, bits) - x).square()).sum() for a, b in pairs]
         assert torch.equal(errors_of_ranges(x, count, lows, highs, bits), torch.stack(single))
 
@@ -71,7 +71,7 @@ def test_weight_bound_is_a_minimum(bits: int) -> None:
     assert torch.equal(weight.grad, torch.ones_like(weight))
     w, q = weight.detach(), signed_levels(bits)
     found = float((value.detach() - w).square().sum())
-    for share in SHARES.double():
+    for share in SEARCHED_SHARES.double():
         bound = share * w.abs().max()
         other = torch.round(w.clamp(-bound, bound) / bound * q) / q * bound
         assert found <= float((other - w).square().sum()) + 1e-9
