@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from cadyq.quantizers.base import FULL_PRECISION, WeightQuantizer
 from cadyq.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in `typing` from Python 3.11
 
 
 def _channels_last(weight: Tensor) -> Tensor:
