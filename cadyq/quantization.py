@@ -21,7 +21,7 @@ from cadyq.data.images import from_pillow, images_among, read_rgb, stored_size
 from cadyq.models.foreign import ENDS, ForeignNetwork, matching, prepare
 from cadyq.models.inspection import Interface
 from cadyq.models.network import SRNetwork
-from cadyq.schemes.base import SCHEMES
+from cadyq.schemes.base import SCHEMES, Scheme
 from cadyq.schemes.calibration import calibrated_on
 from cadyq.schemes.specs import parse_scheme
 from cadyq.utils.errors import UserError
@@ -78,39 +78,63 @@ def quantize(
             network that fails on the images or was loaded with quantized weights, or a pixel range that cannot be
             detected.
     """
-    if not isinstance(scheme, str):
-        raise UserError(f"quantize: scheme={scheme!r}; give its name, as in 'minmax:w8a8'")
-    name, _, tag = parse_scheme(scheme)
-    if tag:
-        raise UserError(f"scheme {scheme!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
-    kind = SCHEMES.get(name)
-    if not isinstance(network, nn.Module):
-        raise UserError(f"quantize: {network!r} is no nn.Module; give a network, such as cadyq.load_model({network!r})")
-    if pixel_range not in (None, 1, 255):
-        raise UserError(f"quantize: pixel_range={pixel_range!r}; give 1 or 255, or leave it out")
-    if not isinstance(multiple_of, Integral) or multiple_of < 1:
-        raise UserError(f"quantize: multiple_of={multiple_of!r}; give a whole number of 1 or more")
-    if kind.reads_hr:
-        raise UserError(f"scheme {scheme!r} chooses bits by HR images, which a network in use does not have")
-    if (kind.trained or kind.tuned) and name != "fp32":
-        does = {"train": "trains it", "derive": "chooses its bits", "calibrate": "tunes it"}[kind.made_by()]
-        remedy = f"python -m cadyq.{kind.made_by()} {does}"
-        log.warning("%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s", name, remedy)
-    parameter = next(network.parameters(), None)
-    for key, value in network.named_parameters():
-        if value.is_floating_point() and value.dtype != torch.float32:
-            dtype = str(value.dtype).removeprefix("torch.")
-            raise UserError(f"quantize: parameter {key!r} is {dtype}; give float32, as from network.float()")
+    kind = _scheme_to_calibrate(scheme)
+    _check_arguments(network, pixel_range, multiple_of)
+    _check_parameters(network)
+    _warn_if_unfinished(kind)
     lr = calibration_patches(calibration, patches)
     if isinstance(network, SRNetwork):
         _check_known(network, exclude, scale, pixel_range, multiple_of)
         fp32 = _with_exclusions(network, exclude)
     else:
         fp32 = prepare(network, lr, exclude, scale, pixel_range, multiple_of)
+    parameter = next(network.parameters(), None)
     if parameter is not None:
         lr = lr.to(parameter.device)
     with repeatable():  # some schemes draw the start of what they learn
         return calibrated_on(fp32, scheme, lr, options).eval()
+
+
+def _scheme_to_calibrate(spec: str) -> type[Scheme]:
+    """The scheme of `quantize`. Raises UserError for one that is unknown, tagged or needs HR."""
+    if not isinstance(spec, str):
+        raise UserError(f"quantize: scheme={spec!r}; give its name, as in 'minmax:w8a8'")
+    name, _, tag = parse_scheme(spec)
+    if tag:
+        raise UserError(f"scheme {spec!r}: the tag {tag!r} names trained weights; write {name!r} or {name}:wXaY")
+    kind = SCHEMES.get(name)
+    if kind.reads_hr:
+        raise UserError(f"scheme {spec!r} chooses bits by HR images, which a network in use does not have")
+    return kind
+
+
+def _check_arguments(network: nn.Module, pixel_range: float | None, multiple_of: int) -> None:
+    """Raises UserError for what is no network, and for arguments out of range."""
+    if not isinstance(network, nn.Module):
+        raise UserError(f"quantize: {network!r} is no nn.Module; give a network, such as cadyq.load_model({network!r})")
+    if pixel_range not in (None, 1, 255):
+        raise UserError(f"quantize: pixel_range={pixel_range!r}; give 1 or 255, or leave it out")
+    if not isinstance(multiple_of, Integral) or multiple_of < 1:
+        raise UserError(f"quantize: multiple_of={multiple_of!r}; give a whole number of 1 or more")
+
+
+def _check_parameters(network: nn.Module) -> None:
+    """Raises UserError unless all floating-point parameters are float32."""
+    for key, value in network.named_parameters():
+        if value.is_floating_point() and value.dtype != torch.float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise UserError(f"quantize: parameter {key!r} is {dtype}; give float32, as from network.float()")
+
+
+def _warn_if_unfinished(kind: type[Scheme]) -> None:
+    """Logs the command that finishes a network of the scheme, unless calibration is all that it takes."""
+    if (kind.trained or kind.tuned) and kind.name != "fp32":
+        does = {"train": "trains it", "derive": "chooses its bits", "calibrate": "tunes it"}[kind.made_by()]
+        log.warning(
+            "%s: only its ranges are calibrated, so its numbers are not those of the scheme; %s",
+            kind.name,
+            f"python -m cadyq.{kind.made_by()} {does}",
+        )
 
 
 def _check_known(

@@ -56,6 +56,7 @@ def freeze(network: SRNetwork, photographs: Iterable[Tensor]) -> SRNetwork:
             most = max(counts[name], key=lambda bits: (counts[name][bits], bits))
             fixed = LearnedBoundActivation(most).to(device)
             fixed.set_largest(point.quantizer.bounds[_index_of(most, point.quantizer.candidates)].detach())
+            fixed.calibrated = point.quantizer.calibrated
             point.quantizer = fixed
     return frozen.eval()
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from cadyq.models.inspection import Interface, advised_multiple, inspect_network, padded
+from cadyq.models.inspection import Inspection, Interface, advised_multiple, inspect_network, padded
 from cadyq.models.network import SRNetwork
 from cadyq.quantizers.layers import (
     ContiguousConv2d,
@@ -233,34 +233,56 @@ def prepare(
     _require_layers_in_python(network)
     with in_eval(network):
         seen = inspect_network(network, lr, scale, pixel_range, multiple_of)
-        advised = advised_multiple(network, lr * (seen.interface.pixel_range / 255)) if multiple_of == 1 else 1
-    if advised > 1:
-        kind = type(network).__name__
-        log.warning("%s fails where %d does not divide both sides of LR; pass multiple_of=%d", kind, advised, advised)
-    usable, skipped = quantizable_layers(network)
-    ran = [name for name in seen.order if name in usable]
-    never = "it never ran as a layer; what reads its weight is not seen"
-    other = "its input is no feature map of the images"
-    skipped += [Skipped(n, other if n in seen.elsewhere else never) for n in usable if n not in ran]
-    if exclude is None:
-        chosen, reason = set(ran[:1] + ran[-1:]), ENDS
-    else:
-        chosen, reason = matching(exclude, [*ran, *(layer.name for layer in skipped)]), "excluded"
+        if multiple_of == 1:
+            _warn_of_sides(network, lr * (seen.interface.pixel_range / 255))
+    ran, skipped = _layers_that_ran(network, seen)
+    chosen, reason = _kept_in_fp32(ran, skipped, exclude)
     layers, outside = [name for name in ran if name not in chosen], [name for name in ran if name in chosen]
     outer = outside if exclude is None else []  # no scheme quantizes what the user leaves out
     contiguous, computed = _tried(network, seen.interface, layers, outer, lr)
     layers, outer = [n for n in layers if n not in computed], [n for n in outer if n not in computed]
     skipped = [Skipped(n, COMPUTED if n in computed else reason) for n in ran if n not in layers] + skipped
     if not layers:
-        kept = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped[:3])
-        remedy = "exclude fewer"
-        if exclude is None:
-            remedy = "pass exclude=[] to quantize these too" if ran else "layers must read maps of each image by itself"
-        raise UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
+        raise _no_layer_left(network, skipped, ran, exclude)
     made = wrap(network, seen.interface, layers, outer, contiguous)
     made.skipped = skipped
     _check_output(made, network, lr, seen.sr)
     return made
+
+
+def _warn_of_sides(network: nn.Module, images: Tensor) -> None:
+    """Log the multiple of the sides that a network needs, if it fails on others."""
+    advised = advised_multiple(network, images)
+    if advised > 1:
+        kind = type(network).__name__
+        log.warning("%s fails where %d does not divide both sides of LR; pass multiple_of=%d", kind, advised, advised)
+
+
+def _layers_that_ran(network: nn.Module, seen: Inspection) -> tuple[list[str], list[Skipped]]:
+    """Quantizable layers in the order of their runs, and all others."""
+    usable, skipped = quantizable_layers(network)
+    ran = [name for name in seen.order if name in usable]
+    never = "it never ran as a layer; what reads its weight is not seen"
+    other = "its input is no feature map of the images"
+    return ran, skipped + [Skipped(n, other if n in seen.elsewhere else never) for n in usable if n not in ran]
+
+
+def _kept_in_fp32(ran: list[str], skipped: list[Skipped], exclude: Sequence[str] | None) -> tuple[set[str], str]:
+    """The layers that `exclude` names, by default the first and the last of `ran`, and the reason to keep them."""
+    if exclude is None:
+        return set(ran[:1] + ran[-1:]), ENDS
+    return matching(exclude, [*ran, *(layer.name for layer in skipped)]), "excluded"
+
+
+def _no_layer_left(
+    network: nn.Module, skipped: Sequence[Skipped], ran: Sequence[str], exclude: Sequence[str] | None
+) -> UserError:
+    """The error of a network without a layer to quantize. It names some layers and their reasons."""
+    kept = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped[:3])
+    remedy = "exclude fewer"
+    if exclude is None:
+        remedy = "pass exclude=[] to quantize these too" if ran else "layers must read maps of each image by itself"
+    return UserError(f"{type(network).__name__}: no layer is left to quantize ({kept}); {remedy}")
 
 
 def _require_layers_in_python(network: nn.Module) -> None:

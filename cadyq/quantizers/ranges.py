@@ -113,7 +113,6 @@ class LearnedBoundActivation(LearnedRange):
 
     def set_largest(self, value: Tensor) -> None:
         self.bound.data.copy_(value)
-        self.calibrated = True
 
     def forward(self, x: Tensor, context: PatchContext) -> QuantizerOutput:
         if torch.is_grad_enabled():
