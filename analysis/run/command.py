@@ -53,7 +53,15 @@ from cadyq.utils.wording import counted
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `analysis.run_all`."""
     parser = Parser(prog=program("analysis.run_all"), description=__doc__)
+    _add_what_is_measured(parser)
+    _add_how_it_is_measured(parser)
+    add_network_options(parser)
+    return parser
+
+
+def _add_what_is_measured(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=sorted(presets()),
@@ -92,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scale", type=Numbers(min(SCALES), max(SCALES)), default=4, help="upscaling factor (default: 4)"
     )
+
+
+def _add_how_it_is_measured(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="folder for records, tables, plots and report (default: results/<preset>)"
     )
@@ -113,8 +124,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--executor", choices=("local", "dask"), default="local", help="where jobs run (default: local)"
     )
     parser.add_argument("--scheduler", metavar="ADDRESS", help="address of a Dask scheduler, such as tcp://host:8786")
-    add_network_options(parser)
-    return parser
 
 
 class MeasurementProgress:

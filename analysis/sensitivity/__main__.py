@@ -46,12 +46,26 @@ CONTROLS = ("random", "static", "gradient", "oracle")
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line of `analysis.sensitivity`."""
     parser = Parser(prog=program("analysis.sensitivity"), description=__doc__)
+    _add_network_and_data(parser)
+    _add_sensitivity(parser)
+    _add_selector_and_controls(parser)
+    _add_parts(parser)
+    add_threads_option(parser)
+    add_network_options(parser)
+    return parser
+
+
+def _add_network_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="backbone of this project with trained FP32 weights")
     add_model_option(parser)
     parser.add_argument("--scale", type=Numbers(2, 4), default=4, help="upscaling factor (default: 4)")
     add_patch_options(parser, None, 24)
     parser.add_argument("--out", type=Path, required=True, help="run folder")
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits",
         type=Numbers(MIN_BITS, MAX_BITS),
@@ -78,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=16,
         help="number of patches for the additivity test (default: 16)",
     )
+
+
+def _add_selector_and_controls(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--selector", help="trained network with a bit selector: zoo:NAME or a .safetensors file")
     parser.add_argument(
         "--controls",
@@ -106,6 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--searched", type=Numbers(2), default=16, help="number of training patches for the oracle (default: 16)"
     )
+
+
+def _add_parts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outer-images",
         type=Numbers(1),
@@ -118,9 +138,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of patches, subsets and shuffles (default: 0)"
     )
-    add_threads_option(parser)
-    add_network_options(parser)
-    return parser
 
 
 def check(args: argparse.Namespace) -> None:

@@ -63,69 +63,85 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of `cadyq.train`."""
     parser = Parser(prog=program("cadyq.train"), description=__doc__)
     what = parser.add_argument_group("network and recipe")
-    what.add_argument("--recipe", required=True, help="recipe: fp32, finetune, cadyq, cpu, paper or a .toml file")
-    what.add_argument("--backbone", help="backbone; required with --from-scratch (default: that of --model)")
-    what.add_argument("--scheme", help="scheme with its bit-widths, such as pams:w4a4 (default: set by the recipe)")
-    what.add_argument("--scale", type=Numbers(2, 4), help="upscaling factor (default: that of --model; 4 from scratch)")
-    what.add_argument(
+    _add_network(what)
+    _add_training(what)
+    _add_photographs(parser.add_argument_group("photographs"))
+    _add_output_and_hardware(parser.add_argument_group("output and hardware"))
+    add_network_options(parser)
+    return parser
+
+
+def _add_network(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--recipe", required=True, help="recipe: fp32, finetune, cadyq, cpu, paper or a .toml file")
+    group.add_argument("--backbone", help="backbone; required with --from-scratch (default: that of --model)")
+    group.add_argument("--scheme", help="scheme with its bit-widths, such as pams:w4a4 (default: set by the recipe)")
+    group.add_argument(
+        "--scale", type=Numbers(2, 4), help="upscaling factor (default: that of --model; 4 from scratch)"
+    )
+    group.add_argument(
         "--model",
         "--init",
         dest="init",
         help="network to start from: zoo:NAME, published:NAME, spandrel:PATH or a .safetensors file",
     )
-    what.add_argument("--from-scratch", action="store_true", help="start from random weights")
-    what.add_argument(
+    group.add_argument("--from-scratch", action="store_true", help="start from random weights")
+    group.add_argument(
         "--size",
         nargs="+",
         action="extend",
         metavar="NAME=N",
         help="sizes for --from-scratch, such as n_feats=32",
     )
-    what.add_argument(
+
+
+def _add_training(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--teacher", help="teacher: zoo:NAME, a .safetensors file or spandrel:PATH (default: set by the recipe)"
     )
-    what.add_argument("--steps", type=Numbers(1), help="training steps (default: set by the recipe)")
-    what.add_argument(
+    group.add_argument("--steps", type=Numbers(1), help="training steps (default: set by the recipe)")
+    group.add_argument(
         "--batch",
         type=Numbers(1, 1_000_000),
         help="patches per step, summed over all processes (default: set by the recipe)",
     )
-    what.add_argument(
+    group.add_argument(
         "--target-fab",
         type=Numbers(0, FULL_PRECISION, whole=False),
         help="FAB to reach; 0 for no target (default: set by the recipe)",
     )
-    what.add_argument(
+    group.add_argument(
         "--set", nargs="+", action="extend", metavar="NAME=VALUE", help="change keys of the recipe, such as lr_patch=24"
     )
-    what.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of weights and patches (default: 0)")
-    data = parser.add_argument_group("photographs")
-    data.add_argument("--data-root", type=Path, help="folder of training photographs")
-    data.add_argument(
+    group.add_argument("--seed", type=Numbers(0, MOST_SEED), default=0, help="seed of weights and patches (default: 0)")
+
+
+def _add_photographs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data-root", type=Path, help="folder of training photographs")
+    group.add_argument(
         "--bank", type=Path, help="file that python -m cadyq.training.photographs wrote; replaces --data-root"
     )
-    data.add_argument(
+    group.add_argument(
         "--cache", type=Path, default=Path(".cache"), help="folder for decoded photographs (default: .cache)"
     )
-    how = parser.add_argument_group("output and hardware")
-    how.add_argument(
+
+
+def _add_output_and_hardware(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--out", type=Path, required=True, help="folder for model.safetensors, training.json and checkpoints"
     )
-    how.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    add_threads_option(how)
-    how.add_argument(
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_threads_option(group)
+    group.add_argument(
         "--workers", type=Numbers(0, MOST_THREADS), default=1, help="threads that prepare batches (default: 1)"
     )
-    how.add_argument("--amp", action="store_true", help="run inner convolutions in float16 (CUDA) or bfloat16 (CPU)")
-    how.add_argument("--bank-on-device", action="store_true", help="keep the photographs in GPU memory if they fit")
-    how.add_argument(
+    group.add_argument("--amp", action="store_true", help="run inner convolutions in float16 (CUDA) or bfloat16 (CPU)")
+    group.add_argument("--bank-on-device", action="store_true", help="keep the photographs in GPU memory if they fit")
+    group.add_argument(
         "--checkpoint-seconds",
         type=Numbers(0, whole=False),
         default=CHECKPOINT_SECONDS,
         help="seconds between two checkpoints (default: %(default)s)",
     )
-    add_network_options(parser)
-    return parser
 
 
 def recipe_of(args: argparse.Namespace, backbone: str) -> Recipe:
