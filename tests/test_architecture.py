@@ -30,8 +30,11 @@ ALLOWED = {
     "checkpoints": {"cadyq.data", "cadyq.models", "cadyq.quantizers", "cadyq.schemes", "cadyq.utils"},
     "deploy": {"cadyq.inference", "cadyq.models", "cadyq.quantizers", "cadyq.schemes", "cadyq.utils"},
     "kernels": {"cadyq.deploy.grid", "cadyq.models", "cadyq.quantizers", "cadyq.schemes", "cadyq.utils"},
-    # `cadyq` is its `__init__` alone, for the version
-    "upscaling": {"cadyq", "cadyq.data", "cadyq.inference", "cadyq.models", "cadyq.quantizers", "cadyq.utils"},
+    # `cadyq` is its `__init__` alone, for the version; the code of plug-ins makes a result stale
+    "upscaling": {
+        *("cadyq", "cadyq.data", "cadyq.inference", "cadyq.models", "cadyq.plugins", "cadyq.quantizers"),
+        "cadyq.utils",
+    },
     "training": {
         *("cadyq.checkpoints", "cadyq.data", "cadyq.models", "cadyq.quantization", "cadyq.quantizers"),
         *("cadyq.schemes", "cadyq.utils"),
