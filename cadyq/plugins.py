@@ -15,6 +15,7 @@ from cadyq.metrics.registry import METRICS
 from cadyq.models.network import BACKBONES
 from cadyq.schemes.base import SCHEMES
 from cadyq.utils.errors import UserError, one_line
+from cadyq.utils.files import is_installed
 from cadyq.utils.registry import Entries
 
 REGISTRIES: tuple[Entries[Any], ...] = (SCHEMES, BACKBONES, METRICS, DATASETS)
@@ -93,9 +94,8 @@ def unload_plugin(path: Path) -> None:
 
 def loaded_files() -> list[Path]:
     """The files of all loaded plug-ins, and of the modules of their folders that they import."""
-    helpers = {name for _, _, texts in _loaded.values() for name in texts}
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in helpers)
-    return sorted({*_loaded, *(Path(file).resolve() for file in files if file)})
+    helpers = (_file_of(name) for _, _, texts in _loaded.values() for name in texts)
+    return sorted({*_loaded, *filter(None, helpers)})
 
 
 def raised_in_plugin(error: BaseException) -> bool:
@@ -111,18 +111,23 @@ def _module_name(place: Path) -> str:
 
 def _lies_in(name: str, folder: Path) -> bool:
     """Whether a loaded module is a file below a folder, outside of installed packages and this project."""
-    file = getattr(sys.modules[name], "__file__", None)
+    file = _file_of(name)
     if file is None or name.partition(".")[0] in ("cadyq", "baselines", "analysis"):
         return False
-    path = Path(file).resolve()
-    return path.is_relative_to(folder) and not {"site-packages", "dist-packages"} & set(path.parts)
+    return file.is_relative_to(folder) and not is_installed(file)
+
+
+def _file_of(name: str) -> Path | None:
+    """The file of a loaded module; None for one without a file."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return Path(file).resolve() if file else None
 
 
 def _text_of(name: str) -> bytes:
     """The current content of the file of a loaded module; empty if the file is missing."""
-    file = getattr(sys.modules.get(name), "__file__", None)
+    file = _file_of(name)
     try:
-        return Path(file).read_bytes() if file else b""
+        return file.read_bytes() if file else b""
     except OSError:
         return b""
 

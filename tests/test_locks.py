@@ -84,6 +84,7 @@ def test_two_runs_on_one_folder_lose_and_double_nothing(
             process.read_until("waiting until it has ended", "stderr")
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
+    assert not any("waiting" in error for _, error in said), "it is said once"
     measured = [int(re.split(r" cells? measured", text)[0].splitlines()[-1]) for text, _ in said]
     assert sorted(measured) == [1, 2]  # fp32 once
     df = records.load(out)

@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 
 from cadyq.utils.errors import UserError
-from cadyq.utils.files import state_of
+from cadyq.utils.files import is_installed, state_of
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ("cadyq", "baselines", "analysis")
@@ -37,7 +37,6 @@ MEASURING = ("analysis.run.jobs", "cadyq.metrics.measure")
 # Releases change kernels (torch), sums (numpy) or counts of MACs (fvcore). Only major and minor versions count: patch
 # releases fix bugs every few weeks, and each would cause all cells to be measured again.
 LIBRARIES = ("torch", "numpy", "fvcore")
-INSTALLED = {"site-packages", "dist-packages"}  # folders of installed packages
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ def _place_of(cls: Any) -> tuple[_Place, str]:
     folder, name = file.parent, file.stem
     while (folder / "__init__.py").is_file():  # a package is followed as a whole
         folder, name = folder.parent, f"{folder.name}.{name}"
-    alone = "." not in name and not INSTALLED & set(folder.parts)
+    alone = "." not in name and not is_installed(folder)
     return _Place(folder, () if alone else (name.partition(".")[0],)), name
 
 
@@ -173,7 +172,7 @@ def _place_on_path(name: str) -> _Place | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     file = Path(spec.origin).resolve()
-    if INSTALLED & set(file.parts):
+    if is_installed(file):
         return None
     return _Place(file.parents[1] if spec.submodule_search_locations else file.parent, (name,))
 

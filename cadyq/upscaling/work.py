@@ -31,7 +31,7 @@ from cadyq.upscaling.files import UpscaleJob
 from cadyq.upscaling.photograph import Photograph, read_photograph
 from cadyq.utils.errors import UNWRITABLE, UserError, reason_of
 from cadyq.utils.extras import needs
-from cadyq.utils.files import write_text
+from cadyq.utils.files import is_installed, write_text
 from cadyq.utils.locks import alone_with
 from cadyq.utils.signals import stopped
 
@@ -80,26 +80,27 @@ def network_key(network: SRNetwork) -> str:
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     classes = {cls for part in (*network.modules(), network.scheme) for cls in type(part).__mro__}
-    for file in sorted({file for cls in classes for file in _files_of(cls)} | set(loaded_files())):
+    sources = {*filter(None, map(_source_of, classes)), *loaded_files()}
+    files = {file for source in sources for file in (source.rglob("*.py") if source.is_dir() else [source])}
+    for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _files_of(cls: type) -> list[Path]:
-    """The source files of the package of a class, since its code may use any of them; none for a built-in class.
+def _source_of(cls: type) -> Path | None:
+    """The folder of the package of a class, since its code may use any file there; None for a built-in class.
 
-    Of a file that is installed or lies in no package it is that file alone.
+    Of a class that is installed or lies in no package it is the file.
     """
     try:
         file = Path(inspect.getsourcefile(cls) or "")
     except TypeError:
-        return []
+        return None
     if not file.is_file():
-        return []
+        return None
     names = cls.__module__.split(".")
     package = file.parents[len(names) - 2 + (file.name == "__init__.py")]
-    installed = {"site-packages", "dist-packages"} & set(file.parts)
-    return [file] if installed or len(names) == 1 or package.name != names[0] else sorted(package.rglob("*.py"))
+    return file if is_installed(file) or len(names) == 1 or package.name != names[0] else package
 
 
 class Upscaler:

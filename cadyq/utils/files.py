@@ -57,6 +57,11 @@ def state_of(path: Path) -> tuple[int, int]:
     return state.st_mtime_ns, state.st_size
 
 
+def is_installed(file: Path) -> bool:
+    """Whether a file belongs to an installed package, whose release does not change."""
+    return bool({"site-packages", "dist-packages"} & set(file.parts))
+
+
 def remove_leftovers(*folders: Path) -> None:
     """Delete the unfinished files of killed processes, below folders that no other process writes to now."""
     for folder in folders:

@@ -133,6 +133,7 @@ def test_two_trainings_in_one_folder_come_one_after_the_other(folder: Path, whol
             process.read_until("waiting until it has ended", "stderr")
     said = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
+    assert not any("waiting" in errors for _, errors in said), "it is said once"
     assert (folder / "shared" / "model.safetensors").read_bytes() == whole.read_bytes()
     assert _rows(folder / "shared") == _rows(whole.parent)
 

@@ -454,26 +454,27 @@ def test_finished_results_of_another_model_are_refused(tmp_path: Path, capsys: p
 @pytest.mark.usefixtures("registries")
 def test_edited_code_is_another_model(tmp_path: Path, network: SRNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that the scheme's class, or the class that it derives from, lies in; a plug-in and its helper."""
-    package = tmp_path / "ranges_of_mine"
+    package = tmp_path / "ranges_of_upscale"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "base.py").write_text("import torch\n\n\nclass Base(torch.nn.Module): ...\n")
     plugin = tmp_path / "plugin" / "mine.py"
     plugin.parent.mkdir()
     plugin.write_text(
-        "import cadyq\nimport helper_of_mine\nfrom baselines.minmax import MinMax\n"
-        "from ranges_of_mine.base import Base\n\n\n"
+        "import cadyq\nimport helper_of_upscale\nfrom baselines.minmax import MinMax\n"
+        "from ranges_of_upscale.base import Base\n\n\n"
         "class Own(Base): ...\n\n\n@cadyq.register_scheme('mine')\nclass Mine(MinMax):\n    name = 'mine'\n"
     )
-    (plugin.parent / "helper_of_mine.py").write_text("SHARE = 1.0\n")
+    (plugin.parent / "helper_of_upscale.py").write_text("SHARE = 1.0\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.syspath_prepend(plugin.parent)
     plugins.load_plugin(plugin)
     changed = cadyq.load_model(MODEL)
     changed.add_module("own", sys.modules[SCHEMES.get("mine").__module__].Own())
     keys = [work.network_key(network), work.network_key(changed)]
+    assert work.network_key(cadyq.load_model(MODEL)) == keys[0]
     assert work.network_key(changed) == keys[1]
-    for file in (plugin, plugin.parent / "helper_of_mine.py", package / "base.py", package / "__init__.py"):
+    for file in (plugin, plugin.parent / "helper_of_upscale.py", package / "base.py", package / "__init__.py"):
         file.write_text(file.read_text() + "K = 1\n")
         keys.append(work.network_key(changed))
     assert len(set(keys)) == len(keys) == 6
