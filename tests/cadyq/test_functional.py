@@ -1,6 +1,7 @@
 """Fake-quantization primitives: their grids, and their gradients against autograd through what they stand for."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from cadyq.quantizers.functional import (
     fake_quantize_affine,
+    fake_quantize_bounds,
+    fake_quantize_offset,
     fake_quantize_symmetric,
     fake_quantize_weight,
     mixed_symmetric,
@@ -234,3 +237,36 @@ def test_straight_through_is_exact_where_adding_the_difference_is_not() -> None:
     x, value = torch.tensor([1e8]), torch.tensor([math.pi])
     assert float(x + (value - x)) != float(value)
     assert torch.equal(straight_through(x, value), value)
+
+
+@pytest.mark.parametrize("quantize", [fake_quantize_affine, fake_quantize_bounds, fake_quantize_offset])
+@given(
+    seed=SEEDS, bits=BITS, spread=SPREADS, low=st.floats(-2, 0), high=st.floats(0.01, 2), channels_last=st.booleans()
+)
+def test_values_are_the_same_without_a_gradient(
+    quantize: Callable[[Tensor, Tensor, Tensor, int], Tensor],
+    seed: int,
+    bits: int,
+    spread: float,
+    low: float,
+    high: float,
+    channels_last: bool,
+) -> None:
+    """Without a gradient another, faster formula runs. Bounds lie inside and outside of the values."""
+    x = _normal(seed, 2, 3, 8, 9) * spread
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    before, bounds = x.clone(), (torch.tensor(low * spread), torch.tensor(high * spread))
+    with torch.no_grad():
+        found = quantize(x, *bounds, bits)
+    assert torch.equal(found, quantize(x, *bounds, bits))
+    assert torch.equal(x, before)
+    assert found.stride() == x.stride()
+
+
+@given(seed=SEEDS, spread=SPREADS)
+def test_values_are_the_same_without_a_gradient_for_bounds_of_each_sample(seed: int, spread: float) -> None:
+    x, bits = _normal(seed, 3, 2, 5, 5) * spread, torch.tensor([2, 4, 8]).view(-1, 1, 1, 1)
+    low, high = -_normal(seed + 1, 3, 1, 1, 1).abs() * spread, _normal(seed + 2, 3, 1, 1, 1).abs() * spread
+    with torch.no_grad():
+        found = fake_quantize_bounds(x, low, high, bits)
+    assert torch.equal(found, fake_quantize_bounds(x, low, high, bits))
