@@ -75,8 +75,8 @@ def quantize(
 
     Raises:
         UserError: unknown scheme or option, a scheme that needs HR, a pattern without a match, an unreadable image, a
-            network that fails on the images or was loaded with quantized weights, or a pixel range that cannot be
-            detected.
+            network that fails on the images has no weights yet or was loaded with quantized ones, or a pixel range that
+            cannot be detected.
     """
     kind = _scheme_to_calibrate(scheme)
     _check_arguments(network, pixel_range, multiple_of)
@@ -119,8 +119,13 @@ def _check_arguments(network: nn.Module, pixel_range: float | None, multiple_of:
 
 
 def _check_parameters(network: nn.Module) -> None:
-    """Raises UserError unless all floating-point parameters are float32."""
+    """Raises UserError unless all parameters have values, those of floating point in float32."""
     for key, value in network.named_parameters():
+        if value.is_meta:
+            raise UserError(
+                f"quantize: parameter {key!r} of {type(network).__name__} is on the device 'meta', which holds no "
+                "values; load its weights first, as by load_state_dict(..., assign=True)"
+            )
         if value.is_floating_point() and value.dtype != torch.float32:
             dtype = str(value.dtype).removeprefix("torch.")
             raise UserError(f"quantize: parameter {key!r} is {dtype}; give float32, as from network.float()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import weakref
 from pathlib import Path
@@ -821,6 +822,14 @@ def test_what_cannot_be_quantized_or_saved_is_named(tmp_path: Path) -> None:
         cadyq.quantize(cadyq.load_model("zoo:idn_x4_fp32"), "minmax:w8a8", tmp_path / "nope")
     with pytest.raises(UserError, match="a Conv2d is not quantized; save what"):
         cadyq.save(nn.Conv2d(3, 3, 3), tmp_path / "q.safetensors")  # type: ignore[arg-type]
+
+
+def test_a_network_without_weights_is_not_quantized(network: Mixed) -> None:
+    partly = copy.deepcopy(network)
+    partly.tail.to("meta")
+    for empty in (network.to("meta"), partly, cadyq.create_model("edsr", n_feats=8, n_resblocks=1).to("meta")):
+        with pytest.raises(UserError, match=r"of \w+ is on the device 'meta', which holds no values; load its weights"):
+            cadyq.quantize(empty, "minmax:w8a8", photographs())
 
 
 def test_a_network_without_its_fp32_weights_is_not_quantized(network: Mixed, tmp_path: Path) -> None:
