@@ -61,8 +61,5 @@ class CABM(TableScheme):
         edges = tuple(float(score[order[start]]) for start in starts)
         return replace(self, edges=edges, table=rows_of(rows))
 
-    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
-        if not self.table:
-            return self.everywhere(network, context)
-        score = context.feature(edge_score, EDGE_MACS_PER_PIXEL)
-        return self.fitted(self.table, network, context)[self.row_of(score)]
+    def score_of(self, context: PatchContext) -> Tensor:
+        return context.feature(edge_score, EDGE_MACS_PER_PIXEL)

@@ -130,6 +130,16 @@ class TableScheme(AssignedScheme):
         """Index of the row for each patch, int64 (B,), from its score (B,)."""
         return torch.bucketize(score, constants(self.edges, score), right=True)
 
+    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
+        if not self.table:
+            return self.everywhere(network, context)
+        table = self.fitted(self.table, network, context)
+        return table if len(table) == 1 else table[self.row_of(self.score_of(context))]
+
+    @abstractmethod
+    def score_of(self, context: PatchContext) -> Tensor:
+        """Score of each patch (B,). Its cost is counted by `PatchContext.feature`."""
+
 
 @lru_cache  # called in every forward of a random scheme
 def mean_probabilities(candidates: tuple[int, ...], mean_bits: float) -> Tensor:

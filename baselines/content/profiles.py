@@ -132,15 +132,9 @@ class Profiles(TableScheme):
         edges = tuple(fitted.edges.tolist())
         return replace(self, score=tuple(score.tolist()), edges=edges, table=rows_of(fitted.table))
 
-    def choices(self, network: SRNetwork, context: PatchContext) -> Tensor:
-        if not self.table:
-            return self.everywhere(network, context)
-        table = self.fitted(self.table, network, context)
-        if len(table) == 1:
-            return table
+    def score_of(self, context: PatchContext) -> Tensor:
         features = context.feature(content_features, FEATURES_MACS_PER_PIXEL)
-        score = features @ constants(self.score, features)
-        return table[self.row_of(score)]
+        return features @ constants(self.score, features)
 
 
 def patch_weights(error: Tensor, exponent: float) -> Tensor:

@@ -231,12 +231,16 @@ def _check_counted(analysis: FlopCountAnalysis, layers: Mapping[str, nn.Module],
 
 def _formulas() -> dict[str, Callable[[list[Any], list[Any]], Counter[str] | int]]:
     """MACs of the operators that fvcore does not count, or not for every shape."""
+
+    def product(inputs: list[Any], outputs: list[Any]) -> int:
+        return _product_macs(inputs[0], outputs[0])
+
     return {
         "aten::_convolution_mode": _same_convolution_macs,
-        "aten::matmul": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
-        "aten::mv": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
-        "aten::dot": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
-        "aten::inner": lambda inputs, outputs: _product_macs(inputs[0], outputs[0]),
+        "aten::matmul": product,
+        "aten::mv": product,
+        "aten::dot": product,
+        "aten::inner": product,
         "aten::baddbmm": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),  # inputs[0] is added
         "aten::addmv": lambda inputs, outputs: _product_macs(inputs[1], outputs[0]),
         "aten::addbmm": lambda inputs, outputs: _contraction_macs(inputs[1], inputs[2], outputs[0]),
