@@ -153,12 +153,21 @@ def _run_stage(
     reports, end = list[StageReport](), time.monotonic() + seconds
     units = in_run_order(network, _units(network, stage), patches[:1])  # a unit reads what is tuned before it
     for i, name in enumerate(units):
-        unit = network.get_submodule(name)
+        unit, label = network.get_submodule(name), f"{stage.name} {name}"
+        learns = _learns(unit, stage)
+        if not learns or time.monotonic() >= end:  # without running the network up to the unit
+            reports.append(StageReport(label, 0, None, None, untuned=learns))
+            continue
         loss_of = _one_unit(network, reference, name, patches, stage, generator)
         left = max(end - time.monotonic(), 0) / (len(units) - i)
-        label = f"{stage.name} {name}"
         reports.append(_descend(network, unit, stage, label, loss_of, len(patches), left, generator, tell))
     return reports
+
+
+def _learns(unit: nn.Module, stage: Stage) -> bool:
+    """Whether the unit's quantizers have a parameter that the stage tunes."""
+    with _tuned_weights(unit):
+        return bool(tuned_parameter_groups(unit, stage))
 
 
 def _units(network: SRNetwork, stage: Stage) -> list[str]:
@@ -183,8 +192,6 @@ def _descend(
     with _tuned_weights(unit):
         groups = tuned_parameter_groups(unit, stage)
         if not groups:
-            if unit is not network:
-                return StageReport(name, 0, None, None)
             raise UserError(f"{network.name}: stage {name!r} has no parameter to tune; check its learning rates")
         for group in groups:
             group["params"][0].requires_grad_(True)

@@ -129,6 +129,15 @@ def test_a_time_limit_is_shared(plain: SRNetwork, lr: Tensor) -> None:
     assert all(report.steps > 0 for report in reports)
 
 
+def test_no_part_is_run_after_the_time_limit(plain: SRNetwork, lr: Tensor) -> None:
+    """A large network has some hundred parts, and the inputs of each take two forward passes of all patches."""
+    network, reference = calibrated_on(plain, "ptq4sr:w4a4", lr).eval(), plain.without_scheme().eval()
+    passes = []
+    reference.register_forward_pre_hook(lambda *_: passes.append(1))
+    tune(network, reference, lr, [replace(bounds_stage(3), over="block")], seconds=0)
+    assert not passes
+
+
 def test_parts_that_a_time_limit_leaves_out_are_named(
     plain: SRNetwork, lr: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:
