@@ -143,6 +143,9 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     """An open safetensors file. A tensor is read when it is asked for."""
+    if path.is_dir():
+        held = sorted(path.glob("*.safetensors"))
+        raise UserError(f"{path}: is a folder; give " + (f"a network in it, as {held[0]}" if held else "a file"))
     try:
         with safe_open(path, framework="pt") as file:
             yield file

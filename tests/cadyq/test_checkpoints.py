@@ -271,6 +271,15 @@ class _Second:
     pass
 
 
+def test_a_folder_is_named_with_the_network_in_it(saved: Path) -> None:
+    """A run of training or calibration is a folder; its network lies inside."""
+    with pytest.raises(UserError, match=rf"is a folder; give a network in it, as .*{saved.name}"):
+        cadyq.load_model(saved.parent)
+    (saved.parent / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: is a folder; give a file"):
+        cadyq.load_model(saved.parent / "empty")
+
+
 def test_the_registry_refuses_a_taken_name() -> None:
     registry: Registry[Any] = Registry("thing", "cadyq.tests.none")
     assert registry.register("one")(_First) is _First
