@@ -263,14 +263,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         cadyq.load_model(tmp_path / "gone.safetensors")
 
 
-class _First:
-    pass
-
-
-class _Second:
-    pass
-
-
 def test_a_folder_is_named_with_the_network_in_it(saved: Path) -> None:
     """A run of training or calibration is a folder; its network lies inside."""
     with pytest.raises(UserError, match=rf"is a folder; give a network in it, as .*{saved.name}"):
@@ -278,6 +270,14 @@ def test_a_folder_is_named_with_the_network_in_it(saved: Path) -> None:
     (saved.parent / "empty").mkdir()
     with pytest.raises(UserError, match="empty: is a folder; give a file"):
         cadyq.load_model(saved.parent / "empty")
+
+
+class _First:
+    pass
+
+
+class _Second:
+    pass
 
 
 def test_the_registry_refuses_a_taken_name() -> None:
