@@ -51,6 +51,8 @@ SIDE = 96
 CONTESTANTS: dict[str, tuple[str, dict[str, int]]] = {
     "fp32": ("fp32", {}),
     "pams:w8a8": ("pams:w8a8", {}),
+    "minmax:w8a8": ("minmax:w8a8", {}),  # affine levels, as those of every scheme of bounds alone
+    "twodquant:w8a8": ("twodquant:w8a8", {}),  # both bounds are levels
     "cadyq": ("cadyq", {}),
     "cadyq, stats_stride 8": ("cadyq", {"stats_stride": 8}),
 }

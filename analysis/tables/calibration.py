@@ -32,11 +32,14 @@ _SAME = 1e-6  # bits between FABs that are equal but for rounding
 
 
 def efforts(folder: Path) -> pd.DataFrame:
-    """The effort of calibration by scale, network and scheme: images, patches, seconds, and kilobytes of the file."""
+    """The effort of calibration by scale, network and scheme: images, patches, seconds, and kilobytes of the file.
+
+    A network has a row for each name that it has in records.
+    """
     rows = [
         {
             "scale": row["scale"],
-            "backbone": row["backbone"],
+            "backbone": name,
             "scheme": row["scheme"],
             "images": row["images"],
             "data": row["data"],
@@ -46,8 +49,15 @@ def efforts(folder: Path) -> pd.DataFrame:
         }
         for row in read_manifest(folder)["networks"]
         if "stages" in row
+        for name in _names_in_records(row)
     ]
     return pd.DataFrame(rows, columns=[*NETWORK, "images", "data", "seconds", "steps", "kilobytes"])
+
+
+def _names_in_records(row: dict[str, Any]) -> set[str]:
+    """The backbone of a network of a zoo, and the name of its parent, which `run_all --model PARENT` gives it."""
+    parent = row["parent"]["name"].rpartition(":")[2]
+    return {row["backbone"], Path(parent).stem}
 
 
 def measured(df: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ def run(tmp_path: Path, make_run: Callable[..., Path]) -> Path:
     make_run(datasets=("A", "B"))
     row = {"file": "f", "backbone": "edsr", "scheme": "pams:w4a4", "scale": 4, "bytes": 4500, "images": 6}
     row |= {"data": "photographs", "seconds": 61.2, "stages": [{"steps": 40}, {"steps": 2}]}
+    row |= {"parent": {"name": "published:mine_x4", "sha256": "0" * 64}}
     plain = {"file": "g", "backbone": "edsr", "scheme": "pams:w8a8", "scale": 4, "bytes": 9000, "seconds": 100}
     (tmp_path / "zoo").mkdir()
     (tmp_path / "zoo/manifest.json").write_text(json.dumps({"networks": [row, plain], "calibration": []}))
@@ -26,15 +27,22 @@ def run(tmp_path: Path, make_run: Callable[..., Path]) -> Path:
 
 
 def test_effort_is_that_of_calibration(run: Path) -> None:
-    found = efforts(run / "zoo")
-    assert len(found) == 1  # a trained network has no stages
-    assert found.loc[0, ["scheme", "images", "seconds", "steps", "kilobytes"]].tolist() == [
+    found = efforts(run / "zoo").set_index("backbone")
+    assert sorted(found.index) == ["edsr", "mine_x4"]  # a trained network has no stages
+    assert found.loc["edsr", ["scheme", "images", "seconds", "steps", "kilobytes"]].tolist() == [
         "pams:w4a4",
         6,
         61.2,
         42,
         4.5,
     ]
+
+
+def test_effort_is_found_for_a_network_that_was_measured_by_its_parents_name(run: Path) -> None:
+    """`run_all --model published:mine_x4` calls the network mine_x4 in its records, whatever its backbone."""
+    df = load(run / "run")
+    table = joined(df.assign(backbone=df["backbone"].replace("edsr", "mine_x4")), run / "zoo")
+    assert set(table.query("backbone == 'mine_x4' and scheme == 'pams:w4a4'")["seconds"]) == {61.2}
 
 
 def test_quality_is_that_of_the_records(run: Path) -> None:
