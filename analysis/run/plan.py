@@ -14,6 +14,7 @@ from analysis.run import models
 from analysis.run.networks import checked, find, has_weights
 from analysis.run.source import PARENT, Source
 from analysis.tables.summary import OVERALL
+from cadyq.checkpoints import published
 from cadyq.checkpoints.io import resolve
 from cadyq.checkpoints.tensors import network_sha256
 from cadyq.checkpoints.zoo import zoo_rows
@@ -105,11 +106,12 @@ def presets() -> dict[str, dict[str, list[str]]]:
     return toml.loads(PRESETS.read_text())
 
 
-def _zoo() -> tuple[list[str], list[str]]:
+def _zoo(named: Sequence[str]) -> tuple[list[str], list[str]]:
     """Backbones and schemes of the zoos, in the order of their manifests.
 
     Schemes that read HR are left out: their search runs hundreds of forwards for each image, so they must be named.
-    Networks with an unknown scheme or backbone are left out with a warning. They need a plug-in or --model.
+    Networks with an unknown scheme or backbone are left out with a warning. They need a plug-in or --model. Those made
+    from a network in `named`, the networks of --model, are read under its name and not warned of.
     """
     backbones, schemes = [], []
     for row in zoo_rows():
@@ -117,7 +119,8 @@ def _zoo() -> tuple[list[str], list[str]]:
             BACKBONES.get(row["backbone"])
             reads_hr = scheme_of(row["scheme"]).reads_hr
         except UserError as error:
-            log.warning("%s of the zoo is skipped: %s", row["file"], _remedy(row, error))
+            if _made_from(row) not in named:
+                log.warning("%s of the zoo is skipped: %s", row["file"], _remedy(row, error))
             continue
         if not reads_hr:
             backbones.append(row["backbone"])
@@ -127,10 +130,15 @@ def _zoo() -> tuple[list[str], list[str]]:
 
 def _remedy(row: Mapping[str, Any], error: UserError) -> str:
     """The remedy for a network of the zoo with an unknown scheme or backbone."""
-    model = row.get("calibrated_from", "") or row.get("builds_on", "")
-    if model.startswith(spandrel.PREFIX):
-        return f"it is no backbone of this project; give it as --model {model}"
+    model = _made_from(row)
+    if model.startswith((spandrel.PREFIX, published.PREFIX)) and row["backbone"] not in BACKBONES.names():
+        return f"it is no backbone of this project; give its network as --model {model}"
     return f"{error} (or give its --plugin)"
+
+
+def _made_from(row: Mapping[str, Any]) -> str:
+    """The name of the network of other authors that a network of the zoo was made from; empty for all others."""
+    return str(row.get("calibrated_from", "") or row.get("builds_on", ""))
 
 
 def _expand(names: Sequence[str], zoo: Sequence[str]) -> list[str]:
@@ -186,7 +194,7 @@ def make_plan(
             the name of a dataset cannot be used.
     """
     chosen = presets()[preset]
-    zoo_backbones, zoo_schemes = _zoo()
+    zoo_backbones, zoo_schemes = _zoo(named)
     preset_backbones = [] if named else [*chosen["backbones"], *plugins.backbones]
     names = _expand(backbones or preset_backbones, zoo_backbones)
     for name in names:

@@ -83,7 +83,11 @@ def test_nothing_is_written_into_the_package(tmp_path: Path, capsys: pytest.Capt
         ({}, ["unknown backbone 'mine'", "(or give its --plugin)"]),
         (
             {"calibrated_from": "spandrel:mine.pth"},
-            ["no backbone of this project; give it as --model spandrel:mine.pth"],
+            ["no backbone of this project; give its network as --model spandrel:mine.pth"],
+        ),
+        (
+            {"calibrated_from": "published:craft_x4"},
+            ["no backbone of this project; give its network as --model published:craft_x4"],
         ),
     ],
 )
@@ -98,6 +102,18 @@ def test_a_network_of_an_unknown_backbone_is_named_and_left_out(
     assert "mine" not in make_plan("embedded", 4, backbones=["zoo"]).backbones
     assert all(part in caplog.text for part in ["mine_x4_mse_w4a4.safetensors of the zoo is skipped: ", *words])
     assert ("--plugin" in caplog.text) == (not facts)
+
+
+def test_a_network_of_the_zoo_is_not_called_skipped_where_its_parent_is_measured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from analysis.run.plan import _zoo
+
+    row = {"file": "mine_x4_mse_w4a4.safetensors", "backbone": "mine", "scheme": "mse:w4a4", "scale": 4}
+    row["calibrated_from"] = "published:mine_x4"
+    (tmp_path / "manifest.json").write_text(json.dumps({"networks": [row], "calibration": []}))
+    use_zoo(tmp_path)
+    assert "mine" not in _zoo(["published:mine_x4"])[0] and not caplog.text
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"networks": []}', '{"networks": [1], "calibration": []}'])
