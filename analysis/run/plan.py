@@ -119,7 +119,7 @@ def _zoo(named: Sequence[str]) -> tuple[list[str], list[str]]:
             BACKBONES.get(row["backbone"])
             reads_hr = scheme_of(row["scheme"]).reads_hr
         except UserError as error:
-            if _made_from(row) not in named:
+            if _parent_of(row) not in named:
                 log.warning("%s of the zoo is skipped: %s", row["file"], _remedy(row, error))
             continue
         if not reads_hr:
@@ -130,14 +130,14 @@ def _zoo(named: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _remedy(row: Mapping[str, Any], error: UserError) -> str:
     """The remedy for a network of the zoo with an unknown scheme or backbone."""
-    model = _made_from(row)
+    model = _parent_of(row)
     if model.startswith((spandrel.PREFIX, published.PREFIX)) and row["backbone"] not in BACKBONES.names():
         return f"it is no backbone of this project; give its network as --model {model}"
     return f"{error} (or give its --plugin)"
 
 
-def _made_from(row: Mapping[str, Any]) -> str:
-    """The name of the network of other authors that a network of the zoo was made from; empty for all others."""
+def _parent_of(row: Mapping[str, Any]) -> str:
+    """The network that a network of the zoo was calibrated from or builds on, as `--model` takes it; "" if unknown."""
     return str(row.get("calibrated_from", "") or row.get("builds_on", ""))
 
 
