@@ -1,7 +1,8 @@
 """Families of schemes: the networks that a figure joins by a line, and the filters of a report.
 
-Fixed bits of one scheme with the same options and weight bits are a line over activation bit-widths. Each dynamic
-scheme and each control is a point.
+Fixed bits of one scheme with the same options are a line over bit-widths: one of equal bits for weights and activations
+(w=a), and one for each bit-width of weights that has other activation bits. Each dynamic scheme and each control is a
+point.
 """
 
 from __future__ import annotations
@@ -49,19 +50,27 @@ def families(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> dict[
     names = [str(name) for name in df.loc[df["macs_g"] > 0, "scheme"].unique()]
     known = {name: (roles or {}).get(name) or role_of(name) for name in names}
     varying = dynamic(df, known)
-    return {name: _member(name, role, name in varying) for name, role in known.items()}
+    # w8a8 would fit two lines: it stands on that of 8-bit weights if the scheme has one
+    w8 = {_settings(name, role) for name, role in known.items() if role.weight_bits == 8 != role.act_bits}
+    return {name: _member(name, role, name in varying, _settings(name, role) in w8) for name, role in known.items()}
 
 
-def _member(name: str, role: Role, varies: bool) -> Member:
+def _settings(name: str, role: Role) -> tuple[str, str, str]:
+    """What schemes of one family have in common: registered name, options and tag."""
+    found = SPEC.fullmatch(inner(name))
+    return role.scheme, (found["options"] or "").lstrip(",") if found else "", role.tag
+
+
+def _member(name: str, role: Role, varies: bool, has_w8: bool) -> Member:
     label, quantized = inner(name), extent(name)
     if scheme_name(name) == REFERENCE:
         return Member(role.scheme, FULL, label, label, quantized)
     if role.control or varies:
         return Member(role.scheme, CONTROL if role.control else DYNAMIC, label, label, quantized)
-    weights = "w=a" if role.weight_bits == role.act_bits != 8 else f"w{role.weight_bits}"
-    found = SPEC.fullmatch(label)
-    options = (found["options"] or "").lstrip(",") if found else ""
-    line = label if role.weight_bits is None else " ".join(filter(None, (role.scheme, weights, options, role.tag)))
+    equal = role.weight_bits == role.act_bits and not (role.weight_bits == 8 and has_w8)
+    weights = "w=a" if equal else f"w{role.weight_bits}"
+    scheme, options, tag = _settings(name, role)
+    line = label if role.weight_bits is None else " ".join(filter(None, (scheme, weights, options, tag)))
     return Member(role.scheme, FIXED, line, label, quantized)
 
 

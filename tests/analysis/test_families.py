@@ -25,3 +25,14 @@ def test_bits_by_layer_are_fixed_unless_images_change_them() -> None:
         {"scale": 4, "mode": "image", "backbone": "edsr", "scheme": names, "fab": [3.84, 3.84, 3.8, 3.9], "macs_g": 1}
     )
     assert [families(df)[name].kind for name in names[::2]] == [FIXED, DYNAMIC]
+
+
+def test_w8a8_ends_the_line_of_equal_bits_unless_8_bit_weights_have_a_line() -> None:
+    names = ["mse:w8a8", "mse:w4a4", "pams:w8a8", "pams:w8a4", "pams:w4a4", "pams:w8a8:mine", "pams:w4a4:mine"]
+    df = pd.DataFrame(
+        {"scale": 4, "mode": "image", "backbone": "edsr", "scheme": names, "fab": [8.0, 4, 8, 4, 4, 8, 4], "macs_g": 1}
+    )
+    members = families(df)
+    assert [members[name].line for name in names] == [
+        "mse w=a", "mse w=a", "pams w8", "pams w8", "pams w=a", "pams w=a mine", "pams w=a mine",
+    ]  # fmt: skip
