@@ -49,9 +49,9 @@ def row_columns(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, tupl
 def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """The rows of every cell, by column: {"columns", "images": dataset -> names, "cells": [...], "lists": [...]}.
 
-    A cell holds its names, its key, the values that all its images share, and for each column its values with six
-    significant digits: one if all are equal, else {"list": place in "lists"}. Cells share lists. The gradient of a
-    set's images is the same in every cell, and so are the BitOPs of a backbone's FP32 layers.
+    A cell holds its names, its key, the values that all its images share, and for each column its values with as
+    many digits as the page shows: one if all are equal, else {"list": place in "lists"}. Cells share lists. The
+    gradient of a set's images is the same in every cell, and so are the BitOPs of a backbone's FP32 layers.
     """
     columns = row_columns(df, manifest)
     images: dict[str, list[str]] = {}
@@ -69,25 +69,28 @@ def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
                 "weights": part["weights_sha256"].iloc[0],
                 "params": int(part["params"].iloc[0]),
                 "points": int(part["counted_points"].iloc[0]),
-                "storage": _number(part["storage_mb"].iloc[0]),
-                "values": [_values(part[name].tolist(), places) for name in columns],
+                "storage": _number(part["storage_mb"].iloc[0], 6),
+                "values": [_values(part[name].tolist(), digits, places) for name, (_, digits) in columns.items()],
             }
             | ({} if shown == known else {"images": shown})
         )
     return {"columns": list(columns.values()), "images": images, "cells": cells, "lists": list(places)}
 
 
-def _values(values: Sequence[float], places: dict[tuple[float | str, ...], int]) -> float | str | dict[str, int]:
+def _values(
+    values: Sequence[float], digits: int, places: dict[tuple[float | str, ...], int]
+) -> float | str | dict[str, int]:
     """One value, or the place of a list; a list that is new gets the next place."""
-    numbers = tuple(_number(value) for value in values)
+    numbers = tuple(_number(value, digits) for value in values)
     return numbers[0] if len(set(numbers)) == 1 else {"list": places.setdefault(numbers, len(places))}
 
 
-def _number(value: float) -> float | str:
-    """A number with six significant digits. Infinity becomes text, since JSON has no number for it."""
+def _number(value: float, digits: int) -> float | str:
+    """A number with `digits` after the point. Infinity becomes text, since JSON has no number for it."""
     if not math.isfinite(value):
         return str(float(value))
-    return float(f"{value:.6g}") if value % 1 else int(value)
+    rounded = round(float(value), digits)
+    return rounded if rounded % 1 else int(rounded)
 
 
 def views(df: pd.DataFrame, folder: Path, budget: int = BUDGET) -> tuple[list[dict[str, Any]], int]:
@@ -169,9 +172,9 @@ def _network_entry(view: dict[str, Any], row: Mapping[Any, Any]) -> dict[str, An
         "cell": Cell(*(row[name] for name in CELL_COLUMNS)).key,
         "backbone": view["backbone"],
         "scheme": view["scheme"],
-        "psnr": _number(row["psnr_db"]),
-        "fab": _number(row["fab"]),
-        "bitops": _number(row["bitops_g"]),
+        "psnr": _number(row["psnr_db"], 6),
+        "fab": _number(row["fab"], 6),
+        "bitops": _number(row["bitops_g"], 6),
         "sr": _png(view["sr"]),
         "rows": view["bits"].shape[1],
         "columns": view["bits"].shape[2],
