@@ -69,7 +69,7 @@ def cell_rows(df: pd.DataFrame, manifest: Mapping[str, Any]) -> dict[str, Any]:
                 "weights": part["weights_sha256"].iloc[0],
                 "params": int(part["params"].iloc[0]),
                 "points": int(part["counted_points"].iloc[0]),
-                "storage": _number(part["storage_mb"].iloc[0], 6),
+                "storage": _number(part["storage_mb"].iloc[0]),
                 "values": [_values(part[name].tolist(), digits, places) for name, (_, digits) in columns.items()],
             }
             | ({} if shown == known else {"images": shown})
@@ -85,7 +85,7 @@ def _values(
     return numbers[0] if len(set(numbers)) == 1 else {"list": places.setdefault(numbers, len(places))}
 
 
-def _number(value: float, digits: int) -> float | str:
+def _number(value: float, digits: int = 6) -> float | str:
     """A number with `digits` after the point. Infinity becomes text, since JSON has no number for it."""
     if not math.isfinite(value):
         return str(float(value))
@@ -172,9 +172,9 @@ def _network_entry(view: dict[str, Any], row: Mapping[Any, Any]) -> dict[str, An
         "cell": Cell(*(row[name] for name in CELL_COLUMNS)).key,
         "backbone": view["backbone"],
         "scheme": view["scheme"],
-        "psnr": _number(row["psnr_db"], 6),
-        "fab": _number(row["fab"], 6),
-        "bitops": _number(row["bitops_g"], 6),
+        "psnr": _number(row["psnr_db"]),
+        "fab": _number(row["fab"]),
+        "bitops": _number(row["bitops_g"]),
         "sr": _png(view["sr"]),
         "rows": view["bits"].shape[1],
         "columns": view["bits"].shape[2],

@@ -7,7 +7,7 @@ point.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -52,7 +52,7 @@ def families(df: pd.DataFrame, roles: Mapping[str, Role] | None = None) -> dict[
     varying = dynamic(df, known)
     # w8a8 would fit two lines: it stands on that of 8-bit weights if the scheme has one
     w8 = {_settings(name, role) for name, role in known.items() if role.weight_bits == 8 != role.act_bits}
-    return {name: _member(name, role, name in varying, _settings(name, role) in w8) for name, role in known.items()}
+    return {name: _member(name, role, name in varying, w8) for name, role in known.items()}
 
 
 def _settings(name: str, role: Role) -> tuple[str, str, str]:
@@ -61,15 +61,15 @@ def _settings(name: str, role: Role) -> tuple[str, str, str]:
     return role.scheme, (found["options"] or "").lstrip(",") if found else "", role.tag
 
 
-def _member(name: str, role: Role, varies: bool, has_w8: bool) -> Member:
+def _member(name: str, role: Role, varies: bool, w8: Container[tuple[str, str, str]]) -> Member:
     label, quantized = inner(name), extent(name)
     if scheme_name(name) == REFERENCE:
         return Member(role.scheme, FULL, label, label, quantized)
     if role.control or varies:
         return Member(role.scheme, CONTROL if role.control else DYNAMIC, label, label, quantized)
-    equal = role.weight_bits == role.act_bits and not (role.weight_bits == 8 and has_w8)
+    scheme, options, tag = settings = _settings(name, role)
+    equal = role.weight_bits == role.act_bits and not (role.weight_bits == 8 and settings in w8)
     weights = "w=a" if equal else f"w{role.weight_bits}"
-    scheme, options, tag = _settings(name, role)
     line = label if role.weight_bits is None else " ".join(filter(None, (scheme, weights, options, tag)))
     return Member(role.scheme, FIXED, line, label, quantized)
 
